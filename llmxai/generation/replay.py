@@ -1,0 +1,69 @@
+"""The answer once more, in one teacher-forced pass: are these the log-probs that were recorded?"""
+
+from __future__ import annotations
+
+import torch
+
+from llmxai.errors import NonFiniteError, ReplayError
+from llmxai.models import LoadedModel, embed, forward_logits
+from llmxai.models.seams import undisturbed
+from llmxai.types import Generation, Replay, predicting_position
+
+TOLERANCE = {
+    torch.float64: 1e-8,
+    torch.float32: 2e-3,
+    torch.bfloat16: 0.35,
+    torch.float16: 0.05,
+}
+"""Largest difference (nats) between a log-prob recorded with a key-value cache and one replayed without."""
+QUANTISED_TOLERANCE = 0.35
+
+
+def replay(loaded: LoadedModel, generation: Generation) -> Replay:
+    """Log-prob (nats) and rank of every generated id from one forward pass over embeddings.
+
+    Raises ReplayError where one differs from the recorded log-prob by more than the dtype explains, and
+    NonFiniteError where one is NaN.
+    """
+    n = generation.n_targets
+    positions = [predicting_position(generation.prompt_len, t) for t in range(n)]
+    with undisturbed(loaded.model), torch.no_grad():
+        embeds = embed(loaded.model, generation.ids)[None]
+        logits = forward_logits(loaded.model, embeds, positions=positions)[0].double()
+    chosen = torch.tensor(generation.generated_ids, device=logits.device)[:, None]
+    logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0]
+    if not torch.isfinite(logprobs).all():
+        t = int((~torch.isfinite(logprobs)).nonzero()[0])
+        raise NonFiniteError(
+            f"{loaded.name}: the log-prob of generated token {t} ({generation.texts[generation.prompt_len + t]!r}) "
+            f"is {float(logprobs[t])} in {loaded.dtype}. Load it with --dtype float32, or check the weights."
+        )
+    ranks = 1 + (logits > logits.gather(1, chosen)).sum(dim=1)
+    result = Replay(
+        logprobs=tuple(logprobs.tolist()),
+        ranks=tuple(ranks.tolist()),
+        tolerance=None if generation.logprobs is None else _tolerance(loaded),
+    )
+    _require_match(loaded, generation, result)
+    return result
+
+
+def _tolerance(loaded: LoadedModel) -> float:
+    tolerance = TOLERANCE.get(loaded.dtype, QUANTISED_TOLERANCE)
+    return max(tolerance, QUANTISED_TOLERANCE) if loaded.quantization else tolerance
+
+
+def _require_match(loaded: LoadedModel, generation: Generation, result: Replay) -> None:
+    if generation.logprobs is None or result.tolerance is None:
+        return
+    pairs = zip(generation.logprobs, result.logprobs, strict=True)
+    for t, (recorded, replayed) in enumerate(pairs):
+        # unlikely tokens carry the absolute error of their logits, so the tolerance is also relative
+        if abs(recorded - replayed) > result.tolerance * max(1.0, abs(recorded) / 10):
+            raise ReplayError(
+                f"Generated token {t} ({generation.texts[generation.prompt_len + t]!r}) had log-prob {recorded:.4f} "
+                f"when generated and {replayed:.4f} when replayed; {result.tolerance} is allowed in {loaded.dtype}. "
+                f"The explained model is then not the one that answered: its weights or settings changed between, "
+                f"or it is not deterministic (a dropped expert, a different kernel). Generate again with "
+                f"--dtype float32."
+            )

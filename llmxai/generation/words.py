@@ -1,0 +1,71 @@
+"""What each token adds to the text, and words out of sub-words. For display only: ids never come from here."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from llmxai.types import Role
+
+WINDOW = 8
+"""Tokens of left context that are decoded together with a token (some tokenizers drop a leading space)."""
+LONGEST_CHARACTER = 4
+"""A character is at most four byte tokens."""
+JOINING = frozenset("'’-_")
+JOINER = "\u200d"
+"""Zero-width joiner: what stands on its two sides is one sign."""
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token adds, so that the texts joined are the decoded sequence.
+
+    A token that ends in the middle of a character adds `""`; the token that completes it adds the character.
+    """
+
+    def decode(first: int, last: int) -> str:
+        return str(
+            tokenizer.decode(list(ids[first:last]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    texts: list[str] = []
+    anchor = shown = 0  # decoding starts at `anchor`; texts of tokens before `shown` are settled
+    for end in range(1, len(ids) + 1):
+        before, now = decode(anchor, shown), decode(anchor, end)
+        half = now.endswith("\ufffd") and end < len(ids) and end - shown < LONGEST_CHARACTER
+        texts.append("" if half else now[len(before) :])
+        if not half:
+            anchor, shown = max(anchor, end - WINDOW), end
+    return tuple(texts)
+
+
+def group_words(texts: Sequence[str], roles: Sequence[Role]) -> tuple[tuple[int, int], ...]:
+    """Half-open token ranges that cover the sequence, one a word.
+
+    A word begins at white space, at punctuation, at a change of role, after a line break, and at every character of a
+    script written without spaces; template tokens stand alone. A half character stays with what completes it.
+    """
+    starts = [i for i in range(len(texts)) if i == 0 or _begins_word(texts, roles, i)]
+    return tuple(zip(starts, [*starts[1:], len(texts)], strict=True))
+
+
+def _begins_word(texts: Sequence[str], roles: Sequence[Role], i: int) -> bool:
+    before = texts[i - 1]
+    text = next((t for t in texts[i:] if t), "")
+    if not before or not text:
+        return False
+    if roles[i] != roles[i - 1] or roles[i] in (Role.TEMPLATE, Role.BOS):
+        return True
+    last, first = before[-1], text[0]
+    if JOINER in (last, first):
+        return False
+    return last.isspace() or first.isspace() or _class(first) != _class(last) or _class(first) != "letter"
+
+
+def _class(character: str) -> str:
+    category = unicodedata.category(character)
+    if character in JOINING or category[0] in "LMN":
+        return "unspaced" if unicodedata.name(character, "").startswith(UNSPACED) else "letter"
+    return "sign" if category[0] in "PS" else "letter"

@@ -1,0 +1,18 @@
+"""Attribution methods: one file and one decorated function each."""
+
+from llmxai.methods._registry import METHODS, Method
+from llmxai.methods._targets import Target, contrast_target, span_target, token_targets
+from llmxai.methods.attention_rollout import attention_rollout
+from llmxai.methods.layer_integrated_gradients import Tolerance, layer_integrated_gradients
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Target",
+    "Tolerance",
+    "attention_rollout",
+    "contrast_target",
+    "layer_integrated_gradients",
+    "span_target",
+    "token_targets",
+]

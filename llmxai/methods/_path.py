@@ -1,0 +1,136 @@
+"""The straight path from baseline to input: which tokens move along it, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from llmxai.errors import OptionError
+from llmxai.methods._targets import Target
+from llmxai.models import LoadedModel, embed, embedding_module
+from llmxai.models.seams import input_device
+from llmxai.types import Generation, Role
+
+FEATURES = ("content", "prompt", "all")
+CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
+BASELINES = ("space", "zero", "eos", "pad", "mean")
+
+
+@dataclass(frozen=True)
+class Path:
+    """x(a) = baseline + a (input - baseline) on the moving tokens; held tokens stay real."""
+
+    input: Float[Tensor, "seq hidden"]
+    baseline: Float[Tensor, "seq hidden"]
+    moving: Bool[Tensor, " seq"]
+
+    @property
+    def delta(self) -> Float[Tensor, "seq hidden"]:
+        """input - baseline, 0 where a token is held."""
+        return (self.input - self.baseline) * self.moving[:, None]
+
+    def points(self, alphas: Sequence[float]) -> Float[Tensor, "node seq hidden"]:
+        """x(a) for every a; exactly the input where a token is held, and at a = 1."""
+        a = torch.tensor(list(alphas), dtype=self.input.dtype, device=self.input.device)
+        return self.input - (1 - a)[:, None, None] * self.delta
+
+    def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
+        """The moving tokens that a target can see: those up to its last predicting position."""
+        seq = torch.arange(len(self.moving), device=self.moving.device)
+        last = torch.tensor([target.last for target in targets], device=self.moving.device)
+        return self.moving & (seq <= last[:, None])
+
+
+def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> Path:
+    """The path over the embeddings of a generation, in float32 (float64 for a float64 model)."""
+    wide = torch.float64 if loaded.dtype == torch.float64 else torch.float32
+    x = embed(loaded.model, generation.ids).to(wide)
+    b = baseline_embedding(loaded, baseline, seq=len(generation.ids)).to(x)
+    moving = moving_tokens(generation, features=features).to(x.device)
+    return Path(input=x, baseline=b.expand_as(x), moving=moving)
+
+
+def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
+    """Which tokens move.
+
+    `content`: what people and the model wrote (system, user, tool, context, generated); template and BOS are held.
+    `prompt`: every prompt token; the generated ones are held (Captum's convention). `all`: every token.
+    """
+    if features == "content":
+        chosen = [role in CONTENT for role in generation.roles]
+    elif features == "prompt":
+        chosen = [i < generation.prompt_len for i in range(len(generation.ids))]
+    elif features == "all":
+        chosen = [True] * len(generation.ids)
+    else:
+        raise OptionError(f"features {features!r} is unknown. Known: {', '.join(FEATURES)}.")
+    if not any(chosen[: generation.prompt_len]):
+        raise OptionError(
+            f"With features={features!r} no token of the prompt may move: every one is template or BOS. "
+            f"Give the prompt some content, or use --features all."
+        )
+    return torch.tensor(chosen)
+
+
+def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int) -> Float[Tensor, "... hidden"]:
+    """The embedding(s) where the path starts: [hidden], or [seq, hidden] for a tensor of that shape.
+
+    `space`: a single space token, neutral and in distribution; `zero`; `eos`, `pad`: that special token; `mean`: the
+    mean over the vocabulary; `id:N`: token N; `token:TEXT`: the one token that TEXT encodes to.
+    """
+    width = int(embed(loaded.model, [0]).shape[-1])
+    if isinstance(baseline, Tensor):
+        if baseline.shape not in ((width,), (seq, width)):
+            raise OptionError(
+                f"The baseline has shape {tuple(baseline.shape)}; expected ({width},) or ({seq}, {width})."
+            )
+        return baseline
+    if baseline == "zero":
+        return torch.zeros(width, device=input_device(loaded.model))
+    if baseline == "mean":
+        return _mean_embedding(loaded)
+    return embed(loaded.model, [baseline_token(loaded, baseline)])[0]
+
+
+def baseline_token(loaded: LoadedModel, baseline: str) -> int:
+    """The id of a baseline that is one token."""
+    tokenizer = loaded.tokenizer
+    if baseline in ("eos", "pad"):
+        token = tokenizer.eos_token_id if baseline == "eos" else tokenizer.pad_token_id
+        if token is None:
+            raise OptionError(f"{loaded.name} has no {baseline} token. Use baseline space, zero or mean.")
+        return int(token)
+    kind, _, what = baseline.partition(":")
+    vocabulary = int(getattr(embedding_module(loaded.model), "num_embeddings", len(tokenizer)))
+    if kind == "id" and what.isdigit():
+        if int(what) >= vocabulary:
+            raise OptionError(f"Baseline {baseline!r}: the vocabulary ends at id {vocabulary - 1}.")
+        return int(what)
+    if kind == "token" and what:
+        ids = tokenizer(what, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise OptionError(
+                f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Name it by id:N instead."
+            )
+        return int(ids[0])
+    if baseline == "space":
+        ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
+        if ids and ids[-1] != tokenizer.unk_token_id:
+            return int(ids[-1])
+        raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
+    raise OptionError(f"baseline {baseline!r} is unknown. Known: {', '.join(BASELINES)}, id:N, token:TEXT.")
+
+
+def _mean_embedding(loaded: LoadedModel) -> Float[Tensor, " hidden"]:
+    """Mean over the vocabulary, through the module itself: its weights may be offloaded or scaled."""
+    size = int(getattr(embedding_module(loaded.model), "num_embeddings", len(loaded.tokenizer)))
+    total: Tensor | None = None
+    for first in range(0, size, 8192):
+        part = embed(loaded.model, range(first, min(first + 8192, size))).double().sum(dim=0)
+        total = part if total is None else total + part
+    assert total is not None
+    return total / size

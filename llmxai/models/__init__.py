@@ -1,0 +1,15 @@
+"""Models: load them, find their seams, leave no mark on them."""
+
+from llmxai.models.loading import EMBEDDED, LoadedModel, load, wrap
+from llmxai.models.seams import embed, embedding_module, forward_logits, transformer_depth
+
+__all__ = [
+    "EMBEDDED",
+    "LoadedModel",
+    "embed",
+    "embedding_module",
+    "forward_logits",
+    "load",
+    "transformer_depth",
+    "wrap",
+]

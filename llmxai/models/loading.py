@@ -1,0 +1,285 @@
+"""From a name to a frozen causal language model with its tokenizer, or to one clear paragraph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import psutil
+import torch
+from accelerate import init_empty_weights
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
+from llmxai.models.embedded import dequantised_folder, embedded_gguf, file_digest
+from llmxai.models.seams import undisturbed
+
+EMBEDDED = "smollm2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+
+DeviceMap = str | Mapping[str, int | str]
+Quantize = Literal["4bit", "8bit"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model, its tokenizer, and what is known about where they came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None = None
+    quantization: str | None = None
+    adapter: str | None = None
+    weight_digest: str | None = None
+    """SHA-256 of the single weight file; None until `weight_files` are hashed, or for a model made in memory."""
+    weight_files: tuple[Path, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return cast(torch.dtype, self.model.dtype)
+
+    @property
+    def context_length(self) -> int | None:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device_map: DeviceMap | None = None,
+    quantize: Quantize | None = None,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+) -> LoadedModel:
+    """Load a causal language model, frozen and in evaluation mode.
+
+    `name_or_path`: `smollm2` (the embedded model), a `.gguf` file, a local HuggingFace folder, or a hub name.
+    `dtype`: float32, bfloat16, float16, float64 or auto (what the checkpoint says; the default).
+    `device_map`: Accelerate's (auto, balanced, sequential, cpu, cuda:0, or a dict); the default is auto where
+    there is a GPU and plain CPU elsewhere. `quantize`: 4bit (NF4, double quantisation) or 8bit by bitsandbytes.
+    `adapter`: a PEFT adapter's folder or hub name.
+
+    Raises ModelLoadError, UnsupportedModelError or OptionError; each message names the mend.
+    """
+    name = str(name_or_path)
+    place, digest = _resolve(name)
+    config = _config(place, name=name, revision=revision)
+    _require_causal(config, name=name)
+    if device_map is None and torch.cuda.is_available():
+        device_map = "auto"
+    wanted = _dtype(dtype)
+    arguments = {
+        "dtype": wanted,
+        "device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map,
+        "quantization_config": _quantization(quantize, dtype=wanted),
+        "revision": revision,
+    }
+    if device_map in (None, "cpu"):
+        _require_memory(config, name=name, dtype=wanted, quantize=quantize)
+    model, tokenizer = _from_pretrained(place, name=name, arguments=arguments)
+    if adapter is not None:
+        model = _with_adapter(model, str(adapter))
+    model.requires_grad_(False)
+    model.eval()
+    files = sorted(f for p in WEIGHT_PATTERNS for f in Path(place).glob(p)) if digest is None else []
+    return wrap(
+        model,
+        tokenizer,
+        name=name,
+        revision=revision or getattr(config, "_commit_hash", None),
+        quantization=f"bitsandbytes {quantize}" if quantize else None,
+        adapter=str(adapter) if adapter is not None else None,
+        weight_digest=digest,
+        weight_files=tuple(files),
+    )
+
+
+def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
+    """A model that is already in memory, as llmxai takes it. Nothing about it is changed.
+
+    Raises UnsupportedModelError where a later token changes an earlier token's logits: such a model is an encoder.
+    """
+    known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
+    if not _is_causal(model):
+        raise UnsupportedModelError(_encoder_message(loaded.name, type(model).__name__))
+    return loaded
+
+
+def weights_digest(loaded: LoadedModel) -> str | None:
+    """SHA-256 over the weight files (over their digests, in order of name, where there are several)."""
+    if loaded.weight_digest is not None or not loaded.weight_files:
+        return loaded.weight_digest
+    digests = [file_digest(path) for path in loaded.weight_files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _resolve(name: str) -> tuple[str, str | None]:
+    """Where transformers shall read from, and the digest of the file behind it where it is one file."""
+    if name == EMBEDDED:
+        gguf = embedded_gguf()
+    elif name.endswith(".gguf"):
+        gguf = Path(name)
+        if not gguf.is_file():
+            raise ModelLoadError(f"{name}: no such file. Give the path of a .gguf file, or `{EMBEDDED}`.")
+    else:
+        return name, None
+    digest = file_digest(gguf)
+    return str(dequantised_folder(gguf, digest=digest)), digest
+
+
+def _config(place: str, *, name: str, revision: str | None) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+
+
+def _not_found(name: str, error: Exception) -> ModelLoadError:
+    if Path(name).is_dir():
+        return ModelLoadError(
+            f"{name}: this folder is no model that transformers can read ({_first_line(error)}). "
+            f"Expected config.json, weights and a tokenizer, as save_pretrained writes them."
+        )
+    causes = _chain(error)
+    if any(type(c).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "HFValidationError") for c in causes):
+        return ModelLoadError(
+            f"{name}: no model of that name could be read from the hub ({_first_line(error)}). Check the spelling, "
+            f"log in with `hf auth login` if it is private or gated, or give a local folder, a .gguf file or `{EMBEDDED}`."
+        )
+    return ModelLoadError(
+        f"{name}: there is no such folder here, and the model hub could not be reached or does not have it "
+        f"({_first_line(error)}). Check the name and the network, or give a local folder, a .gguf file, or "
+        f"`{EMBEDDED}`, which needs no network."
+    )
+
+
+def _require_causal(config: PreTrainedConfig, *, name: str) -> None:
+    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name}: {architecture} is an encoder-decoder model. llmxai explains causal (decoder-only) language "
+            f"models; give one of those."
+        )
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsupportedModelError(_encoder_message(name, architecture))
+    if "MaskedLM" in architecture or "Classification" in architecture:
+        raise UnsupportedModelError(_encoder_message(name, architecture))
+
+
+def _encoder_message(name: str, architecture: str) -> str:
+    return (
+        f"{name}: {architecture} is not a causal language model: it does not generate text from left to right, so "
+        f"there is no generated token to explain. Give a causal model (for example `{EMBEDDED}`)."
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+    if dtype is None or dtype == "auto":
+        return "auto"
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype {dtype!r} is unknown. Known: auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _quantization(quantize: str | None, *, dtype: torch.dtype | str) -> BitsAndBytesConfig | None:
+    if quantize is None:
+        return None
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantize == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32,
+        )
+    raise OptionError(f"quantize {quantize!r} is unknown. Known: 4bit, 8bit.")
+
+
+def _require_memory(config: PreTrainedConfig, *, name: str, dtype: torch.dtype | str, quantize: str | None) -> None:
+    """Compare the bytes of the weights with the memory that is free, before anything is read."""
+    with init_empty_weights():
+        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    stored = dtype if isinstance(dtype, torch.dtype) else (getattr(config, "dtype", None) or torch.float32)
+    width = {"4bit": 0.6, "8bit": 1.1}.get(quantize or "", float(stored.itemsize))
+    needed, free = parameters * width, psutil.virtual_memory().available
+    if needed > free:
+        raise ModelLoadError(
+            f"{name}: its {parameters / 1e9:.1f} billion weights need about {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free. Use a smaller dtype (--dtype bfloat16), --quantize 4bit, or "
+            f"--device-map auto, which spreads layers over GPUs, memory and disk."
+        )
+
+
+def _from_pretrained(
+    place: str, *, name: str, arguments: Mapping[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=arguments["revision"])
+        return AutoModelForCausalLM.from_pretrained(place, **arguments), tokenizer
+    except ImportError as error:
+        raise ModelLoadError(f"{name}: {_first_line(error)}") from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelLoadError(
+            f"{name}: not enough memory while loading ({_first_line(error)}). Use --dtype bfloat16, --quantize 4bit "
+            f"or --device-map auto."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    try:
+        model.load_adapter(adapter)
+    except ImportError as error:
+        raise ModelLoadError(f"Adapters need PEFT: pip install 'llmxai[peft]'. ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f"{adapter}: cannot be read as a PEFT adapter of this model ({_first_line(error)}). Expected "
+            f"adapter_config.json and adapter_model.safetensors made for the same base model."
+        ) from error
+    return model
+
+
+@torch.no_grad()
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether the logits of position 0 stay the same when the token at position 1 changes."""
+    first, *others = torch.arange(3).tolist()
+    with undisturbed(model):
+        rows = [
+            model(input_ids=torch.tensor([[first, other]], device=model.device), use_cache=False).logits[0, 0]
+            for other in others
+        ]
+    return torch.allclose(rows[0].float(), rows[1].float(), rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

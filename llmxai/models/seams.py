@@ -1,0 +1,83 @@
+"""The few places where llmxai touches a transformers model, the same for every architecture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmxai.errors import UnsupportedModelError
+
+
+@contextmanager
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Run with weights frozen and dropout off; every flag is put back on the way out, also after an exception."""
+    trains = {module: module.training for module in model.modules()}
+    grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval()
+        model.requires_grad_(False)
+        yield
+    finally:
+        for module, flag in trains.items():
+            module.training = flag
+        for parameter, flag in grads.items():
+            parameter.requires_grad_(flag)
+
+
+def embedding_module(model: PreTrainedModel) -> nn.Module:
+    """The input embedding; raises UnsupportedModelError where the model has none."""
+    module = model.get_input_embeddings()
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no input embedding that transformers can name; "
+            f"layer-integrated gradients need one."
+        )
+    return module
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: the device that the embedding runs on, also when its weights are offloaded."""
+    hook = getattr(embedding_module(model), "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else model.device
+
+
+def embed(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "seq hidden"]:
+    """The embeddings of `ids` as the model itself makes them (through Accelerate's hooks, if any)."""
+    with torch.no_grad():
+        module = embedding_module(model)
+        return torch.as_tensor(module(torch.tensor([list(ids)], device=input_device(model))))[0]
+
+
+def forward_logits(
+    model: PreTrainedModel,
+    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    *,
+    positions: Sequence[int],
+) -> Float[Tensor, "batch position vocab"]:
+    """Logits at `positions` only, without a key-value cache; differentiable in `inputs_embeds`.
+
+    Raises UnsupportedModelError for a model that cannot start from embeddings.
+    """
+    signature = inspect.signature(model.forward).parameters
+    if "inputs_embeds" not in signature:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no inputs_embeds, so its embeddings cannot be moved along a path."
+        )
+    keep = torch.tensor(list(positions), device=inputs_embeds.device)
+    if "logits_to_keep" in signature:
+        output = model(inputs_embeds=inputs_embeds, use_cache=False, logits_to_keep=keep)
+        return torch.as_tensor(output.logits)
+    output = model(inputs_embeds=inputs_embeds, use_cache=False)
+    return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
+
+
+def transformer_depth(model: PreTrainedModel) -> int:
+    """The number of transformer layers."""
+    return int(model.config.get_text_config().num_hidden_layers)

@@ -1,0 +1,198 @@
+"""Write one explanation as a folder, whole or not at all, and read it back. `docs/explanation-folder.md` is the format."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from llmxai.errors import NonFiniteError, OutputError
+from llmxai.types import Explanation
+
+SCHEMA = "llmxai.explanation/1"
+TOP_SOURCES = 20
+FILES = ("report.html", "explanation.json", "maps.safetensors")
+
+Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], str]
+"""From the parsed explanation.json and the maps to the HTML page."""
+
+
+def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -> Path:
+    """Write `report.html`, `explanation.json` and `maps.safetensors` into `out`, which appears by one rename.
+
+    An `out` that holds an earlier explanation is replaced; one that holds anything else is left alone.
+    Raises OutputError where it cannot be written.
+    """
+    out = Path(out)
+    _require_replaceable(out)
+    document, maps = to_json(explanation), to_maps(explanation)
+    page = render(document, maps)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
+    try:
+        text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+        (scratch / "explanation.json").write_text(text + "\n", encoding="utf-8")
+        (scratch / "report.html").write_text(page, encoding="utf-8")
+        save_file(maps, scratch / "maps.safetensors", metadata={"schema": SCHEMA})
+        scratch.chmod(0o755)
+        _put(scratch, out)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The parsed explanation.json and the maps; raises OutputError for a folder that is not ours."""
+    folder = Path(folder)
+    try:
+        document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
+        maps = load_file(folder / "maps.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OutputError(f"{folder}: no explanation can be read there ({error}).") from error
+    if document.get("schema") != SCHEMA:
+        raise OutputError(f"{folder}: its schema is {document.get('schema')!r} and this version reads {SCHEMA!r}.")
+    return document, maps
+
+
+def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
+    """Both maps, [target, seq] float32. Raises NonFiniteError rather than storing NaN."""
+    maps = {
+        "integrated_gradients": explanation.attribution.values.float().numpy(),
+        "rollout": explanation.rollout.rows.float().numpy(),
+    }
+    for name, values in maps.items():
+        if not np.isfinite(values).all():
+            raise NonFiniteError(f"The map {name!r} holds NaN or infinity; nothing was written.")
+    return maps
+
+
+def to_json(explanation: Explanation) -> dict[str, Any]:
+    """The explanation as plain JSON values, schema `llmxai.explanation/1`."""
+    generation = explanation.generation
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "generation": {
+            "prompt_len": generation.prompt_len,
+            "stop": generation.stop,
+            "request": dict(generation.request),
+            "decoding": dict(generation.decoding),
+            "answer": "".join(generation.texts[generation.prompt_len :]),
+        },
+        "tokens": [
+            {"index": i, "id": token, "text": text, "role": str(role)}
+            for i, (token, text, role) in enumerate(
+                zip(generation.ids, generation.texts, generation.roles, strict=True)
+            )
+        ],
+        "words": [list(word) for word in generation.words],
+        "targets": [_target(explanation, t) for t in range(generation.n_targets)],
+        "settings": dict(explanation.settings),
+        "environment": dict(explanation.environment),
+        "warnings": list(_warnings(explanation)),
+    }
+
+
+def _target(explanation: Explanation, t: int) -> dict[str, Any]:
+    generation, attribution = explanation.generation, explanation.attribution
+    check, position = explanation.checks[t], explanation.generation.prompt_len + t
+    f_input, f_baseline = float(attribution.f_input[t]), float(attribution.f_baseline[t])
+    features = attribution.features[t].numpy()
+    return {
+        "position": position,
+        "id": generation.ids[position],
+        "text": generation.texts[position],
+        "logprob": None if generation.logprobs is None else generation.logprobs[t],
+        "replayed_logprob": explanation.replay.logprobs[t],
+        "rank": explanation.replay.ranks[t],
+        "status": str(check.status),
+        "reason": check.reason,
+        "gap": float(attribution.gap[t]),
+        "tolerance": float(attribution.tolerance[t]),
+        "nodes": attribution.nodes[t],
+        "f_input": f_input,
+        "f_baseline": f_baseline,
+        "net": f_input - f_baseline,
+        "converged": attribution.converged[t],
+        "agreement": {
+            "spearman": check.spearman,
+            "spearman_p": check.spearman_p,
+            "top_k": check.top_k,
+            "top_k_overlap": check.top_k_overlap,
+        },
+        "rollout": {
+            "sink_mass": check.sink_mass,
+            "feature_mass": check.feature_mass,
+            "lost_mass": float(explanation.rollout.lost_mass[t]),
+            "entropy": check.entropy,
+            "null_divergence": check.null_divergence,
+        },
+        "sources": {
+            "integrated_gradients": _sources(attribution.values[t].numpy(), features),
+            "rollout": _sources(explanation.rollout.rows[t].numpy(), features),
+        },
+    }
+
+
+def _sources(values: np.ndarray, features: np.ndarray) -> list[dict[str, Any]]:
+    """The features with the largest |value|, with their share of the sum of |value| over all features."""
+    indices = np.flatnonzero(features)
+    magnitude = np.abs(values[indices])
+    total = float(magnitude.sum())
+    order = np.argsort(-magnitude, kind="stable")[:TOP_SOURCES]
+    return [
+        {
+            "index": int(indices[i]),
+            "value": float(values[indices[i]]),
+            "share": float(magnitude[i]) / total if total else 0.0,
+        }
+        for i in order
+    ]
+
+
+def _warnings(explanation: Explanation) -> list[str]:
+    generation = explanation.generation
+    warnings = []
+    if generation.stop == "length":
+        warnings.append(f"The answer was cut at {generation.n_targets} tokens, before the model ended it.")
+    if generation.stop == "given":
+        warnings.append("The answer was given, not generated: the model may never have said it by itself.")
+    if quantization := explanation.environment["model"]["quantization"]:
+        warnings.append(f"The model ran with {quantization}; the explanation is of those quantised weights.")
+    return warnings
+
+
+def _require_replaceable(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file. Choose another folder with --out.")
+    strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in FILES)
+    if strangers:
+        raise OutputError(
+            f"{out}: holds {strangers[0]!r}, which llmxai did not write, so it is left alone. Choose a new or an "
+            f"empty folder with --out."
+        )
+
+
+def _put(scratch: Path, out: Path) -> None:
+    if not out.exists():
+        scratch.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
+    out.rename(old / "replaced")
+    scratch.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
