@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError
@@ -156,7 +157,7 @@ def _encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple
     ends = [0]
     for piece in token_texts(tokenizer, ids):
         ends.append(ends[-1] + len(piece))
-    return ids, list(zip(ends, ends[1:], strict=False))
+    return ids, list(pairwise(ends))
 
 
 def _role_at(spans: Sequence[_Span], start: int, end: int) -> Role:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -173,7 +174,7 @@ def _adaptive(function: PathFunction, tolerance: Tolerance, max_nodes: int, prog
     allowed = tolerance.of(f[1.0] - f[0.0])
     pieces: list[dict[_Panel, _Piece]] = [{} for _ in range(n)]
     nodes = [0] * n
-    panels = [_Panel(lo, hi) for lo, hi in zip(edges, edges[1:], strict=False)]
+    panels = [_Panel(lo, hi) for lo, hi in pairwise(edges)]
     work = dict.fromkeys(panels, tuple(range(n)))
     while work:
         _integrate(function, work, f, pieces)

@@ -162,7 +162,7 @@ def _not_found(name: str, error: Exception) -> ModelLoadError:
     if any(type(c).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "HFValidationError") for c in causes):
         return ModelLoadError(
             f"{name}: no model of that name could be read from the hub ({_first_line(error)}). Check the spelling, "
-            f"log in with `hf auth login` if it is private or gated, or give a local folder, a .gguf file or `{EMBEDDED}`."
+            f"log in with `hf auth login` if it is private or gated, or give a local folder or `{EMBEDDED}`."
         )
     return ModelLoadError(
         f"{name}: there is no such folder here, and the model hub could not be reached or does not have it "

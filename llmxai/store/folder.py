@@ -1,4 +1,4 @@
-"""Write one explanation as a folder, whole or not at all, and read it back. `docs/explanation-folder.md` is the format."""
+"""Write one explanation as a folder, whole or not at all, and read it back; the format is docs/explanation-folder.md."""
 
 from __future__ import annotations
 
