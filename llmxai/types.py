@@ -101,7 +101,10 @@ class Attribution:
     f_baseline: Float[Tensor, " target"]
     gap: Float[Tensor, " target"]
     """Convergence (completeness) gap in nats: sum of the values minus (f_input - f_baseline)."""
+    local_error: Float[Tensor, " target"]
+    """Sum over the panels of the path of |panel error| (nats); at least |gap|, since errors cannot cancel in it."""
     tolerance: Float[Tensor, " target"]
+    """What `local_error` may be for the target to count as converged."""
     nodes: tuple[int, ...]
     """Gradient nodes spent on each target."""
     converged: tuple[bool, ...]

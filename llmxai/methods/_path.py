@@ -33,10 +33,10 @@ class Path:
         """input - baseline, 0 where a token is held."""
         return (self.input - self.baseline) * self.moving[:, None]
 
-    def points(self, alphas: Sequence[float]) -> Float[Tensor, "node seq hidden"]:
-        """x(a) for every a; exactly the input where a token is held, and at a = 1."""
+    def points(self, alphas: Sequence[float], *, live: slice = slice(None)) -> Float[Tensor, "node live hidden"]:
+        """x(a) of the live tokens for every a; exactly the input where a token is held, and at a = 1."""
         a = torch.tensor(list(alphas), dtype=self.input.dtype, device=self.input.device)
-        return self.input - (1 - a)[:, None, None] * self.delta
+        return self.input[live] - (1 - a)[:, None, None] * self.delta[live]
 
     def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
         """The moving tokens that a target can see: those up to its last predicting position."""

@@ -9,64 +9,103 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods._path import Path
-from llmxai.methods._targets import TargetRows
-from llmxai.models import LoadedModel, forward_logits
+from llmxai.methods._targets import Target, TargetRows
+from llmxai.models import LoadedModel, forward_logits, prefix_cache
+
+
+ALIKE = 0.8
+"""Nodes of one chunk serve at least this share of the targets that its busiest node serves ..."""
+LEAST = 4
+"""... unless the chunk would shrink below a chunk_tokens / LEAST, where matrix products get slow."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A point of the path and the targets whose gradient is wanted there."""
+
+    alpha: float
+    targets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class PathFunction:
-    """F of every target along a path. Use inside `undisturbed(model)`."""
+    """F of every target along a path. Made by `path_function`; use inside `undisturbed(model)`.
+
+    What stands before the first moving token is the same at every node, so its keys and values are computed once;
+    what stands after the last predicting position is never computed.
+    """
 
     loaded: LoadedModel
     path: Path
     rows: TargetRows
     chunk_tokens: int
-    """At most this many tokens (nodes x seq) go through the model at once; bounds the memory."""
+    """At most this many tokens (nodes x live ones) go through the model at once; bounds the memory."""
+    live: slice
+    """The tokens that are computed at every node."""
+    prefix: DynamicCache | None
+    """Keys and values of the tokens before them."""
 
     @property
     def chunk(self) -> int:
-        return max(1, self.chunk_tokens // len(self.path.moving))
+        return max(1, self.chunk_tokens // len(self.path.moving[self.live]))
 
     def values(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
         """F(x(a)) for every a and target, float64 on the CPU, from forward passes only."""
         parts = []
         with torch.no_grad():
             for first in range(0, len(alphas), self.chunk):
-                points = self.path.points(alphas[first : first + self.chunk])
-                logits = forward_logits(self.loaded.model, points.to(self.loaded.dtype), positions=self.rows.positions)
+                logits = self._logits(self._points(alphas[first : first + self.chunk]))
                 parts.append(self.rows.values(logits).double().cpu())
         return self._finite(torch.cat(parts))
 
-    def slopes(
-        self, alphas: Sequence[float], targets: Sequence[int]
-    ) -> Iterator[tuple[int, Float[Tensor, "target seq"]]]:
-        """For every a in turn, its index and <dF/dx_i, input_i - baseline_i> for each target and token i.
+    def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
+        """(index of a node, target, <dF/dx_i, input_i - baseline_i> for every token i), in no particular order.
 
-        Summed over tokens this is dF/da. float64 on the CPU.
+        Summed over tokens this is dF/da. float64 on the CPU. Nodes that serve as many targets go through together, and
+        a backward pass carries a different target for every node, so that no pass is spent on a pair nobody asked for.
         """
-        for first in range(0, len(alphas), self.chunk):
-            part = self._slopes_of_chunk(alphas[first : first + self.chunk], targets)
-            for k in range(part.shape[1]):
-                yield first + k, part[:, k]
+        order = sorted(range(len(nodes)), key=lambda k: -len(nodes[k].targets))
+        while order:
+            most = len(nodes[order[0]].targets)
+            alike = sum(len(nodes[k].targets) >= ALIKE * most for k in order[: self.chunk])
+            size = max(alike, min(self.chunk, self.chunk // LEAST))
+            chosen, order = order[:size], order[size:]
+            yield from self._slopes_of_chunk(chosen, [nodes[k] for k in chosen])
 
-    def _slopes_of_chunk(self, alphas: Sequence[float], targets: Sequence[int]) -> Float[Tensor, "target node seq"]:
-        delta = self.path.delta
-        points = self.path.points(alphas).to(self.loaded.dtype).requires_grad_()
+    def _points(self, alphas: Sequence[float]) -> Float[Tensor, "node live hidden"]:
+        return self.path.points(alphas, live=self.live).to(self.loaded.dtype)
+
+    def _logits(self, points: Float[Tensor, "node live hidden"]) -> Float[Tensor, "node row vocab"]:
+        positions = [position - self.live.start for position in self.rows.positions]
+        return forward_logits(self.loaded.model, points, positions=positions, prefix=self.prefix)
+
+    def _slopes_of_chunk(
+        self, indices: Sequence[int], nodes: Sequence[Node]
+    ) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
+        delta = self.path.delta[self.live]
+        points = self._points([node.alpha for node in nodes]).requires_grad_()
         with torch.enable_grad(), split_at_head(self.loaded) as split:
-            logits = forward_logits(self.loaded.model, points, positions=self.rows.positions)
-            total = self.rows.values(logits).sum()
+            total = self.rows.values(self._logits(points)).sum()
             # each row of hidden states feeds one target only, so one backward through the head serves them all
             (at_rows,) = torch.autograd.grad(total, split.leaf)
-        hidden = split.hidden
-        parts = []
-        for t in targets:
-            mine = torch.tensor([owner == t for owner in self.rows.owner], device=at_rows.device)
-            (grad,) = torch.autograd.grad(hidden, points, grad_outputs=at_rows * mine[:, None], retain_graph=True)
-            parts.append((grad.to(delta.dtype) * delta).sum(dim=-1).double().cpu())
-        return self._finite(torch.stack(parts))
+        owner = torch.tensor(self.rows.owner, device=at_rows.device)
+        passes = max(len(node.targets) for node in nodes)
+        for k in range(passes):
+            carried = [node.targets[k] if k < len(node.targets) else -1 for node in nodes]
+            mine = owner == torch.tensor(carried, device=at_rows.device)[:, None]  # [node, row]
+            (grad,) = torch.autograd.grad(
+                split.hidden, points, grad_outputs=at_rows * mine[..., None], retain_graph=k < passes - 1
+            )
+            live = self._finite((grad.to(delta.dtype) * delta).sum(dim=-1).double().cpu())
+            slopes = torch.zeros(len(nodes), len(self.path.moving), dtype=torch.float64)
+            slopes[:, self.live] = live
+            for index, t, slope in zip(indices, carried, slopes, strict=True):
+                if t >= 0:
+                    yield index, t, slope
 
     def _finite(self, numbers: Tensor) -> Tensor:
         if not torch.isfinite(numbers).all():
@@ -75,6 +114,21 @@ class PathFunction:
                 f"{self.loaded.dtype}. Load the model with --dtype float32 or bfloat16."
             )
         return numbers
+
+
+def path_function(loaded: LoadedModel, path: Path, targets: Sequence[Target], *, chunk_tokens: int) -> PathFunction:
+    """Compute what is the same at every node. Call inside `undisturbed(model)`."""
+    rows = TargetRows.of(targets)
+    first = min(int(path.moving.nonzero()[0]), min(rows.positions))
+    prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype))
+    return PathFunction(
+        loaded=loaded,
+        path=path,
+        rows=rows,
+        chunk_tokens=chunk_tokens,
+        live=slice(first if prefix is not None else 0, max(rows.positions) + 1),
+        prefix=prefix,
+    )
 
 
 class _Split:

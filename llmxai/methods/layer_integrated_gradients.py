@@ -3,15 +3,14 @@
 A_i = <input_i - baseline_i, integral over a in [0, 1] of dF/dx_i at x(a)>   (Sundararajan, Taly & Yan 2017, eq. 1,
 applied to the embedding layer). Completeness: the sum of A_i over the moving tokens is F(input) - F(baseline).
 
-The integral over a panel [lo, hi] of dF/da is F(hi) - F(lo) exactly, and F needs forward passes only. So every panel
-knows its own quadrature error; panels are halved where that error is too large, for the targets that need it.
+F on a grid tells where along the path it bends, so that nodes go there; every panel's integral of dF/da is then
+compared with F(hi) - F(lo), its exact value, and panels are halved until a target's errors sum to its tolerance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -19,18 +18,15 @@ from torch import Tensor
 
 from llmxai.errors import OptionError
 from llmxai.methods._path import Path, make_path
-from llmxai.methods._quadrature import on_panel
+from llmxai.methods._quadrature import ORDER, Panel, plan_panels, scout_grid
 from llmxai.methods._registry import method
-from llmxai.methods._targets import Target, TargetRows, token_targets
-from llmxai.methods._vjp import PathFunction
+from llmxai.methods._targets import Target, token_targets
+from llmxai.methods._vjp import Node, PathFunction, path_function
 from llmxai.models import LoadedModel
 from llmxai.models.seams import undisturbed
 from llmxai.types import Attribution, Generation
 
-ORDER = 4
-"""Gauss-Legendre nodes a panel."""
-FIRST_PANELS = 4
-CHUNK_TOKENS = 2048
+CHUNK_TOKENS = 1024
 
 Progress = Callable[[int, int], None]
 """Called with (targets that are done, targets)."""
@@ -38,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The gap that counts as converged: max(relative x |F(input) - F(baseline)|, absolute nats)."""
+    """The error that counts as converged: max(relative x |F(input) - F(baseline)|, absolute nats)."""
 
     relative: float = 0.02
     absolute: float = 0.02
@@ -51,25 +47,6 @@ class Tolerance:
 
     def of(self, net: Float[Tensor, " target"]) -> Float[Tensor, " target"]:
         return (self.relative * net.abs()).clamp(min=self.absolute)
-
-
-@dataclass(frozen=True)
-class _Panel:
-    lo: float
-    hi: float
-
-    def halves(self) -> tuple[_Panel, _Panel]:
-        middle = (self.lo + self.hi) / 2
-        return _Panel(self.lo, middle), _Panel(middle, self.hi)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One target on one panel."""
-
-    values: Float[Tensor, " seq"]
-    error: float
-    """Sum of the values minus F(hi) - F(lo)."""
 
 
 @method(
@@ -88,41 +65,45 @@ def layer_integrated_gradients(
     max_nodes: int = 128,
     n_steps: int | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
-    progress: Progress | None = None,
+    progress: Progress = lambda _done, _all: None,
 ) -> Attribution:
-    """Signed contribution (nats) of every token to every target, integrated along a path, with its gap.
+    """Signed contribution (nats) of every token to every target, with its convergence gap.
 
-    `targets`: by default the log-prob of every generated token. `features` and `baseline`: see
-    `moving_tokens` and `baseline_embedding`. Adaptive panels until each target's gap is within `tolerance` or its next
-    refinement would pass `max_nodes`; with `n_steps`, that many Gauss-Legendre nodes on [0, 1] instead.
+    `targets`: by default the log-prob of every generated token. `features` and `baseline`: see `moving_tokens` and
+    `baseline_embedding`. Panels are halved until the absolute panel errors of a target sum to no more than its
+    `tolerance` (so the gap is within it without errors cancelling), or the next one would pass `max_nodes`; with
+    `n_steps`, that many Gauss-Legendre nodes on [0, 1] instead, and the gap is the error.
+    `chunk_tokens` bounds the memory and changes the numbers by rounding only.
 
     Raises OptionError for a bad option, NonFiniteError where the model gives NaN on the path.
     """
-    if max_nodes < ORDER * FIRST_PANELS or (n_steps is not None and n_steps < 1):
+    if max_nodes < ORDER or (n_steps is not None and n_steps < 1) or chunk_tokens < 1:
         raise OptionError(
-            f"max_nodes is {max_nodes} and n_steps {n_steps}; expected max_nodes of at least "
-            f"{ORDER * FIRST_PANELS} and n_steps of at least 1."
+            f"max_nodes is {max_nodes}, n_steps {n_steps} and chunk_tokens {chunk_tokens}; expected max_nodes of at "
+            f"least {ORDER} and the others of at least 1."
         )
     targets = tuple(targets) if targets is not None else token_targets(generation)
     path = make_path(loaded, generation, features=features, baseline=baseline)
-    function = PathFunction(loaded=loaded, path=path, rows=TargetRows.of(targets), chunk_tokens=chunk_tokens)
     with undisturbed(loaded.model):
-        if n_steps is not None:
-            result = _fixed(function, n_steps)
-        else:
-            result = _adaptive(function, tolerance, max_nodes, progress or (lambda _done, _all: None))
-    settings = {
-        "target": targets[0].kind,
-        "features": features,
-        "held": held_positions(path),
-        "baseline": baseline if isinstance(baseline, str) else "tensor",
-        "tolerance": {"relative": tolerance.relative, "absolute": tolerance.absolute},
-        "max_nodes": max_nodes,
-        "n_steps": n_steps,
-        "rule": f"Gauss-Legendre, {n_steps or ORDER} nodes a panel",
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-    }
-    return _attribution(result, function, tolerance, settings)
+        function = path_function(loaded, path, targets, chunk_tokens=chunk_tokens)
+        result = _fixed(function, n_steps) if n_steps else _adaptive(function, tolerance, max_nodes, progress)
+    return _attribution(
+        result,
+        path,
+        targets,
+        tolerance,
+        settings={
+            "target": targets[0].kind,
+            "features": features,
+            "held": held_positions(path),
+            "baseline": baseline if isinstance(baseline, str) else "tensor",
+            "tolerance": {"relative": tolerance.relative, "absolute": tolerance.absolute},
+            "max_nodes": max_nodes,
+            "n_steps": n_steps,
+            "rule": f"Gauss-Legendre, {n_steps or ORDER} nodes a panel",
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+        },
+    )
 
 
 def held_positions(path: Path) -> list[int]:
@@ -131,101 +112,129 @@ def held_positions(path: Path) -> list[int]:
 
 
 @dataclass(frozen=True)
+class _Piece:
+    """One target integrated over one panel."""
+
+    values: Float[Tensor, " seq"]
+    error: float
+    """Sum of the values minus F(hi) - F(lo): exact, for the F of the precision used."""
+
+
+@dataclass
+class _State:
+    """What is known so far; `pieces[t]` covers [0, 1] for every target t between two rounds."""
+
+    function: PathFunction
+    f: dict[float, Float[Tensor, " target"]]
+    pieces: list[dict[Panel, _Piece]]
+    nodes: list[int] = field(default_factory=list)
+
+    def integrate(self, work: Mapping[Panel, Sequence[int]]) -> None:
+        """Integrate each panel for the targets that want it."""
+        missing = sorted({edge for panel in work for edge in (panel.lo, panel.hi)} - self.f.keys())
+        if missing:
+            self.f.update(zip(missing, self.function.values(missing), strict=True))
+        nodes, weights = [], []
+        sums: dict[tuple[int, Panel], Tensor] = {}
+        for panel, users in work.items():
+            for alpha, weight in zip(*panel.rule(), strict=True):
+                nodes.append(Node(alpha=alpha, targets=tuple(users)))
+                weights.append((panel, weight))
+        for k, t, slope in self.function.slopes(nodes):
+            panel, weight = weights[k]
+            sums[t, panel] = sums.get((t, panel), 0) + weight * slope
+        for (t, panel), values in sums.items():
+            change = float(self.f[panel.hi][t] - self.f[panel.lo][t])
+            self.pieces[t][panel] = _Piece(values=values, error=float(values.sum()) - change)
+            self.nodes[t] += ORDER
+
+
+@dataclass(frozen=True)
 class _Integral:
     values: Float[Tensor, "target seq"]
     f_input: Float[Tensor, " target"]
     f_baseline: Float[Tensor, " target"]
+    local_error: Float[Tensor, " target"]
     nodes: tuple[int, ...]
-
-
-def _attribution(
-    result: _Integral, function: PathFunction, tolerance: Tolerance, settings: Mapping[str, object]
-) -> Attribution:
-    net = result.f_input - result.f_baseline
-    gap, allowed = result.values.sum(dim=1) - net, tolerance.of(net)
-    return Attribution(
-        method="layer_integrated_gradients",
-        values=result.values,
-        features=function.path.features(function.rows.targets).cpu(),
-        f_input=result.f_input,
-        f_baseline=result.f_baseline,
-        gap=gap,
-        tolerance=allowed,
-        nodes=result.nodes,
-        converged=tuple((gap.abs() <= allowed).tolist()),
-        settings=settings,
-    )
-
-
-def _fixed(function: PathFunction, n_steps: int) -> _Integral:
-    n = len(function.rows.targets)
-    ends = function.values((0.0, 1.0))
-    nodes, weights = on_panel(0.0, 1.0, n_steps)
-    values = torch.zeros(n, len(function.path.moving), dtype=torch.float64)
-    for k, slope in function.slopes(nodes, range(n)):
-        values += weights[k] * slope
-    return _Integral(values=values, f_input=ends[1], f_baseline=ends[0], nodes=(n_steps,) * n)
 
 
 def _adaptive(function: PathFunction, tolerance: Tolerance, max_nodes: int, progress: Progress) -> _Integral:
     n = len(function.rows.targets)
-    edges = [k / FIRST_PANELS for k in range(FIRST_PANELS + 1)]
-    f = dict(zip(edges, function.values(edges), strict=True))
-    allowed = tolerance.of(f[1.0] - f[0.0])
-    pieces: list[dict[_Panel, _Piece]] = [{} for _ in range(n)]
-    nodes = [0] * n
-    panels = [_Panel(lo, hi) for lo, hi in pairwise(edges)]
-    work = dict.fromkeys(panels, tuple(range(n)))
+    scouted = function.values(scout_grid())
+    f = dict(zip(scout_grid(), scouted, strict=True))
+    allowed = tolerance.of(f[1.0] - f[0.0]).tolist()
+    state = _State(function=function, f=f, pieces=[{} for _ in range(n)], nodes=[0] * n)
+    work: dict[Panel, list[int]] = {}
+    for t in range(n):
+        for panel in plan_panels(scouted[:, t].numpy(), tolerance=allowed[t] / 2, max_panels=max_nodes // ORDER):
+            work.setdefault(panel, []).append(t)
     while work:
-        _integrate(function, work, f, pieces)
-        for users in work.values():
-            for t in users:
-                nodes[t] += ORDER
+        state.integrate(work)
         work = {}
-        open_targets = 0
         for t in range(n):
-            failing = _failing(pieces[t], float(allowed[t]))
-            failing = failing[: (max_nodes - nodes[t]) // (2 * ORDER)]
-            open_targets += bool(failing)
-            for panel in failing:
-                del pieces[t][panel]
-                for half in panel.halves():
-                    work[half] = (*work.get(half, ()), t)
-        progress(n - open_targets, n)
-    values = torch.stack([torch.stack([p.values for p in own.values()]).sum(dim=0) for own in pieces])
-    return _Integral(values=values, f_input=f[1.0], f_baseline=f[0.0], nodes=tuple(nodes))
+            for panel in _failing(state.pieces[t], allowed[t])[: (max_nodes - state.nodes[t]) // (2 * ORDER)]:
+                del state.pieces[t][panel]
+                for half in panel.halves:
+                    work.setdefault(half, []).append(t)
+        progress(n - len({t for users in work.values() for t in users}), n)
+    return _Integral(
+        values=torch.stack([torch.stack([p.values for p in own.values()]).sum(dim=0) for own in state.pieces]),
+        f_input=f[1.0],
+        f_baseline=f[0.0],
+        local_error=torch.tensor([_total_error(own) for own in state.pieces], dtype=torch.float64),
+        nodes=tuple(state.nodes),
+    )
 
 
-def _integrate(
-    function: PathFunction,
-    work: Mapping[_Panel, tuple[int, ...]],
-    f: dict[float, Float[Tensor, " target"]],
-    pieces: Sequence[dict[_Panel, _Piece]],
-) -> None:
-    """Integrate each panel for the targets that want it; fills in `f` at panel edges and `pieces`."""
-    missing = sorted({edge for panel in work for edge in (panel.lo, panel.hi)} - f.keys())
-    if missing:
-        f.update(zip(missing, function.values(missing), strict=True))
-    for panel, users in work.items():
-        alphas, weights = on_panel(panel.lo, panel.hi, ORDER)
-        values = torch.zeros(len(users), len(function.path.moving), dtype=torch.float64)
-        for k, slope in function.slopes(alphas, users):
-            values += weights[k] * slope
-        errors = values.sum(dim=1) - (f[panel.hi] - f[panel.lo])[list(users)]
-        for row, t in enumerate(users):
-            pieces[t][panel] = _Piece(values=values[row], error=float(errors[row]))
+def _total_error(pieces: Mapping[Panel, _Piece]) -> float:
+    return sum(abs(piece.error) for piece in pieces.values())
 
 
-def _failing(pieces: Mapping[_Panel, _Piece], allowed: float) -> list[_Panel]:
-    """The panels to halve: the worst ones, until what is left of the errors is within half the tolerance."""
-    if abs(sum(piece.error for piece in pieces.values())) <= allowed:
+def _failing(pieces: Mapping[Panel, _Piece], allowed: float) -> list[Panel]:
+    """The panels to halve, worst first, until what is left of the errors is within half the tolerance."""
+    left = _total_error(pieces)
+    if left <= allowed:
         return []
-    worst_first = sorted(pieces, key=lambda panel: (-abs(pieces[panel].error), panel.lo))
-    left = sum(abs(piece.error) for piece in pieces.values())
     chosen = []
-    for panel in worst_first:
+    for panel in sorted(pieces, key=lambda panel: (-abs(pieces[panel].error), panel.lo)):
         if left <= allowed / 2:
             break
         left -= abs(pieces[panel].error)
         chosen.append(panel)
     return chosen
+
+
+def _fixed(function: PathFunction, n_steps: int) -> _Integral:
+    n = len(function.rows.targets)
+    ends = function.values((0.0, 1.0))
+    alphas, weights = Panel(0.0, 1.0).rule(n_steps)
+    values = torch.zeros(n, len(function.path.moving), dtype=torch.float64)
+    for k, t, slope in function.slopes([Node(alpha=alpha, targets=tuple(range(n))) for alpha in alphas]):
+        values[t] += weights[k] * slope
+    gap = values.sum(dim=1) - (ends[1] - ends[0])
+    return _Integral(values=values, f_input=ends[1], f_baseline=ends[0], local_error=gap.abs(), nodes=(n_steps,) * n)
+
+
+def _attribution(
+    result: _Integral,
+    path: Path,
+    targets: Sequence[Target],
+    tolerance: Tolerance,
+    *,
+    settings: Mapping[str, object],
+) -> Attribution:
+    net = result.f_input - result.f_baseline
+    allowed = tolerance.of(net)
+    return Attribution(
+        method="layer_integrated_gradients",
+        values=result.values,
+        features=path.features(targets).cpu(),
+        f_input=result.f_input,
+        f_baseline=result.f_baseline,
+        gap=result.values.sum(dim=1) - net,
+        local_error=result.local_error,
+        tolerance=allowed,
+        nodes=result.nodes,
+        converged=tuple((result.local_error <= allowed).tolist()),
+        settings=settings,
+    )

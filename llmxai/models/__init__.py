@@ -1,7 +1,7 @@
 """Models: load them, find their seams, leave no mark on them."""
 
 from llmxai.models.loading import EMBEDDED, LoadedModel, load, wrap
-from llmxai.models.seams import embed, embedding_module, forward_logits, transformer_depth
+from llmxai.models.seams import embed, embedding_module, forward_logits, prefix_cache, transformer_depth
 
 __all__ = [
     "EMBEDDED",
@@ -10,6 +10,7 @@ __all__ = [
     "embedding_module",
     "forward_logits",
     "load",
+    "prefix_cache",
     "transformer_depth",
     "wrap",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
 
@@ -60,9 +61,11 @@ def forward_logits(
     inputs_embeds: Float[Tensor, "batch seq hidden"],
     *,
     positions: Sequence[int],
+    prefix: DynamicCache | None = None,
 ) -> Float[Tensor, "batch position vocab"]:
-    """Logits at `positions` only, without a key-value cache; differentiable in `inputs_embeds`.
+    """Logits at `positions` (indices into seq) only; differentiable in `inputs_embeds`.
 
+    `prefix` holds the keys and values of what comes before seq, for a batch of one; it is left as it is.
     Raises UnsupportedModelError for a model that cannot start from embeddings.
     """
     signature = inspect.signature(model.forward).parameters
@@ -70,12 +73,31 @@ def forward_logits(
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no inputs_embeds, so its embeddings cannot be moved along a path."
         )
+    past: dict[str, object] = {"use_cache": False}
+    if prefix is not None:
+        grown = copy.deepcopy(prefix)
+        grown.batch_repeat_interleave(len(inputs_embeds))
+        past = {"use_cache": True, _cache_argument(model): grown}
     keep = torch.tensor(list(positions), device=inputs_embeds.device)
     if "logits_to_keep" in signature:
-        output = model(inputs_embeds=inputs_embeds, use_cache=False, logits_to_keep=keep)
-        return torch.as_tensor(output.logits)
-    output = model(inputs_embeds=inputs_embeds, use_cache=False)
+        return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
+    output = model(inputs_embeds=inputs_embeds, **past)
     return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
+
+
+def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache | None:
+    """Keys and values of a prefix that never changes; None where the model keeps another kind of state."""
+    if getattr(model, "_is_stateful", False) or not inputs_embeds.shape[1]:
+        return None
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(inputs_embeds=inputs_embeds, use_cache=True, **{_cache_argument(model): cache})
+    return cache
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """transformers renamed `past_key_values` to `cache` within version 5."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def transformer_depth(model: PreTrainedModel) -> int:

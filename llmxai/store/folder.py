@@ -1,4 +1,4 @@
-"""Write one explanation as a folder, whole or not at all, and read it back; the format is docs/explanation-folder.md."""
+"""Write one explanation as a folder, whole or not at all, and read it back (docs/explanation-folder.md)."""
 
 from __future__ import annotations
 
@@ -121,6 +121,7 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "status": str(check.status),
         "reason": check.reason,
         "gap": float(attribution.gap[t]),
+        "local_error": float(attribution.local_error[t]),
         "tolerance": float(attribution.tolerance[t]),
         "nodes": attribution.nodes[t],
         "f_input": f_input,
