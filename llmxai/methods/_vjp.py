@@ -16,7 +16,6 @@ from llmxai.methods._path import Path
 from llmxai.methods._targets import Target, TargetRows
 from llmxai.models import LoadedModel, forward_logits, prefix_cache
 
-
 ALIKE = 0.8
 """Nodes of one chunk serve at least this share of the targets that its busiest node serves ..."""
 LEAST = 4
