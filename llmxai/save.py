@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llmxai.report import build_view, render_report
 from llmxai.store import write_folder
 from llmxai.types import Explanation
 
@@ -13,6 +14,4 @@ def save(explanation: Explanation, out: Path | str) -> Path:
 
     Raises OutputError where `out` cannot be written or holds files that are not ours.
     """
-    from llmxai.report import build_view, render_report
-
     return write_folder(explanation, out, render=lambda document, maps: render_report(build_view(document, maps)))

@@ -110,7 +110,7 @@ def _layer(
 
 def _eager_maps(model: PreTrainedModel, embeds: Tensor) -> list[LayerAttention]:
     """For architectures outside the attention interface (BLOOM, Falcon): their own eager maps, head mean at once."""
-    with _attention_implementation(model, "eager"):
+    with _configured_as_eager(model):
         maps = model(inputs_embeds=embeds, use_cache=False, output_attentions=True).attentions
     means = [m[0].mean(dim=0) for m in maps if m is not None]
 
@@ -152,3 +152,17 @@ def _attention_implementation(model: PreTrainedModel, name: str) -> Iterator[Non
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def _configured_as_eager(model: PreTrainedModel) -> Iterator[None]:
+    """Let the configuration say eager: these models refuse `set_attn_implementation`, and read it at every forward."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,9 @@ from llmxai.methods._path import Path
 from llmxai.methods._targets import Target, TargetRows
 from llmxai.models import LoadedModel, forward_logits, prefix_cache
 
+T = TypeVar("T")
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 ALIKE = 0.8
 """Nodes of one chunk serve at least this share of the targets that its busiest node serves ..."""
 LEAST = 4
@@ -30,6 +34,21 @@ class Node:
     targets: tuple[int, ...]
 
 
+@dataclass
+class ChunkSize:
+    """How many tokens (nodes x live ones) may go through the model at once: what bounds the memory.
+
+    Halved where the memory does not suffice all the same.
+    """
+
+    tokens: int
+    halvings: int = 0
+
+    def halve(self) -> None:
+        self.tokens //= 2
+        self.halvings += 1
+
+
 @dataclass(frozen=True)
 class PathFunction:
     """F of every target along a path. Made by `path_function`; use inside `undisturbed(model)`.
@@ -41,8 +60,7 @@ class PathFunction:
     loaded: LoadedModel
     path: Path
     rows: TargetRows
-    chunk_tokens: int
-    """At most this many tokens (nodes x live ones) go through the model at once; bounds the memory."""
+    size: ChunkSize
     live: slice
     """The tokens that are computed at every node."""
     prefix: DynamicCache | None
@@ -50,15 +68,19 @@ class PathFunction:
 
     @property
     def chunk(self) -> int:
-        return max(1, self.chunk_tokens // len(self.path.moving[self.live]))
+        """Nodes that go through the model at once."""
+        return max(1, self.size.tokens // len(self.path.moving[self.live]))
 
     def values(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
         """F(x(a)) for every a and target, float64 on the CPU, from forward passes only."""
-        parts = []
-        with torch.no_grad():
-            for first in range(0, len(alphas), self.chunk):
-                logits = self._logits(self._points(alphas[first : first + self.chunk]))
-                parts.append(self.rows.values(logits).double().cpu())
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(alphas):
+            chosen = alphas[done : done + self.chunk]
+            part = self._within_memory(lambda chosen=chosen: self._values_of_chunk(chosen), nodes=len(chosen))
+            if part is not None:
+                parts.append(part)
+                done += len(chosen)
         return self._finite(torch.cat(parts))
 
     def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
@@ -72,8 +94,13 @@ class PathFunction:
             most = len(nodes[order[0]].targets)
             alike = sum(len(nodes[k].targets) >= ALIKE * most for k in order[: self.chunk])
             size = max(alike, min(self.chunk, self.chunk // LEAST))
-            chosen, order = order[:size], order[size:]
-            yield from self._slopes_of_chunk(chosen, [nodes[k] for k in chosen])
+            chosen = order[:size]
+            part = self._within_memory(
+                lambda chosen=chosen: list(self._slopes_of_chunk(chosen, [nodes[k] for k in chosen])), nodes=size
+            )
+            if part is not None:
+                yield from part
+                order = order[size:]
 
     def _points(self, alphas: Sequence[float]) -> Float[Tensor, "node live hidden"]:
         return self.path.points(alphas, live=self.live).to(self.loaded.dtype)
@@ -81,6 +108,22 @@ class PathFunction:
     def _logits(self, points: Float[Tensor, "node live hidden"]) -> Float[Tensor, "node row vocab"]:
         positions = [position - self.live.start for position in self.rows.positions]
         return forward_logits(self.loaded.model, points, positions=positions, prefix=self.prefix)
+
+    def _within_memory(self, work: Callable[[], T], *, nodes: int) -> T | None:
+        """The result of `work`; None, with the chunk halved, where the memory did not suffice for its nodes."""
+        try:
+            return work()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            lacks_memory = not isinstance(error, RuntimeError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+            if not lacks_memory or nodes == 1:
+                raise
+        while self.chunk >= nodes:
+            self.size.halve()
+        return None
+
+    def _values_of_chunk(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
+        with torch.no_grad():
+            return self.rows.values(self._logits(self._points(alphas))).double().cpu()
 
     def _slopes_of_chunk(
         self, indices: Sequence[int], nodes: Sequence[Node]
@@ -115,7 +158,7 @@ class PathFunction:
         return numbers
 
 
-def path_function(loaded: LoadedModel, path: Path, targets: Sequence[Target], *, chunk_tokens: int) -> PathFunction:
+def path_function(loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize) -> PathFunction:
     """Compute what is the same at every node. Call inside `undisturbed(model)`."""
     rows = TargetRows.of(targets)
     first = min(int(path.moving.nonzero()[0]), min(rows.positions))
@@ -124,7 +167,7 @@ def path_function(loaded: LoadedModel, path: Path, targets: Sequence[Target], *,
         loaded=loaded,
         path=path,
         rows=rows,
-        chunk_tokens=chunk_tokens,
+        size=size,
         live=slice(first if prefix is not None else 0, max(rows.positions) + 1),
         prefix=prefix,
     )

@@ -9,20 +9,20 @@ compared with F(hi) - F(lo), its exact value, and panels are halved until a targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.errors import OptionError
+from llmxai.errors import NonFiniteError, OptionError
 from llmxai.methods._path import Path, make_path
 from llmxai.methods._quadrature import ORDER, Panel, plan_panels, scout_grid
 from llmxai.methods._registry import method
 from llmxai.methods._targets import Target, token_targets
-from llmxai.methods._vjp import Node, PathFunction, path_function
-from llmxai.models import LoadedModel
+from llmxai.methods._vjp import ChunkSize, Node, PathFunction, path_function
+from llmxai.models import LoadedModel, in_dtype
 from llmxai.models.seams import undisturbed
 from llmxai.types import Attribution, Generation
 
@@ -64,6 +64,7 @@ def layer_integrated_gradients(
     tolerance: Tolerance = Tolerance(),
     max_nodes: int = 128,
     n_steps: int | None = None,
+    gradient_dtype: torch.dtype | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     progress: Progress = lambda _done, _all: None,
 ) -> Attribution:
@@ -73,7 +74,11 @@ def layer_integrated_gradients(
     `baseline_embedding`. Panels are halved until the absolute panel errors of a target sum to no more than its
     `tolerance` (so the gap is within it without errors cancelling), or the next one would pass `max_nodes`; with
     `n_steps`, that many Gauss-Legendre nodes on [0, 1] instead, and the gap is the error.
-    `chunk_tokens` bounds the memory and changes the numbers by rounding only.
+
+    `gradient_dtype` (say torch.bfloat16) computes gradients on a copy of the weights in that dtype while F stays in the
+    model's own, so that the certificate covers the rounding too: a panel that fails is computed again in the model's
+    dtype before it is halved. `chunk_tokens` bounds the memory and changes the numbers by rounding only; it is halved
+    where memory runs out.
 
     Raises OptionError for a bad option, NonFiniteError where the model gives NaN on the path.
     """
@@ -84,13 +89,19 @@ def layer_integrated_gradients(
         )
     targets = tuple(targets) if targets is not None else token_targets(generation)
     path = make_path(loaded, generation, features=features, baseline=baseline)
+    size = ChunkSize(chunk_tokens)
     with undisturbed(loaded.model):
-        function = path_function(loaded, path, targets, chunk_tokens=chunk_tokens)
-        result = _fixed(function, n_steps) if n_steps else _adaptive(function, tolerance, max_nodes, progress)
+        exact = path_function(loaded, path, targets, size=size)
+        fast = exact
+        if gradient_dtype is not None and gradient_dtype != loaded.dtype:
+            fast = path_function(in_dtype(loaded, gradient_dtype), path, targets, size=size)
+        state = _State(exact=exact, fast=fast)
+        if n_steps is None:
+            _adaptive(state, tolerance, max_nodes, progress)
+        else:
+            _fixed(state, n_steps)
     return _attribution(
-        result,
-        path,
-        targets,
+        state,
         tolerance,
         settings={
             "target": targets[0].kind,
@@ -102,6 +113,10 @@ def layer_integrated_gradients(
             "n_steps": n_steps,
             "rule": f"Gauss-Legendre, {n_steps or ORDER} nodes a panel",
             "dtype": str(loaded.dtype).removeprefix("torch."),
+            "gradient_dtype": str(gradient_dtype or loaded.dtype).removeprefix("torch."),
+            "panels_computed_again_in_dtype": state.repeated,
+            "chunk_tokens": size.tokens,
+            "chunk_halvings": size.halvings,
         },
     )
 
@@ -117,73 +132,91 @@ class _Piece:
 
     values: Float[Tensor, " seq"]
     error: float
-    """Sum of the values minus F(hi) - F(lo): exact, for the F of the precision used."""
+    """Sum of the values minus F(hi) - F(lo), with F in the model's dtype."""
+    exact: bool
+    """Whether the gradients were in the model's dtype."""
 
 
 @dataclass
 class _State:
     """What is known so far; `pieces[t]` covers [0, 1] for every target t between two rounds."""
 
-    function: PathFunction
-    f: dict[float, Float[Tensor, " target"]]
-    pieces: list[dict[Panel, _Piece]]
+    exact: PathFunction
+    """Everything in the model's dtype."""
+    fast: PathFunction
+    """Gradients in the dtype that was asked for; the same object where that is the model's."""
+    f: dict[float, Float[Tensor, " target"]] = field(default_factory=dict)
+    pieces: list[dict[Panel, _Piece]] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
+    repeated: int = 0
 
-    def integrate(self, work: Mapping[Panel, Sequence[int]]) -> None:
-        """Integrate each panel for the targets that want it."""
-        missing = sorted({edge for panel in work for edge in (panel.lo, panel.hi)} - self.f.keys())
+    def __post_init__(self) -> None:
+        self.pieces = [{} for _ in self.exact.rows.targets]
+        self.nodes = [0] * len(self.pieces)
+
+    def look_up(self, alphas: Iterable[float]) -> None:
+        """Fill in `f` at every a."""
+        missing = sorted(set(alphas) - self.f.keys())
         if missing:
-            self.f.update(zip(missing, self.function.values(missing), strict=True))
-        nodes, weights = [], []
+            self.f.update(zip(missing, self.exact.values(missing), strict=True))
+
+    def integrate(self, work: Mapping[Panel, Sequence[int]], *, order: int = ORDER, exact: bool = False) -> None:
+        """Integrate each panel for the targets that want it."""
+        self.look_up(edge for panel in work for edge in (panel.lo, panel.hi))
+        function = self.exact if exact else self.fast
+        nodes = [
+            Node(alpha=alpha, targets=tuple(users)) for panel, users in work.items() for alpha in panel.rule(order)[0]
+        ]
+        places = [(panel, weight) for panel in work for weight in panel.rule(order)[1]]
         sums: dict[tuple[int, Panel], Tensor] = {}
-        for panel, users in work.items():
-            for alpha, weight in zip(*panel.rule(), strict=True):
-                nodes.append(Node(alpha=alpha, targets=tuple(users)))
-                weights.append((panel, weight))
-        for k, t, slope in self.function.slopes(nodes):
-            panel, weight = weights[k]
-            sums[t, panel] = sums.get((t, panel), 0) + weight * slope
+        try:
+            for k, t, slope in function.slopes(nodes):
+                panel, weight = places[k]
+                sums[t, panel] = sums.get((t, panel), 0) + weight * slope
+        except NonFiniteError:
+            if function is self.exact:
+                raise
+            self.repeated += len(work)
+            self.integrate(work, order=order, exact=True)
+            return
         for (t, panel), values in sums.items():
             change = float(self.f[panel.hi][t] - self.f[panel.lo][t])
-            self.pieces[t][panel] = _Piece(values=values, error=float(values.sum()) - change)
-            self.nodes[t] += ORDER
+            self.pieces[t][panel] = _Piece(
+                values=values, error=float(values.sum()) - change, exact=function is self.exact
+            )
+            self.nodes[t] += order
 
 
-@dataclass(frozen=True)
-class _Integral:
-    values: Float[Tensor, "target seq"]
-    f_input: Float[Tensor, " target"]
-    f_baseline: Float[Tensor, " target"]
-    local_error: Float[Tensor, " target"]
-    nodes: tuple[int, ...]
-
-
-def _adaptive(function: PathFunction, tolerance: Tolerance, max_nodes: int, progress: Progress) -> _Integral:
-    n = len(function.rows.targets)
-    scouted = function.values(scout_grid())
-    f = dict(zip(scout_grid(), scouted, strict=True))
-    allowed = tolerance.of(f[1.0] - f[0.0]).tolist()
-    state = _State(function=function, f=f, pieces=[{} for _ in range(n)], nodes=[0] * n)
+def _adaptive(state: _State, tolerance: Tolerance, max_nodes: int, progress: Progress) -> None:
+    n = len(state.pieces)
+    state.look_up(scout_grid())
+    scouted = torch.stack([state.f[a] for a in scout_grid()])  # [grid, target]
+    allowed = tolerance.of(state.f[1.0] - state.f[0.0]).tolist()
     work: dict[Panel, list[int]] = {}
     for t in range(n):
         for panel in plan_panels(scouted[:, t].numpy(), tolerance=allowed[t] / 2, max_panels=max_nodes // ORDER):
             work.setdefault(panel, []).append(t)
-    while work:
-        state.integrate(work)
-        work = {}
+    again: dict[Panel, list[int]] = {}
+    while work or again:
+        if work:
+            state.integrate(work)
+        if again:
+            state.integrate(again, exact=True)
+        work, again = {}, {}
         for t in range(n):
-            for panel in _failing(state.pieces[t], allowed[t])[: (max_nodes - state.nodes[t]) // (2 * ORDER)]:
-                del state.pieces[t][panel]
-                for half in panel.halves:
+            left = max_nodes - state.nodes[t]
+            for panel in _failing(state.pieces[t], allowed[t]):
+                wanted = panel.halves if state.pieces[t][panel].exact else (panel,)
+                left -= len(wanted) * ORDER
+                if left < 0:
+                    break
+                if not state.pieces[t].pop(panel).exact:
+                    again.setdefault(panel, []).append(t)
+                    state.repeated += 1
+                    continue
+                for half in wanted:
                     work.setdefault(half, []).append(t)
-        progress(n - len({t for users in work.values() for t in users}), n)
-    return _Integral(
-        values=torch.stack([torch.stack([p.values for p in own.values()]).sum(dim=0) for own in state.pieces]),
-        f_input=f[1.0],
-        f_baseline=f[0.0],
-        local_error=torch.tensor([_total_error(own) for own in state.pieces], dtype=torch.float64),
-        nodes=tuple(state.nodes),
-    )
+        progress(n - len({t for todo in (work, again) for users in todo.values() for t in users}), n)
 
 
 def _total_error(pieces: Mapping[Panel, _Piece]) -> float:
@@ -204,37 +237,26 @@ def _failing(pieces: Mapping[Panel, _Piece], allowed: float) -> list[Panel]:
     return chosen
 
 
-def _fixed(function: PathFunction, n_steps: int) -> _Integral:
-    n = len(function.rows.targets)
-    ends = function.values((0.0, 1.0))
-    alphas, weights = Panel(0.0, 1.0).rule(n_steps)
-    values = torch.zeros(n, len(function.path.moving), dtype=torch.float64)
-    for k, t, slope in function.slopes([Node(alpha=alpha, targets=tuple(range(n))) for alpha in alphas]):
-        values[t] += weights[k] * slope
-    gap = values.sum(dim=1) - (ends[1] - ends[0])
-    return _Integral(values=values, f_input=ends[1], f_baseline=ends[0], local_error=gap.abs(), nodes=(n_steps,) * n)
+def _fixed(state: _State, n_steps: int) -> None:
+    state.integrate({Panel(0.0, 1.0): range(len(state.pieces))}, order=n_steps)
 
 
-def _attribution(
-    result: _Integral,
-    path: Path,
-    targets: Sequence[Target],
-    tolerance: Tolerance,
-    *,
-    settings: Mapping[str, object],
-) -> Attribution:
-    net = result.f_input - result.f_baseline
+def _attribution(state: _State, tolerance: Tolerance, *, settings: Mapping[str, object]) -> Attribution:
+    function = state.exact
+    net = state.f[1.0] - state.f[0.0]
     allowed = tolerance.of(net)
+    values = torch.stack([torch.stack([p.values for p in own.values()]).sum(dim=0) for own in state.pieces])
+    local_error = torch.tensor([_total_error(own) for own in state.pieces], dtype=torch.float64)
     return Attribution(
         method="layer_integrated_gradients",
-        values=result.values,
-        features=path.features(targets).cpu(),
-        f_input=result.f_input,
-        f_baseline=result.f_baseline,
-        gap=result.values.sum(dim=1) - net,
-        local_error=result.local_error,
+        values=values,
+        features=function.path.features(function.rows.targets).cpu(),
+        f_input=state.f[1.0],
+        f_baseline=state.f[0.0],
+        gap=values.sum(dim=1) - net,
+        local_error=local_error,
         tolerance=allowed,
-        nodes=result.nodes,
-        converged=tuple((result.local_error <= allowed).tolist()),
+        nodes=tuple(state.nodes),
+        converged=tuple((local_error <= allowed).tolist()),
         settings=settings,
     )

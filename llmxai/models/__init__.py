@@ -1,6 +1,6 @@
 """Models: load them, find their seams, leave no mark on them."""
 
-from llmxai.models.loading import EMBEDDED, LoadedModel, load, wrap
+from llmxai.models.loading import EMBEDDED, LoadedModel, in_dtype, load, wrap
 from llmxai.models.seams import embed, embedding_module, forward_logits, prefix_cache, transformer_depth
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "embed",
     "embedding_module",
     "forward_logits",
+    "in_dtype",
     "load",
     "prefix_cache",
     "transformer_depth",

@@ -1,0 +1,54 @@
+"""Fixtures. Tiny models are made in memory (tiny.py); `smollm2` is the embedded real model, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_loaded
+
+import llmxai
+from llmxai.models import LoadedModel
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for tiny models: threads that wait for each other cost more than they compute on a busy machine."""
+    before = torch.get_num_threads()
+    if "slow" not in request.keywords:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LoadedModel:
+    return llmxai.load("smollm2", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> LoadedModel:
+    """Float32, frozen; tests that change a model make their own."""
+    return make_loaded("llama")
+
+
+@pytest.fixture(scope="session")
+def llama64() -> LoadedModel:
+    return make_loaded("llama", dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def gpt64() -> LoadedModel:
+    """GPT-2 computes in float64 throughout; Llama's norms and rotary angles are float32 whatever the dtype."""
+    return make_loaded("gpt2", dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: LoadedModel) -> Path:
+    """A tiny Llama as save_pretrained writes it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_llama.model.save_pretrained(folder)
+    tiny_llama.tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,144 @@
+"""Tiny random-weight models and a small byte-level tokenizer made in memory, so that most tests need no network."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from llmxai.generation import PromptTokens, encode_prompt, given
+from llmxai.models import LoadedModel, wrap
+from llmxai.types import Generation
+
+SENTENCES = (
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "A person asked which city is the capital; the answer was short.",
+    "You are a helpful assistant. Hello there, how are you today?",
+    "user system assistant tool model text name content red blue green 1 2 3",
+)
+SPECIALS = (
+    *("<|im_start|>", "<|im_end|>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "<bos>", "<start_of_turn>"),
+    *("<end_of_turn>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOW = 6
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": {**GROUPED, "head_dim": 8},
+    "gemma2": {
+        **GROUPED,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+    },
+    "gemma3_text": {
+        **GROUPED,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ALTERNATING,
+    },
+    "mistral": {**GROUPED, "head_dim": 8, "sliding_window": WINDOW},
+    "phi3": GROUPED,
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "initializer_range": 0.3},
+    "gpt_neox": SIZES,
+    "opt": {
+        **{k: v for k, v in SIZES.items() if k != "intermediate_size"},
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 32,
+        "init_std": 0.3,
+    },
+    "falcon": {k: v for k, v in SIZES.items() if k != "intermediate_size"},
+    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.3},
+    "mixtral": {**GROUPED, **EXPERTS, "sliding_window": None},
+    "stablelm": GROUPED,
+    "olmo2": GROUPED,
+    "gpt_oss": {**GROUPED, **EXPERTS, "head_dim": 8, "sliding_window": WINDOW, "layer_types": ALTERNATING},
+}
+
+
+@cache
+def _trained() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIALS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer.to_str()
+
+
+def make_tokenizer(
+    *, template: str | None = CHATML, bos: str | None = None, eos: str = "<|im_end|>", adds_bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer; with `adds_bos` it puts `bos` in front of every raw text, as Llama's does."""
+    backend = Tokenizer.from_str(_trained())
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(str(bos), backend.token_to_id(str(bos)))]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token="<pad>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_model(architecture: str = "llama", *, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    """Random weights from a fixed seed; the caller's random state is left alone."""
+    tokenizer = make_tokenizer()
+    config = AutoConfig.for_model(
+        architecture,
+        **{
+            "vocab_size": len(tokenizer),
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **ARCHITECTURES[architecture],
+            **changes,
+        },
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    return model.to(dtype).eval()
+
+
+def make_loaded(architecture: str = "llama", *, dtype: torch.dtype = torch.float32, **changes: Any) -> LoadedModel:
+    """`make_model` with the ChatML tokenizer."""
+    return wrap(make_model(architecture, dtype=dtype, **changes), make_tokenizer(), name=f"tiny {architecture}")
+
+
+def prompt_tokens(loaded: LoadedModel, text: str = "The capital of France") -> PromptTokens:
+    return encode_prompt(loaded, text)
+
+
+def answered(
+    loaded: LoadedModel, prompt: str = "The capital of France is", response: str = " Paris, Rome"
+) -> Generation:
+    """A given answer: exact ids without generating."""
+    return given(loaded, encode_prompt(loaded, prompt), response=response)
