@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise OptionError(f"max_new_tokens is {self.max_new_tokens}; there must be at least 1 token to explain.")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise OptionError(f"temperature is {self.temperature}; expected 0 (greedy) or a positive number.")
         if not 0 < self.top_p <= 1:
             raise OptionError(f"top_p is {self.top_p}; expected a number above 0 and up to 1.")

@@ -67,8 +67,6 @@ def encode_prompt(loaded: LoadedModel, prompt: str) -> PromptTokens:
         raise PromptError("The prompt is empty. Give some text: there is nothing to attribute an answer to.")
     encoded = loaded.tokenizer(prompt, return_special_tokens_mask=True)
     ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-    if not ids:
-        raise PromptError(f"The tokenizer of {loaded.name} makes no token of the prompt {prompt!r}.")
     roles = [Role.TEMPLATE if mark else Role.USER for mark in special]
     return _finish(loaded, ids, roles, request={"prompt": prompt})
 
@@ -117,6 +115,8 @@ def require_fits(loaded: LoadedModel, n_tokens: int, *, what: str) -> None:
 def _finish(
     loaded: LoadedModel, ids: Sequence[int], roles: Sequence[Role], *, request: Mapping[str, Any]
 ) -> PromptTokens:
+    if not ids:
+        raise PromptError(f"The tokenizer of {loaded.name} makes no token of this prompt: {dict(request)!r}.")
     require_fits(loaded, len(ids) + 1, what="The prompt with room for one answer token")
     starts = ids[0] == loaded.tokenizer.bos_token_id and roles[0] == Role.TEMPLATE
     first = Role.BOS if starts else roles[0]
@@ -129,8 +129,9 @@ def _require_messages(messages: Sequence[Message]) -> None:
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise PromptError(f"Message {index} is {message!r}; expected an object with `role` and `content`.")
-        if message["role"] not in MESSAGE_ROLES:
+        if not isinstance(message["role"], str) or message["role"] not in MESSAGE_ROLES:
             raise PromptError(f"Message {index} has the role {message['role']!r}. Known: {', '.join(MESSAGE_ROLES)}.")
+        _require_content(message, index)
         for text in _texts(message):
             require_text(text, what=f"Message {index}")
     if MESSAGE_ROLES[messages[-1]["role"]] == Role.CONTEXT and messages[-1]["role"] in ("assistant", "model"):
@@ -138,6 +139,14 @@ def _require_messages(messages: Sequence[Message]) -> None:
             "The last message is the assistant's. To explain that answer, take it out of the messages and give it as "
             "the response (--response); to have a new one generated, end with a user or tool message."
         )
+
+
+def _require_content(message: Message, index: int) -> None:
+    """A template would print a number, or the word None, as if somebody had said it."""
+    content = message["content"]
+    only_calls = content is None and (message.get("tool_calls") or message.get("function_call"))
+    if not isinstance(content, str | list | tuple | Mapping) and not only_calls:
+        raise PromptError(f"Message {index} has the content {content!r}; expected text or a list of parts.")
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, name: str) -> str:

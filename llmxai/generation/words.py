@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,14 +31,15 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple
             tokenizer.decode(list(ids[first:last]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
 
-    texts: list[str] = []
-    anchor = shown = 0  # decoding starts at `anchor`; texts of tokens before `shown` are settled
-    for end in range(1, len(ids) + 1):
-        before, now = decode(anchor, shown), decode(anchor, end)
-        half = now.endswith("\ufffd") and end < len(ids) and end - shown < LONGEST_CHARACTER
-        texts.append("" if half else now[len(before) :])
-        if not half:
-            anchor, shown = max(anchor, end - WINDOW), end
+    def settled(first: int, last: int) -> str:
+        """What the decoded text of [first, last) has in common with that of some tokens more."""
+        pairs = zip(decode(first, last), decode(first, min(last + LONGEST_CHARACTER, len(ids))), strict=False)
+        return "".join(now for now, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    texts = []
+    for i in range(len(ids)):
+        anchor = max(0, i - WINDOW)
+        texts.append(settled(anchor, i + 1)[len(settled(anchor, i)) :])
     return tuple(texts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -77,7 +78,7 @@ class PathFunction:
         done = 0
         while done < len(alphas):
             chosen = alphas[done : done + self.chunk]
-            part = self._within_memory(lambda chosen=chosen: self._values_of_chunk(chosen), nodes=len(chosen))
+            part = self._within_memory(partial(self._values_of_chunk, chosen), nodes=len(chosen))
             if part is not None:
                 parts.append(part)
                 done += len(chosen)
@@ -95,9 +96,7 @@ class PathFunction:
             alike = sum(len(nodes[k].targets) >= ALIKE * most for k in order[: self.chunk])
             size = max(alike, min(self.chunk, self.chunk // LEAST))
             chosen = order[:size]
-            part = self._within_memory(
-                lambda chosen=chosen: list(self._slopes_of_chunk(chosen, [nodes[k] for k in chosen])), nodes=size
-            )
+            part = self._within_memory(partial(self._slopes_of_chunk, chosen, [nodes[k] for k in chosen]), nodes=size)
             if part is not None:
                 yield from part
                 order = order[size:]
@@ -127,7 +126,7 @@ class PathFunction:
 
     def _slopes_of_chunk(
         self, indices: Sequence[int], nodes: Sequence[Node]
-    ) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
+    ) -> list[tuple[int, int, Float[Tensor, " seq"]]]:
         delta = self.path.delta[self.live]
         points = self._points([node.alpha for node in nodes]).requires_grad_()
         with torch.enable_grad(), split_at_head(self.loaded) as split:
@@ -136,6 +135,7 @@ class PathFunction:
             (at_rows,) = torch.autograd.grad(total, split.leaf)
         owner = torch.tensor(self.rows.owner, device=at_rows.device)
         passes = max(len(node.targets) for node in nodes)
+        found = []
         for k in range(passes):
             carried = [node.targets[k] if k < len(node.targets) else -1 for node in nodes]
             mine = owner == torch.tensor(carried, device=at_rows.device)[:, None]  # [node, row]
@@ -145,9 +145,8 @@ class PathFunction:
             live = self._finite((grad.to(delta.dtype) * delta).sum(dim=-1).double().cpu())
             slopes = torch.zeros(len(nodes), len(self.path.moving), dtype=torch.float64)
             slopes[:, self.live] = live
-            for index, t, slope in zip(indices, carried, slopes, strict=True):
-                if t >= 0:
-                    yield index, t, slope
+            found += [(k, t, slope) for k, t, slope in zip(indices, carried, slopes, strict=True) if t >= 0]
+        return found
 
     def _finite(self, numbers: Tensor) -> Tensor:
         if not torch.isfinite(numbers).all():

@@ -16,10 +16,10 @@ from llmxai.types import Role, Status
 
 MAIN_SOURCES = 5
 STATUS_TEXT = {
-    Status.AGREE: ("✓", "agree", "gradients converged, attention is informative, and both rank the sources alike"),
-    Status.DILUTED: ("◌", "diluted", "attention says no more than its mask and depth alone would: do not read it here"),
-    Status.DISAGREE: ("≠", "disagree", "both are informative and do not rank the sources alike: trust neither alone"),
-    Status.UNCONVERGED: ("!", "unconverged", "the gradient sum misses its own total by too much: do not read it here"),
+    Status.AGREE: ("✓", "gradients converged, attention is informative, and both rank the sources alike"),
+    Status.DILUTED: ("~", "attention says no more than its mask and depth alone would: do not read it here"),
+    Status.DISAGREE: ("≠", "both are informative and do not rank the sources alike: trust neither alone"),
+    Status.UNCONVERGED: ("!", "the gradient sum misses its own total by too much: do not read it here"),
 }
 LIMITS = (
     "An attribution says what the answer is sensitive to. It does not say that the answer is true, nor why the model "
@@ -96,7 +96,8 @@ def build_view(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -
     first = explanation["generation"]["prompt_len"]
     words = build_level(explanation, maps, groups=[(a, b) for a, b in explanation["words"]])
     singles = build_level(explanation, maps, groups=_characters(tokens))
-    answer = visible("".join(token["text"] for token in tokens[first:])).strip()
+    end = len(tokens) - (explanation["generation"]["stop"] == "eos")  # the end mark is a token, but no text
+    answer = visible("".join(token["text"] for token in tokens[first:end])).strip() or "(nothing)"
     return ReportView(
         title=f"Why did the model say “{_short(answer)}”?",
         created=explanation["created"],
@@ -120,7 +121,7 @@ def build_view(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -
         ),
         data={
             "levels": {"words": words.data, "tokens": singles.data},
-            "statuses": {str(s): {"sign": sign, "meaning": text} for s, (sign, _, text) in STATUS_TEXT.items()},
+            "statuses": {str(s): {"sign": sign, "meaning": text} for s, (sign, text) in STATUS_TEXT.items()},
         },
     )
 
@@ -178,8 +179,8 @@ def _sentences(explanation: Mapping[str, Any]) -> tuple[str, ...]:
         f"they are marked and left out of the main sources."
     )
     attention = (
-        f"Attention rollout is diluted for {diluted} of {n} tokens (half of them put at least {sink:.0%} of its mass "
-        f"on the first token): for those, read the gradient bars and not the attention bars."
+        f"Attention rollout is diluted for {diluted} of {n} tokens (typically {sink:.0%} of its mass is on the "
+        f"first token, whatever it says): for those, read the gradient bars and not the attention bars."
         if diluted
         else f"Attention rollout differs from what mask and depth alone would give for all {n} tokens."
     )
@@ -189,7 +190,7 @@ def _sentences(explanation: Mapping[str, Any]) -> tuple[str, ...]:
 def _counts(targets: Sequence[Mapping[str, Any]]) -> tuple[StatusCount, ...]:
     return tuple(
         StatusCount(str(status), sign, sum(target["status"] == status for target in targets), meaning)
-        for status, (sign, _, meaning) in STATUS_TEXT.items()
+        for status, (sign, meaning) in STATUS_TEXT.items()
     )
 
 

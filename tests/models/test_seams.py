@@ -1,0 +1,67 @@
+"""The seams: embeddings, logits at positions, the cache of a prefix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, SENTENCES, WINDOW, make_loaded
+
+from llmxai.errors import UnsupportedModelError
+from llmxai.models import embed, forward_logits, prefix_cache, transformer_depth
+from llmxai.models.seams import undisturbed
+
+DENSE = [name for name in ARCHITECTURES if name != "gpt_oss"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_from_embeddings_are_those_from_ids(architecture: str) -> None:
+    loaded = make_loaded(architecture)
+    ids = loaded.tokenizer(SENTENCES[0])["input_ids"]
+    positions = [2, 5, len(ids) - 1]
+    with torch.no_grad():
+        got = forward_logits(loaded.model, embed(loaded.model, ids)[None], positions=positions)
+        want = loaded.model(torch.tensor([ids])).logits[:, positions]
+    assert (got - want).abs().max() < 1e-5
+    assert transformer_depth(loaded.model) == 3
+
+
+@pytest.mark.parametrize("first", [1, WINDOW - 1, WINDOW + 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_cached_prefix_changes_nothing(architecture: str, first: int) -> None:
+    """Also where the prefix is longer than a sliding window, twice from one cache, and for a batch."""
+    loaded = make_loaded(architecture)
+    ids = loaded.tokenizer(SENTENCES[0])["input_ids"]
+    with torch.no_grad():
+        x = embed(loaded.model, ids)[None]
+        prefix = prefix_cache(loaded.model, x[:, :first])
+        positions = list(range(first, len(ids)))
+        want = forward_logits(loaded.model, x, positions=positions)
+        for _ in range(2):
+            batch = x[:, first:].expand(3, -1, -1)
+            got = forward_logits(loaded.model, batch, positions=[p - first for p in positions], prefix=prefix)
+            assert (got - want).abs().max() < 1e-4
+
+
+def test_no_cache_of_an_empty_prefix() -> None:
+    loaded = make_loaded("llama")
+    assert prefix_cache(loaded.model, embed(loaded.model, [1])[None, :0]) is None
+
+
+def test_a_model_that_takes_no_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama")
+    x = embed(loaded.model, [1, 2])[None]
+    monkeypatch.setattr(loaded.model, "forward", lambda input_ids: input_ids)
+    with pytest.raises(UnsupportedModelError, match="takes no inputs_embeds"):
+        forward_logits(loaded.model, x, positions=[0])
+
+
+def test_flags_are_put_back_also_after_an_exception() -> None:
+    model = make_loaded("llama").model.train()
+    model.model.layers[0].eval()
+    model.lm_head.weight.requires_grad_(False)
+    flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    with pytest.raises(KeyError), undisturbed(model):  # noqa: PT012
+        assert not any(m.training for m in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+        raise KeyError
+    assert flags == ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()])
