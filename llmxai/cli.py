@@ -54,7 +54,7 @@ def methods() -> None:
     table = Table("method", "needs", "what it gives", "source", box=None, pad_edge=False)
     for entry in METHODS.values():
         table.add_row(entry.name, ", ".join(sorted(entry.needs)), entry.summary, entry.source)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 400).print(table)
 
 
 @app.command()
@@ -96,8 +96,14 @@ def explain(
     turns = _read_messages(messages) if messages else None
     if chat and text is not None:
         text, turns = None, [{"role": "user", "content": text}]
-    from llmxai import Decoding, Tolerance, load, save  # torch takes seconds: only when there is work
+    from transformers.utils.logging import disable_progress_bar
+
+    from llmxai import Decoding, Tolerance, load, save
     from llmxai import explain as run
+    from llmxai.store import require_replaceable
+
+    disable_progress_bar()
+    require_replaceable(out)
 
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     wanted = Tolerance(relative=tolerance)
@@ -107,7 +113,7 @@ def explain(
             model,
             dtype=dtype,
             device_map=_device_map(device_map),
-            quantize=quantize,  # type: ignore[arg-type]  # checked by load, with its own message
+            quantize=quantize,
             revision=revision,
             adapter=adapter,
         )

@@ -24,6 +24,7 @@ from llmxai.generation import (
 )
 from llmxai.generation.prompt import Message
 from llmxai.methods import Tolerance, attention_rollout, layer_integrated_gradients
+from llmxai.methods._path import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.loading import weights_digest
 from llmxai.types import Explanation
@@ -56,6 +57,7 @@ def explain(
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
+    require_path_options(model, features=features, baseline=baseline)
     tokens = _encode(model, prompt, messages)
     report("generating", 0, 1)
     if response is None:

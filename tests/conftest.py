@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,13 @@ from tiny import make_loaded
 import llmxai
 from llmxai.models import LoadedModel
 
+THREADS = torch.get_num_threads()
 
-@pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """One thread for tiny models: threads that wait for each other cost more than they compute on a busy machine."""
-    before = torch.get_num_threads()
-    if "slow" not in request.keywords:
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(THREADS if item.get_closest_marker("slow") else 1)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import TemplateError
@@ -163,10 +163,10 @@ def _encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ends = [0]
-    for piece in token_texts(tokenizer, ids):
-        ends.append(ends[-1] + len(piece))
-    return ids, list(pairwise(ends))
+    ends = list(accumulate(len(text) for text in token_texts(tokenizer, ids)))
+    starts = [0, *ends[:-1]][: len(ids)]
+    # a token in the middle of a character stands for the character, which a later token completes
+    return ids, [(start, next((end for end in ends[i:] if end > start), start)) for i, start in enumerate(starts)]
 
 
 def _role_at(spans: Sequence[_Span], start: int, end: int) -> Role:

@@ -54,6 +54,14 @@ def make_path(loaded: LoadedModel, generation: Generation, *, features: str, bas
     return Path(input=x, baseline=b.expand_as(x), moving=moving)
 
 
+def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
+    """Raise OptionError for a `features` or `baseline` that does not exist, before anything is computed."""
+    if features not in FEATURES:
+        raise OptionError(f"features {features!r} is unknown. Known: {', '.join(FEATURES)}.")
+    if isinstance(baseline, str) and baseline not in ("zero", "mean"):
+        baseline_token(loaded, baseline)
+
+
 def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
     """Which tokens move.
 

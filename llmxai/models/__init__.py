@@ -1,6 +1,7 @@
 """Models: load them, find their seams, leave no mark on them."""
 
-from llmxai.models.loading import EMBEDDED, LoadedModel, in_dtype, load, wrap
+from llmxai.models.embedded import EMBEDDED
+from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
 from llmxai.models.seams import embed, embedding_module, forward_logits, prefix_cache, transformer_depth
 
 __all__ = [

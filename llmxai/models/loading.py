@@ -7,11 +7,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import psutil
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,15 +24,14 @@ from transformers import (
 )
 
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
-from llmxai.models.embedded import dequantised_folder, embedded_gguf, file_digest
+from llmxai.models._reasons import first_line, not_found
+from llmxai.models.embedded import EMBEDDED, dequantised_folder, embedded_gguf, file_digest
 from llmxai.models.seams import undisturbed
 
-EMBEDDED = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 DeviceMap = str | Mapping[str, int | str]
-Quantize = Literal["4bit", "8bit"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def load(
     *,
     dtype: str | torch.dtype | None = None,
     device_map: DeviceMap | None = None,
-    quantize: Quantize | None = None,
+    quantize: str | None = None,
     revision: str | None = None,
     adapter: str | Path | None = None,
 ) -> LoadedModel:
@@ -167,26 +167,7 @@ def _config(place: str, *, name: str, revision: str | None) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(place, revision=revision)
     except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
-
-
-def _not_found(name: str, error: Exception) -> ModelLoadError:
-    if Path(name).is_dir():
-        return ModelLoadError(
-            f"{name}: this folder is no model that transformers can read ({_first_line(error)}). "
-            f"Expected config.json, weights and a tokenizer, as save_pretrained writes them."
-        )
-    causes = _chain(error)
-    if any(type(c).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "HFValidationError") for c in causes):
-        return ModelLoadError(
-            f"{name}: no model of that name could be read from the hub ({_first_line(error)}). Check the spelling, "
-            f"log in with `hf auth login` if it is private or gated, or give a local folder or `{EMBEDDED}`."
-        )
-    return ModelLoadError(
-        f"{name}: there is no such folder here, and the model hub could not be reached or does not have it "
-        f"({_first_line(error)}). Check the name and the network, or give a local folder, a .gguf file, or "
-        f"`{EMBEDDED}`, which needs no network."
-    )
+        raise not_found(name, error) from error
 
 
 def _require_causal(config: PreTrainedConfig, *, name: str) -> None:
@@ -198,7 +179,8 @@ def _require_causal(config: PreTrainedConfig, *, name: str) -> None:
         )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModelError(_encoder_message(name, architecture))
-    if "MaskedLM" in architecture or "Classification" in architecture:
+    reads_both_ways = not getattr(config, "is_decoder", True)  # BERT and its kin can be decoders, and seldom are
+    if reads_both_ways or "MaskedLM" in architecture or "Classification" in architecture:
         raise UnsupportedModelError(_encoder_message(name, architecture))
 
 
@@ -254,16 +236,22 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=arguments["revision"])
-        return AutoModelForCausalLM.from_pretrained(place, **arguments), tokenizer
+        model, found = AutoModelForCausalLM.from_pretrained(place, **arguments, output_loading_info=True)
     except ImportError as error:
-        raise ModelLoadError(f"{name}: {_first_line(error)}") from error
+        raise ModelLoadError(f"{name}: {first_line(error)}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelLoadError(
-            f"{name}: not enough memory while loading ({_first_line(error)}). Use --dtype bfloat16, --quantize 4bit "
+            f"{name}: not enough memory while loading ({first_line(error)}). Use --dtype bfloat16, --quantize 4bit "
             f"or --device-map auto."
         ) from error
-    except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise not_found(name, error) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelLoadError(
+            f"{name}: its files hold no weights for {len(missing)} of the parameters of {type(model).__name__} "
+            f"({missing[0]!r}, ...), which would have been random. Give the complete causal language model."
+        )
+    return model, tokenizer
 
 
 def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
@@ -271,9 +259,9 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         model.load_adapter(adapter)
     except ImportError as error:
         raise ModelLoadError(f"Adapters need PEFT: pip install 'llmxai[peft]'. ({error})") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(
-            f"{adapter}: cannot be read as a PEFT adapter of this model ({_first_line(error)}). Expected "
+            f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected "
             f"adapter_config.json and adapter_model.safetensors made for the same base model."
         ) from error
     return model
@@ -289,15 +277,3 @@ def _is_causal(model: PreTrainedModel) -> bool:
             for other in others
         ]
     return torch.allclose(rows[0].float(), rows[1].float(), rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    found = []
-    while error is not None:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -14,13 +14,20 @@ from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
 
+PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
+"""Flag of bitsandbytes' 4-bit layers: pack the weights at the first inference. Packed weights give no gradient."""
+
 
 @contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """Run with weights frozen and dropout off; every flag is put back on the way out, also after an exception."""
     trains = {module: module.training for module in model.modules()}
     grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    packing = [module for module in trains if getattr(module, PACKS_FOR_CPU, False)]
     try:
+        for module in packing:
+            setattr(module, PACKS_FOR_CPU, False)
+            module.state_dict()  # makes bitsandbytes unpack what an earlier inference packed
         model.eval()
         model.requires_grad_(False)
         yield
@@ -29,6 +36,8 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
             module.training = flag
         for parameter, flag in grads.items():
             parameter.requires_grad_(flag)
+        for module in packing:
+            setattr(module, PACKS_FOR_CPU, True)
 
 
 def embedding_module(model: PreTrainedModel) -> nn.Module:

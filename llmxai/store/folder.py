@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -32,7 +33,7 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
     Raises OutputError where it cannot be written.
     """
     out = Path(out)
-    _require_replaceable(out)
+    require_replaceable(out)
     document, maps = to_json(explanation), to_maps(explanation)
     page = render(document, maps)
     try:
@@ -63,6 +64,8 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
         maps = load_file(folder / "maps.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise OutputError(f"{folder}: no explanation can be read there ({error}).") from error
+    if not isinstance(document, dict):
+        raise OutputError(f"{folder}: its explanation.json holds a {type(document).__name__}; expected an object.")
     if document.get("schema") != SCHEMA:
         raise OutputError(f"{folder}: its schema is {document.get('schema')!r} and this version reads {SCHEMA!r}.")
     return document, maps
@@ -177,7 +180,11 @@ def _warnings(explanation: Explanation) -> list[str]:
     return warnings
 
 
-def _require_replaceable(out: Path) -> None:
+def require_replaceable(out: Path) -> None:
+    """Raise OutputError where `out` is a file, holds files that are not ours, or lies where nothing can be written."""
+    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not os.access(nearest, os.W_OK):
+        raise OutputError(f"{out}: {nearest} cannot be written. Choose another folder with --out.")
     if not out.exists():
         return
     if not out.is_dir():
@@ -195,6 +202,12 @@ def _put(scratch: Path, out: Path) -> None:
         scratch.rename(out)
         return
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
-    out.rename(old / "replaced")
-    scratch.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        out.rename(old / "replaced")
+        try:
+            scratch.rename(out)
+        except BaseException:
+            (old / "replaced").rename(out)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -144,6 +144,14 @@ def test_nan_weights_are_found_when_generating_and_when_replaying() -> None:
         replay(loaded, generation)
 
 
+def test_float16_that_overflows_is_found() -> None:
+    loaded = make_loaded("llama", dtype=torch.float16)
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(3e4)
+    with pytest.raises(NonFiniteError, match=r"in torch\.float16.*--dtype float32"):
+        generate(loaded, prompt_tokens(loaded))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
-from tiny import CHATML, make_model, make_tokenizer
+from hypothesis import given as hypothesis_given
+from hypothesis import settings
+from hypothesis import strategies as st
+from tiny import CHATML, make_loaded, make_model, make_tokenizer
 
 from llmxai.errors import PromptError
 from llmxai.generation import PromptTokens, encode_messages, encode_prompt, given
@@ -216,6 +220,33 @@ def test_awkward_prompts_are_exact(tiny_llama: LoadedModel, text: str) -> None:
     assert tokens.ids == tuple(tiny_llama.tokenizer(text)["input_ids"])
     assert tiny_llama.tokenizer.decode(tokens.ids) == text
     assert set(tokens.roles) == {Role.USER}
+
+
+@settings(max_examples=150, deadline=None)
+@hypothesis_given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_any_content_is_exact_and_the_users(text: str) -> None:
+    loaded = chatml()
+    messages = [SYSTEM, {"role": "user", "content": text}]
+    tokens = encode_messages(loaded, messages)
+    assert tokens.ids == template_ids(loaded, messages)
+    assert text_of(loaded, tokens, Role.SYSTEM) == "You are helpful."
+    assert text_of(loaded, tokens, Role.USER).strip() == text.strip()
+
+
+@cache
+def chatml() -> LoadedModel:
+    return make_loaded("llama")
+
+
+@pytest.mark.parametrize("style", ["chatml", "llama3", "mistral"])
+def test_a_tokenizer_without_offsets_gives_the_same_roles(
+    styles: dict[str, LoadedModel], style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = styles[style]
+    messages = [SYSTEM, *TURNS, {"role": "assistant", "content": "Rome 😀."}, {"role": "user", "content": "日本?"}]
+    want = encode_messages(loaded, messages)
+    monkeypatch.setattr(type(loaded.tokenizer), "is_fast", False)
+    assert encode_messages(loaded, messages) == want
 
 
 @pytest.mark.slow

@@ -475,3 +475,35 @@ def test_progress_counts_up_to_all_targets(llama64: LoadedModel) -> None:
     layer_integrated_gradients(llama64, generation, progress=lambda done, n: calls.append((done, n)))
     assert calls[-1] == (generation.n_targets, generation.n_targets)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+# gradients in another dtype
+
+
+def test_gradients_in_another_dtype_keep_the_certificate_exact(gpt64: LoadedModel) -> None:
+    generation = chat(gpt64)
+    want = layer_integrated_gradients(gpt64, generation, max_nodes=512)
+    before = {name: tensor.clone() for name, tensor in gpt64.model.state_dict().items()}
+    got = layer_integrated_gradients(gpt64, generation, max_nodes=512, gradient_dtype=torch.float32)
+    check_certificate(got)
+    assert all(got.converged)
+    assert difference(got.f_input, want.f_input) < 1e-12
+    assert difference(got.values, want.values) < 0.05
+    assert got.settings["gradient_dtype"] == "float32"
+    assert all(torch.equal(before[name], tensor) for name, tensor in gpt64.model.state_dict().items())
+    assert gpt64.dtype == torch.float64
+
+
+def test_gradients_in_bfloat16_are_certified_against_the_models_own_f(tiny_llama: LoadedModel) -> None:
+    generation = chat(tiny_llama)
+    tolerance = Tolerance(relative=0.02, absolute=0.02)
+    got = layer_integrated_gradients(
+        tiny_llama, generation, max_nodes=1024, tolerance=tolerance, gradient_dtype=torch.bfloat16
+    )
+    want = layer_integrated_gradients(tiny_llama, generation, n_steps=64)
+    check_certificate(got)
+    assert all(got.converged)
+    assert difference(got.f_input, want.f_input) < 1e-4
+    assert (got.gap.abs() <= got.tolerance).all()
+    cosine = torch.nn.functional.cosine_similarity(got.values, want.values, dim=1)
+    assert (cosine > 0.95).all()

@@ -20,7 +20,7 @@ from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel, load, wrap
 from llmxai.models.embedded import cache_folder, dequantised_folder, embedded_gguf, file_digest
-from llmxai.models.loading import weights_digest
+from llmxai.models.loading import in_dtype, weights_digest
 
 
 @pytest.fixture
@@ -126,6 +126,13 @@ def test_a_broken_file(model_folder: Path, tmp_path: Path, file: str) -> None:
         load(folder)
 
 
+def test_a_checkpoint_without_a_head(model_folder: Path, tmp_path: Path) -> None:
+    """transformers would fill it in at random with a warning."""
+    save_with_tokenizer(load(model_folder).model.model, tmp_path)
+    with pytest.raises(ModelLoadError, match=r"no weights for 1 of the parameters.*lm_head\.weight"):
+        load(tmp_path)
+
+
 def test_an_unknown_architecture(model_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "unknown"
     shutil.copytree(model_folder, folder)
@@ -147,10 +154,10 @@ def test_an_encoder_is_refused(tmp_path: Path, auto: Any) -> None:
 
 def test_an_encoder_in_memory_is_refused() -> None:
     """Nothing in its class's name says so; that a later token changes an earlier logit does."""
-    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", vocab_size=398, **BERT)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    config = AutoConfig.for_model("bert", vocab_size=398, initializer_range=0.5, **BERT)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForMaskedLM.from_config(config).eval()
     with pytest.raises(UnsupportedModelError, match="BertForMaskedLM is not a causal language model"):
         wrap(model, make_tokenizer())
 
@@ -282,6 +289,19 @@ def test_quantised_models_are_explained(wide_folder: Path, quantize: Any) -> Non
     assert (rollout.rows.sum(dim=1) + rollout.lost_mass - 1).abs().max() < 0.01
 
 
+def test_4bit_gradients_survive_an_inference_of_the_callers(wide_folder: Path) -> None:
+    """On some CPUs bitsandbytes packs 4-bit weights at the first inference, and packed ones give no gradient."""
+    fresh, used = load(wide_folder, quantize="4bit"), load(wide_folder, quantize="4bit")
+    generation = answered(fresh)
+    with torch.no_grad():
+        used.model(torch.tensor([generation.ids]))
+    want, got = (layer_integrated_gradients(m, generation, n_steps=4).values for m in (fresh, used))
+    assert (got - want).abs().max() < 0.02 * want.abs().max()  # packing rounds the scales of the weights to bfloat16
+
+
+PEFT_WARNS = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+
+
 @pytest.fixture(scope="module")
 def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig, get_peft_model
@@ -294,6 +314,7 @@ def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+@pytest.mark.filterwarnings(PEFT_WARNS)
 def test_an_adapter_changes_the_model(model_folder: Path, adapter_folder: Path) -> None:
     plain, adapted = load(model_folder), load(model_folder, adapter=adapter_folder)
     generation = answered(plain)
@@ -310,6 +331,43 @@ def test_an_adapter_that_is_none(model_folder: Path, tmp_path: Path) -> None:
         load(model_folder, adapter=tmp_path)
 
 
+@pytest.mark.filterwarnings(PEFT_WARNS)
 def test_an_adapter_of_another_model(adapter_folder: Path, wide_folder: Path) -> None:
     with pytest.raises(ModelLoadError, match="cannot be read as a PEFT adapter of this model"):
         load(wide_folder, adapter=adapter_folder)
+
+
+# a copy in another dtype
+
+
+def test_a_copy_in_another_dtype_leaves_the_original(tiny_llama: LoadedModel) -> None:
+    before = tiny_llama.model.config._attn_implementation
+    copy = in_dtype(tiny_llama, torch.bfloat16)
+    assert copy.dtype == torch.bfloat16
+    assert tiny_llama.dtype == torch.float32
+    assert tiny_llama.model.config._attn_implementation == before
+    generation = answered(tiny_llama)
+    assert replay(copy, generation).logprobs == pytest.approx(replay(tiny_llama, generation).logprobs, abs=0.5)
+
+
+def test_no_copy_of_a_quantised_model(wide_folder: Path) -> None:
+    loaded = load(wide_folder, quantize="8bit")
+    with pytest.raises(OptionError, match=r"is quantised or spread over devices.*gradient_dtype"):
+        layer_integrated_gradients(loaded, answered(loaded), n_steps=2, gradient_dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("place", ["disk", "cpu"])
+def test_layers_offloaded_to_disk_still_give_gradients(
+    model_folder: Path, tiny_llama: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = ("model.embed_tokens", "model.layers.0", "model.layers.2", "model.norm", "model.rotary_emb", "lm_head")
+    loaded = load(model_folder, device_map={**dict.fromkeys(parts, "cpu"), "model.layers.1": place})
+    generation = answered(loaded)
+    for features in ("content", "all"):
+        got = layer_integrated_gradients(loaded, generation, features=features, n_steps=2)
+        want = layer_integrated_gradients(tiny_llama, generation, features=features, n_steps=2)
+        assert (got.values - want.values).abs().max() < 1e-5
+    assert (
+        attention_rollout(loaded, generation).rows - attention_rollout(tiny_llama, generation).rows
+    ).abs().max() < 1e-6

@@ -1,0 +1,184 @@
+"""How F runs along the path, and what each quadrature rule would spend on it. Prints the tables of docs/convergence.md.
+
+Panel errors need F only (a panel's integral of dF/da is F(hi) - F(lo)), so rules are compared on densely sampled curves
+without computing one gradient. The curves are kept in runs/convergence; the plot goes to docs/convergence.svg.
+
+Usage: python benchmarks/convergence.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from llmxai import Decoding, load
+from llmxai.generation import encode_messages, generate
+from llmxai.methods import Tolerance, token_targets
+from llmxai.methods._path import make_path
+from llmxai.methods._quadrature import gauss_legendre
+from llmxai.methods._vjp import ChunkSize, path_function
+from llmxai.models.seams import undisturbed
+
+HERE = Path(__file__).parent
+RUNS = HERE.parent / "runs" / "convergence"
+GRID = np.linspace(0, 1, 1025)
+BUDGET = 128
+TOLERANCE = Tolerance()
+
+
+def curves(name: str, prompts: Sequence[dict], *, features: str, baseline: str) -> dict[str, np.ndarray]:
+    """F on GRID for every prompt, [grid, target] each."""
+    path = RUNS / f"{name}.npz"
+    if not path.exists():
+        loaded = load("smollm2")
+        found = {}
+        for prompt in prompts:
+            tokens = encode_messages(loaded, prompt["messages"])
+            generation = generate(loaded, tokens, decoding=Decoding(max_new_tokens=prompt["max_new_tokens"]))
+            with undisturbed(loaded.model):
+                line = make_path(loaded, generation, features=features, baseline=baseline)
+                function = path_function(loaded, line, token_targets(generation), size=ChunkSize(2048))
+                found[prompt["name"]] = function.values(GRID.tolist()).numpy()
+            print(f"{name}: {prompt['name']}", flush=True)
+        RUNS.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **found)
+    return dict(np.load(path))
+
+
+class Curve:
+    """One target's F as a spline, and the error of a rule on a panel of it."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.f = CubicSpline(GRID, values)
+        self.slope = self.f.derivative()
+        self.allowed = max(TOLERANCE.relative * abs(values[-1] - values[0]), TOLERANCE.absolute)
+
+    def error(self, lo: float, hi: float, order: int) -> float:
+        nodes, weights = (np.array(x) for x in gauss_legendre(order))
+        rule = (hi - lo) * np.dot(weights, self.slope(lo + (hi - lo) * nodes))
+        return float(abs(rule - (self.f(hi) - self.f(lo))))
+
+    def scouted(self, points: int) -> Curve:
+        """The same curve known on `points` points only."""
+        grid = np.linspace(0, 1, points)
+        copy = object.__new__(Curve)
+        copy.f = CubicSpline(grid, self.f(grid))
+        copy.slope = copy.f.derivative()
+        copy.allowed = self.allowed
+        return copy
+
+
+def refine(curve: Curve, panels: dict, order: int) -> tuple[int, bool]:
+    """Halve failing panels until the absolute errors sum to the tolerance: nodes spent, and whether they did."""
+    spent = order * len(panels)
+    while sum(panels.values()) > curve.allowed:
+        left = sum(panels.values())
+        failing = []
+        for panel in sorted(panels, key=lambda p: -panels[p]):
+            if left <= curve.allowed / 2:
+                break
+            left -= panels[panel]
+            failing.append(panel)
+        failing = failing[: (BUDGET - spent) // (2 * order)]
+        if not failing:
+            return spent, False
+        for lo, hi in failing:
+            del panels[lo, hi]
+            middle = (lo + hi) / 2
+            panels |= {half: curve.error(*half, order) for half in ((lo, middle), (middle, hi))}
+            spent += 2 * order
+    return spent, True
+
+
+def uniform(curve: Curve, order: int, panels: int) -> tuple[int, bool]:
+    """Start from equal panels."""
+    edges = np.linspace(0, 1, panels + 1)
+    return refine(curve, {pair: curve.error(*pair, order) for pair in pairwise(edges)}, order)
+
+
+def planned(curve: Curve, order: int, points: int, share: float) -> tuple[int, bool]:
+    """Start from panels that F on a coarse grid asks for."""
+    seen = curve.scouted(points)
+    foreseen = {(0.0, 1.0): seen.error(0.0, 1.0, order)}
+    done = {}
+    while foreseen and sum(foreseen.values()) > curve.allowed * share:
+        lo, hi = max(foreseen, key=foreseen.__getitem__)
+        del foreseen[lo, hi]
+        if (hi - lo) * (points - 1) <= 1 or order * (len(done) + len(foreseen) + 2) > BUDGET:
+            done[lo, hi] = 0.0
+            continue
+        middle = (lo + hi) / 2
+        foreseen |= {half: seen.error(*half, order) for half in ((lo, middle), (middle, hi))}
+    return refine(curve, {pair: curve.error(*pair, order) for pair in [*done, *foreseen]}, order)
+
+
+def row(name: str, results: list[tuple[int, bool]]) -> str:
+    nodes = [spent for spent, _ in results]
+    met = np.mean([ok for _, ok in results])
+    return f"| {name} | {np.median(nodes):.0f} | {np.percentile(nodes, 90):.0f} | {max(nodes)} | {met:.0%} |"
+
+
+def plain(curve: Curve, n: int) -> tuple[int, bool]:
+    """One rule on [0, 1]: the usual setting."""
+    return n, curve.error(0.0, 1.0, n) <= curve.allowed
+
+
+def tables(all_curves: Sequence[Curve]) -> None:
+    print(f"{len(all_curves)} targets\n")
+    print("| rule | median nodes | 90th percentile | most | within tolerance |\n| --- | --- | --- | --- | --- |")
+    for n in (8, 20, 50, 64, 128, 300):
+        print(row(f"one Gauss-Legendre rule, {n} nodes", [plain(c, n) for c in all_curves]))
+    for order in (2, 3, 4, 5, 6, 8):
+        for panels in (1, 2, 4, 8):
+            name = f"{panels} equal panels of {order}, then halving"
+            print(row(name, [uniform(c, order, panels) for c in all_curves]))
+    for points in (33, 65, 129):
+        for order in (2, 3, 4, 5):
+            for share in (0.5, 1.0):
+                name = f"planned on {points} points, panels of {order}, foreseen error {share:g} of the tolerance"
+                print(row(name, [planned(c, order, points, share) for c in all_curves]))
+
+
+def plot(default: dict[str, np.ndarray], usual: dict[str, np.ndarray]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "llmxai"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    titles = (
+        "content and generated tokens move from a space",
+        "every prompt token moves from id 0 (Captum's convention)",
+    )
+    for axis, found, title in zip(axes, (default, usual), titles, strict=True):
+        for t in range(found["capital"].shape[1]):
+            axis.plot(GRID, found["capital"][:, t], linewidth=0.9)
+        axis.set(title=title, xlabel="a")
+        axis.title.set_size(9)
+    axes[0].set_ylabel("F(a): log-prob, nats")
+    figure.savefig(HERE.parent / "docs" / "convergence.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    prompts = json.loads((HERE / "prompts.json").read_text())
+    default = curves("default", prompts, features="content", baseline="space")
+    usual = curves("captum", prompts[:1], features="prompt", baseline="id:0")
+    print("\nDefault features and baseline:", end=" ")
+    tables([Curve(values[:, t]) for values in default.values() for t in range(values.shape[1])])
+    print("\nCaptum's convention, first prompt:", end=" ")
+    tables([Curve(values[:, t]) for values in usual.values() for t in range(values.shape[1])])
+    for name, found in (("default", default["capital"]), ("Captum's convention", usual["capital"])):
+        variation = np.abs(np.diff(found, axis=0)).sum(axis=0)
+        print(f"\ntotal variation of F, first prompt, {name}: {np.round(variation, 1).tolist()}")
+        print(f"net change: {np.round(found[-1] - found[0], 1).tolist()}")
+    plot(default, usual)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""One measurement in a process of its own: prints a line of JSON with the seconds of each repeat and the peak memory.
+
+Usage: python benchmarks/worker.py NAME '{"option": value}'
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmxai import Decoding, LoadedModel, Tolerance, layer_integrated_gradients, load
+from llmxai.generation import encode_messages, encode_prompt, generate, given
+from llmxai.types import Attribution, Generation
+
+PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text())
+
+
+def answer(loaded: LoadedModel, number: int) -> Generation:
+    prompt = PROMPTS[number]
+    tokens = encode_messages(loaded, prompt["messages"])
+    return generate(loaded, tokens, decoding=Decoding(max_new_tokens=prompt["max_new_tokens"]))
+
+
+def figures(result: Attribution) -> dict[str, Any]:
+    return {
+        "gaps": result.gap.tolist(),
+        "local_errors": result.local_error.tolist(),
+        "tolerances": result.tolerance.tolist(),
+        "nets": (result.f_input - result.f_baseline).tolist(),
+        "nodes": list(result.nodes),
+        "converged": list(result.converged),
+        "again": result.settings["panels_computed_again_in_dtype"],
+        "values": result.values.tolist(),
+    }
+
+
+def llmxai(*, prompt: int = 0, **options: Any) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    """llmxai's integrated gradients; options as in `layer_integrated_gradients`."""
+    loaded = load("smollm2")
+    generation = answer(loaded, prompt)
+    if "gradient_dtype" in options:
+        options["gradient_dtype"] = getattr(torch, options["gradient_dtype"])
+    if "tolerance" in options:
+        options["tolerance"] = Tolerance(**options["tolerance"])
+    return (lambda: layer_integrated_gradients(loaded, generation, **options)), figures
+
+
+def captum(
+    *, prompt: int = 0, n_steps: int, batch: int | None = None
+) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """Captum's LLMGradientAttribution over LayerIntegratedGradients, baseline id 0, prompt tokens as features."""
+    from captum.attr import LayerIntegratedGradients, LLMGradientAttribution, TextTokenInput
+
+    loaded = load("smollm2")
+    generation = answer(loaded, prompt)
+    given_text = TextTokenInput(loaded.tokenizer.decode(generation.ids[: generation.prompt_len]), loaded.tokenizer)
+    target = torch.tensor(generation.generated_ids)
+    method = LLMGradientAttribution(
+        LayerIntegratedGradients(loaded.model, loaded.model.get_input_embeddings()), loaded.tokenizer
+    )
+    options = {"n_steps": n_steps} | ({"internal_batch_size": batch} if batch else {})
+    return (
+        lambda: method.attribute(given_text, target=target, **options),
+        lambda result: {"values": result.token_attr.tolist()},
+    )
+
+
+def inseq(*, prompt: int = 0, n_steps: int, batch: int = 50) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """Inseq's integrated_gradients at its default (the probability of each token), the same prompt and answer."""
+    import inseq as package
+
+    loaded = load("smollm2")
+    generation = answer(loaded, prompt)
+    source = loaded.tokenizer.decode(generation.ids[: generation.prompt_len])
+    whole = loaded.tokenizer.decode(generation.ids)
+    model = package.load_model(loaded.model, "integrated_gradients", tokenizer=loaded.tokenizer)
+    return (
+        lambda: model.attribute(
+            source,
+            whole,
+            n_steps=n_steps,
+            internal_batch_size=batch,
+            show_progress=False,
+        ),
+        lambda _result: {},
+    )
+
+
+def growth(*, tokens: int, targets: int, n_steps: int = 2) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    """A long prompt and a given answer, a few fixed nodes: how time and memory grow."""
+    loaded = load("smollm2")
+    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens))
+    prompt = encode_prompt(loaded, text)
+    prompt = type(prompt)(ids=prompt.ids[:tokens], roles=prompt.roles[:tokens], request={"prompt": "growth"})
+    response = given(loaded, prompt, response=" ".join(f"word{i}" for i in range(targets)))
+    ids = response.ids[: tokens + targets]
+    generation = Generation(
+        ids=ids,
+        prompt_len=tokens,
+        roles=response.roles[: len(ids)],
+        texts=response.texts[: len(ids)],
+        words=(),
+        logprobs=None,
+        stop="given",
+        request={},
+    )
+    return (lambda: layer_integrated_gradients(loaded, generation, n_steps=n_steps)), figures
+
+
+def matmul(*, rows: int = 1024, dtype: str = "float32") -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
+    """The ceiling: the model's own widest layer product, in GFLOP/s."""
+    a = torch.randn(rows, 576, dtype=getattr(torch, dtype))
+    w = torch.randn(1536, 576, dtype=getattr(torch, dtype))
+
+    def work() -> float:
+        start = time.perf_counter()
+        for _ in range(200):
+            torch.nn.functional.linear(a, w)
+        return 200 * 2 * rows * 576 * 1536 / (time.perf_counter() - start) / 1e9
+
+    return work, lambda result: {"gflops": result}
+
+
+WORKERS = {f.__name__: f for f in (llmxai, captum, inseq, growth, matmul)}
+
+
+def main() -> None:
+    name, options = sys.argv[1], json.loads(sys.argv[2])
+    repeats = options.pop("repeats", 1)
+    work, describe = WORKERS[name](**options)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if repeats > 1:
+        work()  # warm up
+    seconds, result = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = {"seconds": seconds, "before_gib": before / 2**20, "peak_gib": peak / 2**20, **describe(result)}
+    print("RESULT " + json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

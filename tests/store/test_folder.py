@@ -1,0 +1,268 @@
+"""The output folder: exactly what docs/explanation-folder.md says, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny import make_loaded
+
+import llmxai.store.folder
+from llmxai import explain
+from llmxai.errors import NonFiniteError, OutputError
+from llmxai.generation import Decoding
+from llmxai.store import SCHEMA, read_folder, to_json, write_folder
+from llmxai.types import Explanation
+
+FILES = ["explanation.json", "maps.safetensors", "report.html"]
+
+
+@pytest.fixture(scope="module")
+def explanation() -> Explanation:
+    messages = [{"role": "user", "content": "The capital </script> of France"}]
+    return explain(make_loaded("llama"), messages=messages, decoding=Decoding(max_new_tokens=4), max_nodes=16)
+
+
+@pytest.fixture(scope="module")
+def given_answer() -> Explanation:
+    return explain(make_loaded("llama"), "The capital of France is", response=" Paris", max_nodes=8)
+
+
+def page(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
+    return f"<html>{document['schema']} {sorted(maps)}</html>"
+
+
+def fail(*_: object) -> str:
+    raise RuntimeError("a bug in the report")
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_round_trip(explanation: Explanation, tmp_path: Path) -> None:
+    out = write_folder(explanation, tmp_path / "deep" / "er", render=page)
+    document, maps = read_folder(out)
+    assert entries(out) == FILES
+    assert entries(out.parent) == ["er"]
+    assert {**document, "created": ""} == {**json.loads(json.dumps(to_json(explanation))), "created": ""}
+    assert np.allclose(maps["integrated_gradients"], explanation.attribution.values.numpy(), atol=1e-6)
+    assert np.allclose(maps["rollout"], explanation.rollout.rows.numpy(), atol=1e-6)
+    assert (out / "report.html").read_text() == f"<html>{SCHEMA} ['integrated_gradients', 'rollout']</html>"
+
+
+def test_json_has_no_nan(explanation: Explanation, tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    out = write_folder(explanation, tmp_path / "a", render=page)
+    json.loads((out / "explanation.json").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Path) -> None:
+    out = write_folder(explanation, tmp_path / "a", render=page)
+    maps = load_file(out / "maps.safetensors")
+    shape = (explanation.generation.n_targets, len(explanation.generation.ids))
+    assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
+        "integrated_gradients": (shape, np.float32),
+        "rollout": (shape, np.float32),
+    }
+    assert (maps["integrated_gradients"][~explanation.attribution.features.numpy()] == 0).all()
+
+
+TARGET_KEYS = (
+    "position id text logprob replayed_logprob rank status reason gap local_error tolerance nodes f_input f_baseline "
+    "net converged agreement rollout sources"
+)
+KEYS = {
+    (): "schema created generation tokens words targets settings environment warnings",
+    ("generation",): "prompt_len stop request decoding answer",
+    ("tokens", 0): "index id text role",
+    ("targets", 0): TARGET_KEYS,
+    ("targets", 0, "agreement"): "spearman spearman_p top_k top_k_overlap",
+    ("targets", 0, "rollout"): "sink_mass feature_mass lost_mass entropy null_divergence",
+    ("targets", 0, "sources"): "integrated_gradients rollout",
+    ("targets", 0, "sources", "rollout", 0): "index value share",
+    ("targets", 0, "sources", "integrated_gradients", 0): "index value share",
+    ("environment",): "llmxai python packages model hardware",
+    ("environment", "model"): (
+        "name revision digest architecture parameters dtype device quantization adapter attention"
+    ),
+}
+
+
+@pytest.mark.parametrize("path", KEYS, ids=str)
+def test_keys_are_those_of_the_document(explanation: Explanation, path: tuple[Any, ...]) -> None:
+    value: Any = to_json(explanation)
+    for step in path:
+        value = value[step]
+    assert sorted(value) == sorted(KEYS[path].split())
+
+
+def test_the_keys_stand_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "explanation-folder.md").read_text(encoding="utf-8")
+    missing = [key for keys in KEYS.values() for key in keys.split() if key not in text]
+    assert missing == []
+    assert SCHEMA in text
+
+
+def test_settings_say_everything_that_was_chosen(explanation: Explanation) -> None:
+    wanted = {"target", "features", "held", "baseline", "tolerance", "max_nodes", "rollout", "crosscheck"}
+    assert wanted <= set(to_json(explanation)["settings"])
+
+
+def test_targets_tell_what_was_measured(explanation: Explanation) -> None:
+    document = to_json(explanation)
+    generation, attribution = explanation.generation, explanation.attribution
+    for t, target in enumerate(document["targets"]):
+        position = generation.prompt_len + t
+        token = document["tokens"][position]
+        assert (target["position"], target["id"], target["text"]) == (position, token["id"], token["text"])
+        assert target["replayed_logprob"] == pytest.approx(target["logprob"], abs=2e-3)
+        assert target["f_input"] == pytest.approx(target["replayed_logprob"], abs=1e-3)
+        assert target["net"] == target["f_input"] - target["f_baseline"]
+        assert target["converged"] == (target["local_error"] <= target["tolerance"])
+        assert abs(target["gap"]) <= target["local_error"] + 1e-9
+        assert (target["status"] == "unconverged") == (not target["converged"])
+        assert target["gap"] == pytest.approx(float(attribution.values[t].sum()) - target["net"], abs=1e-6)
+    assert document["generation"]["answer"] == "".join(t["text"] for t in document["targets"])
+    assert "".join(t["text"] for t in document["tokens"]) == "".join(generation.texts)
+
+
+def test_sources_are_sorted_and_their_shares_add_up(explanation: Explanation) -> None:
+    for t, target in enumerate(to_json(explanation)["targets"]):
+        for name, values in (
+            ("integrated_gradients", explanation.attribution.values),
+            ("rollout", explanation.rollout.rows),
+        ):
+            sources = target["sources"][name]
+            sizes = [abs(source["value"]) for source in sources]
+            assert sizes == sorted(sizes, reverse=True)
+            assert len(sources) == min(20, int(explanation.attribution.features[t].sum()))
+            assert sum(source["share"] for source in sources) == pytest.approx(1, abs=1e-9) or len(sources) == 20
+            assert all(source["value"] == float(values[t, source["index"]]) for source in sources)
+
+
+def test_a_given_answer_has_no_recorded_logprob(given_answer: Explanation) -> None:
+    document = to_json(given_answer)
+    assert document["targets"][0]["logprob"] is None
+    assert document["generation"]["stop"] == "given"
+    assert document["generation"]["request"] == {"prompt": "The capital of France is", "response": " Paris"}
+    assert "The answer was given, not generated" in document["warnings"][0]
+
+
+def test_warnings(explanation: Explanation) -> None:
+    assert to_json(explanation)["warnings"] == ["The answer was cut at 4 tokens, before the model ended it."]
+    model = {**explanation.environment["model"], "quantization": "bitsandbytes 4bit"}
+    quantised = replace(explanation, environment={**explanation.environment, "model": model})
+    assert "bitsandbytes 4bit" in to_json(quantised)["warnings"][1]
+
+
+# whole or not at all
+
+
+def test_a_render_that_fails_leaves_nothing(explanation: Explanation, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a bug in the report"):
+        write_folder(explanation, tmp_path / "out", render=fail)
+    assert entries(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("a bug")])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_write_that_fails_leaves_what_was_there(
+    explanation: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool, error: Exception
+) -> None:
+    out = tmp_path / "out"
+    if earlier:
+        write_folder(explanation, out, render=lambda *_: "earlier")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(llmxai.store.folder, "save_file", refuse)
+    with pytest.raises((OutputError, RuntimeError), match=r"disk full|a bug"):
+        write_folder(explanation, out, render=page)
+    assert entries(tmp_path) == (["out"] if earlier else [])
+    if earlier:
+        assert (out / "report.html").read_text() == "earlier"
+        assert entries(out) == FILES
+
+
+def test_a_failing_rename_keeps_the_earlier_folder(
+    explanation: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_folder(explanation, tmp_path / "out", render=lambda *_: "earlier")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if Path(target) == out and self.name != "replaced":
+            raise OSError("no rename today")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError, match="no rename today"):
+        write_folder(explanation, out, render=page)
+    assert (out / "report.html").read_text() == "earlier"
+    assert entries(tmp_path) == ["out"]
+
+
+def test_an_earlier_explanation_is_replaced(explanation: Explanation, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for text in ("first", "second"):
+        write_folder(explanation, out, render=lambda *_, text=text: text)
+        assert (out / "report.html").read_text() == text
+    assert entries(tmp_path) == ["out"]
+
+
+def test_a_folder_with_other_files_is_left_alone(explanation: Explanation, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which llmxai did not write.*--out"):
+        write_folder(explanation, tmp_path, render=page)
+    assert entries(tmp_path) == ["thesis.tex"]
+
+
+def test_a_file_in_the_place_of_the_folder(explanation: Explanation, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file"):
+        write_folder(explanation, tmp_path / "file", render=page)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_folder(explanation, tmp_path / "file" / "below", render=page)
+
+
+@pytest.mark.parametrize("which", ["attribution", "rollout"])
+def test_nan_is_never_written(explanation: Explanation, tmp_path: Path, which: str) -> None:
+    bad = torch.full_like(explanation.attribution.values, float("nan"))
+    part = getattr(explanation, which)
+    spoilt = replace(part, **{"values" if which == "attribution" else "rows": bad})
+    with pytest.raises(NonFiniteError, match="nothing was written"):
+        write_folder(replace(explanation, **{which: spoilt}), tmp_path / "out", render=page)
+    assert entries(tmp_path) == []
+
+
+# reading what is not ours
+
+
+@pytest.mark.parametrize("content", [None, "not json", '{"schema": "other/1"}', "[]"])
+def test_a_folder_that_is_not_ours(explanation: Explanation, tmp_path: Path, content: str | None) -> None:
+    out = write_folder(explanation, tmp_path / "out", render=page)
+    if content is None:
+        (out / "explanation.json").unlink()
+    else:
+        (out / "explanation.json").write_text(content)
+    with pytest.raises(OutputError, match=r"no explanation can be read|its schema is|holds a list"):
+        read_folder(out)
+
+
+def test_broken_maps(explanation: Explanation, tmp_path: Path) -> None:
+    out = write_folder(explanation, tmp_path / "out", render=page)
+    (out / "maps.safetensors").write_bytes(b"broken")
+    with pytest.raises(OutputError, match="no explanation can be read"):
+        read_folder(out)

@@ -1,0 +1,135 @@
+"""What the design promises of the code itself: who may import whom, how long things are, what is public."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import llmxai
+
+PACKAGE = Path(llmxai.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# each part and what it may import besides itself; a part may also import what those may
+MAY_IMPORT = {
+    "errors": set(),
+    "types": {"errors"},
+    "models": {"types"},
+    "generation": {"models"},
+    "methods": {"generation"},
+    "crosscheck": {"types", "methods"},
+    "explain": {"crosscheck"},
+    "evidence": {"types"},
+    "store": {"evidence"},
+    "report": {"store", "types"},
+    "save": {"report", "store"},
+    "evaluation": {"explain"},
+    "runs": {"evaluation", "save"},
+    "cli": {"runs", "__init__"},
+    "__init__": {"runs"},
+}
+LONGEST_MODULE = 300
+LONGEST_FUNCTION = 60
+
+
+def part_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def allowed(part: str) -> set[str]:
+    below = MAY_IMPORT[part] - {"__init__"}
+    return {part}.union(MAY_IMPORT[part], *(allowed(other) for other in below))
+
+
+def imported_parts(module: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            root, _, rest = name.partition(".")
+            if root == "llmxai":
+                part = rest.split(".")[0]
+                parts.add(part if part in MAY_IMPORT else "__init__")
+    return parts
+
+
+def name_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_imports_run_with_the_table(module: Path) -> None:
+    against = imported_parts(module) - allowed(part_of(module))
+    assert against == set(), f"{name_of(module)} must not import {sorted(against)}"
+
+
+def test_every_part_stands_in_the_table() -> None:
+    assert {part_of(module) for module in MODULES} <= set(MAY_IMPORT)
+
+
+def test_the_table_has_teeth() -> None:
+    assert "report" not in allowed("methods")
+    assert "methods" not in allowed("generation")
+    assert imported_parts(PACKAGE / "explain.py") >= {"crosscheck", "errors", "methods", "models", "types"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_modules_and_functions_are_short(module: Path) -> None:
+    text = module.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST_MODULE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            documented = ast.get_docstring(node) is not None
+            body = node.body[1:] if documented and len(node.body) > 1 else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1
+            assert lines <= LONGEST_FUNCTION, f"{module.name}: {node.name} has {lines} lines"
+
+
+def test_what_is_public() -> None:
+    assert llmxai.__all__ == [
+        "METHODS",
+        "Attribution",
+        "CrossCheck",
+        "Decoding",
+        "Explanation",
+        "Generation",
+        "LlmxaiError",
+        "LoadedModel",
+        "Role",
+        "Rollout",
+        "Status",
+        "Tolerance",
+        "UserError",
+        "attention_rollout",
+        "explain",
+        "layer_integrated_gradients",
+        "load",
+        "save",
+        "wrap",
+    ]
+    assert all(hasattr(llmxai, name) for name in llmxai.__all__)
+
+
+def test_the_table_of_methods() -> None:
+    assert list(llmxai.METHODS) == ["attention_rollout", "layer_integrated_gradients"]
+    for name, entry in llmxai.METHODS.items():
+        assert entry.function is getattr(llmxai, name)
+        assert entry.summary.endswith(".")
+        assert entry.needs <= {"gradients", "attentions", "forward"}
+        assert "http" in entry.source
+
+
+def test_every_error_a_user_can_mend_is_one() -> None:
+    tree = ast.parse((PACKAGE / "errors.py").read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    drawn = ast.get_docstring(tree) or ""
+    assert all(node.name in drawn and ast.get_docstring(node) for node in classes)
+    known = {name: getattr(llmxai.errors, name) for name in (node.name for node in classes)}
+    assert all(issubclass(error, llmxai.LlmxaiError) for error in known.values())

@@ -1,0 +1,248 @@
+"""The command line: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_model, make_tokenizer
+
+from llmxai import cli
+from llmxai.methods import METHODS
+
+FILES = ["explanation.json", "maps.safetensors", "report.html"]
+STAGES = (
+    *("loading the model", "generating", "replaying", "integrating gradients", "rolling attention out"),
+    "writing the report",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The command in this process, in an empty folder and without a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def start(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["llmxai", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Ended(code=int(ended.value.code or 0), out=captured.out, err=captured.err)
+
+    return start
+
+
+def explain(model: Path, *more: str | Path) -> list[str | Path]:
+    return ["explain", "--model", model, "--max-new-tokens", "2", "--max-nodes", "8", *more]
+
+
+def said(text: str) -> list[str]:
+    """The lines that are llmxai's own; transformers may warn among them."""
+    return [line for line in text.splitlines() if line.startswith("llmxai: ")]
+
+
+def test_version(run: Run) -> None:
+    ended = run("--version")
+    assert (ended.code, ended.out.strip()) == (0, f"llmxai {version('llmxai')}")
+
+
+def test_methods_lists_the_table(run: Run) -> None:
+    ended = run("methods")
+    assert ended.code == 0
+    for entry in METHODS.values():
+        assert entry.name in ended.out
+        assert entry.summary in ended.out
+        assert entry.source.rsplit(" ", 1)[-1] in ended.out
+
+
+def test_help_names_every_option_and_has_a_text_for_each(run: Run) -> None:
+    import typer
+
+    ended = run("explain", "--help")
+    assert ended.code == 0
+    command = typer.main.get_command(cli.app).commands["explain"]
+    assert all(option.help for option in command.params if option.name != "help")
+
+
+def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    ended = run(*explain(model_folder, "--prompt", "The capital of France", "--out", tmp_path / "out"))
+    assert ended.code == 0
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == FILES
+    lines = ended.out.splitlines()
+    assert lines[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert lines[0].startswith("answer: ")
+    assert "tokens: " in ended.out
+
+
+def test_plain_progress_lines_when_there_is_no_terminal(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    ended = run(*explain(model_folder, "--prompt", "Hello", "--out", tmp_path / "out"))
+    assert ended.err.splitlines() == [f"llmxai: {stage}" for stage in STAGES]
+    assert "\x1b" not in ended.err + ended.out
+
+
+def test_json_is_all_that_is_on_stdout(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    ended = run(*explain(model_folder, "--prompt", "Hello", "--json", "--out", tmp_path / "out"))
+    assert ended.code == 0
+    document = json.loads(ended.out)
+    assert document == json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
+
+
+def test_where_the_prompt_comes_from(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("naïve 😀", encoding="utf-8")
+    turns = [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": "Hello"}]
+    (tmp_path / "turns.json").write_text(json.dumps(turns))
+    (tmp_path / "wrapped.json").write_text(json.dumps({"messages": turns}))
+    wanted = [
+        (["--prompt-file", "prompt.txt"], {"prompt": "naïve 😀"}),
+        (["--prompt-file", "prompt.txt", "--chat"], {"messages": [{"role": "user", "content": "naïve 😀"}]}),
+        (["--messages", "turns.json"], {"messages": turns}),
+        (["--messages", "wrapped.json", "--response", "Paris"], {"messages": turns, "response": "Paris"}),
+    ]
+    for options, request in wanted:
+        ended = run(*explain(model_folder, *options, "--json", "--out", tmp_path / "out"))
+        assert json.loads(ended.out)["generation"]["request"] == request
+
+
+def test_options_reach_the_library(run: Run, model_folder: Path) -> None:
+    options = ["--temperature", "0.8", "--top-p", "0.9", "--seed", "5", "--features", "all", "--baseline", "zero"]
+    ended = run(
+        *explain(model_folder, "--prompt", "Hello", "--tolerance", "0.3", *options, "--json", "--dtype", "float64")
+    )
+    document = json.loads(ended.out)
+    decoding, settings = document["generation"]["decoding"], document["settings"]
+    assert (decoding["temperature"], decoding["top_p"], decoding["seed"]) == (0.8, 0.9, 5)
+    assert (settings["features"], settings["baseline"]) == ("all", "zero")
+    assert settings["tolerance"]["relative"] == 0.3
+    assert document["environment"]["model"]["dtype"] == "float64"
+
+
+PROMPT = ("--prompt", "Hello")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "exactly one of --prompt, --prompt-file and --messages"),
+        ([*PROMPT, "--prompt-file", "x"], "exactly one of"),
+        (["--prompt", ""], "prompt is empty"),
+        (["--prompt", "!" * 300], "takes 256"),
+        (["--prompt-file", "missing.txt"], "missing.txt: cannot be read"),
+        (["--prompt-file", "latin.txt"], "latin.txt: cannot be read as UTF-8"),
+        (["--messages", "missing.json"], "missing.json: cannot be read"),
+        (["--messages", "broken.json"], "broken.json: is not JSON"),
+        (["--messages", "number.json"], "holds a JSON int; expected a list"),
+        (["--messages", "assistant.json"], "last message is the assistant's"),
+        ([*PROMPT, "--response", ""], "response is empty"),
+        ([*PROMPT, "--dtype", "float8"], "dtype 'float8' is unknown"),
+        ([*PROMPT, "--quantize", "3bit"], "quantize '3bit' is unknown"),
+        ([*PROMPT, "--features", "words"], "features 'words' is unknown"),
+        ([*PROMPT, "--baseline", "grey"], "baseline 'grey' is unknown"),
+        ([*PROMPT, "--tolerance", "-1"], "tolerance: relative -1.0"),
+        ([*PROMPT, "--max-nodes", "0"], "max_nodes is 0"),
+        ([*PROMPT, "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        ([*PROMPT, "--temperature", "-1"], "temperature is -1.0"),
+        ([*PROMPT, "--top-p", "2"], "top_p is 2.0"),
+        ([*PROMPT, "--device-map", "{broken"], "--device-map '{broken' is not a JSON object"),
+        ([*PROMPT, "--device-map", "somewhere"], "somewhere"),
+        ([*PROMPT, "--model", "nobody/nothing"], "nobody/nothing"),
+        ([*PROMPT, "--model", "missing.gguf"], "missing.gguf: no such file"),
+        ([*PROMPT, "--adapter", "missing-adapter"], "missing-adapter: cannot be read as a PEFT adapter"),
+        ([*PROMPT, "--out", "taken"], "holds 'thesis.tex', which llmxai did not write"),
+        ([*PROMPT, "--out", "latin.txt"], "is a file"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_users_mistake_is_one_paragraph(
+    run: Run, model_folder: Path, tmp_path: Path, options: Sequence[str], words: str
+) -> None:
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "broken.json").write_text("[{")
+    (tmp_path / "number.json").write_text("5")
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "assistant.json").write_text(json.dumps(turns))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+    ended = run(*explain(model_folder, *options))
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    refusals = [line for line in said(ended.err) if line.removeprefix("llmxai: ") not in STAGES]
+    assert len(refusals) == 1
+    assert words in refusals[0]
+    assert ended.err.splitlines()[-1] == refusals[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nan_weights_end_with_2_and_no_folder(run: Run, tmp_path: Path) -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    ended = run(*explain(tmp_path / "model", "--prompt", "Hello", "--out", tmp_path / "out"))
+    assert ended.code == 2
+    assert "NaN" in said(ended.err)[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_option_ends_with_2(run: Run) -> None:
+    ended = run("explain", "--colour", "red")
+    assert ended.code == 2
+    assert "--colour" in ended.err
+
+
+def test_an_interrupt_writes_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["llmxai.explain"], "generate", interrupt)
+    ended = run(*explain(model_folder, *PROMPT))
+    assert ended.code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["llmxai.explain"], "generate", bug)
+    monkeypatch.setattr(sys, "argv", ["llmxai", *map(str, explain(model_folder, *PROMPT))])
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main()
+
+
+def test_the_installed_command(model_folder: Path, tmp_path: Path) -> None:
+    """Once as a process of its own: no checks of types there, and nothing of pytest's."""
+    (tmp_path / "words.json").write_text('["Hello"]')
+    command = [
+        str(Path(sys.executable).with_name("llmxai")),
+        *map(str, explain(model_folder, "--messages", "words.json")),
+    ]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    assert "Message 0 is 'Hello'; expected an object" in ended.stderr.splitlines()[-1]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["words.json"]

@@ -1,0 +1,277 @@
+"""The pipeline as a whole: what comes out, and that nothing is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import answered, make_loaded, prompt_tokens
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from llmxai import explain, save
+from llmxai.errors import NonFiniteError, OptionError, PromptError, UserError
+from llmxai.generation import Decoding, encode_messages, generate, replay
+from llmxai.methods import Tolerance, attention_rollout, layer_integrated_gradients
+from llmxai.models import LoadedModel, wrap
+from llmxai.store import read_folder
+from llmxai.types import Role, Status, predicting_position
+
+SHORT = Decoding(max_new_tokens=3)
+CHAT = [{"role": "user", "content": "The capital of France"}]
+
+
+def test_everything_fits_together(tiny_llama: LoadedModel) -> None:
+    result = explain(tiny_llama, messages=CHAT, decoding=SHORT)
+    generation = result.generation
+    shape = (generation.n_targets, len(generation.ids))
+    assert generation.n_targets == len(result.checks) == len(result.replay.logprobs) == 3
+    assert result.attribution.values.shape == result.rollout.rows.shape == shape
+    assert torch.allclose(
+        result.attribution.f_input, torch.tensor(result.replay.logprobs, dtype=torch.float64), atol=1e-4
+    )
+    for t, check in enumerate(result.checks):
+        assert (check.status == Status.UNCONVERGED) == (not result.attribution.converged[t])
+        assert check.sink_mass == pytest.approx(float(result.rollout.rows[t, 0]))
+    assert result.settings["features"] == "content"
+    assert result.settings["baseline"] == "space"
+    assert result.environment["model"]["name"] == "tiny llama"
+    assert result.environment["model"]["parameters"] == tiny_llama.model.num_parameters()
+    assert result.environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_options_reach_the_methods(tiny_llama: LoadedModel) -> None:
+    result = explain(
+        tiny_llama,
+        "The capital of France",
+        response=" Paris",
+        features="all",
+        baseline="zero",
+        tolerance=Tolerance(relative=0.5, absolute=0.1),
+        max_nodes=12,
+        residual=0.25,
+    )
+    assert result.generation.stop == "given"
+    assert result.settings["features"] == "all"
+    assert result.settings["baseline"] == "zero"
+    assert result.settings["tolerance"] == {"relative": 0.5, "absolute": 0.1}
+    assert result.settings["rollout"]["residual"] == 0.25
+    assert max(result.attribution.nodes) <= 12
+
+
+def test_the_same_question_gives_the_same_numbers(tiny_llama: LoadedModel) -> None:
+    one, two = (explain(tiny_llama, messages=CHAT, decoding=Decoding(max_new_tokens=3, temperature=1.0)) for _ in "ab")
+    assert one.generation == two.generation
+    assert torch.equal(one.attribution.values, two.attribution.values)
+    assert torch.equal(one.rollout.rows, two.rollout.rows)
+    assert one.checks == two.checks
+
+
+def test_stages_are_reported_in_order(tiny_llama: LoadedModel) -> None:
+    stages: list[str] = []
+    explain(tiny_llama, messages=CHAT, decoding=SHORT, report=lambda stage, _done, _n: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == ["generating", "replaying", "integrating gradients", "rolling attention out"]
+
+
+def test_the_position_rule() -> None:
+    assert [predicting_position(5, t) for t in range(3)] == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, OptionError, "exactly one"),
+        ({"prompt": "a", "messages": CHAT}, OptionError, "exactly one"),
+        ({"prompt": ""}, PromptError, "prompt is empty"),
+        ({"prompt": "a", "response": ""}, PromptError, "response is empty"),
+        ({"prompt": "a", "features": "words"}, OptionError, "'words' is unknown. Known: content, prompt, all"),
+        ({"prompt": "a", "baseline": "grey"}, OptionError, "'grey' is unknown. Known: space"),
+        ({"prompt": "a", "max_nodes": 1}, OptionError, "max_nodes is 1"),
+        ({"prompt": "a", "residual": 1.5}, OptionError, "residual is 1.5"),
+        ({"messages": [{"role": "user", "content": ""}]}, OptionError, "--features all"),
+        ({"messages": []}, PromptError, "no messages"),
+    ],
+)
+def test_bad_input(tiny_llama: LoadedModel, arguments: dict[str, Any], error: type[UserError], words: str) -> None:
+    with pytest.raises(error) as caught:
+        explain(tiny_llama, **{"decoding": SHORT, **arguments})
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a\x00b", "\u202eabc\u2069", "</script><b>", "{{ 7 * 7 }}{% for %}", "<|im_end|>", "😀", " "]
+)
+def test_odd_prompts_are_explained_exactly(tiny_llama: LoadedModel, prompt: str, tmp_path: Path) -> None:
+    result = explain(tiny_llama, prompt, decoding=SHORT, max_nodes=8)
+    generation = result.generation
+    assert "".join(generation.texts[: generation.prompt_len]) == prompt
+    folder = save(result, tmp_path / "out")
+    document, _ = read_folder(folder)
+    assert document["generation"]["request"] == {"prompt": prompt}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "</script><b>" not in page
+    assert "\u202e" not in page
+    assert "\x00" not in page
+
+
+def test_nan_weights_are_an_error_and_write_nothing(tmp_path: Path) -> None:
+    loaded = make_loaded("llama")
+    with torch.no_grad():
+        loaded.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN"):
+        save(explain(loaded, "Hello", decoding=SHORT), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3_text", "mistral", "falcon", "bloom", "gpt_oss"])
+def test_other_architectures_run_through(architecture: str, tmp_path: Path) -> None:
+    loaded = make_loaded(architecture)
+    messages = [{"role": "user", "content": "The capital of France is Paris, and the capital of Italy"}]
+    result = explain(loaded, messages=messages, decoding=SHORT, max_nodes=8)
+    document, maps = read_folder(save(result, tmp_path / "out"))
+    assert document["environment"]["model"]["architecture"] == type(loaded.model).__name__
+    assert abs(float(maps["rollout"][0].sum()) + document["targets"][0]["rollout"]["lost_mass"] - 1) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_real_model(smollm2: LoadedModel, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Which city is the capital of France?"}]
+    result = explain(smollm2, messages=messages, response="Paris.", max_nodes=160)
+    document, _ = read_folder(save(result, tmp_path / "out"))
+    assert all(result.attribution.converged)
+    assert document["generation"]["answer"] == "Paris."
+    first = document["targets"][0]["sources"]["integrated_gradients"][:5]
+    assert "France" in "".join(document["tokens"][source["index"]]["text"] for source in first)
+    assert document["environment"]["model"]["digest"] == smollm2.weight_digest
+
+
+# leave no mark
+
+
+def marks(loaded: LoadedModel) -> dict[str, Any]:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "weights": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "gradients": [parameter.grad for parameter in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "hooks": [len(getattr(module, name)) for module in model.modules() for name in hooks],
+        "config": model.config.to_dict(),
+        "attention": [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")],
+        "registries": [sorted(AttentionInterface().keys()), sorted(AttentionMaskInterface().keys())],
+        "generation_config": model.generation_config.to_dict(),
+        "vocabulary": tokenizer.get_vocab(),
+        "special": tokenizer.special_tokens_map,
+        "template": tokenizer.chat_template,
+        "random": torch.get_rng_state(),
+        "grad mode": torch.is_grad_enabled(),
+    }
+
+
+def require_no_mark(before: dict[str, Any], after: dict[str, Any]) -> None:
+    weights = before.pop("weights"), after.pop("weights")
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert torch.equal(before.pop("random"), after.pop("random"))
+    assert "llmxai" not in str(after["registries"])  # also not from an earlier test
+    assert before == after
+
+
+@pytest.fixture(params=["llama", "gpt2", "gemma2", "falcon", "bloom"])
+def trained(request: pytest.FixtureRequest) -> LoadedModel:
+    """As a caller may hold it: in training mode with gradients on, one part frozen, one in evaluation mode."""
+    loaded = make_loaded(request.param)
+    loaded.model.train()
+    loaded.model.get_input_embeddings().weight.requires_grad_(False)
+    next(iter(loaded.model.children())).eval()
+    return loaded
+
+
+STEPS: dict[str, Callable[[LoadedModel], object]] = {
+    "wrap": lambda loaded: wrap(loaded.model, loaded.tokenizer),
+    "encode": lambda loaded: encode_messages(loaded, CHAT),
+    "generate": lambda loaded: generate(loaded, prompt_tokens(loaded), decoding=SHORT),
+    "sample": lambda loaded: generate(
+        loaded, prompt_tokens(loaded), decoding=Decoding(max_new_tokens=3, temperature=1.0, top_p=0.9, top_k=9)
+    ),
+    "replay": lambda loaded: replay(loaded, answered(loaded)),
+    "gradients": lambda loaded: layer_integrated_gradients(loaded, answered(loaded), max_nodes=8),
+    "rollout": lambda loaded: attention_rollout(loaded, answered(loaded)),
+    "explain": lambda loaded: explain(loaded, messages=CHAT, decoding=SHORT, max_nodes=8),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_mark_is_left(trained: LoadedModel, step: str) -> None:
+    before = marks(trained)
+    STEPS[step](trained)
+    require_no_mark(before, marks(trained))
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "encode"])
+def test_no_mark_is_left_by_a_failure(
+    trained: LoadedModel, step: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last layer of the stack fails, at once or later on."""
+    block = next(module for module in trained.model.modules() if isinstance(module, torch.nn.ModuleList))[-1]
+    forward, left = type(block).forward, [calls]
+
+    def fail(self: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        if self is block:
+            left[0] -= 1
+            if left[0] < 0:
+                raise RuntimeError("in the middle")
+        return forward(self, *arguments, **options)
+
+    before = marks(trained)
+    monkeypatch.setattr(type(block), "forward", fail)
+    try:
+        STEPS[step](trained)
+    except RuntimeError as error:
+        assert "in the middle" in str(error)  # noqa: PT017
+    else:
+        assert left[0] >= 0, "it failed and nobody heard of it"
+    require_no_mark(before, marks(trained))
+
+
+def test_no_mark_is_left_by_a_failing_backward(trained: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no gradient today")
+
+    before = marks(trained)
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    with pytest.raises(RuntimeError, match="no gradient today"):
+        STEPS["gradients"](trained)
+    monkeypatch.undo()
+    require_no_mark(before, marks(trained))
+
+
+def test_the_callers_gradients_stay(trained: LoadedModel) -> None:
+    trained.model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    before = [None if p.grad is None else p.grad.clone() for p in trained.model.parameters()]
+    assert any(gradient is not None for gradient in before)
+    STEPS["explain"](trained)
+    for gradient, parameter in zip(before, trained.model.parameters(), strict=True):
+        assert (gradient is None) == (parameter.grad is None)
+        assert gradient is None or torch.equal(gradient, parameter.grad)
+
+
+def test_dropout_of_a_model_in_training_mode_is_off() -> None:
+    loaded = make_loaded("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    want = [STEPS[step](loaded) for step in ("replay", "gradients", "rollout")]
+    loaded.model.train()
+    got = [STEPS[step](loaded) for step in ("replay", "gradients", "rollout")]
+    assert got[0] == want[0]
+    assert torch.equal(got[1].values, want[1].values)
+    assert torch.equal(got[2].rows, want[2].rows)
+
+
+def test_roles_reach_the_explanation(tiny_llama: LoadedModel) -> None:
+    result = explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8)
+    held = {i for i, role in enumerate(result.generation.roles) if role in (Role.BOS, Role.TEMPLATE)}
+    assert set(result.settings["held"]) == held
