@@ -90,7 +90,7 @@ def same_work(repeats: int) -> list[str]:
         line(
             "llmxai, bf16 gradients, the same 50 nodes",
             mixed_usual,
-            f"differs from fp32 by up to {worst_difference(full['values'], mixed_usual['values']):.0%}: ill-conditioned",
+            f"ill-conditioned: up to {worst_difference(full['values'], mixed_usual['values']):.0%} from fp32",
         ),
         line("llmxai, fp32, default path, 50 nodes", default, "content tokens move from a space"),
         line("llmxai, bf16 gradients, default path, 50 nodes", mixed, f"least cosine to converged fp32 {bf16:.4f}"),
@@ -132,8 +132,8 @@ def certificates() -> list[str]:
     return [
         *lines,
         "",
-        f"Median {median(nodes):.0f} nodes a target, most {max(nodes)}; {np.mean(converged):.1%} of {len(nodes)} targets "
-        f"within tolerance in at most 128 nodes.",
+        f"Median {median(nodes):.0f} nodes a target, most {max(nodes)}; {np.mean(converged):.1%} of {len(nodes)} "
+        f"targets within tolerance in at most 128 nodes.",
         "",
     ]
 
@@ -169,7 +169,7 @@ def main() -> None:
         "# Results\n",
         f"`make bench`, {repeats} repeats after a warm-up, medians. {processor()}, {torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}. "
-        f"Matrix products of the model's shape run at {ceilings[0]:.0f} GFLOP/s in fp32 and {ceilings[1]:.0f} in bf16.\n",
+        f"Matrix products of the model's shape: {ceilings[0]:.0f} GFLOP/s in fp32, {ceilings[1]:.0f} in bf16.\n",
         *same_work(repeats),
         *certificates(),
         *growing(),

@@ -16,9 +16,11 @@ from transformers import DynamicCache
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods._path import Path
 from llmxai.methods._targets import Target, TargetRows
-from llmxai.models import LoadedModel, forward_logits, prefix_cache
+from llmxai.models import LoadedModel, forward_logits, keeps_logits, prefix_cache
 
 T = TypeVar("T")
+Pullback = Callable[[Sequence[int], bool], Tensor]
+"""From (the target of each node, or -1; whether another call follows) to the gradient [node, live, hidden]."""
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 ALIKE = 0.8
@@ -129,24 +131,43 @@ class PathFunction:
     ) -> list[tuple[int, int, Float[Tensor, " seq"]]]:
         delta = self.path.delta[self.live]
         points = self._points([node.alpha for node in nodes]).requires_grad_()
-        with torch.enable_grad(), split_at_head(self.loaded) as split:
-            total = self.rows.values(self._logits(points)).sum()
-            # each row of hidden states feeds one target only, so one backward through the head serves them all
-            (at_rows,) = torch.autograd.grad(total, split.leaf)
-        owner = torch.tensor(self.rows.owner, device=at_rows.device)
+        pull = self._pullback(points)
         passes = max(len(node.targets) for node in nodes)
         found = []
         for k in range(passes):
             carried = [node.targets[k] if k < len(node.targets) else -1 for node in nodes]
-            mine = owner == torch.tensor(carried, device=at_rows.device)[:, None]  # [node, row]
-            (grad,) = torch.autograd.grad(
-                split.hidden, points, grad_outputs=at_rows * mine[..., None], retain_graph=k < passes - 1
-            )
+            grad = pull(carried, k < passes - 1)
             live = self._finite((grad.to(delta.dtype) * delta).sum(dim=-1).double().cpu())
             slopes = torch.zeros(len(nodes), len(self.path.moving), dtype=torch.float64)
             slopes[:, self.live] = live
             found += [(k, t, slope) for k, t, slope in zip(indices, carried, slopes, strict=True) if t >= 0]
         return found
+
+    def _pullback(self, points: Float[Tensor, "node live hidden"]) -> Pullback:
+        """One forward pass; then gradients with respect to `points`, one target a node at a time."""
+        if not keeps_logits(self.loaded.model):
+            with torch.enable_grad():
+                values = self.rows.values(self._logits(points))
+
+            def through_model(carried: Sequence[int], again: bool) -> Tensor:
+                chosen = torch.tensor(carried, device=values.device)[:, None]
+                wanted = (torch.arange(values.shape[1], device=values.device) == chosen).to(values.dtype)
+                return torch.autograd.grad(values, points, grad_outputs=wanted, retain_graph=again)[0]
+
+            return through_model
+
+        with torch.enable_grad(), split_at_head(self.loaded) as split:
+            total = self.rows.values(self._logits(points)).sum()
+            # each row of hidden states feeds one target only, so one backward through the head serves them all
+            (at_rows,) = torch.autograd.grad(total, split.leaf)
+        owner = torch.tensor(self.rows.owner, device=at_rows.device)
+
+        def from_head(carried: Sequence[int], again: bool) -> Tensor:
+            mine = owner == torch.tensor(carried, device=at_rows.device)[:, None]  # [node, row]
+            cotangent = at_rows * mine[..., None]
+            return torch.autograd.grad(split.hidden, points, grad_outputs=cotangent, retain_graph=again)[0]
+
+        return from_head
 
     def _finite(self, numbers: Tensor) -> Tensor:
         if not torch.isfinite(numbers).all():

@@ -2,7 +2,7 @@
 
 from llmxai.models.embedded import EMBEDDED
 from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
-from llmxai.models.seams import embed, embedding_module, forward_logits, prefix_cache, transformer_depth
+from llmxai.models.seams import embed, embedding_module, forward_logits, keeps_logits, prefix_cache, transformer_depth
 
 __all__ = [
     "EMBEDDED",
@@ -11,6 +11,7 @@ __all__ = [
     "embedding_module",
     "forward_logits",
     "in_dtype",
+    "keeps_logits",
     "load",
     "prefix_cache",
     "transformer_depth",

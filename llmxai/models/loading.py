@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from llmxai.models.seams import undisturbed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+
+DEVICE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu|xla)(:\d+)?")
 
 DeviceMap = str | Mapping[str, int | str]
 
@@ -83,6 +86,11 @@ def load(
     _require_causal(config, name=name)
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
+    if isinstance(device_map, str) and not DEVICE.fullmatch(device_map):
+        raise OptionError(
+            f"device_map {device_map!r} is unknown. Known: auto, balanced, balanced_low_0, sequential, a device (cpu, "
+            f"cuda:0), or a dict from module to device."
+        )
     wanted = _dtype(dtype)
     arguments = {
         "dtype": wanted,

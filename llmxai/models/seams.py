@@ -77,8 +77,7 @@ def forward_logits(
     `prefix` holds the keys and values of what comes before seq, for a batch of one; it is left as it is.
     Raises UnsupportedModelError for a model that cannot start from embeddings.
     """
-    signature = inspect.signature(model.forward).parameters
-    if "inputs_embeds" not in signature:
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no inputs_embeds, so its embeddings cannot be moved along a path."
         )
@@ -88,10 +87,15 @@ def forward_logits(
         grown.batch_repeat_interleave(len(inputs_embeds))
         past = {"use_cache": True, _cache_argument(model): grown}
     keep = torch.tensor(list(positions), device=inputs_embeds.device)
-    if "logits_to_keep" in signature:
+    if keeps_logits(model):
         return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
     output = model(inputs_embeds=inputs_embeds, **past)
     return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
+
+
+def keeps_logits(model: PreTrainedModel) -> bool:
+    """Whether the output head can be run at chosen positions only."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache | None:

@@ -358,12 +358,7 @@ def wrapped(kind: type[SumOfEmbeddings]) -> LoadedModel:
         return wrap(kind(config).double().eval(), tokenizer, name=kind.__name__)
 
 
-HEAD_ON_ALL = pytest.mark.xfail(
-    strict=True, reason="the split at the head expects one row a target, and gets one a token"
-)
-
-
-@pytest.mark.parametrize("kind", [SumOfEmbeddings, pytest.param(WholeLogits, marks=HEAD_ON_ALL)])
+@pytest.mark.parametrize("kind", [SumOfEmbeddings, WholeLogits])
 def test_closed_form_on_a_linear_model(kind: type[SumOfEmbeddings]) -> None:
     """A_i = (x_i - b) . w[target], whatever the nodes; and the gap is 0."""
     linear = wrapped(kind)

@@ -371,3 +371,9 @@ def test_layers_offloaded_to_disk_still_give_gradients(
     assert (
         attention_rollout(loaded, generation).rows - attention_rollout(tiny_llama, generation).rows
     ).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "cuda:", "gpu0"])
+def test_unknown_device_map(model_folder: Path, wrong: str) -> None:
+    with pytest.raises(OptionError, match=r"is unknown\. Known: auto, balanced"):
+        load(model_folder, device_map=wrong)
