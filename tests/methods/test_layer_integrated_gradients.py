@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -502,3 +503,34 @@ def test_gradients_in_bfloat16_are_certified_against_the_models_own_f(tiny_llama
     assert (got.gap.abs() <= got.tolerance).all()
     cosine = torch.nn.functional.cosine_similarity(got.values, want.values, dim=1)
     assert (cosine > 0.95).all()
+
+
+def test_out_of_memory_halves_the_chunk_and_says_so(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over more than three nodes fails; the numbers are those of a run with memory to spare."""
+    generation = answered(tiny_llama)
+    want = layer_integrated_gradients(tiny_llama, generation, n_steps=16)
+    assert want.settings["chunk_halvings"] == 0
+    forward = tiny_llama.model.forward
+
+    def narrow(*arguments: object, **options: object) -> object:
+        embeds = options.get("inputs_embeds")
+        if isinstance(embeds, torch.Tensor) and len(embeds) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(*arguments, **options)
+
+    narrow.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(tiny_llama.model, "forward", narrow)
+    result = layer_integrated_gradients(tiny_llama, generation, n_steps=16)
+    assert result.settings["chunk_halvings"] > 0
+    assert result.settings["chunk_tokens"] < want.settings["chunk_tokens"]
+    assert difference(result.values, want.values) < 1e-4
+
+
+def test_out_of_memory_for_one_node_is_raised(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_arguments: object, **_options: object) -> object:
+        raise torch.OutOfMemoryError("out of memory")
+
+    never.__signature__ = inspect.signature(tiny_llama.model.forward)
+    monkeypatch.setattr(tiny_llama.model, "forward", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        layer_integrated_gradients(tiny_llama, answered(tiny_llama), n_steps=4)
