@@ -66,7 +66,7 @@ def explain(
         generation = given(model, tokens, response=response)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
-    report("integrating gradients", 0, generation.n_targets)
+    report("integrating gradients", 0, 1)
     attribution = layer_integrated_gradients(
         model,
         generation,

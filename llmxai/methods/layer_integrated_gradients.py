@@ -29,7 +29,7 @@ from llmxai.types import Attribution, Generation
 CHUNK_TOKENS = 1024
 
 Progress = Callable[[int, int], None]
-"""Called with (targets that are done, targets)."""
+"""Called with (gradients that are done, gradients that are wanted so far), one a target and node."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def layer_integrated_gradients(
         fast = exact
         if gradient_dtype is not None and gradient_dtype != loaded.dtype:
             fast = path_function(in_dtype(loaded, gradient_dtype), path, targets, size=size)
-        state = _State(exact=exact, fast=fast)
+        state = _State(exact=exact, fast=fast, progress=progress)
         if n_steps is None:
-            _adaptive(state, tolerance, max_nodes, progress)
+            _adaptive(state, tolerance, max_nodes)
         else:
             _fixed(state, n_steps)
     return _attribution(
@@ -145,6 +145,7 @@ class _State:
     """Everything in the model's dtype."""
     fast: PathFunction
     """Gradients in the dtype that was asked for; the same object where that is the model's."""
+    progress: Progress
     f: dict[float, Float[Tensor, " target"]] = field(default_factory=dict)
     pieces: list[dict[Panel, _Piece]] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
@@ -169,8 +170,11 @@ class _State:
         ]
         places = [(panel, weight) for panel in work for weight in panel.rule(order)[1]]
         sums: dict[tuple[int, Panel], Tensor] = {}
+        done, wanted = sum(self.nodes), sum(self.nodes) + sum(len(node.targets) for node in nodes)
         try:
             for k, t, slope in function.slopes(nodes):
+                done += 1
+                self.progress(done, wanted)
                 panel, weight = places[k]
                 sums[t, panel] = sums.get((t, panel), 0) + weight * slope
         except NonFiniteError:
@@ -187,7 +191,7 @@ class _State:
             self.nodes[t] += order
 
 
-def _adaptive(state: _State, tolerance: Tolerance, max_nodes: int, progress: Progress) -> None:
+def _adaptive(state: _State, tolerance: Tolerance, max_nodes: int) -> None:
     n = len(state.pieces)
     state.look_up(scout_grid())
     scouted = torch.stack([state.f[a] for a in scout_grid()])  # [grid, target]
@@ -216,7 +220,6 @@ def _adaptive(state: _State, tolerance: Tolerance, max_nodes: int, progress: Pro
                     continue
                 for half in wanted:
                     work.setdefault(half, []).append(t)
-        progress(n - len({t for todo in (work, again) for users in todo.values() for t in users}), n)
 
 
 def _total_error(pieces: Mapping[Panel, _Piece]) -> float:

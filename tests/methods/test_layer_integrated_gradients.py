@@ -465,12 +465,14 @@ def test_a_missing_special_token_is_no_baseline(missing: str) -> None:
         layer_integrated_gradients(loaded, answered(loaded), baseline=missing)
 
 
-def test_progress_counts_up_to_all_targets(llama64: LoadedModel) -> None:
+def test_progress_counts_every_gradient(llama64: LoadedModel) -> None:
     calls: list[tuple[int, int]] = []
-    generation = chat(llama64)
-    layer_integrated_gradients(llama64, generation, progress=lambda done, n: calls.append((done, n)))
-    assert calls[-1] == (generation.n_targets, generation.n_targets)
-    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    result = layer_integrated_gradients(
+        llama64, chat(llama64), progress=lambda done, wanted: calls.append((done, wanted))
+    )
+    assert [done for done, _ in calls] == list(range(1, sum(result.nodes) + 1))
+    assert calls[-1] == (sum(result.nodes), sum(result.nodes))
+    assert all(done <= wanted for done, wanted in calls)
 
 
 # gradients in another dtype
