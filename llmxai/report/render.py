@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, Target
+from llmxai.report.verdict import STATUS_TEXT
 from llmxai.report.view import ReportView
+from llmxai.report.visible import Text, plain
 
 UNSAFE_IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+DIGITS = 6
+"""Significant digits of the figures that the script gets."""
 
 
 def render_report(view: ReportView) -> str:
@@ -31,10 +38,46 @@ def render_report(view: ReportView) -> str:
     return environment.get_template("report.html.j2").render(
         view=view,
         policy=policy,
+        structure=STRUCTURE,
         style=Markup(style),  # our own file
         script=Markup(script),  # our own file
-        data=Markup(_json(view.data)),  # escaped for script elements
+        data=Markup(_json(page_data(view))),  # escaped for script elements
     )
+
+
+def page_data(view: ReportView) -> dict[str, Any]:
+    """What the script gets, as JSON values: units and top sources as whole numbers, never a whole map."""
+    return {
+        "levels": {name: _level(level) for name, level in view.levels.items()},
+        "statuses": {str(s): {"sign": sign, "meaning": text} for s, (sign, text) in STATUS_TEXT.items()},
+        "scale": {"gradients": GRADIENT_SCALE, "rollout": ROLLOUT_SCALE},
+    }
+
+
+def _level(level: Level) -> dict[str, Any]:
+    return {
+        "units": [
+            [_text(unit.text), unit.role, unit.status, _text(unit.label), plain(unit.label), unit.start]
+            for unit in level.units
+        ],
+        "turns": [[turn.role, turn.name, turn.first, turn.end] for turn in level.turns],
+        "targets": [_target(target) for target in level.targets],
+    }
+
+
+def _target(target: Target) -> dict[str, Any]:
+    figures = {
+        name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+        for name, value in asdict(target).items()
+    }
+    return {**figures, "judged": _text(target.judged), "probability": float(f"{target.probability:.{DIGITS}g}")}
+
+
+def _text(text: Text) -> str | list[str | list[str]]:
+    """A string, or where there are marks a list of strings and of marks, each mark in a list of its own."""
+    if not any(piece.mark for piece in text):
+        return "".join(piece.text for piece in text)
+    return [[piece.text] if piece.mark else piece.text for piece in text]
 
 
 def _static(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The text cut into units (words, or tokens), and for every generated unit its top sources under both methods."""
+"""The text cut into units (words, tokens or sentences), and for every generated unit its top sources, both methods."""
 
 from __future__ import annotations
 
@@ -9,25 +9,103 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.report.visible import label, visible
+from llmxai.report.visible import Text, label, plain, visible
 from llmxai.types import Role, Status
 
 TOP = 20
+"""Sources kept per generated unit and method."""
+TOP_STRUCTURE = 5
+"""Start mark and template units kept per generated unit, for colouring."""
 GRADIENT_SCALE = 10_000
 """Gradient values travel as whole ten-thousandths of a nat ..."""
-ROLLOUT_SCALE = 1_000_000
-"""... and rollout shares as whole millionths."""
+ROLLOUT_SCALE = 1_000_000_000
+"""... and rollout shares as whole billionths: on deep models the words together may hold a millionth."""
+STRUCTURE = (Role.BOS, Role.TEMPLATE)
 WORST_FIRST = (Status.UNCONVERGED, Status.DISAGREE, Status.DILUTED, Status.AGREE)
+ROLE_NAMES = {
+    Role.BOS: "Start mark and chat template (added automatically)",
+    Role.TEMPLATE: "Start mark and chat template (added automatically)",
+    Role.SYSTEM: "System instruction",
+    Role.USER: "User",
+    Role.TOOL: "Tool result",
+    Role.CONTEXT: "Earlier turns and documents",
+    Role.GENERATED: "Answer of the model",
+}
+SENTENCE_ENDS = frozenset(".!?。！？؟।\n")
+
+Pairs = tuple[tuple[int, int], ...]
+"""(unit, value x scale) by |value|, largest first."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One word or token of the text."""
+    """One word, token or sentence of the text."""
 
-    text: str
+    text: Text
+    label: Text
     role: str
     status: str
-    """Of a generated unit; empty for the rest."""
+    """Of a generated unit, the most careful of its tokens'; empty for the rest."""
+    start: int
+    """Index of its first token."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A run of units [first, end) with one role."""
+
+    role: str
+    name: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """One generated unit, its figures and its sources."""
+
+    unit: int
+    status: str
+    reason: str
+    """Of the token `judged`."""
+    judged: Text
+    """The token whose status the unit carries; the agreement figures are that token's too."""
+    joined: int
+    """Tokens in the unit. Log-probs, F, gaps and tolerances are sums over them; rollout figures are means."""
+    logprob: float
+    recorded: float | None
+    """The sum of the log-probs recorded while generating; None where the answer was given."""
+    rank: int
+    """The highest of its tokens' ranks."""
+    gap: float
+    local_error: float
+    tolerance: float
+    nodes: int
+    f_input: float
+    f_baseline: float
+    spearman: float | None
+    spearman_p: float | None
+    top_k: int
+    top_k_overlap: float | None
+    sink_mass: float
+    feature_mass: float
+    lost_mass: float
+    null_divergence: float
+    entropy: float | None
+    gradients: Pairs
+    gradients_total: float
+    """Sum of |value| over all units, in nats."""
+    gradients_structure: float
+    """The part of it on start mark and template."""
+    rollout: Pairs
+    """Without start mark and template, which are in `rollout_structure`."""
+    rollout_content: float
+    """Share of the row on all units but start mark and template."""
+    rollout_structure: Pairs
+
+    @property
+    def probability(self) -> float:
+        return math.exp(self.logprob)
 
 
 @dataclass(frozen=True)
@@ -35,7 +113,8 @@ class Level:
     """The whole text at one granularity."""
 
     units: tuple[Unit, ...]
-    data: Mapping[str, Any]
+    turns: tuple[Turn, ...]
+    targets: tuple[Target, ...]
 
 
 def build_level(
@@ -51,64 +130,102 @@ def build_level(
     starts = np.array([a for a, _ in groups])
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
     rollout = np.add.reduceat(maps["rollout"].astype(float), starts, axis=1)
-    units = tuple(_unit(tokens[a:b], _own(targets, a, b, first)) for a, b in groups)
-    structure = [i for i, unit in enumerate(units) if unit.role in (Role.TEMPLATE, Role.BOS)]
-    rows = []
-    for number, (a, b) in enumerate(groups):
-        if b > first:
-            which = slice(max(a, first) - first, b - first)
-            row = rollout[which].mean(axis=0)
-            rows.append(
-                {
-                    "unit": number,
-                    "status": units[number].status,
-                    "structure": round(float(row[structure].sum()), 6),
-                    "gradients": _top(gradients[which].sum(axis=0), scale=GRADIENT_SCALE),
-                    "total": float(np.abs(gradients[which].sum(axis=0)).sum()),
-                    "rollout": _top(row, scale=ROLLOUT_SCALE),
-                    **_figures(_own(targets, a, b, first), units[number].status),
-                }
-            )
-    data = {
-        "units": [[unit.text, unit.role, unit.status, label(unit.text) or "·"] for unit in units],
-        "targets": rows,
-        "scale": {"gradients": GRADIENT_SCALE, "rollout": ROLLOUT_SCALE},
-    }
-    return Level(units=units, data=data)
+    owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
+    units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
+    structure = np.array([unit.role in STRUCTURE for unit in units])
+    built = []
+    for number, own in enumerate(owned):
+        if own:
+            which = [target["position"] - first for target in own]
+            sources = _sources(gradients[which].sum(axis=0), rollout[which].mean(axis=0), structure)
+            built.append(Target(unit=number, **_figures(own, units[number].status), **sources))
+    return Level(units=units, turns=_turns(units), targets=tuple(built))
 
 
-def _own(targets: Sequence[Mapping[str, Any]], a: int, b: int, first: int) -> Sequence[Mapping[str, Any]]:
-    """The targets among tokens [a, b)."""
-    return targets[max(a, first) - first : b - first] if b > first else []
+def characters(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """One group a token, but tokens that are part of one character together."""
+    groups, start = [], 0
+    for i, token in enumerate(tokens):
+        if token["text"] or i == len(tokens) - 1:
+            groups.append((start, i + 1))
+            start = i + 1
+    return groups
+
+
+def sentences(tokens: Sequence[Mapping[str, Any]], words: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Words joined up to the sign that ends a sentence, or to the end of the line or of the role."""
+    groups: list[tuple[int, int]] = []
+    for a, b in words:
+        last = tokens[a - 1] if a else None
+        ended = last is None or last["role"] != tokens[a]["role"] or last["text"].rstrip(" ")[-1:] in SENTENCE_ENDS
+        groups = [*groups, (a, b)] if ended else [*groups[:-1], (groups[-1][0], b)]
+    return groups
 
 
 def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Unit:
-    status = next((s for s in WORST_FIRST if any(target["status"] == s for target in own)), "")
-    return Unit(text=visible("".join(token["text"] for token in tokens)), role=tokens[-1]["role"], status=str(status))
+    text = "".join(token["text"] for token in tokens)
+    return Unit(
+        text=visible(text) or label(text),
+        label=label(text),
+        role=tokens[-1]["role"],
+        status=str(next((s for s in WORST_FIRST if any(target["status"] == s for target in own)), "")),
+        start=tokens[0]["index"],
+    )
+
+
+def _turns(units: Sequence[Unit]) -> tuple[Turn, ...]:
+    turns: list[Turn] = []
+    for i, unit in enumerate(units):
+        name = ROLE_NAMES[Role(unit.role)]
+        if turns and turns[-1].name == name:
+            turns[-1] = Turn(unit.role, name, turns[-1].first, i + 1)
+        else:
+            turns.append(Turn(unit.role, name, i, i + 1))
+    return tuple(turns)
 
 
 def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
-    """One unit's numbers: sums where they add up, else those of the token whose status it carries."""
+    """One unit's numbers: sums where they add up, means of shares, and the agreement of the token it is judged by."""
     worst = next(target for target in own if target["status"] == status)
-    logprob = sum(target["replayed_logprob"] for target in own)
+    recorded = [target["logprob"] for target in own if target["logprob"] is not None]
+    entropies = [target["rollout"]["entropy"] for target in own if target["rollout"]["entropy"] is not None]
+    sums = {
+        name: round(sum(target[name] for target in own), 5)
+        for name in ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline")
+    }
+    means = {
+        name: sum(target["rollout"][name] for target in own) / len(own)
+        for name in ("sink_mass", "feature_mass", "lost_mass", "null_divergence")
+    }
     return {
-        "reason": worst["reason"],
+        "status": status,
+        "reason": plain(visible(worst["reason"])),
+        "judged": label(worst["text"]),
         "joined": len(own),
-        "probability": math.exp(logprob),
-        "logprob": round(logprob, 5),
+        "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
+        "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,
         "rank": max(target["rank"] for target in own),
-        "gap": round(sum(target["gap"] for target in own), 5),
-        "tolerance": round(sum(target["tolerance"] for target in own), 5),
-        "nodes": sum(target["nodes"] for target in own),
-        "f_input": round(sum(target["f_input"] for target in own), 4),
-        "f_baseline": round(sum(target["f_baseline"] for target in own), 4),
+        "entropy": sum(entropies) / len(entropies) if entropies else None,
+        **sums,
+        **means,
         **worst["agreement"],
-        **worst["rollout"],
     }
 
 
-def _top(values: np.ndarray, *, scale: int) -> list[list[int]]:
-    """[[unit, round(value x scale)]] of the largest |value|, without those that round to 0."""
-    order = np.argsort(-np.abs(values), kind="stable")[:TOP]
-    pairs = [[int(i), round(float(values[i]) * scale)] for i in order]
-    return [pair for pair in pairs if pair[1]]
+def _sources(gradients: np.ndarray, rollout: np.ndarray, structure: np.ndarray) -> dict[str, Any]:
+    magnitude = np.abs(gradients)
+    return {
+        "gradients": _top(gradients, scale=GRADIENT_SCALE, limit=TOP),
+        "gradients_total": float(magnitude.sum()),
+        "gradients_structure": float(magnitude[structure].sum()),
+        "rollout": _top(np.where(structure, 0.0, rollout), scale=ROLLOUT_SCALE, limit=TOP),
+        "rollout_content": float(rollout[~structure].sum()),
+        "rollout_structure": _top(np.where(structure, rollout, 0.0), scale=ROLLOUT_SCALE, limit=TOP_STRUCTURE),
+    }
+
+
+def _top(values: np.ndarray, *, scale: int, limit: int) -> Pairs:
+    """The largest |value| as whole numbers, without those that round to 0."""
+    order = np.argsort(-np.abs(values), kind="stable")[:limit]
+    pairs = ((int(i), round(float(values[i]) * scale)) for i in order)
+    return tuple(pair for pair in pairs if pair[1])

@@ -1,14 +1,31 @@
-"""Make characters visible that a reader could not see, or that would rearrange what he sees."""
+"""Make characters visible that a reader could not see, or that would rearrange what he sees.
+
+A text becomes pieces: plain stretches, and marks (`RLO`, `NUL`, `¶`) that the page draws in a small box, so that a mark
+cannot be confused with the same letters written by the model.
+"""
 
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import dataclass
 
 NAMES = {
+    "\0": "NUL",
+    "\x07": "BEL",
+    "\x08": "BS",
+    "\r": "CR",
+    "\x1b": "ESC",
+    "\x7f": "DEL",
+    "\xa0": "NBSP",
     "\u00ad": "SHY",
+    "\u034f": "CGJ",
     "\u061c": "ALM",
+    "\u115f": "FILLER",
+    "\u1160": "FILLER",
+    "\u180e": "MVS",
     "\u200b": "ZWSP",
     "\u200c": "ZWNJ",
+    "\u200d": "ZWJ",
     "\u200e": "LRM",
     "\u200f": "RLM",
     "\u2028": "LSEP",
@@ -18,33 +35,81 @@ NAMES = {
     "\u202c": "PDF",
     "\u202d": "LRO",
     "\u202e": "RLO",
+    "\u202f": "NNBSP",
     "\u2060": "WJ",
     "\u2066": "LRI",
     "\u2067": "RLI",
     "\u2068": "FSI",
     "\u2069": "PDI",
+    "\u2800": "BLANK",
+    "\u3164": "FILLER",
     "\ufeff": "BOM",
+    "\uffa0": "FILLER",
 }
-KEPT = frozenset("\t\n\u200d")
-"""Tabs and line breaks have a look of their own; the zero-width joiner makes one sign of several."""
+LINE_BREAK, TAB, SPACE = "¶", "⇥", "␣"
+JOINER = "\u200d"
+SIGN_PARTS = ("So", "Sk")
+"""Categories of emoji and of their skin tones; between two of these a joiner makes one sign of several."""
 
 
-def visible(text: str) -> str:
-    """`text` with each invisible, control or bidi character replaced by its name in brackets, such as ⟦RLO⟧."""
-    return "".join(_sign(character) for character in text)
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text, or the name of one character that could not be seen."""
+
+    text: str
+    mark: bool = False
 
 
-def label(text: str) -> str:
-    """`visible`, and white space too: what a lone token is called in a list or a table."""
-    shown = visible(text).replace("\n", "⏎").replace("\t", "⇥")
-    return shown.replace(" ", "␣") if not shown.strip(" ") else shown.strip(" ")
+Text = tuple[Piece, ...]
 
 
-def _sign(character: str) -> str:
+def visible(text: str) -> Text:
+    """`text` with every invisible, control or bidi character as a mark; a line break is a mark and still breaks."""
+    pieces: list[Piece] = []
+    for i, character in enumerate(text):
+        name = LINE_BREAK if character == "\n" else _mark(text, i)
+        if name:
+            pieces.append(Piece(name, mark=True))
+        if not name or character == "\n":
+            if pieces and not pieces[-1].mark:
+                pieces[-1] = Piece(pieces[-1].text + character)
+            else:
+                pieces.append(Piece(character))
+    return tuple(pieces)
+
+
+def label(text: str) -> Text:
+    """What a lone word or token is called in a list or a table: on one line, and never empty."""
+    kept = text.strip(" ")
+    if not kept:
+        return (Piece(SPACE * len(text) if text else "part of a character", mark=True),)
+    lined = ((piece.text.replace("\n", ""), piece.mark) for piece in visible(kept.replace("\t", TAB)))
+    return tuple(Piece(text, mark) for text, mark in lined if text)
+
+
+def plain(text: Text) -> str:
+    """Pieces as a plain string, marks in brackets: for page titles and screen readers."""
+    return "".join(f"[{piece.text}]" if piece.mark else piece.text for piece in text)
+
+
+def shorten(text: str, *, limit: int) -> str:
+    """At most `limit` characters, the last an ellipsis where something was cut."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def _mark(text: str, i: int) -> str | None:
+    """The name of character `i`, or None where it can be seen."""
+    character = text[i]
+    if character == JOINER and _joins_signs(text, i):
+        return None
     if character in NAMES:
-        return f"⟦{NAMES[character]}⟧"
-    if character in KEPT or unicodedata.category(character) not in ("Cc", "Cf", "Co", "Cs"):
-        return character
-    if character == "\0":
-        return "⟦NUL⟧"
-    return f"⟦U+{ord(character):04X}⟧"
+        return NAMES[character]
+    if character == "\t" or unicodedata.category(character) not in ("Cc", "Cf", "Co", "Cs"):
+        return None
+    return f"U+{ord(character):04X}"
+
+
+def _joins_signs(text: str, i: int) -> bool:
+    before = text[:i].rstrip("\ufe0f")[-1:]
+    after = text[i + 1 : i + 2]
+    return all(c and (unicodedata.category(c) in SIGN_PARTS) for c in (before, after))

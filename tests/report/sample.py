@@ -1,11 +1,33 @@
-"""A small explanation that is consistent with itself, for the report's tests."""
+"""Explanations as llmxai writes them, made by hand and consistent with themselves, for the report's tests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from llmxai.generation.words import group_words
+from llmxai.types import Role
+
+Sample = tuple[dict[str, Any], dict[str, np.ndarray]]
+TOLERANCE = 0.1
+TOP_SOURCES = 20
+STRUCTURE = ("bos", "template")
+REASONS = {
+    "agree": "Both methods rank the sources alike: Spearman 0.62, p = 0.004 against chance.",
+    "diluted": "Attention rollout puts 99.6% of its mass on the first token: do not read attention here.",
+    "disagree": "The two methods do not rank the sources alike: Spearman -0.12, p = 0.71 against chance.",
+    "unconverged": "The gradient attribution misses completeness by 0.5 nats and 0.1 is allowed: do not read it here.",
+}
+SPEARMAN = {"agree": (0.62, 0.004), "diluted": (0.1, 0.4), "disagree": (-0.12, 0.71), "unconverged": (0.3, 0.2)}
+ENVIRONMENT = {
+    "llmxai": "0.1.0",
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0", "transformers": "5.24.0"},
+    "model": {"name": "tiny", "revision": None, "digest": "00ff", "dtype": "float32", "quantization": None},
+    "hardware": {"cpu": "x86_64", "gpus": []},
+}
 
 
 def sample(
@@ -13,76 +35,82 @@ def sample(
     answer: Sequence[str],
     *,
     statuses: Sequence[str] | None = None,
-    template: int = 1,
+    roles: Sequence[str] | None = None,
+    stop: str = "length",
     seed: int = 0,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The first `template` prompt tokens are structure; every token is one word unless it starts without a space."""
+) -> Sample:
+    """Random maps for given tokens. Unless `roles` (of the prompt) says otherwise its first token is the start mark."""
     rng = np.random.default_rng(seed)
-    texts = [*prompt, *answer]
-    n, first = len(texts), len(prompt)
+    texts, first = [*prompt, *answer], len(prompt)
     statuses = statuses or ["agree"] * len(answer)
-    gradients = np.zeros((len(answer), n), dtype=np.float32)
-    rollout = np.zeros((len(answer), n), dtype=np.float32)
-    for t in range(len(answer)):
-        gradients[t, template : first + t] = rng.normal(size=first + t - template)
+    kinds = [*(roles or ["bos", *["user"] * (first - 1)]), *["generated"] * len(answer)]
+    maps = {name: np.zeros((len(answer), len(texts)), dtype=np.float32) for name in ("integrated_gradients", "rollout")}
+    for t, status in enumerate(statuses):
+        content = [i for i in range(first + t) if kinds[i] not in STRUCTURE]
+        maps["integrated_gradients"][t, content] = rng.normal(size=len(content))
         row = rng.random(first + t)
-        rollout[t, : first + t] = row / row.sum()
-    roles = ["template" if i < template else "user" if i < first else "generated" for i in range(n)]
-    starts = [
-        i for i in range(n) if i <= template or i == first or texts[i].startswith(" ") or not texts[i - 1].strip()
-    ]
+        row[0] = 250 * row.sum() if status == "diluted" else row[0]
+        maps["rollout"][t, : first + t] = row / row.sum()
     document = {
         "schema": "llmxai.explanation/1",
         "created": "2026-11-24T12:00:00+00:00",
         "generation": {
             "prompt_len": first,
-            "stop": "length",
+            "stop": stop,
             "request": {"prompt": "".join(prompt)},
-            "decoding": {"max_new_tokens": len(answer)},
+            "decoding": {"max_new_tokens": len(answer), "do_sample": False},
             "answer": "".join(answer),
         },
-        "tokens": [{"index": i, "id": i, "text": texts[i], "role": roles[i]} for i in range(n)],
-        "words": [[a, b] for a, b in zip(starts, [*starts[1:], n], strict=True)],
-        "targets": [
-            _target(t, first, answer[t], statuses[t], gradients[t], rollout[t], template) for t in range(len(answer))
-        ],
-        "settings": {"target": "logprob", "baseline": "space", "rollout": {"residual": 0.5}},
-        "environment": {"llmxai": "0.1.0", "model": {"name": "tiny", "digest": "00ff"}},
+        "tokens": [{"index": i, "id": i, "text": text, "role": kinds[i]} for i, text in enumerate(texts)],
+        "words": [list(word) for word in group_words(texts, [Role(kind) for kind in kinds])],
+        "targets": [_target(t, first, texts, statuses[t], kinds, maps) for t in range(len(answer))],
+        "settings": {
+            "target": "logprob",
+            "features": "content",
+            "held": [i for i, kind in enumerate(kinds) if kind in STRUCTURE],
+            "baseline": "space",
+            "rollout": {"residual": 0.5},
+        },
+        "environment": ENVIRONMENT,
         "warnings": [],
     }
-    return document, {"integrated_gradients": gradients, "rollout": rollout}
+    return document, maps
 
 
 def _target(
-    t: int, first: int, text: str, status: str, gradients: np.ndarray, rollout: np.ndarray, template: int
+    t: int, first: int, texts: Sequence[str], status: str, kinds: Sequence[str], maps: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    features = range(template, first + t)
-    gap = 0.5 if status == "unconverged" else 0.01
-    net = float(gradients.sum()) - gap
+    """net = f_input - f_baseline, sum of the values = net + gap, |gap| <= local_error, converged by the tolerance."""
+    gradients, rollout = maps["integrated_gradients"][t], maps["rollout"][t]
+    features = [i for i in range(first + t) if kinds[i] not in STRUCTURE]
+    gap, local_error = (0.5, 0.6) if status == "unconverged" else (0.01, 0.02)
+    logprob = -0.1 * (t % 7 + 1)
+    net = float(gradients.sum(dtype=float)) - gap
+    spearman, p = SPEARMAN[status]
     return {
         "position": first + t,
         "id": first + t,
-        "text": text,
-        "logprob": -0.5,
-        "replayed_logprob": -0.5,
-        "rank": 1,
+        "text": texts[first + t],
+        "logprob": logprob,
+        "replayed_logprob": logprob,
+        "rank": 1 + t % 3,
         "status": status,
-        "reason": f"It is {status} because this is a sample.",
+        "reason": REASONS[status],
         "gap": gap,
-        "local_error": gap,
-        "tolerance": 0.1,
+        "local_error": local_error,
+        "tolerance": TOLERANCE,
         "nodes": 40,
-        "f_input": -0.5,
-        "f_baseline": -0.5 - net,
+        "f_input": logprob,
+        "f_baseline": logprob - net,
         "net": net,
         "converged": status != "unconverged",
-        "agreement": {"spearman": 0.5, "spearman_p": 0.04, "top_k": 5, "top_k_overlap": 0.6},
+        "agreement": {"spearman": spearman, "spearman_p": p, "top_k": min(5, len(features)), "top_k_overlap": 0.6},
         "rollout": {
             "sink_mass": float(rollout[0]),
-            "feature_mass": float(rollout[template:].sum()),
+            "feature_mass": float(rollout[features].sum()),
             "lost_mass": 0.0,
-            "entropy": 0.8,
-            "null_divergence": 0.2,
+            "entropy": 0.8 if len(features) > 1 else None,
+            "null_divergence": 0.002 if status == "diluted" else 0.2,
         },
         "sources": {
             "integrated_gradients": _sources(gradients, features),
@@ -91,10 +119,63 @@ def _target(
     }
 
 
-def _sources(values: np.ndarray, features: range) -> list[dict[str, Any]]:
+def _sources(values: np.ndarray, features: Sequence[int]) -> list[dict[str, Any]]:
     total = float(np.abs(values[list(features)]).sum())
-    order = sorted(features, key=lambda i: -abs(values[i]))
+    order = sorted(features, key=lambda i: -abs(values[i]))[:TOP_SOURCES]
     return [{"index": i, "value": float(values[i]), "share": float(abs(values[i])) / total} for i in order]
+
+
+CHAT = (
+    ("<|im_start|>", "bos"),
+    ("system", "template"),
+    ("\n", "template"),
+    ("Answer", "system"),
+    (" briefly", "system"),
+    (".", "system"),
+    ("<|im_end|>", "template"),
+    ("\n", "template"),
+    ("<|im_start|>", "template"),
+    ("user", "template"),
+    ("\n", "template"),
+    ("Write", "user"),
+    (" Par", "user"),
+    ("is", "user"),
+    (" in", "user"),
+    (" Arabic", "user"),
+    (",", "user"),
+    (" then", "user"),
+    (" code", "user"),
+    (".", "user"),
+    ("<|im_end|>", "template"),
+    ("\n", "template"),
+    ("<|im_start|>", "template"),
+    ("ass", "template"),
+    ("istant", "template"),
+    ("\n", "template"),
+)
+CHAT_ANSWER = (
+    *("بار", "يس", " is", " Par", "is", ".", "\n", "def", " f"),
+    *("():", "\n", "    return", ' "', "", "日", '"', "<end>"),
+)
+CHAT_STATUSES = (
+    *("agree", "agree", "agree", "diluted", "unconverged", "agree", "agree", "disagree", "agree"),
+    *("agree", "agree", "diluted", "agree", "agree", "disagree", "agree", "agree"),
+)
+
+
+def chat() -> Sample:
+    """A chat with template, sub-words, Arabic, code, a half character, and every status."""
+    texts, roles = zip(*CHAT, strict=True)
+    return sample(texts, CHAT_ANSWER, statuses=CHAT_STATUSES, roles=roles, stop="eos")
+
+
+def long(*, given: int = 4000, generated: int = 300) -> Sample:
+    """300 generated and 4,000 input tokens of every status."""
+    prompt = ["<s>", *[f" word{i % 97}{'.' if i % 17 == 0 else ''}" for i in range(given - 1)]]
+    kinds = ("agree", "diluted", "disagree", "unconverged")
+    return sample(
+        prompt, [f" out{i % 53}" for i in range(generated)], statuses=[kinds[i % 4] for i in range(generated)]
+    )
 
 
 HOSTILE = (
@@ -108,12 +189,22 @@ HOSTILE = (
     "\u2028\u2029",
     "\ufeff",
     "]]>",
+    "\ud83d",
+    "",
+    "👩",
+    "\u200d",
+    "pass\u200bword",
+    "javascript:window.hacked=1",
+    "</style><style>*{display:none}",
+    "&lt;b&gt;",
 )
 
 
-def hostile() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Every hostile text as a prompt token, as an answer token, and in settings and warnings."""
+def hostile() -> Sample:
+    """Every hostile text as a prompt token, as an answer token, and in settings, reasons and warnings."""
     document, maps = sample(("<s>", *HOSTILE), HOSTILE, statuses=["disagree"] * len(HOSTILE))
     document["settings"]["baseline"] = HOSTILE[0]
-    document["warnings"] = [HOSTILE[0]]
+    document["environment"] = {**ENVIRONMENT, "model": {"name": HOSTILE[0], "digest": "\u202e00"}}
+    document["targets"][0]["reason"] = HOSTILE[0]
+    document["warnings"] = [HOSTILE[0] + "\u202e"]
     return document, maps

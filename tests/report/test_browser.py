@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from llmxai.report import build_view, render_report
-from tests.report.sample import hostile, sample
+from tests.report.sample import Sample, chat, hostile, long, sample
 
 pytestmark = pytest.mark.browser
 
@@ -25,6 +27,16 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 STATUSES = ["agree", "disagree", "agree", "unconverged"]
+CONTRAST = """selector => [...document.querySelectorAll(selector)].map(e => {
+  const lum = s => { const [r, g, b] = s.match(/[\\d.]+/g).map(Number).map(c => (c /= 255) <= .04045 ? c / 12.92
+    : ((c + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b };
+  const style = getComputedStyle(e), pair = [lum(style.color), lum(style.backgroundColor)].sort((a, b) => a - b);
+  return (pair[1] + .05) / (pair[0] + .05) })"""
+CLICKS = """() => [...document.querySelectorAll('.target')].slice(100, 130).map(e => {
+  const start = performance.now();
+  e.click();
+  document.body.getBoundingClientRect();
+  return performance.now() - start })"""
 Open = Callable[..., Page]
 
 
@@ -47,12 +59,13 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     complaints: list[str] = []
     pages: list[Page] = []
 
-    def open_one(document_and_maps: tuple, *, fragment: str = "", **options: object) -> Page:
+    def open_one(explanation: Sample, *, fragment: str = "", **options: object) -> Page:
         path = tmp_path / f"report-{len(pages)}.html"
-        path.write_text(render_report(build_view(*document_and_maps)), encoding="utf-8")
+        path.write_text(render_report(build_view(*explanation)), encoding="utf-8")
         page = browser.new_page(**options)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
         page.on("request", lambda request: complaints.append(request.url) if "report-" not in request.url else None)
         page.goto(path.as_uri() + fragment)
         pages.append(page)
@@ -64,105 +77,280 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     assert complaints == []
 
 
-def explanation() -> tuple:
+def four() -> Sample:
+    """Four words of the answer, the second and the fourth flagged."""
     return sample(["<s>", " Which", " city", "?"], [" It", " is", " Par", " end"], statuses=STATUSES)
 
 
 def pinned(page: Page) -> list[str]:
-    return page.locator("button.unit[aria-pressed=true]").all_inner_texts()
+    return page.locator(".target[aria-pressed=true]").all_inner_texts()
+
+
+def answer(page: Page) -> list[str]:
+    return page.locator(".target").all_inner_texts()
+
+
+def headline(page: Page) -> str:
+    return page.locator("#panel-head").inner_text()
+
+
+def test_a_violation_of_the_policy_is_noticed(browser: Browser, tmp_path: Path) -> None:
+    """The guard of `open_page` has teeth: what the policy refuses is said on the console."""
+    html = render_report(build_view(*four()))
+    (tmp_path / "bad.html").write_text(html.replace("<h1>", '<h1 style="color:red" onclick="1">'), encoding="utf-8")
+    page, said = browser.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((tmp_path / "bad.html").as_uri())
+    page.locator("h1").click()
+    page.close()
+    assert len([text for text in said if "Content Security Policy" in text]) >= 2
 
 
 def test_a_click_pins_and_recolours(open_page: Open) -> None:
-    page = open_page(explanation())
-    page.get_by_role("button", name="is, disagree").click()
-    assert pinned(page) == [" is"]
-    assert "disagree" in page.locator("#panel-head").inner_text()
-    assert page.locator("#panel .bars").count() == 2
-    assert page.locator(".unit.pos, .unit.neg").count() == 3  # Which, city?, It
-    assert "Pinned is" in page.locator("#live").inner_text()
-    page.get_by_role("button", name="is, disagree").click()
+    page = open_page(four())
+    word = page.get_by_role("button", name="is, disagree")
+    word.click()
+    assert pinned(page) == ["is"]
+    assert headline(page) == "is × disagree"
+    assert page.locator("#panel ol.bars").count() == 2
+    assert sorted(page.locator(".source").all_inner_texts()) == ["?", "It", "Which", "city"]
+    assert "Pinned is: disagree. Top source:" in page.locator("#live").inner_text()
+    assert page.url.endswith("#words-5")
+    word.click()
     assert pinned(page) == []
-    assert page.locator(".unit.pos, .unit.neg").count() == 0
+    assert page.locator(".source").count() == 0
+    assert headline(page) == "No word chosen"
+
+
+def test_sources_have_signs_and_flags_have_symbols(open_page: Open) -> None:
+    page = open_page(chat())
+    above = "e => getComputedStyle(e, '::before').content.split('/')[0].replaceAll('\"', '').replaceAll(' ', '')"
+    lines = set()
+    for status, symbol in (("agree", "none"), ("diluted", "~"), ("disagree", "×"), ("unconverged", "!")):
+        flagged = page.locator(f"#answer .status-{status}").first
+        assert flagged.evaluate(above) == symbol
+        assert flagged.evaluate("e => getComputedStyle(e).textDecorationLine") == "underline"
+        lines.add(flagged.evaluate("e => getComputedStyle(e).textDecorationStyle"))
+    assert len(lines) == 4
+    page.locator(".target").last.click()
+    assert set(page.locator("#given .source.pos").evaluate_all(f"all => all.map({above})")) == {"+"}
+    assert set(page.locator("#given .source.neg").evaluate_all(f"all => all.map({above})")) == {"−"}
+    both = page.locator("#answer .source.status-unconverged, #answer .source.status-diluted")
+    assert {text[0] for text in both.evaluate_all(f"all => all.map({above})")} <= {"+", "−"}
+    assert {text[1] for text in both.evaluate_all(f"all => all.map({above})")} <= {"~", "!"}
 
 
 def test_keys(open_page: Open) -> None:
-    page = open_page(explanation())
+    page = open_page(four())
     steps = [
-        ("ArrowRight", " It"),
-        ("ArrowRight", " is"),
-        ("n", " end"),
-        ("n", " is"),
-        ("p", " end"),
-        ("ArrowLeft", " Par"),
+        ("ArrowRight", "It"),
+        ("ArrowRight", "is"),
+        ("n", "end"),
+        ("n", "is"),
+        ("p", "end"),
+        ("ArrowLeft", "Par"),
     ]
     for key, expected in steps:
         page.keyboard.press(key)
         assert pinned(page) == [expected], key
-    page.keyboard.press("Enter")
-    assert pinned(page) == []
-    page.keyboard.press("Enter")
-    assert pinned(page) == [" Par"]
     page.keyboard.press("Escape")
     assert pinned(page) == []
     page.keyboard.press("?")
     assert page.locator("dialog").is_visible()
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
+    page.get_by_role("button", name="Keys").click()
+    page.get_by_role("button", name="Close").click()
+    assert not page.locator("dialog").is_visible()
 
 
-def test_methods_and_tokens_switch(open_page: Open) -> None:
-    page = open_page(sample(["<s>", " a"], [" am", "azing"], statuses=["agree", "diluted"]))
-    assert page.locator("button.unit").all_inner_texts() == [" amazing"]
+def test_enter_and_space_pin_and_tab_stops_once_in_the_answer(open_page: Open) -> None:
+    page = open_page(four())
+    assert page.locator(".target[tabindex='0']").count() == 1
+    page.locator("#answer").focus()
+    page.keyboard.press("Tab")
+    assert pinned(page) == []
+    assert headline(page) == "It ✓ agree"  # focus previews
+    page.keyboard.press("Enter")
+    assert pinned(page) == ["It"]
+    page.keyboard.press("Enter")
+    assert pinned(page) == []
+    page.keyboard.press(" ")
+    assert pinned(page) == ["It"]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "panel"
+
+
+def test_no_flagged_word_to_jump_to(open_page: Open) -> None:
+    page = open_page(sample(["<s>", " a"], [" b"]))
+    page.keyboard.press("n")
+    assert pinned(page) == []
+    assert "agree" in page.locator("#live").inner_text()
+
+
+def test_units_switch_and_the_pin_follows(open_page: Open) -> None:
+    page = open_page(sample(["<s>", " a"], [" x", " am", "azing"], statuses=["agree", "agree", "diluted"]))
+    assert answer(page) == ["x", "amazing"]
+    page.get_by_role("button", name="amazing, diluted").click()
+    note = page.locator("#panel .note").first.inner_text()
+    assert "These are 2 tokens" in note
+    assert "added up" in note
+    assert "averaged" in note
+    assert "the token azing," in note
     page.get_by_role("radio", name="tokens").check()
-    assert page.locator("button.unit").all_inner_texts() == [" am", "azing"]
-    page.get_by_role("button", name="azing, diluted").click()
-    before = page.locator("#legend").inner_text()
-    page.get_by_label("attention rollout").check()
-    assert "attention mass" in page.locator("#legend").inner_text() != before
-    assert page.locator(".unit.pos, .unit.neg").count() == 0
+    assert answer(page) == ["x", "am", "azing"]
+    assert pinned(page) == ["am"]
+    page.keyboard.press("n")
+    assert pinned(page) == ["azing"]
+    page.get_by_role("radio", name="words").check()
+    assert pinned(page) == ["amazing"]
+
+
+def test_methods_switch_the_colours_and_the_legend(open_page: Open) -> None:
+    page = open_page(four())
+    page.get_by_role("button", name="end, unconverged").click()
+    keys = page.locator("#legend .key").all_inner_texts()
+    numbers = [float(key.replace("−", "-")) for key in keys]
+    assert numbers == [-number for number in reversed(numbers)]
+    assert numbers[2] == 0
+    page.get_by_role("radio", name="attention rollout").check()
+    assert "of all attention" in page.locator("#legend").inner_text()
+    assert page.locator(".source.pos, .source.neg").count() == 0
+    assert "<s>" in page.locator(".source").all_inner_texts()  # start mark and template are shown, not hidden
+
+
+def test_the_panel_says_what_not_to_read(open_page: Open) -> None:
+    page = open_page(chat())
+    page.get_by_role("button", name="return, diluted").click()
+    panel = page.locator("#panel")
+    assert panel.locator(".doubt").all_inner_texts() == ["~ diluted: do not read these bars"]
+    assert "Start mark and template take" in panel.inner_text()
+    page.get_by_text("All figures of this word").click()
+    text = panel.inner_text()
+    for expected in (
+        *("0.020 / 0.100 nats: within", "Score with the neutral text", "On the first token (sink)", "Evaluations"),
+        *("Distance from the null", "Rank agreement (Spearman)", "Top 5 in common", "Values on start mark"),
+    ):
+        assert expected in text, expected
+    page.keyboard.press("ArrowRight")
+    assert page.locator("details.figures").get_attribute("open") is not None
 
 
 def test_hover_previews_and_a_link_pins(open_page: Open) -> None:
-    page = open_page(explanation())
+    page = open_page(four())
     page.get_by_role("button", name="end, unconverged").hover()
-    assert "end" in page.locator("#panel-head").inner_text()
+    assert headline(page) == "end ! unconverged"
     assert pinned(page) == []
-    assert pinned(open_page(explanation(), fragment="#words-4")) == [" is"]
+    page.locator("h1").hover()
+    assert headline(page) == "No word chosen"
+    page.get_by_role("button", name="is, disagree").click()
+    page.get_by_role("button", name="end, unconverged").hover()
+    assert headline(page) == "is × disagree"
+    linked = open_page(four(), fragment="#tokens-5")
+    assert pinned(linked) == ["is"]
+    assert linked.get_by_role("radio", name="tokens").is_checked()
+    for wrong in ("#words-999", "#words-1", "#__proto__-1", "#constructor-1"):
+        assert pinned(open_page(four(), fragment=wrong)) == []
 
 
 def test_hostile_text_does_nothing(open_page: Open) -> None:
     page = open_page(hostile())
-    for button in page.locator("button.unit").all():
-        button.click()
+    for name in ("words", "tokens"):
+        page.get_by_role("radio", name=name).check()
+        for word in page.locator(".target").all():
+            word.click()
     assert page.evaluate("window.hacked") is None
+    assert page.locator("img, main script").count() == 0
+    assert page.locator("section").first.is_visible()
+    panel = page.locator("#panel").inner_text()
+    assert "</script><script>window.hacked=1</script>" in panel
+    assert "\u202e" not in page.content()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_on_colour_has_contrast(open_page: Open, scheme: str) -> None:
-    page = open_page(explanation(), color_scheme=scheme)
-    page.get_by_role("button", name="end, unconverged").click()
-    ratios = page.evaluate(
-        """() => [...document.querySelectorAll('.unit.pos, .unit.neg, .legend span')].map(e => {
-          const lum = s => { const [r, g, b] = s.match(/[\\d.]+/g).map(Number).map(c => (c /= 255) <= .04045 ? c / 12.92
-            : ((c + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b };
-          const style = getComputedStyle(e), pair = [lum(style.color), lum(style.backgroundColor)].sort();
-          return (pair[1] + .05) / (pair[0] + .05) })"""
-    )
-    assert len(ratios) > 5
-    assert min(ratios) >= 4.5
+    page = open_page(chat(), color_scheme=scheme)
+    page.locator(".target").last.click()
+    for method in ("integrated gradients", "attention rollout"):
+        page.get_by_role("radio", name=method).check()
+        ratios = page.evaluate(CONTRAST, ".source, .legend .key")
+        assert len(ratios) > 15
+        assert min(ratios) >= 4.5
+    ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", ground)[:3])) < 60) == (scheme == "dark")
 
 
-def test_narrow_and_print(open_page: Open, tmp_path: Path) -> None:
+def test_right_to_left_and_code_keep_their_lines(open_page: Open) -> None:
+    page = open_page(chat())
+    boxes = [word.bounding_box() for word in page.locator(".target").all()]
+    names = [name.split(",")[0] for name in
+             page.locator(".target").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))")]  # fmt: skip
+    place = dict(zip(names, boxes, strict=True))
+    assert place["باريس"]["x"] > place["Paris"]["x"] > place["is"]["x"]  # from the right, with “is Paris” from the left
+    assert place["def"]["x"] < place["f"]["x"]  # the code below it runs from the left
+    assert place["return"]["y"] > place["def"]["y"] > place["Paris"]["y"]
+    assert place["return"]["x"] > place["def"]["x"] + 10  # indented
+
+
+@pytest.mark.parametrize("explanation", [chat, hostile])
+def test_320_pixels_without_sideways_scrolling(open_page: Open, explanation: Callable[[], Sample]) -> None:
     document, maps = explanation()
-    document["tokens"][1]["text"] = " Donaudampfschifffahrtsgesellschaftskapitän" * 3
+    document["tokens"][11]["text"] = " Donaudampfschifffahrtsgesellschaftskapitän" * 3
     page = open_page((document, maps), viewport={"width": 320, "height": 640})
+    page.locator(".target").last.click()
+    page.get_by_text("All figures of this word").click()
+    for folded in page.locator("details.cards").all():
+        folded.locator("summary").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_print_lays_out_the_flagged_tokens(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(chat())
+    page.locator(".target").last.click()
+    assert not page.locator(".printed .token-card").first.is_visible()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    cards = page.locator(".token-card:visible")
+    assert cards.count() == 5
+    assert page.locator(".token-card:visible table").count() == 10
+    symbols = page.locator(".target.status-unconverged").evaluate("e => getComputedStyle(e, '::before').content")
+    assert "!" in symbols
+    assert not page.locator("#panel").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
     page.pdf(path=tmp_path / "page.pdf")
-    assert (tmp_path / "page.pdf").stat().st_size > 10_000
+    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())) >= 3
 
 
-def test_without_scripts_the_tables_are_there(open_page: Open) -> None:
-    page = open_page(explanation(), java_script_enabled=False)
-    assert page.locator("table.wide tbody tr").count() == 4
+def test_without_scripts_the_tables_are_there_and_print(open_page: Open) -> None:
+    page = open_page(chat(), java_script_enabled=False)
+    assert page.locator("table.wide tbody tr").count() == 17
     assert not page.locator("#panel").is_visible()
     assert page.locator("noscript").inner_text()
+    assert page.locator("#answer .status-unconverged").count() == 1
+    page.emulate_media(media="print")
+    assert page.locator(".token-card:visible").count() == 5
+
+
+def test_a_long_one_repaints_within_100_ms(open_page: Open) -> None:
+    page = open_page(long())
+    page.get_by_role("radio", name="tokens").check()
+    times = page.evaluate(CLICKS)
+    assert len(times) == 30
+    assert statistics.median(times) < 100
+    page.locator(".target").nth(3).click()
+    frame = page.locator("#given").bounding_box()
+    named = page.locator("#panel ol.bars").first.locator("li").first.bounding_box()
+    inside = [box for source in page.locator("#given .source").all() if (box := source.bounding_box())
+              and frame["y"] <= box["y"] <= frame["y"] + frame["height"]]  # fmt: skip
+    assert named is not None
+    assert inside  # its strongest source was scrolled into view
+
+
+def test_an_unconverged_word_is_never_called_within(open_page: Open) -> None:
+    """One token over its allowance among nine: the sums would fit, and the word is unconverged all the same."""
+    tokens = [" a", *"bcdefghi"]
+    explanation = sample(["<s>", " x"], tokens, statuses=["unconverged", *["agree"] * 8])
+    page = open_page(explanation)
+    page.locator(".target").click()
+    page.get_by_text("All figures of this word").click()
+    assert "0.760 / 0.900 nats: over, for one token at least" in page.locator("#panel").inner_text()

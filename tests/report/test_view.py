@@ -2,63 +2,199 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from llmxai.report import build_view
-from llmxai.report.visible import label, visible
-from tests.report.sample import sample
+from llmxai.report import ReportView, build_view
+from llmxai.report.tables import build_settings, percent, signed
+from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, Target
+from llmxai.report.verdict import MainSource
+from llmxai.report.visible import Piece, label, plain, shorten, visible
+from tests.report.sample import CHAT_ANSWER, CHAT_STATUSES, Sample, chat, long, sample
+
+
+def texts(view: ReportView, *, level: str = "words") -> list[str]:
+    return [plain(unit.text) for unit in view.levels[level].units]
+
+
+def target_of(view: ReportView, number: int, *, level: str = "words") -> Target:
+    return view.levels[level].targets[number]
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("plain text", "plain text"),
-        ("a\u202eb", "a⟦RLO⟧b"),
-        ("\0", "⟦NUL⟧"),
-        ("\x07", "⟦U+0007⟧"),
-        ("\u200b", "⟦ZWSP⟧"),
-        ("line\nbreak\ttab", "line\nbreak\ttab"),
+        ("a\u202eb", "a[RLO]b"),
+        ("\0", "[NUL]"),
+        ("\x07\x1b", "[BEL][ESC]"),
+        ("\x01", "[U+0001]"),
+        ("\ud83d", "[U+D83D]"),
+        ("\U000e0041", "[U+E0041]"),
+        ("a\u200bb\xa0c", "a[ZWSP]b[NBSP]c"),
+        ("\u3164\u2800", "[FILLER][BLANK]"),
+        ("line\nbreak\ttab", "line[¶]\nbreak\ttab"),
+        ("a\r\n\n", "a[CR][¶]\n[¶]\n"),
         ("👩\u200d👧", "👩\u200d👧"),
+        ("❤\ufe0f\u200d🔥", "❤\ufe0f\u200d🔥"),
+        ("pass\u200dword", "pass[ZWJ]word"),
+        ("\u200d", "[ZWJ]"),
+        ("日本語 عربي", "日本語 عربي"),
+        ("", ""),
     ],
 )
-def test_invisible_characters_are_named(text: str, shown: str) -> None:
-    assert visible(text) == shown
+def test_what_cannot_be_seen_is_named(text: str, shown: str) -> None:
+    assert plain(visible(text)) == shown
 
 
-@pytest.mark.parametrize(("text", "name"), [(" Paris", "Paris"), ("  ", "␣␣"), ("\n", "⏎"), ("", ""), (" a b", "a b")])
-def test_label(text: str, name: str) -> None:
-    assert label(text) == name
+def test_a_mark_is_not_the_same_letters_in_the_text() -> None:
+    assert visible("\u202e") == (Piece("RLO", mark=True),)
+    assert visible("[RLO]") == (Piece("[RLO]"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (" Paris", "Paris"),
+        ("  ", "[␣␣]"),
+        ("\n", "[¶]"),
+        ("a\nb", "a[¶]b"),
+        ("", "[part of a character]"),
+        (" a b", "a b"),
+        ("\t", "⇥"),
+    ],
+)
+def test_a_label_is_one_line_and_never_empty(text: str, name: str) -> None:
+    assert plain(label(text)) == name
+    assert "\n" not in plain(label(text))
+
+
+def test_shorten() -> None:
+    assert shorten("abc", limit=3) == "abc"
+    assert shorten("ab cdef", limit=4) == "ab…"
+
+
+def test_the_small_example_in_full() -> None:
+    """Everything a reader is told first, for the chat of every status."""
+    view = build_view(*chat())
+    verdict = view.verdict
+    assert view.title == 'Where the answer “باريس is Paris. def f(): return "日"” came from'
+    assert [(asked.role, plain(asked.text)) for asked in verdict.asked] == [
+        ("system", "Answer briefly."),
+        ("user", "Write Paris in Arabic, then code."),
+    ]
+    assert plain(verdict.answer) == 'باريس is Paris.[¶]\ndef f():[¶]\n    return "日"'
+    assert [(count.sign, count.count, count.status) for count in verdict.counts] == [
+        ("✓", 12, "agree"),
+        ("~", 2, "diluted"),
+        ("×", 2, "disagree"),
+        ("!", 1, "unconverged"),
+    ]
+    assert verdict.sentences == (
+        "The gradient values cannot be read for 1 of 17 tokens: they could not be computed accurately enough. They are "
+        "marked “!” and left out of the main sources.",
+        "Attention says nothing of use for 2 of 17 tokens: typically more than 99% of it ends on the very first token, "
+        "or it spreads as it would for any text. For these read the gradient bars only.",
+        "For 2 of 17 tokens the two methods contradict each other: trust neither alone.",
+        "For 12 of 17 tokens both methods rank the sources alike.",
+    )
+    assert "not proof of faithfulness" in verdict.not_proof
+    assert verdict.not_proof in view.limits
+    assert [turn.name for turn in view.levels["words"].turns] == [
+        "Start mark and chat template (added automatically)",
+        "System instruction",
+        "Start mark and chat template (added automatically)",
+        "User",
+        "Start mark and chat template (added automatically)",
+        "Answer of the model",
+    ]
+    assert [row.flagged for row in view.rows].count(True) == 5
+
+
+def test_one_status_for_all_and_a_single_token() -> None:
+    (said, agreed) = build_view(*sample(["<s>", " a", " b"], [" x", " y"])).verdict.sentences
+    assert said.startswith("The gradient values can be read for all 2 tokens")
+    assert agreed == "For all 2 tokens both methods rank the sources alike."
+    assert "the only token" in build_view(*sample(["<s>", " a"], [" x"])).verdict.sentences[0]
+
+
+def test_units_are_words_or_tokens_and_cover_the_text() -> None:
+    document, maps = chat()
+    view = build_view(document, maps)
+    assert "باريس" in texts(view)
+    assert " Paris" in texts(view)
+    assert [unit.start for unit in view.levels["words"].units] == [a for a, _ in document["words"]]
+    said = "".join(token["text"] for token in document["tokens"]).replace("\n", "[¶]\n")
+    assert "".join(texts(view)) == "".join(texts(view, level="tokens")) == said
+    assert list(view.levels) == ["words", "tokens"]
+
+
+def test_half_characters_are_one_unit_among_tokens() -> None:
+    view = build_view(*sample(["<s>", "", "日", " x"], [" y", "", "本"]))
+    assert texts(view, level="tokens") == ["<s>", "日", " x", " y", "本"]
+    assert target_of(view, 1, level="tokens").joined == 2
+    assert [plain(row.text) for row in view.rows] == ["y", "[part of a character]", "本"]
 
 
 def test_words_add_gradients_and_average_rollout() -> None:
     document, maps = sample(["<s>", "un", "believ", " you"], [" am", "azing", " yes"])
-    data = build_view(document, maps).data["levels"]["words"]
-    assert [unit[0] for unit in data["units"]] == ["<s>", "unbeliev", " you", " amazing", " yes"]
-    word = data["targets"][0]
-    assert (word["unit"], word["joined"]) == (3, 2)
-    both = dict(map(tuple, word["gradients"]))
-    g, r = maps["integrated_gradients"], maps["rollout"]
-    assert both[1] == round(float(g[:2, 1:3].sum(dtype=float)) * 10_000)
-    assert both[3] == round(float(g[:2, 4:6].sum(dtype=float)) * 10_000)
-    assert dict(map(tuple, word["rollout"]))[2] == round(float(r[:2, 3].mean(dtype=float)) * 1_000_000)
-    assert word["structure"] == pytest.approx(float(r[:2, 0].mean()), abs=1e-6)
-
-
-def test_a_word_carries_the_most_careful_status_and_its_reason() -> None:
-    document, maps = sample(["<s>", " a", " b"], [" c", "d", "e"], statuses=["agree", "unconverged", "diluted"])
     view = build_view(document, maps)
-    word = view.data["levels"]["words"]["targets"][0]
-    assert word["status"] == "unconverged"
-    assert word["reason"].startswith("It is unconverged")
-    assert [count.count for count in view.counts] == [1, 1, 0, 1]
-    assert "1 of 3 gradient attributions miss" in view.sentences[0]
+    assert texts(view) == ["<s>", "unbeliev", " you", " amazing", " yes"]
+    word = target_of(view, 0)
+    assert (word.unit, word.joined) == (3, 2)
+    gradients, rollout = maps["integrated_gradients"].astype(float), maps["rollout"].astype(float)
+    both = dict(word.gradients)
+    assert both[1] == round(gradients[:2, 1:3].sum() * GRADIENT_SCALE)
+    assert both[3] == round(gradients[:2, 4:6].sum() * GRADIENT_SCALE)
+    joined = [gradients[:2, 1:3].sum(), gradients[:2, 3].sum(), gradients[:2, 4:6].sum()]
+    assert word.gradients_total == pytest.approx(np.abs(joined).sum())
+    assert dict(word.rollout)[2] == round(rollout[:2, 3].mean() * ROLLOUT_SCALE)
+    assert word.rollout_content == pytest.approx(rollout[:2, 1:].sum() / 2)
+    assert dict(word.rollout_structure) == {0: round(rollout[:2, 0].mean() * ROLLOUT_SCALE)}
 
 
-def test_half_characters_are_one_unit_among_tokens() -> None:
-    document, maps = sample(["<s>", "", "日", " x"], [" y", "", "本"])
-    units = build_view(document, maps).data["levels"]["tokens"]["units"]
-    assert [unit[0] for unit in units] == ["<s>", "日", " x", " y", "本"]
+def test_figures_of_a_word_add_up_to_its_values() -> None:
+    """Sum of the values = F(real) - F(neutral) + gap, for words of several tokens too."""
+    view = build_view(*sample(["<s>", " a", "b", " c"], [" d", "e", " f"], statuses=["agree", "unconverged", "agree"]))
+    assert [target.joined for target in view.levels["words"].targets] == [2, 1]
+    for target in (*view.levels["words"].targets, *view.levels["tokens"].targets):
+        total = sum(value for _, value in target.gradients) / GRADIENT_SCALE
+        assert total == pytest.approx(target.f_input - target.f_baseline + target.gap, abs=1e-3)
+        assert abs(target.gap) <= target.local_error
+
+
+def test_a_word_has_the_summed_logprob_and_the_mean_rollout_figures() -> None:
+    document, maps = sample(["<s>", " a"], [" am", "azing"], statuses=["agree", "diluted"])
+    one, two = document["targets"]
+    word = target_of(build_view(document, maps), 0)
+    assert word.logprob == pytest.approx(one["replayed_logprob"] + two["replayed_logprob"])
+    assert word.recorded == word.logprob
+    assert word.probability == pytest.approx(np.exp(word.logprob))
+    assert word.rank == max(one["rank"], two["rank"])
+    assert word.sink_mass == pytest.approx((one["rollout"]["sink_mass"] + two["rollout"]["sink_mass"]) / 2)
+    one["logprob"] = None
+    assert target_of(build_view(document, maps), 0).recorded is None
+
+
+def test_a_word_carries_the_most_careful_status_and_names_its_token() -> None:
+    document, maps = sample(["<s>", " a", " b"], [" c", "d", "e"], statuses=["agree", "unconverged", "diluted"])
+    word = target_of(build_view(document, maps), 0)
+    assert (word.status, plain(word.judged)) == ("unconverged", "d")
+    assert word.reason == document["targets"][1]["reason"]
+    assert word.spearman == document["targets"][1]["agreement"]["spearman"]
+
+
+def test_template_cannot_crowd_words_out_of_the_rollout_list() -> None:
+    """30 template tokens above every word: the words are listed all the same, and the template's mass is stated."""
+    prompt, roles = [f"<t{i}>" for i in range(30)] + [" a", " b"], ["bos", *["template"] * 29, "user", "user"]
+    document, maps = sample(prompt, [" x"], roles=roles)
+    maps["rollout"][0, :30], maps["rollout"][0, 30:32] = 0.999 / 30, [0.0007, 0.0003]
+    target = target_of(build_view(document, maps), 0)
+    assert target.rollout == ((30, 700_000), (31, 300_000))
+    assert target.rollout_content == pytest.approx(0.001)
+    assert len(target.rollout_structure) == 5
 
 
 def test_main_sources_leave_out_unconverged_targets_and_the_answer() -> None:
@@ -66,21 +202,90 @@ def test_main_sources_leave_out_unconverged_targets_and_the_answer() -> None:
     maps["integrated_gradients"][:] = 0
     maps["integrated_gradients"][0, 1:3] = [3.0, -1.0]
     maps["integrated_gradients"][1, 2] = 100.0
-    assert build_view(document, maps).main_sources == (("first", "75%"), ("second", "25%"))
+    sources = build_view(document, maps).verdict.main_sources
+    assert sources == (MainSource(label("first"), "75%"), MainSource(label("second"), "25%"))
+    document["targets"][0]["converged"] = False
+    assert build_view(document, maps).verdict.main_sources == ()
 
 
 def test_the_end_mark_is_no_part_of_the_answer() -> None:
-    document, maps = sample(["<s>", " a"], [" Paris", "<end>"])
-    assert build_view(document, maps).answer == "Paris<end>"
-    document["generation"]["stop"] = "eos"
+    assert plain(build_view(*sample(["<s>", " a"], [" Paris", "<end>"])).verdict.answer) == "Paris<end>"
+    assert plain(build_view(*sample(["<s>", " a"], [" Paris", "<end>"], stop="eos")).verdict.answer) == "Paris"
+    assert plain(build_view(*sample(["<s>", " a"], ["<end>"], stop="eos")).verdict.answer) == "(nothing)"
+
+
+def test_a_long_text_is_quoted_short_and_offers_sentences() -> None:
+    document, maps = long(given=900, generated=4)
     view = build_view(document, maps)
-    assert view.answer == "Paris"
-    assert view.title == "Why did the model say “Paris”?"
+    assert len(plain(view.verdict.asked[0].text)) <= 600
+    assert list(view.levels) == ["words", "tokens", "sentences"]
+    sentences = texts(view, level="sentences")
+    assert sentences[0] == "<s>"
+    assert sentences[1] == " word0."
+    assert sentences[2].startswith(" word1 word2")
+    assert sentences[2].endswith("word17.")
+    assert "".join(sentences) == "".join(texts(view))
+    assert len(view.levels["sentences"].targets) == 1
+    assert all(len(target.gradients) == 20 for target in view.levels["words"].targets)
 
 
-def test_the_page_gets_top_sources_only() -> None:
+def test_only_the_largest_sources_travel() -> None:
     document, maps = sample(["<s>", *[f" w{i}" for i in range(100)]], [" x"])
-    target = build_view(document, maps).data["levels"]["words"]["targets"][0]
-    assert len(target["gradients"]) == 20
+    target = target_of(build_view(document, maps), 0, level="tokens")
     best = np.argsort(-np.abs(maps["integrated_gradients"][0]))[:20]
-    assert [unit for unit, _ in target["gradients"]] == best.tolist()
+    assert [unit for unit, _ in target.gradients] == best.tolist()
+
+
+def test_a_target_without_features() -> None:
+    view = build_view(*sample(["<s>"], [" x", " y"]))
+    first = target_of(view, 0)
+    assert (first.gradients, first.gradients_total, first.rollout_content) == ((), 0.0, 0.0)
+    assert view.rows[0].gradient_sources == ()
+
+
+def test_settings_are_named_in_words_and_keep_their_keys() -> None:
+    rows = build_settings({"held": [0, 1, 2, 5], "rollout": {"residual": 0.5}, "odd_one": None, "flag": True})
+    assert [(row.name, row.key, plain(row.value)) for row in rows] == [
+        ("Tokens held real (positions)", "held", "0–2, 5"),
+        ("Rollout: weight of a token's own state", "rollout.residual", "0.5"),
+        ("odd_one", "odd_one", "none"),
+        ("flag", "flag", "yes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "50.0%"), (0.0004, "0.040%"), (3e-6, "under 0.001%"), (0.0, "0.0%"), (1.0, "100.0%")]
+)
+def test_percent(value: float, text: str) -> None:
+    assert percent(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.5, "+1.500"), (-0.25, "−0.250"), (-0.0001, "0.000"), (0.0, "0.000")])
+def test_signed(value: float, text: str) -> None:
+    assert signed(value) == text
+
+
+@pytest.mark.parametrize("build", [chat, lambda: sample(["<s>", " a", "b"], [" c", "d"])])
+def test_the_samples_are_consistent(build: Callable[[], Sample]) -> None:
+    """The fixtures keep the contract of docs/explanation-folder.md."""
+    document, maps = build()
+    for t, target in enumerate(document["targets"]):
+        values = maps["integrated_gradients"][t]
+        features = [token["index"] for token in document["tokens"] if token["index"] < target["position"]]
+        features = [i for i in features if i not in document["settings"]["held"]]
+        assert values.sum(dtype=float) == pytest.approx(target["net"] + target["gap"], abs=1e-4)
+        assert target["net"] == pytest.approx(target["f_input"] - target["f_baseline"])
+        assert target["converged"] == (target["local_error"] <= target["tolerance"])
+        assert abs(target["gap"]) <= target["local_error"]
+        assert maps["rollout"][t].sum() == pytest.approx(1, abs=1e-4)
+        for kind in ("integrated_gradients", "rollout"):
+            sources = target["sources"][kind]
+            everything = np.abs(maps[kind][t][features]).sum(dtype=float)
+            assert len(sources) == min(20, len(features))
+            listed = sum(abs(source["value"]) for source in sources)
+            assert sum(source["share"] for source in sources) == pytest.approx(listed / everything, abs=1e-4)
+
+
+def test_the_chat_has_a_status_for_each_token() -> None:
+    document, _ = chat()
+    assert len(document["targets"]) == len(CHAT_ANSWER) == len(CHAT_STATUSES)

@@ -1,15 +1,15 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const box = document.getElementById("units");
-  const panel = document.getElementById("panel");
-  const live = document.getElementById("live");
-  const help = document.getElementById("help");
+  const byId = (id) => document.getElementById(id);
+  const given = byId("given"), answer = byId("answer"), panel = byId("panel"), live = byId("live"), help = byId("help");
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const BARS = 8; // sources shown at once; the rest can be unfolded
   const state = { level: "words", method: "gradients", pinned: null, shown: null };
-  let nodes = [];      // one element a unit
-  let byUnit = new Map(); // unit number -> its target's figures
+  let nodes = [];         // one element a unit
+  let byUnit = new Map(); // number of a unit -> its figures
   let painted = [];
+  let stop = null;        // the one word that Tab reaches
 
   const level = () => data.levels[state.level];
   const make = (tag, attributes = {}, ...children) => {
@@ -18,19 +18,34 @@
     element.append(...children);
     return element;
   };
+  // A text is a string, or a list of strings and of [mark]
+  const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
+  const isStructure = (role) => role === "template" || role === "bos";
 
-  // Blue supports, orange opposes; the ink on top is whichever contrasts more.
+  // ---- numbers
+  const nats = (value, digits = 3) => {
+    const text = Math.abs(value).toFixed(digits);
+    return Number(text) === 0 ? text : (value < 0 ? "−" : "+") + text;
+  };
+  const plain = (value, digits = 3) => (value < 0 ? "−" : "") + Math.abs(value).toFixed(digits);
+  const percent = (value) => {
+    if (value > 0 && value < 0.00001) return `${(100 * value).toPrecision(1).replace("e-", "·10⁻").replace(/⁻(\d+)/, (_, n) => "⁻" + [...n].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join(""))}%`;
+    return `${(100 * value).toFixed(value < 0.0005 ? 4 : value < 0.9995 || value === 1 ? 1 : 3)}%`;
+  };
+  const either = (value, show) => value === null ? "not defined here" : show(value);
+
+  // ---- colours: blue raises, orange lowers; the ink on top is whichever contrasts more
   const POSITIVE = [33, 102, 172], NEGATIVE = [194, 98, 14], MASS = [60, 95, 135];
-  const mix = (ends, share) => {
+  const mix = (end, share) => {
     const ground = dark.matches ? [29, 33, 38] : [255, 255, 255];
-    return ends.map((c, i) => Math.round(ground[i] + (c - ground[i]) * share));
+    return end.map((c, i) => Math.round(ground[i] + (c - ground[i]) * share));
   };
   const luminance = (rgb) => {
     const [r, g, b] = rgb.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const paint = (element, ends, share) => {
-    const colour = mix(ends, share), light = luminance(colour);
+  const paint = (element, end, share) => {
+    const colour = mix(end, share), light = luminance(colour);
     element.style.backgroundColor = `rgb(${colour.join(",")})`;
     element.style.color = (light + 0.05) / 0.05 > 1.05 / (light + 0.05) ? "#000" : "#fff";
   };
@@ -38,34 +53,45 @@
     for (const element of painted) {
       element.style.backgroundColor = "";
       element.style.color = "";
-      element.classList.remove("pos", "neg");
+      element.classList.remove("source", "pos", "neg");
     }
     painted = [];
   };
+  /** [[unit, value]] of what lights up, in whole numbers, for the chosen method. */
+  const lit = (target) => state.method === "gradients" ? target.gradients : [...target.rollout_structure, ...target.rollout];
+  const largest = (pairs) => Math.max(1, ...pairs.map(([, value]) => Math.abs(value)));
 
-  const nats = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
-  const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)} %`;
-  const either = (value, show) => value === null || value === undefined ? "not defined" : show(value);
-
+  // ---- the text
   function build() {
-    const { units, targets } = level();
+    const { units, turns, targets } = level();
     byUnit = new Map(targets.map((target) => [target.unit, target]));
-    box.textContent = "";
     painted = [];
-    let role = null;
-    nodes = units.map(([text, own, status, label], i) => {
-      const structure = own === "template" || own === "bos";
-      if (!structure && own !== role) box.append(make("span", { class: "turn-label" }, own === "generated" ? "answer" : own));
-      role = structure ? role : own;
-      const target = byUnit.get(i);
-      const element = target
-        ? make("button", { type: "button", class: `unit role-${own} status-${status}`, "aria-pressed": "false", "data-unit": i,
-            "aria-label": `${label}, ${status}` }, text || "·")
-        : make("span", { class: `unit role-${own}` }, text);
-      if (target) element.title = `${data.statuses[status].sign} ${status}`;
-      box.append(element);
-      return element;
-    });
+    nodes = [];
+    given.replaceChildren();
+    answer.replaceChildren();
+    for (const [role, name, first, end] of turns) {
+      const said = make("div", { class: "said", dir: "auto" });
+      for (let i = first; i < end; i += 1) said.append(...unit(units[i], i));
+      const turn = make("div", { class: `turn-box role-${role}` }, make("span", { class: "turn-label" }, name), said);
+      (role === "generated" ? answer : given).append(turn);
+    }
+    stop = targets.length ? nodes[targets[0].unit] : null;
+    stop?.setAttribute("tabindex", "0");
+  }
+
+  /** The nodes of one unit; white space before a word stays outside of what lights up. */
+  function unit([text, role, status, , name], i) {
+    const content = pieces(text);
+    const before = typeof content[0] === "string" ? content[0].match(/^ */)[0] : "";
+    if (before && (content.length > 1 || before.length < content[0].length)) content[0] = content[0].slice(before.length);
+    const kept = content[0] === text ? "" : before;
+    const element = make(isStructure(role) ? "bdi" : "span", { class: "unit" }, ...content);
+    if (byUnit.has(i)) {
+      element.classList.add("target", `status-${status}`);
+      for (const [key, value] of Object.entries({ role: "button", tabindex: "-1", "aria-pressed": "false", "data-unit": i, "aria-label": `${name}, ${status}`, title: `${data.statuses[status].sign} ${status}` })) element.setAttribute(key, value);
+    }
+    nodes[i] = element;
+    return kept ? [kept, element] : [element];
   }
 
   function repaint() {
@@ -76,13 +102,12 @@
       panel.replaceChildren(make("h3", { id: "panel-head" }, "No word chosen"), make("p", {}, "Choose a word of the answer to see where it came from."));
       return;
     }
-    const signed = state.method === "gradients";
-    const pairs = target[state.method];
-    const most = Math.max(...pairs.map(([, value]) => Math.abs(value)), 1);
-    for (const [unit, value] of pairs) {
-      if (unit === state.shown) continue;
-      const element = nodes[unit], share = 0.08 + 0.92 * Math.abs(value) / most;
-      paint(element, signed ? (value < 0 ? NEGATIVE : POSITIVE) : MASS, share);
+    const signed = state.method === "gradients", pairs = lit(target), most = largest(pairs);
+    for (const [number, value] of pairs) {
+      if (number === state.shown) continue;
+      const element = nodes[number];
+      paint(element, signed ? (value < 0 ? NEGATIVE : POSITIVE) : MASS, 0.08 + 0.92 * Math.abs(value) / most);
+      element.classList.add("source");
       if (signed) element.classList.add(value < 0 ? "neg" : "pos");
       painted.push(element);
     }
@@ -90,140 +115,239 @@
   }
 
   function legend(target) {
-    const where = document.getElementById("legend");
+    const where = byId("legend");
     where.replaceChildren();
-    if (!target) return;
-    const signed = state.method === "gradients", scale = level().scale[state.method];
-    const most = Math.max(...target[state.method].map(([, value]) => Math.abs(value)), 1) / scale;
-    for (const step of signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.5, 1]) {
-      const key = make("span", {}, signed ? nats(step * most) : percent(step * most, 2));
+    if (!target) {
+      where.append("Colours and their numbers appear here when a word is chosen.");
+      return;
+    }
+    const signed = state.method === "gradients", most = largest(lit(target)) / data.scale[state.method];
+    where.append(signed ? "lowers " : "no attention ");
+    for (const step of signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
+      const key = make("span", { class: "key" }, signed ? nats(step * most, 2) : percent(step * most));
       paint(key, signed ? (step < 0 ? NEGATIVE : POSITIVE) : MASS, Math.abs(step));
       where.append(key);
     }
-    where.append(signed ? " nats: − lowers, + raises" : " of the attention mass");
+    where.append(signed ? " raises, in nats" : " of all attention");
   }
 
-  function bars(target, method) {
-    const { units, scale } = level(), signed = method === "gradients";
-    const pairs = target[method];
-    const most = Math.max(...pairs.map(([, value]) => Math.abs(value)), 1);
-    const list = make("ol", { class: "bars" });
-    for (const [unit, whole] of pairs.slice(0, 8)) {
-      const value = whole / scale[method];
+  // ---- the panel
+  /** A ranked list: name and numbers on a line, a bar under it; signed bars start in the middle. */
+  function bars(pairs, { scale, signed, share }) {
+    const { units } = level(), most = largest(pairs), items = pairs.map(([number, whole]) => {
+      const value = whole / scale, role = units[number][1];
+      const note = number === state.shown ? " (its own earlier tokens)" : isStructure(role) ? " (template)" : role === "generated" ? " (answer)" : "";
+      const bar = make("span", { class: `bar${signed ? " signed" : ""}`, "aria-hidden": "true" });
       const fill = make("span", { class: `fill ${signed ? (value < 0 ? "neg" : "pos") : "mass"}` });
-      fill.style.width = `${100 * Math.abs(whole) / most}%`;
-      const figure = signed ? `${nats(value)} · ${percent(Math.abs(value) / target.total, 0)}` : percent(value, 2);
-      const held = ["template", "bos"].includes(units[unit][1]) ? ` (${units[unit][1]})` : "";
-      list.append(make("li", {}, make("bdi", { title: units[unit][3] }, units[unit][3] + held), make("span", { class: "bar" }, fill), make("span", { class: "num" }, figure)));
-    }
-    if (!pairs.length) list.append(make("li", {}, "no source above rounding"));
-    return list;
+      fill.style.setProperty("width", `${(signed ? 50 : 100) * Math.abs(whole) / most}%`);
+      bar.append(fill);
+      return make("li", {}, make("span", { class: "named" }, make("bdi", {}, ...pieces(units[number][3])), make("span", { class: "soft" }, note)),
+        make("span", { class: "num" }, signed ? nats(value) : percent(value), make("span", { class: "soft" }, ` · ${percent(share(value))}`)), bar);
+    });
+    if (!items.length) return [make("p", { class: "soft" }, "No source above rounding.")];
+    const list = make("ol", { class: "bars" }, ...items.slice(0, BARS));
+    if (items.length <= BARS) return [list];
+    return [list, make("details", {}, make("summary", {}, `${items.length - BARS} more`), make("ol", { class: "bars", start: BARS + 1 }, ...items.slice(BARS)))];
   }
+
+  function facts(title, rows) {
+    const table = make("table", { class: "pairs" }, make("caption", {}, title)), body = make("tbody");
+    for (const [name, value] of rows) body.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
+    table.append(body);
+    return table;
+  }
+
+  function likelihood(target) {
+    const rank = target.rank === 1 ? "1: the model’s first choice" : String(target.rank);
+    const recorded = target.recorded === null ? "not recorded: the answer was given" : `${plain(target.recorded)} nats`;
+    return facts("How likely was it", [
+      ["Probability", percent(target.probability)],
+      ["Log-probability", `${plain(target.logprob)} nats`],
+      ["The same, while generating", recorded],
+      [target.joined > 1 ? "Highest rank of its tokens" : "Rank", rank],
+    ]);
+  }
+
+  function certainty(target) {
+    return facts("Can the gradient values be read", [
+      ["Error / allowed", `${plain(target.local_error)} / ${plain(target.tolerance)} nats: ${target.status !== "unconverged" ? "within" : target.joined > 1 ? "over, for one token at least" : "over"}`],
+      ["Gap", `${nats(target.gap)} nats`],
+      ["Evaluations (nodes)", String(target.nodes)],
+      ["Score with the real text", `${plain(target.f_input)} nats`],
+      ["Score with the neutral text", `${plain(target.f_baseline)} nats`],
+      ["Change to be explained", `${nats(target.f_input - target.f_baseline)} nats`],
+      ["Values on start mark and template", percent(target.gradients_total ? target.gradients_structure / target.gradients_total : 0)],
+    ]);
+  }
+
+  function attention(target) {
+    return facts("Can attention be read", [
+      ["On the first token (sink)", percent(target.sink_mass)],
+      ["On start mark and template", percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))],
+      ["On all other words", percent(target.rollout_content)],
+      ["On the tokens compared (features)", percent(target.feature_mass)],
+      ["On no token", percent(target.lost_mass)],
+      ["Evenness over those compared", either(target.entropy, (v) => `${v.toFixed(2)} (1: all alike)`)],
+      ["Distance from the null", `${target.null_divergence.toFixed(4)} bits`],
+    ]);
+  }
+
+  function agreement(target) {
+    return facts("Do the two methods agree", [
+      ["Rank agreement (Spearman)", either(target.spearman, (v) => `${plain(v, 2)}, p = ${target.spearman_p.toPrecision(2)}`)],
+      [`Top ${target.top_k} in common`, either(target.top_k_overlap, percent)],
+    ]);
+  }
+
+  const doubt = (target, status) => target.status !== status ? [] : [make("p", { class: `doubt status-${status}` }, `${data.statuses[status].sign} ${status}: do not read these bars`)];
 
   function fill(target) {
-    const unit = level().units[state.shown];
-    const facts = [
-      ["probability", `${percent(target.probability)} (log-prob ${target.logprob.toFixed(3)} nats)`],
-      ["rank", target.rank === 1 ? "1: the model's first choice" : String(target.rank)],
-      ["gap / allowed", `${nats(target.gap)} / ${target.tolerance.toFixed(3)} nats, ${target.nodes} nodes`],
-      ["F real / baseline", `${target.f_input.toFixed(3)} / ${target.f_baseline.toFixed(3)} nats`],
-      ["agreement", either(target.spearman, (v) => `Spearman ${v.toFixed(2)} (p = ${target.spearman_p.toFixed(3)})`)],
-      [`top ${target.top_k} in common`, either(target.top_k_overlap, (v) => percent(v, 0))],
-      ["rollout on the first token", percent(target.sink_mass, 2)],
-      ["rollout on the features", percent(target.feature_mass, 3)],
-      ["rollout on template and BOS", percent(target.structure, 2)],
-      ["divergence from the null", `${target.null_divergence.toFixed(4)} bits`],
-    ];
-    const table = make("table", { class: "pairs" });
-    for (const [name, value] of facts) table.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
-    const joined = target.joined > 1 ? [make("p", { class: "soft" }, `This word is ${target.joined} tokens: gradient values are summed over them, rollout is averaged, and the status is the most careful of theirs.`)] : [];
+    const own = level().units[state.shown], meaning = data.statuses[target.status];
+    const open = panel.querySelector("details.figures")?.open ?? false;
+    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are added up over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, make("bdi", { class: "quoted" }, ...pieces(target.judged)), ", the most doubtful one.")] : [];
+    const figures = make("details", { class: "figures" }, make("summary", {}, "All figures of this word"), make("div", { class: "pair" }, certainty(target), attention(target), agreement(target)));
+    figures.open = open;
     panel.replaceChildren(
-      make("h3", { id: "panel-head" }, make("bdi", {}, `“${unit[3]}”`), " ", make("span", { class: `status-${target.status}` }, `${data.statuses[target.status].sign} ${target.status}`)),
-      make("p", {}, target.reason), ...joined,
-      make("h4", {}, "Integrated gradients: nats, share of all"), bars(target, "gradients"),
-      make("h4", {}, "Attention rollout: share of the mass"), bars(target, "rollout"),
-      table,
+      make("h3", { id: "panel-head" }, make("bdi", { class: "quoted" }, ...pieces(own[3])), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)),
+      make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...joined,
+      make("div", { class: "pair" },
+        make("section", { "aria-label": "Sources by integrated gradients", class: target.status === "unconverged" ? "doubtful" : "" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
+          ...doubt(target, "unconverged"),
+          ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })),
+        make("section", { "aria-label": "Sources by attention rollout", class: target.status === "diluted" ? "doubtful" : "" }, make("h4", {}, "Attention rollout"), make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target, "diluted"),
+          make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
+          ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 }))),
+      likelihood(target), figures,
     );
   }
 
-  function show(unit) {
-    state.shown = unit;
+  // ---- choosing
+  function show(number) {
+    state.shown = number;
     repaint();
   }
-  function pin(unit) {
-    if (state.pinned !== null) nodes[state.pinned].setAttribute("aria-pressed", "false");
-    state.pinned = unit;
-    if (unit !== null) {
-      nodes[unit].setAttribute("aria-pressed", "true");
-      const target = byUnit.get(unit), best = target.gradients[0];
-      live.textContent = `Pinned ${level().units[unit][3]}: ${target.status}.` + (best ? ` First source: ${level().units[best[0]][3]}.` : "");
-      history.replaceState(null, "", `#${state.level}-${unit}`);
-    } else {
-      live.textContent = "Released.";
+
+  /** Scroll each text box, and nothing else, so that its strongest source can be seen. */
+  function reveal(target) {
+    for (const box of [given, answer]) {
+      const best = lit(target).find(([number]) => number !== state.shown && box.contains(nodes[number]));
+      if (!best || box.scrollHeight <= box.clientHeight) continue;
+      const node = nodes[box === answer ? state.shown : best[0]].getBoundingClientRect(), frame = box.getBoundingClientRect();
+      if (node.top < frame.top || node.bottom > frame.bottom) box.scrollTop += node.top - frame.top - frame.height / 3;
     }
-    show(unit);
   }
+
+  function pin(number) {
+    if (state.pinned !== null) nodes[state.pinned].setAttribute("aria-pressed", "false");
+    state.pinned = number;
+    show(number);
+    if (number === null) {
+      live.textContent = "Released.";
+      history.replaceState(null, "", "#text");
+      return;
+    }
+    const target = byUnit.get(number), best = target[state.method][0], name = (i) => level().units[i][4];
+    nodes[number].setAttribute("aria-pressed", "true");
+    reach(nodes[number]);
+    reveal(target);
+    live.textContent = `Pinned ${name(number)}: ${target.status}.${best ? ` Top source: ${name(best[0])}.` : ""}`;
+    history.replaceState(null, "", `#${state.level}-${number}`);
+  }
+
+  function reach(element) {
+    stop?.setAttribute("tabindex", "-1");
+    stop = element;
+    stop.setAttribute("tabindex", "0");
+  }
+
   function walk(step, wanted) {
     const order = level().targets.filter(wanted).map((target) => target.unit);
-    if (!order.length) return;
+    if (!order.length) {
+      live.textContent = "Every word is “agree”.";
+      return;
+    }
     const here = state.shown ?? -1;
-    const next = step > 0 ? order.find((unit) => unit > here) ?? order[0] : order.findLast((unit) => unit < here) ?? order.at(-1);
-    nodes[next].focus();
+    const next = step > 0 ? order.find((number) => number > here) ?? order[0] : order.findLast((number) => number < here) ?? order.at(-1);
+    nodes[next].focus({ preventScroll: answer.scrollHeight > answer.clientHeight });
     pin(next);
   }
-  const unitOf = (event) => {
-    const button = event.target.closest?.("button.unit");
-    return button ? Number(button.dataset.unit) : null;
-  };
 
-  box.addEventListener("click", (event) => {
-    const unit = unitOf(event);
-    if (unit !== null) pin(unit === state.pinned ? null : unit);
-  });
-  const preview = (event) => {
-    const unit = unitOf(event);
-    if (unit !== null && state.pinned === null) show(unit);
+  /** Change the units; a pinned word stays pinned as the unit that holds its first token. */
+  function change(name) {
+    const first = state.pinned === null ? null : level().units[state.pinned][5];
+    state.level = name;
+    state.pinned = state.shown = null;
+    build();
+    const { units, targets } = level();
+    const same = first === null ? undefined : targets.findLast((target) => units[target.unit][5] <= first) ?? targets[0];
+    if (same) pin(same.unit);
+    else repaint();
+  }
+
+  const numberOf = (event) => {
+    const element = event.target.closest?.(".target");
+    return element ? Number(element.dataset.unit) : null;
   };
-  box.addEventListener("pointerover", preview);
-  box.addEventListener("focusin", preview);
-  box.addEventListener("pointerleave", () => state.pinned === null && show(null));
-  document.getElementById("switches").addEventListener("change", (event) => {
-    state[event.target.name] = event.target.value;
-    if (event.target.name === "level") {
-      state.pinned = state.shown = null;
-      build();
+  const toggle = (event) => {
+    const number = numberOf(event);
+    if (number !== null) pin(number === state.pinned ? null : number);
+    return number !== null;
+  };
+  const preview = (event) => {
+    const number = numberOf(event);
+    if (number !== null && state.pinned === null && number !== state.shown) show(number);
+  };
+  answer.addEventListener("click", toggle);
+  answer.addEventListener("pointerover", preview);
+  answer.addEventListener("focusin", preview);
+  answer.addEventListener("pointerleave", () => state.pinned === null && state.shown !== null && show(null));
+  byId("switches").addEventListener("change", (event) => {
+    if (event.target.name === "level") change(event.target.value);
+    else {
+      state.method = event.target.value;
+      repaint();
     }
-    repaint();
   });
-  document.getElementById("help-button").addEventListener("click", () => help.showModal());
+  byId("help-button").addEventListener("click", () => help.showModal());
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || help.open || event.target.matches("input")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
+    const own = event.target.matches("input, .scroll"); // these have a use for arrows themselves
     const act = {
-      ArrowRight: () => walk(1, () => true),
-      ArrowLeft: () => walk(-1, () => true),
-      n: () => walk(1, (target) => target.status !== "agree"),
-      p: () => walk(-1, (target) => target.status !== "agree"),
-      Escape: () => pin(null),
-      "?": () => help.showModal(),
+      ArrowRight: () => !own && (walk(1, () => true), true),
+      ArrowLeft: () => !own && (walk(-1, () => true), true),
+      n: () => (walk(1, (target) => target.status !== "agree"), true),
+      p: () => (walk(-1, (target) => target.status !== "agree"), true),
+      Enter: () => toggle(event),
+      " ": () => toggle(event),
+      Escape: () => (pin(null), true),
+      "?": () => (help.showModal(), true),
     }[event.key];
-    if (act) {
-      event.preventDefault();
-      act();
-    }
+    if (act?.()) event.preventDefault();
   });
   dark.addEventListener("change", repaint);
-  const details = document.querySelector("details.all");
-  let opened = false;
-  addEventListener("beforeprint", () => { opened = details.open; details.open = true; });
-  addEventListener("afterprint", () => { details.open = opened; });
 
-  document.documentElement.classList.add("scripted");
-  const link = location.hash.match(/^#(words|tokens)-(\d+)$/);
-  if (link) {
-    state.level = link[1];
+  // ---- paper: what is folded away prints too
+  const folded = document.querySelector("details.printed");
+  let opened = false;
+  addEventListener("beforeprint", () => { if (folded) [opened, folded.open] = [folded.open, true]; });
+  addEventListener("afterprint", () => { if (folded) folded.open = opened; });
+
+  // ---- start, with the word that the address names
+  function follow() {
+    const link = location.hash.match(/^#([a-z]+)-(\d+)$/);
+    if (!link || !Object.hasOwn(data.levels, link[1])) return;
+    const number = Number(link[2]);
+    if (link[1] === state.level && number === state.pinned) return;
+    if (!data.levels[link[1]].targets.some((target) => target.unit === number)) return;
     document.querySelector(`input[name=level][value=${link[1]}]`).checked = true;
+    change(link[1]);
+    pin(number);
   }
+  document.documentElement.classList.add("scripted");
+  document.querySelector("input[name=level]").checked = true;
+  document.querySelector("input[name=method]").checked = true;
   build();
-  if (link && byUnit.has(Number(link[2]))) pin(Number(link[2]));
-  else repaint();
+  repaint();
+  follow();
+  addEventListener("hashchange", follow);
 })();

@@ -1,0 +1,197 @@
+"""The tables that need no script: every generated token, the settings, where the page comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmxai.report.verdict import STATUS_TEXT
+from llmxai.report.visible import Text, label, plain, visible
+from llmxai.types import Status
+
+SHOWN = 5
+"""Sources of a token in the tables."""
+NAMES = {
+    "target": "What is explained",
+    "features": "Which tokens get a value",
+    "held": "Tokens held real (positions)",
+    "baseline": "Baseline: what stands in for a word",
+    "tolerance.relative": "Allowed error, part of the change",
+    "tolerance.absolute": "Allowed error, at least (nats)",
+    "max_nodes": "Most gradient evaluations a token",
+    "n_steps": "Fixed number of steps",
+    "rule": "How the integral is computed",
+    "dtype": "Number format",
+    "gradient_dtype": "Number format of the gradients",
+    "rollout.residual": "Rollout: weight of a token's own state",
+    "rollout.head_fusion": "Rollout: how heads are joined",
+    "rollout.layers": "Rollout: layers multiplied",
+    "crosscheck.version": "Version of the status rule",
+    "crosscheck.least_divergence": "Diluted below (bits from the null)",
+    "crosscheck.most_sink": "Diluted above (share on the first token)",
+    "crosscheck.significance": "Agree up to this p-value",
+    "crosscheck.top_k": "Top sources compared",
+    "panels_computed_again_in_dtype": "Parts computed again in the number format above",
+    "chunk_tokens": "Tokens computed at a time",
+    "chunk_halvings": "Times that number was halved for want of memory",
+    "replay_tolerance": "Allowed difference when replaying (nats)",
+    "schema": "Format of the data",
+    "created": "Created (UTC)",
+    "llmxai": "llmxai version",
+    "python": "Python version",
+    "model.name": "Model",
+    "model.revision": "Model revision",
+    "model.digest": "Digest of the weights (SHA-256)",
+    "model.architecture": "Architecture",
+    "model.parameters": "Parameters",
+    "model.dtype": "Number format of the weights",
+    "model.device": "Device",
+    "model.quantization": "Quantisation",
+    "model.adapter": "Adapter",
+    "model.attention": "Attention kernel",
+    "hardware.machine": "Machine",
+    "hardware.cpu": "Processor",
+    "hardware.threads": "Threads",
+    "hardware.gpus": "GPUs",
+    "decoding.max_new_tokens": "Most tokens to generate",
+    "decoding.temperature": "Temperature (randomness)",
+    "decoding.top_p": "Sampling: top-p",
+    "decoding.top_k": "Sampling: top-k",
+    "decoding.seed": "Random seed",
+    "decoding.do_sample": "Sampled at random",
+    "stop": "Why the answer ends",
+}
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    text: Text
+    value: str
+    """Nats with a sign, or a share of attention."""
+    share: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One generated token."""
+
+    number: int
+    text: Text
+    probability: str
+    rank: int
+    status: str
+    sign: str
+    reason: str
+    gap: str
+    local_error: str
+    tolerance: str
+    nodes: int
+    gradient_sources: tuple[SourceRow, ...]
+    rollout_sources: tuple[SourceRow, ...]
+
+    @property
+    def flagged(self) -> bool:
+        return self.status != Status.AGREE
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    """In plain words, or the key where there are none."""
+    key: str
+    value: Text
+
+
+def build_rows(explanation: Mapping[str, Any]) -> tuple[Row, ...]:
+    """One row a generated token, in order."""
+    tokens = explanation["tokens"]
+    return tuple(_row(tokens, target, number) for number, target in enumerate(explanation["targets"], start=1))
+
+
+def build_settings(values: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """Nested settings as flat rows with their keys."""
+    return tuple(Setting(NAMES.get(key, key), key, visible(text)) for key, text in _flat(values))
+
+
+def build_provenance(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """Model, versions, machine and decoding."""
+    return build_settings(
+        {
+            "schema": explanation["schema"],
+            "created": explanation["created"],
+            "model": explanation["environment"].get("model", {}),
+            **{key: value for key, value in explanation["environment"].items() if key != "model"},
+            "decoding": explanation["generation"]["decoding"],
+            "stop": explanation["generation"]["stop"],
+        }
+    )
+
+
+def percent(value: float) -> str:
+    """A share as a percentage, with as many digits as a small one needs."""
+    if value and value < 0.0005:
+        return "under 0.001%" if value < 0.00001 else f"{100 * value:.3f}%"
+    return f"{100 * value:.1f}%"
+
+
+def _row(tokens: Sequence[Mapping[str, Any]], target: Mapping[str, Any], number: int) -> Row:
+    sources = target["sources"]
+    return Row(
+        number=number,
+        text=label(target["text"]),
+        probability=percent(math.exp(target["replayed_logprob"])),
+        rank=target["rank"],
+        status=target["status"],
+        sign=STATUS_TEXT[Status(target["status"])][0],
+        reason=plain(visible(target["reason"])),
+        gap=signed(target["gap"]),
+        local_error=f"{target['local_error']:.3f}",
+        tolerance=f"{target['tolerance']:.3f}",
+        nodes=target["nodes"],
+        gradient_sources=tuple(
+            SourceRow(label(tokens[s["index"]]["text"]), signed(s["value"]), f"{s['share']:.0%}")
+            for s in sources["integrated_gradients"][:SHOWN]
+        ),
+        rollout_sources=tuple(
+            SourceRow(label(tokens[s["index"]]["text"]), percent(s["value"]), f"{s['share']:.0%}")
+            for s in sources["rollout"][:SHOWN]
+        ),
+    )
+
+
+def signed(value: float) -> str:
+    """A value in nats with its sign; zero has none."""
+    text = f"{abs(value):.3f}"
+    return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"
+
+
+def _flat(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, prefix=f"{prefix}{key}.")
+        else:
+            yield prefix + key, _said(value)
+
+
+def _said(value: object) -> str:
+    """A setting as a reader would write it; a list of positions as ranges."""
+    if value is None or value == [] or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in _ranges(value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges

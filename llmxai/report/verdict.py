@@ -1,0 +1,176 @@
+"""What the page says first, in plain sentences, and what it says may not be concluded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmxai.report.visible import Text, label, shorten, visible
+from llmxai.types import Role, Status
+
+MAIN_SOURCES = 5
+LONGEST_QUOTE = 600
+"""Characters of a turn or of the answer in the verdict; the whole text follows on the page."""
+STATUS_TEXT = {
+    Status.AGREE: ("✓", "both methods could be read, and they rank the sources alike beyond chance"),
+    Status.DILUTED: ("~", "attention says no more here than it would for any text: read the gradient bars only"),
+    Status.DISAGREE: ("×", "both methods could be read, and they do not rank the sources alike: trust neither alone"),
+    Status.UNCONVERGED: ("!", "the gradient values could not be computed accurately enough: do not read them"),
+}
+NOT_PROOF = (
+    "The agreement of two methods is not proof of faithfulness: both can be wrong about what the model really used, "
+    "in the same way."
+)
+LIMITS = (
+    NOT_PROOF,
+    "An attribution says what the answer is sensitive to. It does not say that the answer is true or fair, nor why the "
+    "model was trained to give it.",
+    "Where the two methods disagree, at least one is not to be trusted for that word. Remove the words in question "
+    "from the input and see what the model then says.",
+    "Signed values depend on the baseline: they compare the real words with a neutral one, as named in the settings. "
+    "Another baseline gives other values.",
+    "Tokens that are held real (the chat template, for example) get no gradient value, though the model does use them.",
+    "The thresholds behind the statuses are a first choice and are not calibrated on known sources yet.",
+    "Small values are little related to what happens when the word is removed. Read the first few bars, not the tail.",
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One stretch of what the model was given, shortened."""
+
+    role: str
+    text: Text
+
+
+@dataclass(frozen=True)
+class StatusCount:
+    status: str
+    sign: str
+    count: int
+    meaning: str
+
+
+@dataclass(frozen=True)
+class MainSource:
+    """A word of the prompt and its share of all absolute gradient values on the prompt."""
+
+    text: Text
+    share: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    asked: tuple[Asked, ...]
+    answer: Text
+    main_sources: tuple[MainSource, ...]
+    counts: tuple[StatusCount, ...]
+    n_tokens: int
+    sentences: tuple[str, ...]
+    not_proof: str
+
+
+def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> Verdict:
+    """From a parsed explanation.json and its maps to the first part of the page."""
+    return Verdict(
+        asked=_asked(explanation),
+        answer=visible(shorten(answer_text(explanation), limit=LONGEST_QUOTE)),
+        main_sources=_main_sources(explanation, maps),
+        counts=_counts(explanation["targets"]),
+        n_tokens=len(explanation["targets"]),
+        sentences=_sentences(explanation["targets"]),
+        not_proof=NOT_PROOF,
+    )
+
+
+def answer_text(explanation: Mapping[str, Any]) -> str:
+    """The answer without the mark that ends it."""
+    tokens, generation = explanation["tokens"], explanation["generation"]
+    end = len(tokens) - (generation["stop"] == "eos")  # the end mark is a token, but no text
+    return "".join(token["text"] for token in tokens[generation["prompt_len"] : end]).strip() or "(nothing)"
+
+
+def _asked(explanation: Mapping[str, Any]) -> tuple[Asked, ...]:
+    """What people wrote, without the template around it."""
+    runs: list[tuple[str, str]] = []
+    before = None
+    for token in explanation["tokens"][: explanation["generation"]["prompt_len"]]:
+        role = token["role"]
+        if role == before:
+            runs[-1] = (role, runs[-1][1] + token["text"])
+        else:
+            runs.append((role, token["text"]))
+        before = role
+    return tuple(
+        Asked(role, visible(shorten(text.strip(), limit=LONGEST_QUOTE)))
+        for role, text in runs
+        if role not in (Role.TEMPLATE, Role.BOS)
+    )
+
+
+def _main_sources(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> tuple[MainSource, ...]:
+    """Prompt words by the sum of |gradient value| over the converged targets."""
+    first = explanation["generation"]["prompt_len"]
+    converged = np.array([target["converged"] for target in explanation["targets"]])
+    weight = np.abs(maps["integrated_gradients"][converged]).sum(axis=0)
+    total = float(weight[:first].sum())
+    if not total:
+        return ()
+    sums = [
+        (float(weight[a:b].sum()), "".join(token["text"] for token in explanation["tokens"][a:b]))
+        for a, b in explanation["words"]
+        if b <= first
+    ]
+    worded = [(value, text) for value, text in sums if any(c.isalnum() for c in text)] or sums
+    best = sorted(worded, key=lambda pair: -pair[0])[:MAIN_SOURCES]
+    return tuple(MainSource(label(text), f"{value / total:.0%}") for value, text in best if value > 0)
+
+
+def _counts(targets: Sequence[Mapping[str, Any]]) -> tuple[StatusCount, ...]:
+    return tuple(
+        StatusCount(str(status), sign, sum(target["status"] == status for target in targets), meaning)
+        for status, (sign, meaning) in STATUS_TEXT.items()
+    )
+
+
+def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    n = len(targets)
+    converged = sum(target["converged"] for target in targets)
+    count = {status: sum(target["status"] == status for target in targets) for status in Status}
+    said = []
+    if converged == n:
+        said.append(
+            f"The gradient values can be read for {_all(n)}: each set adds up, within its tolerance, to the change "
+            f"that it explains."
+        )
+    else:
+        said.append(
+            f"The gradient values cannot be read for {_some(n - converged, n)}: they could not be computed accurately "
+            f"enough. They are marked “!” and left out of the main sources."
+        )
+    if diluted := count[Status.DILUTED]:
+        sink = float(np.median([t["rollout"]["sink_mass"] for t in targets if t["status"] == Status.DILUTED]))
+        said.append(
+            f"Attention says nothing of use for {_some(diluted, n)}: typically {_most(sink)} of it ends on the very "
+            f"first token, or it spreads as it would for any text. For these read the gradient bars only."
+        )
+    if contradicted := count[Status.DISAGREE]:
+        said.append(f"For {_some(contradicted, n)} the two methods contradict each other: trust neither alone.")
+    if agreed := count[Status.AGREE]:
+        said.append(f"For {_some(agreed, n)} both methods rank the sources alike.")
+    return tuple(said)
+
+
+def _most(share: float) -> str:
+    return "more than 99%" if share > 0.99 else f"{share:.0%}"
+
+
+def _all(n: int) -> str:
+    return "the only token" if n == 1 else f"all {n} tokens"
+
+
+def _some(count: int, n: int) -> str:
+    return _all(n) if count == n else f"{count} of {n} tokens"
