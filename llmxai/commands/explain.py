@@ -1,0 +1,136 @@
+"""`llmxai explain`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmxai.commands._console import progress
+from llmxai.errors import OptionError, PromptError
+
+
+def explain(
+    model: Annotated[
+        str, typer.Option(help="smollm2 (embedded), a .gguf file, a local folder or a hub name.")
+    ] = "smollm2",
+    prompt: Annotated[str | None, typer.Option(help="Raw prompt text.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Raw prompt from a UTF-8 file.")] = None,
+    messages: Annotated[
+        Path | None, typer.Option(help='JSON file of chat messages: [{"role": ..., "content": ...}].')
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send the prompt as one user message through the chat template.")
+    ] = False,
+    response: Annotated[str | None, typer.Option(help="Explain this answer instead of a generated one.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    features: Annotated[str, typer.Option(help="Tokens that get attributed: content, prompt or all.")] = "content",
+    baseline: Annotated[str, typer.Option(help="space, zero, eos, pad, mean, id:N or token:TEXT.")] = "space",
+    tolerance: Annotated[float, typer.Option(help="Allowed completeness gap, relative to the change in F.")] = 0.02,
+    max_nodes: Annotated[int, typer.Option(help="Gradient nodes to spend on a target at most.")] = 128,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
+    ] = None,
+    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit (bitsandbytes).")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter: folder or hub name.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/explanation"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print explanation.json instead of the report's path.")
+    ] = False,
+) -> None:
+    """Explain every token of an answer and write report.html, explanation.json and maps.safetensors."""
+    text = _prompt_text(prompt, prompt_file, messages)
+    turns = _read_messages(messages) if messages else None
+    if chat and text is not None:
+        text, turns = None, [{"role": "user", "content": text}]
+    from transformers.utils.logging import disable_progress_bar
+
+    from llmxai import Decoding, Tolerance, load, save
+    from llmxai import explain as run
+    from llmxai.store import require_replaceable
+
+    disable_progress_bar()
+    require_replaceable(out)
+
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    wanted = Tolerance(relative=tolerance)
+    with progress() as report:
+        report("loading the model", 0, 1)
+        loaded = load(
+            model,
+            dtype=dtype,
+            device_map=_device_map(device_map),
+            quantize=quantize,
+            revision=revision,
+            adapter=adapter,
+        )
+        explanation = run(
+            loaded,
+            text,
+            messages=turns,
+            response=response,
+            decoding=decoding,
+            features=features,
+            baseline=baseline,
+            tolerance=wanted,
+            max_nodes=max_nodes,
+            report=report,
+        )
+        report("writing the report", 0, 1)
+        folder = save(explanation, out)
+    if as_json:
+        sys.stdout.write((folder / "explanation.json").read_text(encoding="utf-8"))
+        return
+    _summary(explanation)
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _summary(explanation: Any) -> None:
+    generation = explanation.generation
+    counts: dict[str, int] = {}
+    for check in explanation.checks:
+        counts[str(check.status)] = counts.get(str(check.status), 0) + 1
+    typer.echo(f"answer: {''.join(generation.texts[generation.prompt_len :])}")
+    typer.echo(f"tokens: {', '.join(f'{n} {status}' for status, n in sorted(counts.items()))}")
+
+
+def _prompt_text(prompt: str | None, prompt_file: Path | None, messages: Path | None) -> str | None:
+    if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
+        raise OptionError("Give exactly one of --prompt, --prompt-file and --messages.")
+    return _read_text(prompt_file) if prompt_file else prompt
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+
+
+def _read_messages(path: Path) -> list[dict[str, Any]]:
+    try:
+        value = json.loads(_read_text(path))
+    except ValueError as error:
+        raise PromptError(f"{path}: is not JSON ({error}). Expected a list of messages.") from error
+    if isinstance(value, dict) and isinstance(value.get("messages"), list):
+        value = value["messages"]
+    if not isinstance(value, list):
+        raise PromptError(f"{path}: holds a JSON {type(value).__name__}; expected a list of messages.")
+    return value
+
+
+def _device_map(text: str | None) -> Any:
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"--device-map {text!r} is not a JSON object ({error}).") from error
