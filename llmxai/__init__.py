@@ -8,14 +8,18 @@ save(explanation, "runs/france")
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from llmxai.errors import LlmxaiError, UserError
-from llmxai.explain import explain
-from llmxai.generation import Decoding
-from llmxai.methods import METHODS, Tolerance, attention_rollout, layer_integrated_gradients
-from llmxai.models import LoadedModel, load, wrap
-from llmxai.save import save
-from llmxai.types import Attribution, CrossCheck, Explanation, Generation, Role, Rollout, Status
+from llmxai._lazy import lazy
+
+if TYPE_CHECKING:
+    from llmxai.errors import LlmxaiError, UserError
+    from llmxai.explain import explain
+    from llmxai.generation import Decoding
+    from llmxai.methods import METHODS, Tolerance, attention_rollout, layer_integrated_gradients
+    from llmxai.models import LoadedModel, load, wrap
+    from llmxai.save import save
+    from llmxai.types import Attribution, CrossCheck, Explanation, Generation, Role, Rollout, Status
 
 __version__ = version("llmxai")
 
@@ -40,3 +44,20 @@ __all__ = [
     "save",
     "wrap",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(
+        __name__,
+        {
+            **dict.fromkeys(("Attribution", "CrossCheck", "Explanation", "Generation", "Rollout"), "llmxai.types"),
+            **dict.fromkeys(("LlmxaiError", "UserError"), "llmxai.errors"),
+            **dict.fromkeys(("LoadedModel", "load", "wrap"), "llmxai.models"),
+            **dict.fromkeys(
+                ("METHODS", "Tolerance", "attention_rollout", "layer_integrated_gradients"), "llmxai.methods"
+            ),
+            **dict.fromkeys(("Role", "Status"), "llmxai.names"),
+            "Decoding": "llmxai.generation",
+            "explain": "llmxai.explain",
+            "save": "llmxai.save",
+        },
+    )

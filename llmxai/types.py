@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from llmxai.names import Role as Role
+from llmxai.names import Status as Status
 
 
 def predicting_position(prompt_len: int, t: int) -> int:
@@ -21,32 +23,6 @@ def predicting_position(prompt_len: int, t: int) -> int:
     This is the position rule; nothing else in llmxai writes it down.
     """
     return prompt_len + t - 1
-
-
-class Role(StrEnum):
-    """Where a token comes from.
-
-    `bos`: the model's beginning-of-sequence token at position 0. `template`: written by the chat template or
-    the tokenizer, not by anyone. `system`, `user`, `tool`: the content of such a message; the text of a raw prompt
-    is `user`. `context`: earlier assistant turns and retrieved documents. `generated`: the answer being explained.
-    """
-
-    BOS = "bos"
-    TEMPLATE = "template"
-    SYSTEM = "system"
-    USER = "user"
-    TOOL = "tool"
-    CONTEXT = "context"
-    GENERATED = "generated"
-
-
-class Status(StrEnum):
-    """What a reader may do with the explanation of one generated token."""
-
-    AGREE = "agree"
-    DILUTED = "diluted"
-    DISAGREE = "disagree"
-    UNCONVERGED = "unconverged"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,22 +17,24 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # each part and what it may import besides itself; a part may also import what those may
 MAY_IMPORT = {
+    "_lazy": set(),
     "errors": set(),
-    "types": {"errors"},
+    "names": set(),
+    "types": {"errors", "names"},
     "models": {"types"},
     "generation": {"models"},
     "methods": {"generation"},
     "crosscheck": {"types", "methods"},
     "explain": {"crosscheck"},
     "evidence": {"types"},
-    "store": {"evidence"},
-    "report": {"store", "types"},
+    "store": {"evidence", "_lazy"},
+    "report": {"store", "names"},
     "save": {"report", "store"},
     "evaluation": {"explain"},
     "runs": {"evaluation", "save"},
     "commands": {"runs", "__init__"},
     "cli": {"commands"},
-    "__init__": {"runs"},
+    "__init__": {"runs", "_lazy"},
 }
 LONGEST_MODULE = 300
 LONGEST_FUNCTION = 60
@@ -116,6 +121,17 @@ def test_what_is_public() -> None:
         "wrap",
     ]
     assert all(hasattr(llmxai, name) for name in llmxai.__all__)
+    assert callable(llmxai.explain)
+    assert importlib.import_module("llmxai.explain").explain is llmxai.explain  # and not the module of that name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = llmxai.nothing
+
+
+@pytest.mark.parametrize("module", ["llmxai.cli", "llmxai.report", "llmxai.store"])
+def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'pandas'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_table_of_methods() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmxai.names import Status
 from llmxai.report.verdict import STATUS_TEXT
 from llmxai.report.visible import Text, label, plain, visible
-from llmxai.types import Status
 
 SHOWN = 5
 """Sources of a token in the tables."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from llmxai.names import Role, Status
 from llmxai.report.visible import Text, label, plain, visible
-from llmxai.types import Role, Status
 
 TOP = 20
 """Sources kept per generated unit and method."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from llmxai.names import Role, Status
 from llmxai.report.visible import Text, label, shorten, visible
-from llmxai.types import Role, Status
 
 MAIN_SOURCES = 5
 LONGEST_QUOTE = 600

@@ -1,4 +1,4 @@
-"""Write one explanation as a folder, whole or not at all, and read it back (docs/explanation-folder.md)."""
+"""Write one explanation as a folder, whole or not at all (docs/explanation-folder.md)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from llmxai.errors import NonFiniteError, OutputError
+from llmxai.store.reading import SCHEMA
 from llmxai.types import Explanation
 
-SCHEMA = "llmxai.explanation/1"
 TOP_SOURCES = 20
 FILES = ("report.html", "explanation.json", "maps.safetensors")
 
@@ -54,21 +53,6 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
-
-
-def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The parsed explanation.json and the maps; raises OutputError for a folder that is not ours."""
-    folder = Path(folder)
-    try:
-        document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
-        maps = load_file(folder / "maps.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise OutputError(f"{folder}: no explanation can be read there ({error}).") from error
-    if not isinstance(document, dict):
-        raise OutputError(f"{folder}: its explanation.json holds a {type(document).__name__}; expected an object.")
-    if document.get("schema") != SCHEMA:
-        raise OutputError(f"{folder}: its schema is {document.get('schema')!r} and this version reads {SCHEMA!r}.")
-    return document, maps
 
 
 def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:

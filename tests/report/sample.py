@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.generation.words import group_words
-from llmxai.types import Role
+from llmxai.names import Role
 
 Sample = tuple[dict[str, Any], dict[str, np.ndarray]]
 TOLERANCE = 0.1
