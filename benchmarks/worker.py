@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from llmxai import Decoding, LoadedModel, Tolerance, layer_integrated_gradients, load
+from llmxai import Compute, Decoding, LoadedModel, Tolerance, layer_integrated_gradients, load
 from llmxai.generation import encode_messages, encode_prompt, generate, given
 from llmxai.types import Attribution, Generation
 
@@ -45,8 +45,7 @@ def llmxai(*, prompt: int = 0, **options: Any) -> tuple[Callable[[], Any], Calla
     """llmxai's integrated gradients; options as in `layer_integrated_gradients`."""
     loaded = load("smollm2")
     generation = answer(loaded, prompt)
-    if "gradient_dtype" in options:
-        options["gradient_dtype"] = getattr(torch, options["gradient_dtype"])
+    options["compute"] = Compute(gradient_dtype=getattr(torch, options.pop("gradient_dtype", "float32")))
     if "tolerance" in options:
         options["tolerance"] = Tolerance(**options["tolerance"])
     return (lambda: layer_integrated_gradients(loaded, generation, **options)), figures

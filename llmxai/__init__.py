@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmxai.errors import LlmxaiError, UserError
     from llmxai.explain import explain
     from llmxai.generation import Decoding
-    from llmxai.methods import METHODS, Tolerance, attention_rollout, layer_integrated_gradients
+    from llmxai.methods import METHODS, Compute, Tolerance, attention_rollout, layer_integrated_gradients
     from llmxai.models import LoadedModel, load, wrap
     from llmxai.save import save
     from llmxai.types import Attribution, CrossCheck, Explanation, Generation, Role, Rollout, Status
@@ -26,6 +26,7 @@ __version__ = version("llmxai")
 __all__ = [
     "METHODS",
     "Attribution",
+    "Compute",
     "CrossCheck",
     "Decoding",
     "Explanation",
@@ -53,7 +54,7 @@ if not TYPE_CHECKING:
             **dict.fromkeys(("LlmxaiError", "UserError"), "llmxai.errors"),
             **dict.fromkeys(("LoadedModel", "load", "wrap"), "llmxai.models"),
             **dict.fromkeys(
-                ("METHODS", "Tolerance", "attention_rollout", "layer_integrated_gradients"), "llmxai.methods"
+                ("METHODS", "Compute", "Tolerance", "attention_rollout", "layer_integrated_gradients"), "llmxai.methods"
             ),
             **dict.fromkeys(("Role", "Status"), "llmxai.names"),
             "Decoding": "llmxai.generation",

@@ -23,7 +23,7 @@ from llmxai.generation import (
     replay,
 )
 from llmxai.generation.prompt import Message
-from llmxai.methods import Tolerance, attention_rollout, layer_integrated_gradients
+from llmxai.methods import Compute, Tolerance, attention_rollout, layer_integrated_gradients
 from llmxai.methods._path import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.loading import weights_digest
@@ -46,14 +46,15 @@ def explain(
     baseline: str | Tensor = "space",
     tolerance: Tolerance = Tolerance(),
     max_nodes: int = 128,
+    compute: Compute = Compute(),
     residual: float = 0.5,
     report: Report = lambda _stage, _done, _all: None,
 ) -> Explanation:
     """Explain every generated token of one answer.
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
-    answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance` and
-    `max_nodes`, `attention_rollout` for `residual`.
+    answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
+    `max_nodes` and `compute`, `attention_rollout` for `residual`.
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
@@ -74,6 +75,7 @@ def explain(
         baseline=baseline,
         tolerance=tolerance,
         max_nodes=max_nodes,
+        compute=compute,
         progress=lambda done, n: report("integrating gradients", done, n),
     )
     report("rolling attention out", 0, 1)

@@ -102,6 +102,7 @@ def test_what_is_public() -> None:
     assert llmxai.__all__ == [
         "METHODS",
         "Attribution",
+        "Compute",
         "CrossCheck",
         "Decoding",
         "Explanation",

@@ -246,3 +246,27 @@ def test_the_installed_command(model_folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
     assert "Message 0 is 'Hello'; expected an object" in ended.stderr.splitlines()[-1]
     assert [entry.name for entry in tmp_path.iterdir()] == ["words.json"]
+
+
+def test_how_gradients_are_computed(run: Run, model_folder: Path) -> None:
+    ended = run(
+        *explain(
+            model_folder,
+            "--prompt",
+            "Hello",
+            "--gradient-dtype",
+            "bfloat16",
+            "--checkpoint",
+            "--chunk-tokens",
+            "64",
+            "--json",
+        )
+    )
+    assert ended.code == 0
+    settings = json.loads(ended.out)["settings"]
+    assert settings["gradient_dtype"] == "bfloat16"
+    assert settings["checkpoint"] is True
+    assert settings["chunk_tokens"] == 64
+    refused = run(*explain(model_folder, "--prompt", "Hello", "--gradient-dtype", "bf16"))
+    assert refused.code == 2
+    assert "dtype 'bf16' is unknown" in refused.err

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, of which not all can be turned off otherwise
 
 log = Console(stderr=True, highlight=False)
 

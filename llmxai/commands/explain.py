@@ -34,6 +34,18 @@ def explain(
     baseline: Annotated[str, typer.Option(help="space, zero, eos, pad, mean, id:N or token:TEXT.")] = "space",
     tolerance: Annotated[float, typer.Option(help="Allowed completeness gap, relative to the change in F.")] = 0.02,
     max_nodes: Annotated[int, typer.Option(help="Gradient nodes to spend on a target at most.")] = 128,
+    gradient_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute gradients on a copy of the weights in this dtype; errors are still measured in full."
+        ),
+    ] = None,
+    chunk_tokens: Annotated[
+        int, typer.Option(help="Tokens that go through the model at once: bounds the memory.")
+    ] = 1024,
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="Compute activations again in the backward pass: far less memory.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     device_map: Annotated[
         str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
@@ -53,8 +65,9 @@ def explain(
         text, turns = None, [{"role": "user", "content": text}]
     from transformers.utils.logging import disable_progress_bar
 
-    from llmxai import Decoding, Tolerance, load, save
+    from llmxai import Compute, Decoding, Tolerance, load, save
     from llmxai import explain as run
+    from llmxai.models.loading import torch_dtype
     from llmxai.store import require_replaceable
 
     disable_progress_bar()
@@ -62,6 +75,11 @@ def explain(
 
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     wanted = Tolerance(relative=tolerance)
+    compute = Compute(
+        gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
+        chunk_tokens=chunk_tokens,
+        checkpoint=checkpoint,
+    )
     with progress() as report:
         report("loading the model", 0, 1)
         loaded = load(
@@ -82,6 +100,7 @@ def explain(
             baseline=baseline,
             tolerance=wanted,
             max_nodes=max_nodes,
+            compute=compute,
             report=report,
         )
         report("writing the report", 0, 1)

@@ -3,10 +3,11 @@
 from llmxai.methods._registry import METHODS, Method
 from llmxai.methods._targets import Target, contrast_target, span_target, token_targets
 from llmxai.methods.attention_rollout import attention_rollout
-from llmxai.methods.layer_integrated_gradients import Tolerance, layer_integrated_gradients
+from llmxai.methods.layer_integrated_gradients import Compute, Tolerance, layer_integrated_gradients
 
 __all__ = [
     "METHODS",
+    "Compute",
     "Method",
     "Target",
     "Tolerance",

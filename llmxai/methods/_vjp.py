@@ -178,11 +178,13 @@ class PathFunction:
         return numbers
 
 
-def path_function(loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize) -> PathFunction:
-    """Compute what is the same at every node. Call inside `undisturbed(model)`."""
+def path_function(
+    loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize, cached: bool = True
+) -> PathFunction:
+    """Compute what is the same at every node, where it may be `cached`. Call inside `undisturbed(model)`."""
     rows = TargetRows.of(targets)
     first = min(int(path.moving.nonzero()[0]), min(rows.positions))
-    prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype))
+    prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
     return PathFunction(
         loaded=loaded,
         path=path,

@@ -9,27 +9,28 @@ compared with F(hi) - F(lo), its exact value, and panels are halved until a targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.errors import NonFiniteError, OptionError
+from llmxai.errors import OptionError
 from llmxai.methods._path import Path, make_path
-from llmxai.methods._quadrature import ORDER, Panel, plan_panels, scout_grid
+from llmxai.methods._quadrature import ORDER
+from llmxai.methods._refine import Integral, Progress, integrate_adaptively, integrate_fixed
 from llmxai.methods._registry import method
 from llmxai.methods._targets import Target, token_targets
-from llmxai.methods._vjp import ChunkSize, Node, PathFunction, path_function
-from llmxai.models import LoadedModel, in_dtype
+from llmxai.methods._vjp import ChunkSize, path_function
+from llmxai.models import LoadedModel, checkpointed, in_dtype
 from llmxai.models.seams import undisturbed
 from llmxai.types import Attribution, Generation
 
-CHUNK_TOKENS = 1024
-
-Progress = Callable[[int, int], None]
-"""Called with (gradients that are done, gradients that are wanted so far), one a target and node."""
+SHARED = 4
+"""What a group of targets costs beside its backward passes (scouting, forward passes), in targets."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,26 @@ class Tolerance:
         return (self.relative * net.abs()).clamp(min=self.absolute)
 
 
+@dataclass(frozen=True)
+class Compute:
+    """How gradients are computed. It decides time and memory, and changes the numbers by rounding only.
+
+    `gradient_dtype` (say torch.bfloat16) computes gradients on a copy of the weights in that dtype while F stays in the
+    model's own, so that the certificate covers the rounding too: a panel that fails is computed again in the model's
+    dtype before it is halved. `chunk_tokens` is how many tokens (nodes x live ones) go through the model at once; it is
+    halved where memory runs out. With `checkpoint`, no layer keeps its activations: the backward pass computes them
+    again, one layer at a time, for about half as much work more.
+    """
+
+    gradient_dtype: torch.dtype | None = None
+    chunk_tokens: int = 1024
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 1:
+            raise OptionError(f"chunk_tokens is {self.chunk_tokens}; expected at least 1.")
+
+
 @method(
     "layer_integrated_gradients",
     needs={"gradients"},
@@ -64,8 +85,7 @@ def layer_integrated_gradients(
     tolerance: Tolerance = Tolerance(),
     max_nodes: int = 128,
     n_steps: int | None = None,
-    gradient_dtype: torch.dtype | None = None,
-    chunk_tokens: int = CHUNK_TOKENS,
+    compute: Compute = Compute(),
     progress: Progress = lambda _done, _all: None,
 ) -> Attribution:
     """Signed contribution (nats) of every token to every target, with its convergence gap.
@@ -73,52 +93,51 @@ def layer_integrated_gradients(
     `targets`: by default the log-prob of every generated token. `features` and `baseline`: see `moving_tokens` and
     `baseline_embedding`. Panels are halved until the absolute panel errors of a target sum to no more than its
     `tolerance` (so the gap is within it without errors cancelling), or the next one would pass `max_nodes`; with
-    `n_steps`, that many Gauss-Legendre nodes on [0, 1] instead, and the gap is the error.
-
-    `gradient_dtype` (say torch.bfloat16) computes gradients on a copy of the weights in that dtype while F stays in the
-    model's own, so that the certificate covers the rounding too: a panel that fails is computed again in the model's
-    dtype before it is halved. `chunk_tokens` bounds the memory and changes the numbers by rounding only; it is halved
-    where memory runs out.
+    `n_steps`, that many Gauss-Legendre nodes on [0, 1] instead, and the gap is the error. `compute`: see `Compute`.
 
     Raises OptionError for a bad option, NonFiniteError where the model gives NaN on the path.
     """
-    if max_nodes < ORDER or (n_steps is not None and n_steps < 1) or chunk_tokens < 1:
+    if max_nodes < ORDER or (n_steps is not None and n_steps < 1):
         raise OptionError(
-            f"max_nodes is {max_nodes}, n_steps {n_steps} and chunk_tokens {chunk_tokens}; expected max_nodes of at "
-            f"least {ORDER} and the others of at least 1."
+            f"max_nodes is {max_nodes} and n_steps {n_steps}; expected max_nodes of at least {ORDER} and n_steps of "
+            f"at least 1."
         )
     targets = tuple(targets) if targets is not None else token_targets(generation)
     path = make_path(loaded, generation, features=features, baseline=baseline)
-    size = ChunkSize(chunk_tokens)
-    with undisturbed(loaded.model):
-        exact = path_function(loaded, path, targets, size=size)
-        fast = exact
-        if gradient_dtype is not None and gradient_dtype != loaded.dtype:
-            fast = path_function(in_dtype(loaded, gradient_dtype), path, targets, size=size)
-        state = _State(exact=exact, fast=fast, progress=progress)
-        if n_steps is None:
-            _adaptive(state, tolerance, max_nodes)
-        else:
-            _fixed(state, n_steps)
-    return _attribution(
-        state,
-        tolerance,
-        settings={
-            "target": targets[0].kind,
-            "features": features,
-            "held": held_positions(path),
-            "baseline": baseline if isinstance(baseline, str) else "tensor",
-            "tolerance": {"relative": tolerance.relative, "absolute": tolerance.absolute},
-            "max_nodes": max_nodes,
-            "n_steps": n_steps,
-            "rule": f"Gauss-Legendre, {n_steps or ORDER} nodes a panel",
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-            "gradient_dtype": str(gradient_dtype or loaded.dtype).removeprefix("torch."),
-            "panels_computed_again_in_dtype": state.repeated,
-            "chunk_tokens": size.tokens,
-            "chunk_halvings": size.halvings,
-        },
-    )
+    size = ChunkSize(compute.chunk_tokens)
+    groups = position_groups(targets, first=int(path.moving.nonzero()[0]))
+    parts: list[Integral] = []
+    with _ready(loaded, compute) as (exact, fast):
+        for number, group in enumerate(groups):
+            chosen = [targets[t] for t in group]
+            slow = path_function(exact, path, chosen, size=size, cached=not compute.checkpoint)
+            quick = slow
+            if fast is not exact:
+                quick = path_function(fast, path, chosen, size=size, cached=not compute.checkpoint)
+            told = _told(progress, parts, later=sum(len(g) for g in groups[number + 1 :]), own=len(group))
+            if n_steps is None:
+                part = integrate_adaptively(slow, quick, allowed=tolerance.of, max_nodes=max_nodes, progress=told)
+            else:
+                part = integrate_fixed(slow, quick, n_steps=n_steps, progress=told)
+            parts.append(part)
+    whole = _joined(parts, groups)
+    settings = {
+        "target": targets[0].kind,
+        "features": features,
+        "held": held_positions(path),
+        "baseline": baseline if isinstance(baseline, str) else "tensor",
+        "tolerance": {"relative": tolerance.relative, "absolute": tolerance.absolute},
+        "max_nodes": max_nodes,
+        "n_steps": n_steps,
+        "rule": f"Gauss-Legendre, {n_steps or ORDER} nodes a panel",
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "gradient_dtype": str(compute.gradient_dtype or loaded.dtype).removeprefix("torch."),
+        "panels_computed_again_in_dtype": whole.repeated,
+        "chunk_tokens": size.tokens,
+        "chunk_halvings": size.halvings,
+        "checkpoint": compute.checkpoint,
+    }
+    return _attribution(whole, path, targets, tolerance, settings)
 
 
 def held_positions(path: Path) -> list[int]:
@@ -126,140 +145,79 @@ def held_positions(path: Path) -> list[int]:
     return [i for i, moves in enumerate(path.moving.tolist()) if not moves]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """One target integrated over one panel."""
+def position_groups(targets: Sequence[Target], *, first: int) -> list[list[int]]:
+    """Indices of the targets in groups that go through the model together, early positions first.
 
-    values: Float[Tensor, " seq"]
-    error: float
-    """Sum of the values minus F(hi) - F(lo), with F in the model's dtype."""
-    exact: bool
-    """Whether the gradients were in the model's dtype."""
+    A group is computed up to its last predicting position, so that the early tokens of a long answer are not carried
+    through all that comes after them. Groups of about equal size, as many as make sum of length x (targets + SHARED)
+    least; `first` is the first token that is computed at every node.
+    """
+    order = sorted(range(len(targets)), key=lambda t: (targets[t].last, t))
+    lengths = np.array([targets[t].last + 1 - first for t in order])
 
+    def split(k: int) -> list[np.ndarray]:
+        return np.array_split(np.arange(len(order)), k)
 
-@dataclass
-class _State:
-    """What is known so far; `pieces[t]` covers [0, 1] for every target t between two rounds."""
+    def cost(k: int) -> int:
+        return sum(int(lengths[part[-1]]) * (len(part) + SHARED) for part in split(k))
 
-    exact: PathFunction
-    """Everything in the model's dtype."""
-    fast: PathFunction
-    """Gradients in the dtype that was asked for; the same object where that is the model's."""
-    progress: Progress
-    f: dict[float, Float[Tensor, " target"]] = field(default_factory=dict)
-    pieces: list[dict[Panel, _Piece]] = field(default_factory=list)
-    nodes: list[int] = field(default_factory=list)
-    repeated: int = 0
-
-    def __post_init__(self) -> None:
-        self.pieces = [{} for _ in self.exact.rows.targets]
-        self.nodes = [0] * len(self.pieces)
-
-    def look_up(self, alphas: Iterable[float]) -> None:
-        """Fill in `f` at every a."""
-        missing = sorted(set(alphas) - self.f.keys())
-        if missing:
-            self.f.update(zip(missing, self.exact.values(missing), strict=True))
-
-    def integrate(self, work: Mapping[Panel, Sequence[int]], *, order: int = ORDER, exact: bool = False) -> None:
-        """Integrate each panel for the targets that want it."""
-        self.look_up(edge for panel in work for edge in (panel.lo, panel.hi))
-        function = self.exact if exact else self.fast
-        nodes = [
-            Node(alpha=alpha, targets=tuple(users)) for panel, users in work.items() for alpha in panel.rule(order)[0]
-        ]
-        places = [(panel, weight) for panel in work for weight in panel.rule(order)[1]]
-        sums: dict[tuple[int, Panel], Tensor] = {}
-        done, wanted = sum(self.nodes), sum(self.nodes) + sum(len(node.targets) for node in nodes)
-        try:
-            for k, t, slope in function.slopes(nodes):
-                done += 1
-                self.progress(done, wanted)
-                panel, weight = places[k]
-                sums[t, panel] = sums.get((t, panel), 0) + weight * slope
-        except NonFiniteError:
-            if function is self.exact:
-                raise
-            self.repeated += len(work)
-            self.integrate(work, order=order, exact=True)
-            return
-        for (t, panel), values in sums.items():
-            change = float(self.f[panel.hi][t] - self.f[panel.lo][t])
-            self.pieces[t][panel] = _Piece(
-                values=values, error=float(values.sum()) - change, exact=function is self.exact
-            )
-            self.nodes[t] += order
+    return [[order[i] for i in part] for part in split(min(range(1, len(order) + 1), key=cost))]
 
 
-def _adaptive(state: _State, tolerance: Tolerance, max_nodes: int) -> None:
-    n = len(state.pieces)
-    state.look_up(scout_grid())
-    scouted = torch.stack([state.f[a] for a in scout_grid()])  # [grid, target]
-    allowed = tolerance.of(state.f[1.0] - state.f[0.0]).tolist()
-    work: dict[Panel, list[int]] = {}
-    for t in range(n):
-        for panel in plan_panels(scouted[:, t].numpy(), tolerance=allowed[t] / 2, max_panels=max_nodes // ORDER):
-            work.setdefault(panel, []).append(t)
-    again: dict[Panel, list[int]] = {}
-    while work or again:
-        if work:
-            state.integrate(work)
-        if again:
-            state.integrate(again, exact=True)
-        work, again = {}, {}
-        for t in range(n):
-            left = max_nodes - state.nodes[t]
-            for panel in _failing(state.pieces[t], allowed[t]):
-                wanted = panel.halves if state.pieces[t][panel].exact else (panel,)
-                left -= len(wanted) * ORDER
-                if left < 0:
-                    break
-                if not state.pieces[t].pop(panel).exact:
-                    again.setdefault(panel, []).append(t)
-                    state.repeated += 1
-                    continue
-                for half in wanted:
-                    work.setdefault(half, []).append(t)
+@contextmanager
+def _ready(loaded: LoadedModel, compute: Compute) -> Iterator[tuple[LoadedModel, LoadedModel]]:
+    """The model for F and the one for gradients, both fit to be differentiated; the caller's is left as it was."""
+    wanted = compute.gradient_dtype
+    fast = loaded if wanted in (None, loaded.dtype) else in_dtype(loaded, wanted)
+    guard = checkpointed if compute.checkpoint else nullcontext
+    with undisturbed(loaded.model), guard(loaded.model), guard(fast.model) if fast is not loaded else nullcontext():
+        yield loaded, fast
 
 
-def _total_error(pieces: Mapping[Panel, _Piece]) -> float:
-    return sum(abs(piece.error) for piece in pieces.values())
+def _told(progress: Progress, before: Sequence[Integral], *, own: int, later: int) -> Progress:
+    """Progress over all groups: those that come later are foreseen at what this one wants so far."""
+    done_before = sum(sum(part.nodes) for part in before)
+
+    def tell(done: int, wanted: int) -> None:
+        progress(done_before + done, done_before + wanted + round(wanted / own) * later)
+
+    return tell
 
 
-def _failing(pieces: Mapping[Panel, _Piece], allowed: float) -> list[Panel]:
-    """The panels to halve, worst first, until what is left of the errors is within half the tolerance."""
-    left = _total_error(pieces)
-    if left <= allowed:
-        return []
-    chosen = []
-    for panel in sorted(pieces, key=lambda panel: (-abs(pieces[panel].error), panel.lo)):
-        if left <= allowed / 2:
-            break
-        left -= abs(pieces[panel].error)
-        chosen.append(panel)
-    return chosen
+def _joined(parts: Sequence[Integral], groups: Sequence[Sequence[int]]) -> Integral:
+    """All groups as one, the targets in their own order again."""
+    order = [t for group in groups for t in group]
+    back = torch.tensor(order).argsort()
+    nodes = [n for part in parts for n in part.nodes]
+    return Integral(
+        values=torch.cat([part.values for part in parts])[back],
+        f_input=torch.cat([part.f_input for part in parts])[back],
+        f_baseline=torch.cat([part.f_baseline for part in parts])[back],
+        local_error=torch.cat([part.local_error for part in parts])[back],
+        nodes=tuple(nodes[i] for i in back.tolist()),
+        repeated=sum(part.repeated for part in parts),
+    )
 
 
-def _fixed(state: _State, n_steps: int) -> None:
-    state.integrate({Panel(0.0, 1.0): range(len(state.pieces))}, order=n_steps)
-
-
-def _attribution(state: _State, tolerance: Tolerance, *, settings: Mapping[str, object]) -> Attribution:
-    function = state.exact
-    net = state.f[1.0] - state.f[0.0]
+def _attribution(
+    whole: Integral,
+    path: Path,
+    targets: Sequence[Target],
+    tolerance: Tolerance,
+    settings: dict[str, object],
+) -> Attribution:
+    net = whole.f_input - whole.f_baseline
     allowed = tolerance.of(net)
-    values = torch.stack([torch.stack([p.values for p in own.values()]).sum(dim=0) for own in state.pieces])
-    local_error = torch.tensor([_total_error(own) for own in state.pieces], dtype=torch.float64)
     return Attribution(
         method="layer_integrated_gradients",
-        values=values,
-        features=function.path.features(function.rows.targets).cpu(),
-        f_input=state.f[1.0],
-        f_baseline=state.f[0.0],
-        gap=values.sum(dim=1) - net,
-        local_error=local_error,
+        values=whole.values,
+        features=path.features(targets).cpu(),
+        f_input=whole.f_input,
+        f_baseline=whole.f_baseline,
+        gap=whole.values.sum(dim=1) - net,
+        local_error=whole.local_error,
         tolerance=allowed,
-        nodes=tuple(state.nodes),
-        converged=tuple((local_error <= allowed).tolist()),
+        nodes=whole.nodes,
+        converged=tuple((whole.local_error <= allowed).tolist()),
         settings=settings,
     )

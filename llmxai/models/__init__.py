@@ -2,11 +2,21 @@
 
 from llmxai.models.embedded import EMBEDDED
 from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
-from llmxai.models.seams import embed, embedding_module, forward_logits, keeps_logits, prefix_cache, transformer_depth
+from llmxai.models.seams import (
+    checkpointed,
+    embed,
+    embedding_module,
+    forward_logits,
+    keeps_logits,
+    prefix_cache,
+    transformer_depth,
+    transformer_layers,
+)
 
 __all__ = [
     "EMBEDDED",
     "LoadedModel",
+    "checkpointed",
     "embed",
     "embedding_module",
     "forward_logits",
@@ -15,5 +25,6 @@ __all__ = [
     "load",
     "prefix_cache",
     "transformer_depth",
+    "transformer_layers",
     "wrap",
 ]

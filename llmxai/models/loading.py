@@ -202,11 +202,14 @@ def _encoder_message(name: str, architecture: str) -> str:
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     if dtype is None or dtype == "auto":
         return "auto"
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype {dtype!r} is unknown. Known: auto, {', '.join(DTYPES)}.")
-    return DTYPES[dtype]
+    return dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The floating-point dtype of that name; raises OptionError for another."""
+    if name not in DTYPES:
+        raise OptionError(f"dtype {name!r} is unknown. Known: {', '.join(DTYPES)}, and auto for the weights.")
+    return DTYPES[name]
 
 
 def _quantization(quantize: str | None, *, dtype: torch.dtype | str) -> BitsAndBytesConfig | None:

@@ -6,10 +6,12 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
@@ -38,6 +40,27 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for module in packing:
             setattr(module, PACKS_FOR_CPU, True)
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, layers keep their input only and compute their activations again, one at a time, in the backward pass.
+
+    Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Layers whose weights Accelerate loads for a moment load them
+    again, so that the graph does not keep them alive. No key-value cache may be passed in: it would grow twice.
+    """
+    layers = list(transformer_layers(model))
+    own = [layer.__dict__.get("forward") for layer in layers]  # Accelerate's hooks put one there
+    try:
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = forward
 
 
 def embedding_module(model: PreTrainedModel) -> nn.Module:
@@ -111,6 +134,17 @@ def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hid
 def _cache_argument(model: PreTrainedModel) -> str:
     """transformers renamed `past_key_values` to `cache` within version 5."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The stack of layers, first layer first; raises UnsupportedModelError where no list has the depth of the model."""
+    depth = transformer_depth(model)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise UnsupportedModelError(
+        f"{type(model).__name__} holds no list of {depth} layers, so its layers cannot be told apart."
+    )
 
 
 def transformer_depth(model: PreTrainedModel) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +11,26 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients, LLMGradientAttribution, TextTokenInput
+from hypothesis import given as given_random
+from hypothesis import settings
+from hypothesis import strategies as st
 from tiny import SENTENCES, WINDOW, answered, make_loaded, make_tokenizer
 from torch import Tensor, nn
 from transformers import GPT2Config, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, OptionError
 from llmxai.generation import encode_messages, encode_prompt, given
-from llmxai.methods import Target, Tolerance, contrast_target, layer_integrated_gradients, span_target, token_targets
+from llmxai.methods import (
+    Compute,
+    Target,
+    Tolerance,
+    contrast_target,
+    layer_integrated_gradients,
+    span_target,
+    token_targets,
+)
 from llmxai.methods._path import baseline_embedding, make_path, moving_tokens
+from llmxai.methods.layer_integrated_gradients import SHARED, position_groups
 from llmxai.models import LoadedModel, wrap
 from llmxai.types import Attribution, Generation, Role, predicting_position
 
@@ -148,8 +161,117 @@ def test_kinds_of_target_against_the_naive_loop(llama64: LoadedModel, kind: Any)
 def test_chunks_change_rounding_only(llama64: LoadedModel, chunk_tokens: int) -> None:
     generation = chat(llama64)
     want = layer_integrated_gradients(llama64, generation, n_steps=STEPS)
-    got = layer_integrated_gradients(llama64, generation, n_steps=STEPS, chunk_tokens=chunk_tokens)
+    got = layer_integrated_gradients(llama64, generation, n_steps=STEPS, compute=Compute(chunk_tokens=chunk_tokens))
     assert difference(got.values, want.values) < 1e-10
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt2", "opt", "gpt_neox", "falcon", "bloom"])
+@pytest.mark.parametrize("n_steps", [None, STEPS])
+def test_checkpointing_changes_rounding_only(architecture: str, n_steps: int | None) -> None:
+    """Gradients of several targets come from one forward pass, so layers are computed again more than once."""
+    loaded = make_loaded(architecture, dtype=torch.float64)
+    generation = chat(loaded, content="The capital of France is Paris")
+    want = layer_integrated_gradients(loaded, generation, n_steps=n_steps, max_nodes=16)
+    got = layer_integrated_gradients(
+        loaded, generation, n_steps=n_steps, max_nodes=16, compute=Compute(checkpoint=True, chunk_tokens=64)
+    )
+    assert want.values.abs().max() > 1e-3
+    assert difference(got.values, want.values) < 1e-8 * float(want.values.abs().max())
+    assert got.nodes == want.nodes
+    assert got.settings["checkpoint"] is True
+
+
+def test_checkpointing_holds_fewer_activations() -> None:
+    """Bytes that the graph keeps for the backward pass, counted where autograd saves them."""
+    loaded = make_loaded("llama")
+    generation = chat(loaded, content="The capital of France is Paris " * 4)
+
+    def kept(compute: Compute) -> int:
+        alive: dict[int, int] = {}
+        most = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal most
+            storage = tensor.untyped_storage()
+            alive[storage.data_ptr()] = storage.nbytes()
+            most = max(most, sum(alive.values()))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            layer_integrated_gradients(loaded, generation, n_steps=1, compute=compute)
+        return most
+
+    assert kept(Compute(checkpoint=True)) < kept(Compute()) / 2
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_attention_kernels_change_rounding_only(gpt64: LoadedModel, kernel: str) -> None:
+    loaded = make_loaded("gpt2", dtype=torch.float64, attn_implementation=kernel)
+    assert loaded.model.config._attn_implementation == kernel
+    generation = chat(loaded)
+    want = layer_integrated_gradients(gpt64, generation, n_steps=STEPS)
+    got = layer_integrated_gradients(loaded, generation, n_steps=STEPS)
+    assert difference(got.values, want.values) < 1e-10
+
+
+@given_random(answer=st.text(alphabet="abcde fg", min_size=2, max_size=40), seed=st.integers(0, 10))
+@settings(max_examples=5, deadline=None)
+def test_targets_alone_or_together_give_the_same_numbers(gpt64: LoadedModel, answer: str, seed: int) -> None:
+    generation = chat(gpt64, response=answer)
+    targets = list(token_targets(generation))
+    random.Random(seed).shuffle(targets)
+    together = layer_integrated_gradients(gpt64, generation, targets=targets, n_steps=2)
+    for t, target in enumerate(targets):
+        alone = layer_integrated_gradients(gpt64, generation, targets=[target], n_steps=2)
+        assert difference(together.values[t], alone.values[0]) < 1e-10
+        assert together.features[t].tolist() == alone.features[0].tolist()
+        assert float(together.f_input[t]) == pytest.approx(float(alone.f_input[0]), abs=1e-10)
+        assert float(together.f_baseline[t]) == pytest.approx(float(alone.f_baseline[0]), abs=1e-10)
+
+
+# groups of targets
+
+
+def at(position: int) -> Target:
+    return Target(kind="logprob", positions=(position,), ids=(0,))
+
+
+def group_cost(groups: list[list[int]], targets: list[Target], first: int) -> int:
+    return sum((max(targets[t].last for t in g) + 1 - first) * (len(g) + SHARED) for g in groups)
+
+
+@given_random(positions=st.lists(st.integers(10, 400), min_size=1, max_size=40))
+@settings(max_examples=40, deadline=None)
+def test_groups_hold_every_target_once_and_cost_no_more_than_one_group(positions: list[int]) -> None:
+    targets = [at(position) for position in positions]
+    groups = position_groups(targets, first=5)
+    assert sorted(t for group in groups for t in group) == list(range(len(targets)))
+    lasts = [targets[t].last for group in groups for t in group]
+    assert lasts == sorted(lasts)
+    assert group_cost(groups, targets, 5) <= group_cost([list(range(len(targets)))], targets, 5)
+
+
+def test_a_short_answer_goes_through_together_and_a_long_one_in_groups() -> None:
+    assert position_groups([at(40 + t) for t in range(8)], first=0) == [list(range(8))]
+    targets = [at(50 + t) for t in range(300)]
+    groups = position_groups(targets, first=0)
+    assert len(groups) > 4
+    assert group_cost(groups, targets, 0) < 0.7 * group_cost([list(range(300))], targets, 0)
+
+
+def test_early_targets_of_a_long_answer_are_not_carried_to_its_end(gpt64: LoadedModel) -> None:
+    generation = chat(gpt64, response=" red, green, blue" * 8)
+    lengths: list[int] = []
+    handle = gpt64.model.transformer.h[0].register_forward_pre_hook(
+        lambda _module, inputs: lengths.append(inputs[0].shape[1])
+    )
+    try:
+        layer_integrated_gradients(gpt64, generation, n_steps=2)
+    finally:
+        handle.remove()
+    first = sum(role == Role.TEMPLATE for role in generation.roles[:4])
+    assert min(lengths[1:]) < 0.75 * max(lengths)
+    assert max(lengths) <= len(generation.ids) - first
 
 
 # Captum
@@ -413,7 +535,6 @@ def test_a_copy_model_blames_the_token_it_copies() -> None:
         ({"baseline": torch.zeros(3)}, ["(3,)", "(32,)"]),
         ({"max_nodes": 0}, ["max_nodes is 0", "at least"]),
         ({"n_steps": 0}, ["n_steps 0"]),
-        ({"chunk_tokens": 0}, ["chunk_tokens 0"]),
     ],
 )
 def test_a_bad_option_says_what_came_and_what_is_known(
@@ -422,6 +543,11 @@ def test_a_bad_option_says_what_came_and_what_is_known(
     with pytest.raises(OptionError) as caught:
         layer_integrated_gradients(tiny_llama, answered(tiny_llama), **options)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_bad_chunk() -> None:
+    with pytest.raises(OptionError, match="chunk_tokens is 0"):
+        Compute(chunk_tokens=0)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +608,7 @@ def test_gradients_in_another_dtype_keep_the_certificate_exact(gpt64: LoadedMode
     generation = chat(gpt64)
     want = layer_integrated_gradients(gpt64, generation, max_nodes=512)
     before = {name: tensor.clone() for name, tensor in gpt64.model.state_dict().items()}
-    got = layer_integrated_gradients(gpt64, generation, max_nodes=512, gradient_dtype=torch.float32)
+    got = layer_integrated_gradients(gpt64, generation, max_nodes=512, compute=Compute(gradient_dtype=torch.float32))
     check_certificate(got)
     assert all(got.converged)
     assert difference(got.f_input, want.f_input) < 1e-12
@@ -496,7 +622,7 @@ def test_gradients_in_bfloat16_are_certified_against_the_models_own_f(tiny_llama
     generation = chat(tiny_llama)
     tolerance = Tolerance(relative=0.02, absolute=0.02)
     got = layer_integrated_gradients(
-        tiny_llama, generation, max_nodes=1024, tolerance=tolerance, gradient_dtype=torch.bfloat16
+        tiny_llama, generation, max_nodes=1024, tolerance=tolerance, compute=Compute(gradient_dtype=torch.bfloat16)
     )
     want = layer_integrated_gradients(tiny_llama, generation, n_steps=64)
     check_certificate(got)

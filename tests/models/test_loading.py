@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 import llmxai.models.embedded
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.generation import Decoding, encode_messages, generate, replay
-from llmxai.methods import attention_rollout, layer_integrated_gradients
+from llmxai.methods import Compute, attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel, load, wrap
 from llmxai.models.embedded import cache_folder, dequantised_folder, embedded_gguf, file_digest
 from llmxai.models.loading import in_dtype, weights_digest
@@ -83,7 +83,7 @@ def test_device_maps(model_folder: Path, tiny_llama: LoadedModel, device_map: An
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "float8"}, "dtype 'float8' is unknown. Known: auto, float32"),
+        ({"dtype": "float8"}, "dtype 'float8' is unknown. Known: float32"),
         ({"quantize": "2bit"}, "quantize '2bit' is unknown. Known: 4bit, 8bit"),
         ({"device_map": "everywhere"}, "device_map"),
     ],
@@ -353,7 +353,7 @@ def test_a_copy_in_another_dtype_leaves_the_original(tiny_llama: LoadedModel) ->
 def test_no_copy_of_a_quantised_model(wide_folder: Path) -> None:
     loaded = load(wide_folder, quantize="8bit")
     with pytest.raises(OptionError, match=r"is quantised or spread over devices.*gradient_dtype"):
-        layer_integrated_gradients(loaded, answered(loaded), n_steps=2, gradient_dtype=torch.bfloat16)
+        layer_integrated_gradients(loaded, answered(loaded), n_steps=2, compute=Compute(gradient_dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("place", ["disk", "cpu"])
