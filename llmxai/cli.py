@@ -11,6 +11,7 @@ import typer
 from llmxai.commands._console import log
 from llmxai.commands.explain import explain
 from llmxai.commands.methods import methods
+from llmxai.commands.models import check
 from llmxai.errors import UserError
 
 app = typer.Typer(
@@ -43,6 +44,9 @@ def _top(
 
 app.command()(explain)
 app.command()(methods)
+models = typer.Typer(no_args_is_help=True, help="What works for a model.")
+models.command()(check)
+app.add_typer(models, name="models")
 
 
 def _refuse(paragraph: str) -> NoReturn:

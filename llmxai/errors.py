@@ -4,6 +4,7 @@
     └── UserError                what was asked cannot be done; the message says what came, what was expected, the mend
         ├── ModelLoadError       the model could not be found, reached, read or fitted into memory
         ├── UnsupportedModelError  the model loads, but this cannot be explained with it (encoder, no seam, ...)
+        ├── InsufficientMemoryError  the memory planner finds no setting with which the work fits
         ├── PromptError          prompt, messages or response cannot be turned into token ids
         ├── OptionError          an option's value is not one of those that exist, or two options contradict
         ├── OutputError          the output folder cannot be written, or what is read from one is not ours
@@ -29,6 +30,10 @@ class ModelLoadError(UserError):
 
 class UnsupportedModelError(UserError):
     """The model exists, but this explanation cannot be computed with it."""
+
+
+class InsufficientMemoryError(UserError):
+    """The memory planner finds no setting with which the work fits."""
 
 
 class PromptError(UserError):

@@ -22,7 +22,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models import LoadedModel, embed, transformer_depth
-from llmxai.models.seams import undisturbed
+from llmxai.models.seams import rollout_refusal, undisturbed
 
 CAPTURE = "llmxai_capture"
 BLOCK = 512
@@ -44,6 +44,8 @@ def capture_attention(loaded: LoadedModel, ids: Sequence[int]) -> list[LayerAtte
 
     Raises UnsupportedModelError where a layer has no softmax attention (linear attention, state space).
     """
+    if (refusal := rollout_refusal(loaded.model.config)) is not None:
+        raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model = loaded.model
     with undisturbed(model), torch.no_grad():
         if getattr(model, "_supports_attention_backend", False):
