@@ -108,7 +108,7 @@ def refusal(loaded: LoadedModel) -> str:
 
 
 def roles_are_right(generation: Generation) -> bool:
-    said = {role: "" for role in Role}
+    said = dict.fromkeys(Role, "")
     for text, role in zip(generation.texts, generation.roles, strict=True):
         said[role] += text
     used = {role for role, text in said.items() if text}
