@@ -26,6 +26,7 @@ from llmxai.generation.prompt import Message
 from llmxai.methods import Compute, Tolerance, attention_rollout, layer_integrated_gradients
 from llmxai.methods._path import require_path_options
 from llmxai.models import LoadedModel
+from llmxai.models.identity import identity
 from llmxai.models.loading import weights_digest
 from llmxai.types import Explanation
 
@@ -124,6 +125,7 @@ def environment(loaded: LoadedModel) -> dict[str, Any]:
             "quantization": loaded.quantization,
             "adapter": loaded.adapter,
             "attention": model.config._attn_implementation,
+            **identity(loaded),
         },
         "hardware": {
             "machine": platform.machine(),

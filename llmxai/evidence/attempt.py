@@ -8,7 +8,9 @@ with recording("runs/a/evidence", purpose="complaint 17") as attempt:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +18,16 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from llmxai.errors import EvidenceError
-from llmxai.evidence.build import entry_here, error_record, explanation_record
+from llmxai.errors import EvidenceError, UserError
 from llmxai.evidence.content import SecretKey
 from llmxai.evidence.ids import new_id
 from llmxai.evidence.keys import signing_key
 from llmxai.evidence.log import Receipt, append, open_log
-from llmxai.evidence.record import Entry, File
+from llmxai.evidence.record import Entry, Error, Kind, Record
 from llmxai.evidence.sign import utc_now
+from llmxai.evidence.texts import request_texts
+from llmxai.evidence.tool import this_tool
 from llmxai.evidence.verifier.folder import LOG
-from llmxai.types import Explanation
 
 
 @dataclass
@@ -35,52 +37,22 @@ class Attempt:
     folder: Path
     """Of the log: an `evidence/` folder."""
     id: str
+    """Of the record; the report names it before the record is written."""
     entry: Entry
     started: str
     requester: str | None = None
     purpose: str | None = None
     private: SecretKey | None = None
+    """Only digests under this key are kept: no text, and no file that shows one."""
     signer: Ed25519PrivateKey | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
     """`prompt` or `messages`, and `response` where one is given: what a refusal is recorded with."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
     receipt: Receipt | None = None
     """Set once the record is written."""
 
-    def explained(
-        self, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
-    ) -> Receipt:
-        """Append the record of an explanation. `save` does this for whoever saves."""
-        record, texts = explanation_record(
-            explanation,
-            id=self.id,
-            entry=self.entry,
-            started=self.started,
-            ended=utc_now(),
-            private=self.private is not None,
-            requester=self.requester,
-            purpose=self.purpose,
-            options=self.options,
-            artefacts=artefacts,
-            warnings=(*self.warnings, *warnings),
-        )
-        self.receipt = append(self.folder, record, texts=texts, private=self.private, signer=self.signer)
-        return self.receipt
-
-    def ended_by(self, error: BaseException) -> Receipt:
-        """Append the record of a refusal or a failure."""
-        record, texts = error_record(
-            error,
-            id=self.id,
-            entry=self.entry,
-            started=self.started,
-            ended=utc_now(),
-            request=self.request,
-            requester=self.requester,
-            purpose=self.purpose,
-            options=self.options,
-        )
+    def keep(self, record: Record, texts: Mapping[str, str]) -> Receipt:
+        """Append the record of this attempt and sign the log's new root."""
         self.receipt = append(self.folder, record, texts=texts, private=self.private, signer=self.signer)
         return self.receipt
 
@@ -94,17 +66,24 @@ def begin(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Attempt:
-    """An attempt that starts now. Without a `signer` the environment's signing key is used, if there is one."""
-    return Attempt(
+    """An attempt that starts now. Without a `signer` the environment's signing key is used, if there is one.
+
+    Raises EvidenceError where the log in `folder` is not whole, before any work is done.
+    """
+    attempt = Attempt(
         folder=Path(folder),
         id=new_id(),
-        entry=entry or entry_here(),
+        entry=entry or ("notebook" if "ipykernel" in sys.modules else "python"),
         started=utc_now(),
         requester=requester,
         purpose=purpose,
         private=private,
         signer=signer or signing_key(),
     )
+    if (attempt.folder / LOG).exists():
+        with open_log(attempt.folder, signer=attempt.signer):
+            pass
+    return attempt
 
 
 @contextmanager
@@ -117,23 +96,42 @@ def recording(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Iterator[Attempt]:
-    """Whatever happens inside leaves one record in the log in `folder`.
+    """Whatever happens inside leaves one record in the log in `folder`; see `begin`.
 
-    A log that is not whole is an EvidenceError at once, before any work. An error inside is recorded and raised
-    again; where its record could not be kept, the error carries a note that says so.
+    An error inside is recorded and raised again. Where its record could not be kept, the error carries a note that
+    says so.
     """
     attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
-    if (attempt.folder / LOG).exists():
-        with open_log(attempt.folder, signer=attempt.signer):
-            pass
     try:
         yield attempt
         if attempt.receipt is None:
-            attempt.ended_by(EvidenceError("Nothing was saved and no error was raised."))
+            raise EvidenceError("This attempt ended without an explanation being saved.")
     except BaseException as error:
         if attempt.receipt is None:
             try:
-                attempt.ended_by(error)
+                attempt.keep(*_ended_by(error, attempt))
             except EvidenceError as trouble:
                 error.add_note(f"No record of this could be kept: {trouble}")
         raise
+
+
+def _ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str, str]]:
+    """A refusal (a UserError) or a failure (anything else), with what was asked and what was said."""
+    refused = isinstance(error, UserError)
+    record = Record(
+        id=attempt.id,
+        kind=Kind.REFUSAL if refused else Kind.FAILURE,
+        entry=attempt.entry,
+        started=attempt.started,
+        ended=utc_now(),
+        tool=this_tool(),
+        requester=attempt.requester,
+        purpose=attempt.purpose,
+        options=attempt.options,
+        error=Error(type(error).__name__, interrupted=isinstance(error, KeyboardInterrupt)),
+    )
+    texts = request_texts(attempt.request)
+    if attempt.request.get("response") is not None:
+        texts["output"] = str(attempt.request["response"])
+    texts["error"] = str(error) if refused else "".join(traceback.format_exception(error))
+    return record, texts

@@ -23,7 +23,7 @@ REMOVALS = ("redaction", "prune")
 
 _HEAD = re.compile(rb'\{"hash":"[0-9a-f]{64}","record":\{')
 _ID = re.compile(rb'"id":"([^"\\]{1,80})"')
-_NEEDED = ("schema", "id", "kind", "chain", "content", "digests", "link", "artefacts")
+_NEEDED = ("schema", "id", "kind", "chain", "content", "digests", "link", "artefacts", "ended")
 
 
 @dataclass(frozen=True)

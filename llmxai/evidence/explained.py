@@ -1,55 +1,50 @@
-"""From an explanation, or from what went wrong, to a record and its texts."""
+"""From an explanation to its record and its texts."""
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from llmxai.errors import UserError
-from llmxai.evidence.canonical import canonical
-from llmxai.evidence.record import Entry, Error, File, Kind, Method, Model, Outcome, Record, Target
+from llmxai.evidence.attempt import Attempt
+from llmxai.evidence.log import Receipt
+from llmxai.evidence.record import File, Kind, Method, Model, Outcome, Record, Target
+from llmxai.evidence.sign import utc_now
+from llmxai.evidence.texts import id_text, request_texts
 from llmxai.evidence.tool import this_tool
 from llmxai.types import CrossCheck, Explanation
 
 
+def explained(
+    attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
+) -> Receipt:
+    """Append the record of an explanation to the attempt's log. `save` does this for whoever saves."""
+    return attempt.keep(*explanation_record(attempt, explanation, artefacts=artefacts, warnings=warnings))
+
+
 def explanation_record(
-    explanation: Explanation,
-    *,
-    id: str,
-    entry: Entry,
-    started: str,
-    ended: str,
-    private: bool = False,
-    requester: str | None = None,
-    purpose: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    artefacts: Sequence[File] = (),
-    warnings: Sequence[str] = (),
+    attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
 ) -> tuple[Record, dict[str, str]]:
-    """The record of an explanation and its texts: input, input_ids, output, output_ids."""
+    """The record and its texts: input, input_ids, output, output_ids."""
     generation = explanation.generation
     record = Record(
-        id=id,
+        id=attempt.id,
         kind=Kind.EXPLANATION,
-        entry=entry,
-        started=started,
-        ended=ended,
+        entry=attempt.entry,
+        started=attempt.started,
+        ended=utc_now(),
         tool=this_tool(),
-        requester=requester,
-        purpose=purpose,
-        options=dict(options or {}),
+        requester=attempt.requester,
+        purpose=attempt.purpose,
+        options=attempt.options,
         model=_model(explanation.environment["model"]),
         hardware=dict(explanation.environment["hardware"]),
         input_tokens=generation.prompt_len,
         output_tokens=generation.n_targets,
         decoding={**generation.decoding, "stop": generation.stop},
         method=_method(explanation),
-        outcome=_outcome(explanation, private=private),
+        outcome=_outcome(explanation, private=attempt.private is not None),
         artefacts=tuple(artefacts),
         warnings=tuple(warnings),
     )
@@ -59,56 +54,6 @@ def explanation_record(
         "output": "".join(generation.texts[generation.prompt_len :]),
         "output_ids": id_text(generation.generated_ids),
     }
-
-
-def error_record(
-    error: BaseException,
-    *,
-    id: str,
-    entry: Entry,
-    started: str,
-    ended: str,
-    request: Mapping[str, Any],
-    requester: str | None = None,
-    purpose: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> tuple[Record, dict[str, str]]:
-    """The record of a refusal (a UserError) or a failure (anything else), with what was asked and what was said."""
-    refused = isinstance(error, UserError)
-    record = Record(
-        id=id,
-        kind=Kind.REFUSAL if refused else Kind.FAILURE,
-        entry=entry,
-        started=started,
-        ended=ended,
-        tool=this_tool(),
-        requester=requester,
-        purpose=purpose,
-        options=dict(options or {}),
-        error=Error(type(error).__name__, interrupted=isinstance(error, KeyboardInterrupt)),
-    )
-    said = str(error) if refused else "".join(traceback.format_exception(error))
-    response = {"output": str(request["response"])} if request.get("response") is not None else {}
-    return record, {**request_texts(request), **response, "error": said}
-
-
-def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
-    """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet."""
-    if request.get("prompt") is not None:
-        return {"input": str(request["prompt"])}
-    if request.get("messages") is not None:
-        return {"input": canonical(request["messages"]).decode()}
-    return {}
-
-
-def id_text(ids: Sequence[int]) -> str:
-    """Token ids as a text: `[1,2,3]`."""
-    return json.dumps(list(ids), separators=(",", ":"))
-
-
-def entry_here() -> Entry:
-    """`notebook` inside a Jupyter kernel, else `python`."""
-    return "notebook" if "ipykernel" in sys.modules else "python"
 
 
 def _model(told: Mapping[str, Any]) -> Model:
