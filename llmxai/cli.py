@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from llmxai.commands import evidence
 from llmxai.commands._console import log
 from llmxai.commands.explain import explain
 from llmxai.commands.methods import methods
@@ -27,9 +28,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _refuse(str(error))
-    except KeyboardInterrupt:
-        log.print("Interrupted; nothing was written.")
+        _refuse(" ".join([str(error), *getattr(error, "__notes__", ())]))
+    except KeyboardInterrupt as interrupt:
+        log.print("Interrupted; no explanation was written.", *getattr(interrupt, "__notes__", ()))
         sys.exit(130)
 
 
@@ -47,6 +48,13 @@ app.command()(methods)
 models = typer.Typer(no_args_is_help=True, help="What works for a model.")
 models.command()(check)
 app.add_typer(models, name="models")
+for command in (
+    *(evidence.verify, evidence.prove, evidence.consistency, evidence.export),
+    *(evidence.redact, evidence.review, evidence.replay),
+):
+    app.command()(command)
+app.add_typer(evidence.keys, name="keys")
+app.add_typer(evidence.evidence, name="evidence")
 
 
 def _refuse(paragraph: str) -> NoReturn:

@@ -12,8 +12,9 @@ from llmxai.evidence.replay import Comparison, compare
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.explain import Report, explain
 from llmxai.generation import Decoding
-from llmxai.methods import Tolerance
+from llmxai.methods import Compute, Tolerance
 from llmxai.models import LoadedModel, load
+from llmxai.models.loading import torch_dtype
 from llmxai.store import read_folder, to_json, to_maps
 
 
@@ -55,6 +56,7 @@ def _arguments(document: dict[str, Any]) -> dict[str, Any]:
     settings, generation = document["settings"], document["generation"]
     if settings["baseline"] == "tensor":
         raise EvidenceError("The baseline was a tensor of the caller's, which no record holds: nothing to replay.")
+    other_dtype = settings["gradient_dtype"] != settings["dtype"]
     known = {each.name for each in fields(Decoding)}
     return {
         **generation["request"],
@@ -63,5 +65,6 @@ def _arguments(document: dict[str, Any]) -> dict[str, Any]:
         "baseline": settings["baseline"],
         "tolerance": Tolerance(**settings["tolerance"]),
         "max_nodes": settings["max_nodes"],
+        "compute": Compute(gradient_dtype=torch_dtype(settings["gradient_dtype"]) if other_dtype else None),
         "residual": settings["rollout"]["residual"],
     }

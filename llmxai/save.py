@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmxai.errors import EvidenceError
-from llmxai.evidence import Attempt, begin, explained
+from llmxai.evidence import Attempt, begin, explained, signing_key
 from llmxai.evidence.files import describe
 from llmxai.report import build_view, render_report
 from llmxai.store import FILES, evidence_folder, to_json, write_folder
@@ -25,7 +25,7 @@ def save(explanation: Explanation, out: Path | str, *, attempt: Attempt | None =
     out = Path(out)
     warnings = to_json(explanation)["warnings"]
     if attempt is None:
-        attempt = begin(evidence_folder(out))
+        attempt = begin(evidence_folder(out), signer=signing_key())
         warnings = [*warnings, "The start is that of saving: when the explanation was asked for was not observed."]
     base = attempt.folder.parent
     if not out.resolve().is_relative_to(base.resolve()):

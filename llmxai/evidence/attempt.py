@@ -66,7 +66,7 @@ def begin(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Attempt:
-    """An attempt that starts now. Without a `signer` the environment's signing key is used, if there is one.
+    """An attempt that starts now, for whoever cannot use `recording`. Without a `signer` its record is unsigned.
 
     Raises EvidenceError where the log in `folder` is not whole, before any work is done.
     """
@@ -78,7 +78,7 @@ def begin(
         requester=requester,
         purpose=purpose,
         private=private,
-        signer=signer or signing_key(),
+        signer=signer,
     )
     if (attempt.folder / LOG).exists():
         with open_log(attempt.folder, signer=attempt.signer):
@@ -96,13 +96,15 @@ def recording(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Iterator[Attempt]:
-    """Whatever happens inside leaves one record in the log in `folder`; see `begin`.
+    """Whatever happens inside leaves one record in the log in `folder`. Without a `signer` the environment's signing
+    key is used, if there is one.
 
     An error inside is recorded and raised again. Where its record could not be kept, the error carries a note that
-    says so.
+    says so. Raises EvidenceError at once where the log is not whole.
     """
     attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
     try:
+        attempt.signer = signer or signing_key()
         yield attempt
         if attempt.receipt is None:
             raise EvidenceError("This attempt ended without an explanation being saved.")

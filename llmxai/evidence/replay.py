@@ -30,7 +30,7 @@ class MapDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`outcome`: `within` or `outside` the tolerance, or `incomparable` where the answer itself came out differently."""
+    """`outcome`: `within` or `outside` the tolerance, or `incomparable` where the answer itself is another."""
 
     outcome: str
     tolerance: float
@@ -73,7 +73,7 @@ def allowed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float,
     wide = base * ELSEWHERE
     return (
         wide,
-        f"{wide:g} of the largest value: {where}, in other circumstances ({ELSEWHERE:g} times more)",
+        f"{wide:g} of the largest value: {where}, in other circumstances",
         differences,
     )
 
@@ -89,10 +89,8 @@ def compare(
     then, again = ([token["id"] for token in each["tokens"]] for each in (recorded, now))
     if then != again:
         place = next((i for i, pair in enumerate(zip(then, again, strict=False)) if pair[0] != pair[1]), None)
-        where = (
-            f"of another length ({len(again)} tokens, {len(then)} recorded)" if place is None else f"at token {place}"
-        )
-        answer = f"differs, {where}"
+        where = f"after token {min(len(then), len(again)) - 1}" if place is None else f"at token {place}"
+        answer = f"differs {where}"
         return Comparison("incomparable", tolerance, reason, differences, answer, {}, 0)
     found = {
         name: _difference(values, maps[name], tolerance)
