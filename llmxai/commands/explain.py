@@ -12,9 +12,11 @@ import typer
 from llmxai.commands._console import progress
 from llmxai.errors import OptionError, PromptError
 
+TEXTS = ("prompt", "response", "requester", "purpose", "key")
+"""Options that are no settings of the record: texts are kept apart from it, and may be taken away."""
+
 
 def explain(
-    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="smollm2 (embedded), a .gguf file, a local folder or a hub name.")
     ] = "smollm2",
@@ -68,11 +70,12 @@ def explain(
     ] = None,
 ) -> None:
     """Explain every token of an answer and write report.html, explanation.json and maps.safetensors."""
+    asked = {name: value for name, value in locals().items() if name not in TEXTS and value is not None}
     from llmxai.evidence import recording, secret_key, signing_key
     from llmxai.store import evidence_folder, require_replaceable
 
     with recording(evidence_folder(out), entry="cli", requester=requester, purpose=purpose) as attempt:
-        attempt.options = _options(context)
+        attempt.options = asked
         attempt.signer = signing_key(key)
         attempt.private = secret_key() if private else None
         text = _prompt_text(prompt, prompt_file, messages)
@@ -121,14 +124,6 @@ def explain(
             report("writing the record" if private else "writing the report", 0, 1)
             save(explanation, out, attempt=attempt)
     _tell(explanation, attempt, out, as_json=as_json)
-
-
-TEXTS = ("prompt", "response", "requester", "purpose", "key")
-
-
-def _options(context: typer.Context) -> dict[str, Any]:
-    """What was asked for, without texts: those are kept apart, and may be taken away."""
-    return {name: value for name, value in context.params.items() if name not in TEXTS and value is not None}
 
 
 def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:

@@ -92,8 +92,9 @@ def export_bundle(run: Path | str, id: str, out: Path | str) -> Path:
     }
     for artefact in entry.body["artefacts"]:
         path = place.parent / artefact["path"]
-        if path.is_file():
-            members[f"artefacts/{artefact['path']}"] = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() == artefact["sha256"]:  # a later record may have replaced the file
+            members[f"artefacts/{artefact['path']}"] = data
     return _write(out, members)
 
 
