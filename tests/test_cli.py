@@ -95,7 +95,10 @@ def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path)
 
 def test_plain_progress_lines_when_there_is_no_terminal(run: Run, model_folder: Path, tmp_path: Path) -> None:
     ended = run(*explain(model_folder, "--prompt", "Hello", "--out", tmp_path / "out"))
-    assert ended.err.splitlines() == [f"llmxai: {stage}" for stage in STAGES]
+    lines = ended.err.splitlines()
+    planned = next(line for line in lines if line.startswith("llmxai: planned "))
+    assert "1024 tokens at once, activations kept for the backward pass" in planned
+    assert [line for line in lines if line != planned] == [f"llmxai: {stage}" for stage in STAGES]
     assert "\x1b" not in ended.err + ended.out
 
 
@@ -186,7 +189,8 @@ def test_a_users_mistake_is_one_paragraph(
     assert ended.code == 2
     assert ended.out == ""
     assert "Traceback" not in ended.err
-    refusals = [line for line in said(ended.err) if line.removeprefix("llmxai: ") not in STAGES]
+    stages = (*(f"llmxai: {stage}" for stage in STAGES), "llmxai: planned ")
+    refusals = [line for line in said(ended.err) if not line.startswith(stages)]
     assert len(refusals) == 1
     assert words in refusals[0]
     assert ended.err.splitlines()[-1] == refusals[0]

@@ -44,11 +44,15 @@ def explain(
         ),
     ] = None,
     chunk_tokens: Annotated[
-        int, typer.Option(help="Tokens that go through the model at once: bounds the memory.")
-    ] = 1024,
+        int | None, typer.Option(help="Tokens that go through the model at once. Default: what the memory allows.")
+    ] = None,
     checkpoint: Annotated[
-        bool, typer.Option("--checkpoint", help="Compute activations again in the backward pass: far less memory.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--checkpoint/--no-checkpoint",
+            help="Compute activations again in the backward pass: far less memory. Default: where it is needed.",
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     device_map: Annotated[
         str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
@@ -93,11 +97,13 @@ def explain(
         disable_progress_bar()
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         wanted = Tolerance(relative=tolerance)
-        compute = Compute(
-            gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
-            chunk_tokens=chunk_tokens,
-            checkpoint=checkpoint,
-        )
+        compute = None  # planned from the memory that is free
+        if (gradient_dtype, chunk_tokens, checkpoint) != (None, None, None):
+            compute = Compute(
+                gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
+                chunk_tokens=Compute.chunk_tokens if chunk_tokens is None else chunk_tokens,
+                checkpoint=bool(checkpoint),
+            )
         with progress() as report:
             report("loading the model", 0, 1)
             loaded = load(

@@ -71,7 +71,10 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Shape:
-    """The figures of a configuration that decide what is kept; `intermediate` counts the experts a token goes to."""
+    """The figures of a configuration that decide what is kept; `intermediate` counts the experts a token goes to.
+
+    A figure that a configuration does not name is guessed: a plan is an estimate, and no reason to fail.
+    """
 
     depth: int
     hidden: int
@@ -87,7 +90,8 @@ class Shape:
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
         text = config.get_text_config()
-        hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+        hidden = _first(text, "hidden_size", "d_model", "n_embd") or 1024
+        heads = _first(text, "num_attention_heads", "n_heads", "n_head") or 1
         wide = _first(text, "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner") or 4 * hidden
         experts = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 0
         if experts:
@@ -181,6 +185,21 @@ def plan_memory(
             chunk = max(chunk // 2, tokens)
     assert plan is not None
     return plan
+
+
+def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan:
+    """The plan for a model whose weights are in memory, on whatever devices its layers lie."""
+    places = set(getattr(model, "hf_device_map", {"": model.device}).values()) - {"cpu", "disk"}
+    devices = [torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in places]
+    computing = [device for device in devices if device.type != "cpu"] or [torch.device("cpu")]
+    return plan_memory(
+        model.config,
+        tokens=tokens,
+        targets=targets,
+        dtype=model.dtype,
+        free=sum(free_memory(device) for device in computing),
+        score_maps=score_maps_of(model),
+    )
 
 
 def require_fits(plan: MemoryPlan, *, name: str, tokens: int, dtype: torch.dtype) -> None:
