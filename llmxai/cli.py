@@ -13,6 +13,7 @@ from llmxai.commands._console import log
 from llmxai.commands.explain import explain
 from llmxai.commands.methods import methods
 from llmxai.commands.models import check
+from llmxai.commands.report import report, table
 from llmxai.errors import UserError
 
 app = typer.Typer(
@@ -55,6 +56,8 @@ for command in (
     app.command()(command)
 app.add_typer(evidence.keys, name="keys")
 app.add_typer(evidence.evidence, name="evidence")
+app.command()(report)
+app.command()(table)
 
 
 def _refuse(paragraph: str) -> NoReturn:
