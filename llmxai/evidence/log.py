@@ -200,22 +200,22 @@ class EvidenceLog:
             self._offset += len(line)
             yield line.removesuffix(b"\n")
 
-    def _covered(self) -> tuple[int, str | None]:
-        """How many records the last checkpoint covers, and its key."""
+    def _covered(self) -> tuple[int, str | None, str | None]:
+        """How many records the last checkpoint covers, its key, and the SHA-256 of its line."""
         path = self.folder / CHECKPOINTS
         line = last_line(path)[0] if path.exists() else b""
         if not line:
-            return 0, None
+            return 0, None, None
         try:
             point = read_checkpoint(line)
         except ValueError as error:
             raise EvidenceError(
                 f"{path}: its last line is {error}. Run `llmxai verify {self.folder.parent}`."
             ) from error
-        return point.size, point.keyid
+        return point.size, point.keyid, hashlib.sha256(line).hexdigest()
 
     def _checkpoint(self) -> None:
-        size, signed_by = self._covered()
+        size, signed_by, before = self._covered()
         keyid = key_id(self.signer.public_key()) if self.signer else None
         if not len(self) or (size == len(self) and (keyid is None or signed_by == keyid)):
             return
@@ -226,6 +226,7 @@ class EvidenceLog:
             root=self._frontier.root().hex(),
             head=self._prev,
             prefix=self._prefix.hexdigest(),
+            prev=before,
             signer=self.signer,
         )
         append_durably(self.folder / CHECKPOINTS, line + b"\n")
