@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock, Timeout
 
 from llmxai.errors import EvidenceError
-from llmxai.evidence.canonical import canonical, plain
+from llmxai.evidence.canonical import plain
 from llmxai.evidence.content import SecretKey, sealed
 from llmxai.evidence.files import append_durably, cut_to, last_line
 from llmxai.evidence.ids import new_id
@@ -117,7 +118,7 @@ class EvidenceLog:
         prev, seq = self._prev, len(self)
         for record, texts in batch:
             record, content = sealed(record, texts, private=private)
-            body = canonical({**plain(record), "chain": plain(Chain(self.log, seq, prev))})
+            body = rfc8785.dumps({**plain(record), "chain": plain(Chain(self.log, seq, prev))})
             prev, seq = hashlib.sha256(body).hexdigest(), seq + 1
             lines.append(b'{"hash":"%b","record":%b}\n' % (prev.encode(), body))
             if content is not None:
