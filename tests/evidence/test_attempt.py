@@ -15,11 +15,14 @@ from tiny import make_loaded
 
 from llmxai import Decoding, UserError, explain, save
 from llmxai.errors import EvidenceError
-from llmxai.evidence import SecretKey, begin, explained, export_bundle, prune, recording, redact, verify
+from llmxai.evidence import SecretKey, begin, explained, export_bundle, prune, recording, redact, review, verify
+from llmxai.evidence.keys import key_id
+from llmxai.evidence.provenance import provenance_of
 from llmxai.evidence.reading import find, find_run, read_log
 from llmxai.evidence.replay import compare
 from llmxai.models import LoadedModel
 from llmxai.recompute import recompute
+from llmxai.report.rebuild import rebuild
 from llmxai.store import to_json, to_maps
 from llmxai.types import Explanation
 
@@ -282,3 +285,49 @@ def test_nothing_to_recompute(explanation: Explanation, loaded: LoadedModel, tmp
         save(explanation, tmp_path, attempt=attempt)
     with pytest.raises(EvidenceError, match="nothing to replay"):
         recompute(tmp_path, attempt.id, model=loaded)
+
+
+# what the page says about its record
+
+
+def test_the_page_names_its_record_and_the_command(explanation: Explanation, tmp_path: Path) -> None:
+    with recording(tmp_path / "run" / "evidence", signer=KEY) as attempt:
+        run = save(explanation, tmp_path / "run", attempt=attempt)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for text in (attempt.id, f"llmxai verify {run} --pubkey KEY.pub", key_id(KEY.public_key())):
+        assert text in page
+    for artefact in only(run)["artefacts"]:
+        assert (artefact["sha256"] in page) == (artefact["path"] != "report.html")
+
+
+def test_an_unsigned_page_says_so(explanation: Explanation, tmp_path: Path) -> None:
+    run = save(explanation, tmp_path / "run")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "unsigned: nobody vouches for this record" in page
+    assert f"llmxai verify {run}<" in page.replace("&#34;", "").replace("\n", "")
+
+
+def test_pages_made_again_say_the_same_until_someone_reviews(explanation: Explanation, tmp_path: Path) -> None:
+    run = save(explanation, tmp_path / "run")
+    again = rebuild(run, provenance=provenance_of)
+    assert again.page == run / "report.html"
+    assert verify(run).findings == []
+    id = read_log(run)[0][0].id
+    review(run, id, decision="approved", by="r7")
+    reviewed = rebuild(run, provenance=provenance_of)
+    assert reviewed.page == run / "report.rebuilt.html"
+    assert "approved by r7" in reviewed.page.read_text(encoding="utf-8")
+    assert verify(run).exit == 0
+    save(explanation, run)
+    assert not reviewed.page.exists()
+
+
+def test_provenance_of_a_record_in_a_run_and_of_none(explanation: Explanation, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    attempt = begin(run / "evidence")
+    save(explanation, run / "records" / "one", attempt=attempt)
+    told = provenance_of(run / "records" / "one")
+    assert told is not None
+    assert (told["record"], told["verify"]) == (attempt.id, f"llmxai verify {run}")
+    assert provenance_of(run) is None
+    assert provenance_of(tmp_path) is None
