@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
+from llmxai.report.removal import Referee, build_referee, covered
 from llmxai.report.visible import Text, label, plain, visible
 
 TOP = 20
@@ -32,6 +33,12 @@ ROLE_NAMES = {
     Role.GENERATED: "Answer of the model",
 }
 SENTENCE_ENDS = frozenset(".!?。！？؟।\n")
+
+AGREEMENT = (
+    *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
+    *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
+)
+CURVE = ("sink_mass", "null_divergence", "similarity", "entropy")
 
 Pairs = tuple[tuple[int, int], ...]
 """(unit, value x scale) by |value|, largest first."""
@@ -85,13 +92,25 @@ class Target:
     f_baseline: float
     spearman: float | None
     spearman_p: float | None
+    recency_p: float | None
+    adjusted_p: float | None
+    kendall: float | None
     top_k: int
     top_k_overlap: float | None
+    rank_biased_overlap: float | None
+    jensen_shannon: float | None
+    variant_spearman: float | None
+    variant_p: float | None
+    """Corrected, as `adjusted_p` is."""
+    referee: Referee | None
     sink_mass: float
     feature_mass: float
     lost_mass: float
     null_divergence: float
+    similarity: float
     entropy: float | None
+    curve: Mapping[str, tuple[int, ...]]
+    """By name the figures of the rollout after the top 1, 2, ... layers, in whole thousandths; empty without layers."""
     gradients: Pairs
     gradients_total: float
     """Sum of |value| over all units, in nats."""
@@ -102,6 +121,14 @@ class Target:
     rollout_content: float
     """Share of the row on all units but start mark and template."""
     rollout_structure: Pairs
+    variant: Pairs
+    """Of the rollout variant; its rows are scaled to sum 1 first."""
+    variant_content: float
+    variant_structure: Pairs
+    removal: Pairs
+    """(part of the input, fall of the log-prob when it is removed); empty where the referee was not asked."""
+    removal_total: float
+    """Sum of |fall| over all parts, in nats."""
 
     @property
     def probability(self) -> float:
@@ -115,6 +142,8 @@ class Level:
     units: tuple[Unit, ...]
     turns: tuple[Turn, ...]
     targets: tuple[Target, ...]
+    parts: tuple[tuple[int, int], ...]
+    """For each part of the input that was removed, the units [first, end) that it touches."""
 
 
 def build_level(
@@ -130,6 +159,8 @@ def build_level(
     starts = np.array([a for a, _ in groups])
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
     rollout = np.add.reduceat(maps["rollout"].astype(float), starts, axis=1)
+    variant = np.add.reduceat(_scaled(maps["rollout_variant"].astype(float)), starts, axis=1)
+    removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
     owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
     structure = np.array([unit.role in STRUCTURE for unit in units])
@@ -137,9 +168,16 @@ def build_level(
     for number, own in enumerate(owned):
         if own:
             which = [target["position"] - first for target in own]
-            sources = _sources(gradients[which].sum(axis=0), rollout[which].mean(axis=0), structure)
+            sources = {
+                **_signed("gradients", gradients[which].sum(axis=0), structure),
+                **_shares("rollout", rollout[which].mean(axis=0), structure),
+                **_shares("variant", variant[which].mean(axis=0), structure),
+                "removal": _top(removal[which].sum(axis=0), scale=GRADIENT_SCALE, limit=TOP),
+                "removal_total": float(np.abs(removal[which].sum(axis=0)).sum()),
+            }
             built.append(Target(unit=number, **_figures(own, units[number].status), **sources))
-    return Level(units=units, turns=_turns(units), targets=tuple(built))
+    ranges = [(a, b) for a, b in explanation["ablations"]["units"]] if explanation["ablations"] else []
+    return Level(units, _turns(units), tuple(built), covered(ranges, groups))
 
 
 def characters(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
@@ -195,7 +233,7 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
     }
     means = {
         name: sum(target["rollout"][name] for target in own) / len(own)
-        for name in ("sink_mass", "feature_mass", "lost_mass", "null_divergence")
+        for name in ("sink_mass", "feature_mass", "lost_mass", "null_divergence", "similarity")
     }
     return {
         "status": status,
@@ -208,19 +246,44 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         "entropy": sum(entropies) / len(entropies) if entropies else None,
         **sums,
         **means,
-        **worst["agreement"],
+        **{name: worst["agreement"][name] for name in AGREEMENT},
+        "variant_spearman": worst["agreement_variant"]["spearman"],
+        "variant_p": worst["agreement_variant"]["adjusted_p"],
+        "referee": build_referee(worst["referee"]),
+        "curve": _curve([target["curve"] for target in own]),
     }
 
 
-def _sources(gradients: np.ndarray, rollout: np.ndarray, structure: np.ndarray) -> dict[str, Any]:
-    magnitude = np.abs(gradients)
+def _curve(curves: Sequence[Mapping[str, Sequence[float]] | None]) -> dict[str, tuple[int, ...]]:
+    """The mean over the tokens of a unit, in thousandths."""
+    known = [curve for curve in curves if curve is not None]
+    if not known:
+        return {}
+    means = {name: np.mean([curve[name] for curve in known], axis=0) for name in CURVE}
+    return {name: tuple(round(1000 * float(value)) for value in values) for name, values in means.items()}
+
+
+def _scaled(rows: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1; a row of zeros stays so. Variants of rollout need not keep the sum."""
+    total = rows.sum(axis=1, keepdims=True)
+    scaled: np.ndarray = np.divide(rows, total, out=np.zeros_like(rows), where=total > 0)
+    return scaled
+
+
+def _signed(name: str, values: np.ndarray, structure: np.ndarray) -> dict[str, Any]:
+    magnitude = np.abs(values)
     return {
-        "gradients": _top(gradients, scale=GRADIENT_SCALE, limit=TOP),
-        "gradients_total": float(magnitude.sum()),
-        "gradients_structure": float(magnitude[structure].sum()),
-        "rollout": _top(np.where(structure, 0.0, rollout), scale=ROLLOUT_SCALE, limit=TOP),
-        "rollout_content": float(rollout[~structure].sum()),
-        "rollout_structure": _top(np.where(structure, rollout, 0.0), scale=ROLLOUT_SCALE, limit=TOP_STRUCTURE),
+        name: _top(values, scale=GRADIENT_SCALE, limit=TOP),
+        f"{name}_total": float(magnitude.sum()),
+        f"{name}_structure": float(magnitude[structure].sum()),
+    }
+
+
+def _shares(name: str, row: np.ndarray, structure: np.ndarray) -> dict[str, Any]:
+    return {
+        name: _top(np.where(structure, 0.0, row), scale=ROLLOUT_SCALE, limit=TOP),
+        f"{name}_content": float(row[~structure].sum()),
+        f"{name}_structure": _top(np.where(structure, row, 0.0), scale=ROLLOUT_SCALE, limit=TOP_STRUCTURE),
     }
 
 

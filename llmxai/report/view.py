@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.report.provenance import Provenance, build_provenance_box
+from llmxai.report.removal import Removal, build_removal, method_name
 from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings
 from llmxai.report.units import Level, build_level, characters, sentences
 from llmxai.report.verdict import LIMITS, Verdict, answer_text, build_verdict
@@ -31,6 +32,11 @@ class ReportView:
     levels: Mapping[str, Level]
     """`words` first, then `tokens`, and `sentences` where the text is long."""
     rows: tuple[Row, ...]
+    removal: Removal | None
+    """The parts of the input that were taken away; None where the referee was not asked."""
+    variant: str
+    """Name of the rollout variant beside the plain one."""
+    variant_source: Text
     limits: tuple[str, ...]
     settings: tuple[Setting, ...]
     origin: tuple[Setting, ...]
@@ -63,9 +69,24 @@ def build_view(
         warnings=tuple(visible(warning) for warning in explanation["warnings"]),
         levels={name: build_level(explanation, maps, groups=own) for name, own in groups.items()},
         rows=build_rows(explanation),
+        removal=build_removal(explanation),
+        variant=method_name(explanation["variant"]["method"]),
+        variant_source=visible(explanation["variant"]["source"]),
         limits=LIMITS,
-        settings=build_settings(explanation["settings"]),
+        settings=build_settings(_settings(explanation)),
         origin=build_origin(explanation),
         provenance=build_provenance_box(provenance),
         home=home,
     )
+
+
+def _settings(explanation: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, those of the variant and of the referee among them; the parts themselves are shown in the text."""
+    ablations = explanation["ablations"]
+    return {
+        **explanation["settings"],
+        "variant": explanation["variant"],
+        "referee": "not asked"
+        if ablations is None
+        else {**{key: value for key, value in ablations.items() if key != "units"}, "parts": len(ablations["units"])},
+    }
