@@ -41,7 +41,7 @@ def main() -> None:
             explanation = ask(model, turns, length)
             seconds = time.perf_counter() - start
             print(f"{name}: {seconds:.0f} s", flush=True)
-            folder = write_folder(explanation, run / "records" / name, render=lambda _document, _maps: "")
+            folder = write_folder(explanation, run / "records" / name, render=lambda *_parts: "")
             rows.append(summarize(read_folder(folder)[0], record=name, seconds=round(seconds, 1)))
         pq.write_table(pa.table(to_columns(rows)), run / "rows.parquet")
         rebuild(run)

@@ -32,7 +32,6 @@ ROLE_NAMES = {
     Role.CONTEXT: "Earlier turns and documents",
     Role.GENERATED: "Answer of the model",
 }
-SENTENCE_ENDS = frozenset(".!?。！？؟।\n")
 
 AGREEMENT = (
     *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
@@ -107,7 +106,7 @@ class Target:
     feature_mass: float
     lost_mass: float
     null_divergence: float
-    similarity: float
+    similarity: float | None
     entropy: float | None
     curve: Mapping[str, tuple[int, ...]]
     """By name the figures of the rollout after the top 1, 2, ... layers, in whole thousandths; empty without layers."""
@@ -159,7 +158,9 @@ def build_level(
     starts = np.array([a for a, _ in groups])
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
     rollout = np.add.reduceat(maps["rollout"].astype(float), starts, axis=1)
-    variant = np.add.reduceat(_scaled(maps["rollout_variant"].astype(float)), starts, axis=1)
+    variant = np.add.reduceat(
+        _scaled(maps.get("rollout_variant", np.zeros_like(maps["rollout"])).astype(float)), starts, axis=1
+    )
     removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
     owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
@@ -178,26 +179,6 @@ def build_level(
             built.append(Target(unit=number, **_figures(own, units[number].status), **sources))
     ranges = [(a, b) for a, b in explanation["ablations"]["units"]] if explanation["ablations"] else []
     return Level(units, _turns(units), tuple(built), covered(ranges, groups))
-
-
-def characters(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """One group a token, but tokens that are part of one character together."""
-    groups, start = [], 0
-    for i, token in enumerate(tokens):
-        if token["text"] or i == len(tokens) - 1:
-            groups.append((start, i + 1))
-            start = i + 1
-    return groups
-
-
-def sentences(tokens: Sequence[Mapping[str, Any]], words: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Words joined up to the sign that ends a sentence, or to the end of the line or of the role."""
-    groups: list[tuple[int, int]] = []
-    for a, b in words:
-        last = tokens[a - 1] if a else None
-        ended = last is None or last["role"] != tokens[a]["role"] or last["text"].rstrip(" ")[-1:] in SENTENCE_ENDS
-        groups = [*groups, (a, b)] if ended else [*groups[:-1], (groups[-1][0], b)]
-    return groups
 
 
 def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Unit:
@@ -226,14 +207,13 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
     """One unit's numbers: sums where they add up, means of shares, and the agreement of the token it is judged by."""
     worst = next(target for target in own if target["status"] == status)
     recorded = [target["logprob"] for target in own if target["logprob"] is not None]
-    entropies = [target["rollout"]["entropy"] for target in own if target["rollout"]["entropy"] is not None]
     sums = {
         name: round(sum(target[name] for target in own), 5)
         for name in ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline")
     }
     means = {
         name: sum(target["rollout"][name] for target in own) / len(own)
-        for name in ("sink_mass", "feature_mass", "lost_mass", "null_divergence", "similarity")
+        for name in ("sink_mass", "feature_mass", "lost_mass", "null_divergence")
     }
     return {
         "status": status,
@@ -243,7 +223,7 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
         "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,
         "rank": max(target["rank"] for target in own),
-        "entropy": sum(entropies) / len(entropies) if entropies else None,
+        **{name: _mean([target["rollout"][name] for target in own]) for name in ("entropy", "similarity")},
         **sums,
         **means,
         **{name: worst["agreement"][name] for name in AGREEMENT},
@@ -252,6 +232,11 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         "referee": build_referee(worst["referee"]),
         "curve": _curve([target["curve"] for target in own]),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def _curve(curves: Sequence[Mapping[str, Sequence[float]] | None]) -> dict[str, tuple[int, ...]]:

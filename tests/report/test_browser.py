@@ -330,7 +330,9 @@ def test_a_long_one_answers_and_shows_its_strongest_source(open_page: Open, long
     boxes = [source.bounding_box() for source in page.locator("#given .source").all()]
     inside = [box for box in boxes if frame["y"] <= box["y"] <= frame["y"] + frame["height"]]
     assert inside  # its strongest source was scrolled into view
-    assert page.evaluate("document.querySelectorAll('*').length") < 40_000  # never the map as elements
+    assert (
+        page.evaluate("document.querySelectorAll('*').length") < 60_000
+    )  # never the map of 1.3 million values as elements
 
 
 def test_an_unconverged_word_is_never_called_within(open_page: Open) -> None:

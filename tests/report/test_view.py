@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmxai.report import ReportView, build_view
+from llmxai.report import ReportView, build_view, render_report
 from llmxai.report.removal import build_referee
 from llmxai.report.tables import build_settings, percent, signed
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, Target
@@ -360,3 +360,24 @@ def test_the_curve_of_a_word_is_the_mean_of_its_tokens() -> None:
     assert target_of(build_view(document, maps), 0).curve["sink_mass"] == (300, 800)
     document["targets"][1]["curve"] = None
     assert target_of(build_view(document, maps), 0).curve == {}
+
+
+def test_an_explanation_of_schema_1_has_a_page_without_what_it_lacks() -> None:
+    document, maps = sample(["<s>", " a", " b"], [" x", " y"])
+    for name in ("rollout_variant", "leave_one_out"):
+        del maps[name]
+    for name in ("ablations", "variant"):
+        del document[name]
+    for target in document["targets"]:
+        for name in ("agreement_variant", "rollout_variant", "curve", "referee"):
+            del target[name]
+        for name in ("recency_p", "adjusted_p", "kendall", "rank_biased_overlap", "jensen_shannon"):
+            del target["agreement"][name]
+        del target["rollout"]["similarity"], target["sources"]["rollout_variant"], target["sources"]["leave_one_out"]
+    view = build_view(document, maps)
+    assert (view.variant, view.removal) == (None, None)
+    target = target_of(view, 0)
+    assert (target.variant, target.removal, target.referee, target.curve) == ((), (), None, {})
+    assert (target.kendall, target.similarity, target.spearman) == (None, None, 0.62)
+    assert "radio" in render_report(view)
+    assert 'value="variant"' not in render_report(view)

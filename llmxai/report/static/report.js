@@ -207,7 +207,7 @@
       ["On no token", percent(target.lost_mass)],
       ["Evenness over those compared", either(target.entropy, (v) => `${v.toFixed(2)} (1: all alike)`)],
       ["Distance from the null", `${target.null_divergence.toFixed(4)} bits`],
-      ["Likeness to the rows of other words", target.similarity.toFixed(3)],
+      ["Likeness to the rows of other words", either(target.similarity, (v) => v.toFixed(3))],
     ]);
   }
 
@@ -221,8 +221,7 @@
       [`Top ${target.top_k} in common`, either(target.top_k_overlap, percent)],
       ["Rank-biased overlap", either(target.rank_biased_overlap, (v) => v.toFixed(2))],
       ["Distance of the two", either(target.jensen_shannon, (v) => `${v.toFixed(3)} bits`)],
-      [`${data.variant}: Spearman`, either(target.variant_spearman, (v) => plain(v, 2))],
-      [`${data.variant}: corrected p`, either(target.variant_p, chance)],
+      ...(data.variant ? [[`${data.variant}: Spearman`, either(target.variant_spearman, (v) => plain(v, 2))], [`${data.variant}: corrected p`, either(target.variant_p, chance)]] : []),
     ]);
   }
 
@@ -278,12 +277,13 @@
 
   /** Beside a diluted plain rollout the variant stands open; elsewhere it is folded away. */
   function variant(target) {
+    if (!data.variant) return [];
     const list = [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
     const attributes = { "aria-label": `Sources by ${data.variant}` };
-    if (target.status === "diluted") return make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "The variant beside the diluted rollout."), ...list);
+    if (target.status === "diluted") return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "The variant beside the diluted rollout."), ...list)];
     const details = make("details", { class: "variant" }, make("summary", {}, data.variant), ...list);
     details.open = panel.querySelector("details.variant")?.open ?? false;
-    return make("section", attributes, details);
+    return [make("section", attributes, details)];
   }
 
   const doubt = (target, status) => target.status !== status ? [] : [make("p", { class: `doubt status-${status}` }, `${data.statuses[status].sign} ${status}: do not read these bars`)];
@@ -304,7 +304,7 @@
         make("section", { "aria-label": "Sources by attention rollout", class: target.status === "diluted" ? "doubtful" : "" }, make("h4", {}, "Attention rollout"), make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target, "diluted"),
           make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
           ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 })),
-        variant(target), ...removal(target)),
+        ...variant(target), ...removal(target)),
       ...referee(target), ...dilution(target), likelihood(target), figures,
     );
   }
