@@ -99,7 +99,7 @@ def inseq(*, prompt: int = 0, n_steps: int, batch: int = 50) -> tuple[Callable[[
 def growth(*, tokens: int, targets: int, n_steps: int = 2) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
     """A long prompt and a given answer, a few fixed nodes: how time and memory grow."""
     loaded = load("smollm2")
-    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens))
+    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens // 8 + 1))
     prompt = encode_prompt(loaded, text)
     prompt = type(prompt)(ids=prompt.ids[:tokens], roles=prompt.roles[:tokens], request={"prompt": "growth"})
     response = given(loaded, prompt, response=" ".join(f"word{i}" for i in range(targets)))
