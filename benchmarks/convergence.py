@@ -9,7 +9,8 @@ Usage: python benchmarks/convergence.py
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,26 +29,27 @@ HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs" / "convergence"
 GRID = np.linspace(0, 1, 1025)
 BUDGET = 128
+OTHER_PATHS = (("content", "eos"), ("content", "zero"), ("content", "mean"), ("prompt", "space"), ("all", "space"))
+"""Other features and baselines, on the first prompt only."""
 TOLERANCE = Tolerance()
 
 
 def curves(name: str, prompts: Sequence[dict], *, features: str, baseline: str) -> dict[str, np.ndarray]:
-    """F on GRID for every prompt, [grid, target] each."""
-    path = RUNS / f"{name}.npz"
-    if not path.exists():
-        loaded = load("smollm2")
-        found = {}
-        for prompt in prompts:
-            tokens = encode_messages(loaded, prompt["messages"])
-            generation = generate(loaded, tokens, decoding=Decoding(max_new_tokens=prompt["max_new_tokens"]))
-            with undisturbed(loaded.model):
-                line = make_path(loaded, generation, features=features, baseline=baseline)
-                function = path_function(loaded, line, token_targets(generation), size=ChunkSize(2048))
-                found[prompt["name"]] = function.values(GRID.tolist()).numpy()
-            print(f"{name}: {prompt['name']}", flush=True)
-        RUNS.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **found)
-    return dict(np.load(path))
+    """F on GRID for every prompt, [grid, target] each; a prompt that is done stays done."""
+    folder = RUNS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [prompt for prompt in prompts if not (folder / f"{prompt['name']}.npy").exists()]
+    loaded = load("smollm2") if missing else None
+    for prompt in missing:
+        tokens = encode_messages(loaded, prompt["messages"])
+        generation = generate(loaded, tokens, decoding=Decoding(max_new_tokens=prompt["max_new_tokens"]))
+        with undisturbed(loaded.model):
+            line = make_path(loaded, generation, features=features, baseline=baseline)
+            function = path_function(loaded, line, token_targets(generation), size=ChunkSize(1024))
+            values = function.values(GRID.tolist()).numpy()
+        np.save(folder / f"{prompt['name']}.npy", values)
+        print(f"{name}: {prompt['name']}", flush=True)
+    return {prompt["name"]: np.load(folder / f"{prompt['name']}.npy") for prompt in prompts}
 
 
 class Curve:
@@ -117,6 +119,61 @@ def planned(curve: Curve, order: int, points: int, share: float) -> tuple[int, b
     return refine(curve, {pair: curve.error(*pair, order) for pair in [*done, *foreseen]}, order)
 
 
+@cache
+def clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """n points on [0, 1], the ends among them, nested for n = 3, 5, 9, 17; weights by their moments."""
+    x = np.cos(np.pi * np.arange(n - 1, -1, -1) / (n - 1))
+    moments = [0.0 if k % 2 else 2 / (1 - k * k) for k in range(n)]
+    return (x + 1) / 2, np.linalg.solve(np.polynomial.chebyshev.chebvander(x, n - 1).T, moments) / 2
+
+
+@cache
+def kronrod(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss's 7 points on [0, 1], or Kronrod's 15 that hold them (QUADPACK's table; weights by their moments)."""
+    half = [0.0, 0.2077849550078985, 0.4058451513773972, 0.5860872354676911]
+    half += [0.7415311855993945, 0.8648644233597691, 0.9491079123427585, 0.9914553711208126]
+    x = np.array(sorted({*half, *(-value for value in half)}))
+    x = x if n == 15 else x[1::2]
+    moments = [0.0 if k % 2 else 2 / (1 - k * k) for k in range(len(x))]
+    return (x + 1) / 2, np.linalg.solve(np.polynomial.chebyshev.chebvander(x, len(x) - 1).T, moments) / 2
+
+
+def nested(curve: Curve, rule: Callable[[int], tuple[np.ndarray, np.ndarray]], orders: tuple, panels: int) -> tuple:
+    """Raise the order of a failing panel, keeping its nodes, before it is halved; every distinct node counts once."""
+    used: set[float] = set()
+
+    def integrate(lo: float, hi: float, k: int) -> float:
+        nodes, weights = rule(orders[k])
+        points = lo + (hi - lo) * nodes
+        used.update(np.round(points, 12).tolist())
+        return float(abs((hi - lo) * np.dot(weights, curve.slope(points)) - (curve.f(hi) - curve.f(lo))))
+
+    known = {(lo, hi, 0): integrate(lo, hi, 0) for lo, hi in pairwise(np.linspace(0, 1, panels + 1).tolist())}
+    while sum(known.values()) > curve.allowed:
+        if len(used) >= BUDGET:
+            return len(used), False
+        lo, hi, k = max(known, key=known.__getitem__)
+        del known[lo, hi, k]
+        if k + 1 < len(orders):
+            known[lo, hi, k + 1] = integrate(lo, hi, k + 1)
+            continue
+        middle = (lo + hi) / 2
+        known |= {(a, b, 0): integrate(a, b, 0) for a, b in ((lo, middle), (middle, hi))}
+    return len(used), len(used) <= BUDGET
+
+
+def bent(curve: Curve, bend: Callable[[np.ndarray], np.ndarray]) -> Curve:
+    """The same path at another speed: F(bend(u)) as a function of u."""
+    return Curve(curve.f(bend(GRID)))
+
+
+BENDS = {
+    "a = u^2 (slow at the baseline)": lambda u: u**2,
+    "a = 1 - (1 - u)^2 (slow at the input)": lambda u: 1 - (1 - u) ** 2,
+    "a = u^2 (3 - 2 u) (slow at both ends)": lambda u: u**2 * (3 - 2 * u),
+}
+
+
 def row(name: str, results: list[tuple[int, bool]]) -> str:
     nodes = [spent for spent, _ in results]
     met = np.mean([ok for _, ok in results])
@@ -142,6 +199,16 @@ def tables(all_curves: Sequence[Curve]) -> None:
             for share in (0.5, 1.0):
                 name = f"planned on {points} points, panels of {order}, foreseen error {share:g} of the tolerance"
                 print(row(name, [planned(c, order, points, share) for c in all_curves]))
+    for orders in ((3, 5), (3, 5, 9), (5, 9, 17)):
+        for panels in (2, 4, 8):
+            name = f"{panels} equal panels, Clenshaw-Curtis {orders} nested, then halving"
+            print(row(name, [nested(c, clenshaw_curtis, orders, panels) for c in all_curves]))
+    for panels in (1, 2, 4):
+        name = f"{panels} equal panels, Gauss 7 then Kronrod 15, then halving"
+        print(row(name, [nested(c, kronrod, (7, 15), panels) for c in all_curves]))
+    for name, bend in BENDS.items():
+        print(row(f"{name}, one rule of 50 nodes", [plain(bent(c, bend), 50) for c in all_curves]))
+        print(row(f"{name}, planned on 65 points", [planned(bent(c, bend), 4, 65, 0.5) for c in all_curves]))
 
 
 def plot(default: dict[str, np.ndarray], usual: dict[str, np.ndarray]) -> None:
@@ -169,10 +236,23 @@ def main() -> None:
     prompts = json.loads((HERE / "prompts.json").read_text())
     default = curves("default", prompts, features="content", baseline="space")
     usual = curves("captum", prompts[:1], features="prompt", baseline="id:0")
+    others = {
+        f"{features}, {baseline}": curves(f"{features}-{baseline}", prompts[:1], features=features, baseline=baseline)
+        for features, baseline in OTHER_PATHS
+    }
     print("\nDefault features and baseline:", end=" ")
     tables([Curve(values[:, t]) for values in default.values() for t in range(values.shape[1])])
     print("\nCaptum's convention, first prompt:", end=" ")
     tables([Curve(values[:, t]) for values in usual.values() for t in range(values.shape[1])])
+    for name, found in others.items():
+        print(f"\n{name}, first prompt:", end=" ")
+        found_curves = [Curve(values[:, t]) for values in found.values() for t in range(values.shape[1])]
+        print(f"{len(found_curves)} targets\n")
+        for label, results in (
+            ("one rule of 50 nodes", [plain(c, 50) for c in found_curves]),
+            ("planned on 65 points", [planned(c, 4, 65, 0.5) for c in found_curves]),
+        ):
+            print(row(label, results))
     for name, found in (("default", default["capital"]), ("Captum's convention", usual["capital"])):
         variation = np.abs(np.diff(found, axis=0)).sum(axis=0)
         print(f"\ntotal variation of F, first prompt, {name}: {np.round(variation, 1).tolist()}")

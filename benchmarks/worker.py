@@ -1,5 +1,7 @@
 """One measurement in a process of its own: prints a line of JSON with the seconds of each repeat and the peak memory.
 
+With the option `count`, the floating-point operations of its matrix products are counted instead.
+
 Usage: python benchmarks/worker.py NAME '{"option": value}'
 """
 
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from llmxai import Compute, Decoding, LoadedModel, Tolerance, layer_integrated_gradients, load
 from llmxai.generation import encode_messages, encode_prompt, generate, given
@@ -95,7 +99,7 @@ def inseq(*, prompt: int = 0, n_steps: int, batch: int = 50) -> tuple[Callable[[
 def growth(*, tokens: int, targets: int, n_steps: int = 2) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
     """A long prompt and a given answer, a few fixed nodes: how time and memory grow."""
     loaded = load("smollm2")
-    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens))
+    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens // 8 + 1))
     prompt = encode_prompt(loaded, text)
     prompt = type(prompt)(ids=prompt.ids[:tokens], roles=prompt.roles[:tokens], request={"prompt": "growth"})
     response = given(loaded, prompt, response=" ".join(f"word{i}" for i in range(targets)))
@@ -120,11 +124,23 @@ def matmul(*, rows: int = 1024, dtype: str = "float32") -> tuple[Callable[[], An
 
     def work() -> float:
         start = time.perf_counter()
-        for _ in range(200):
+        for _ in range(20):
             torch.nn.functional.linear(a, w)
-        return 200 * 2 * rows * 576 * 1536 / (time.perf_counter() - start) / 1e9
+        return 20 * 2 * rows * 576 * 1536 / (time.perf_counter() - start) / 1e9
 
     return work, lambda result: {"gflops": result}
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations by torch's own formulas (its FlopCounterMode breaks inside autograd.grad)."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 WORKERS = {f.__name__: f for f in (llmxai, captum, inseq, growth, matmul)}
@@ -132,8 +148,13 @@ WORKERS = {f.__name__: f for f in (llmxai, captum, inseq, growth, matmul)}
 
 def main() -> None:
     name, options = sys.argv[1], json.loads(sys.argv[2])
-    repeats = options.pop("repeats", 1)
+    repeats, count = options.pop("repeats", 1), options.pop("count", False)
     work, describe = WORKERS[name](**options)
+    if count:
+        with Operations() as counter:
+            work()
+        print("RESULT " + json.dumps({"flops": counter.total}))
+        return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if repeats > 1:
         work()  # warm up
