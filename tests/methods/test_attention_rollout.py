@@ -18,10 +18,9 @@ from llmxai.types import Generation, predicting_position
 WINDOWED = {"gemma2", "gemma3_text", "mistral", "gpt_oss"}
 
 
-@pytest.fixture(params=[4, 512], ids=["blocks of 4", "one block"])
+@pytest.fixture(params=[300, 2**24], ids=["blocks of a few queries", "one block"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    for name in ("_attention", "attention_rollout"):
-        monkeypatch.setattr(importlib.import_module(f"llmxai.methods.{name}"), "BLOCK", request.param)
+    monkeypatch.setattr(importlib.import_module("llmxai.methods._attention"), "BLOCK_NUMBERS", request.param)
     return int(request.param)
 
 
