@@ -4,6 +4,7 @@ from llmxai.methods._registry import METHODS, Method
 from llmxai.methods._targets import Target, contrast_target, span_target, token_targets
 from llmxai.methods.attention_rollout import attention_rollout
 from llmxai.methods.layer_integrated_gradients import Compute, Tolerance, layer_integrated_gradients
+from llmxai.methods.gradient_weighted_rollout import gradient_weighted_rollout
 
 __all__ = [
     "METHODS",
@@ -13,6 +14,7 @@ __all__ = [
     "Tolerance",
     "attention_rollout",
     "contrast_target",
+    "gradient_weighted_rollout",
     "layer_integrated_gradients",
     "span_target",
     "token_targets",

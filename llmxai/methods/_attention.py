@@ -84,7 +84,7 @@ class AttentionCall:
 
 
 Fuse = Callable[[Float[Tensor, "head query key"], AttentionCall | None, slice], Float[Tensor, "query key"]]
-"""From the weights of all heads, the layer they come from (None outside the interface) and the keys' place to one map."""
+"""From the weights of all heads, their layer (None outside the interface) and the place of the keys to one map."""
 
 
 def mean_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> Tensor:
@@ -114,7 +114,12 @@ def capture_attention(
     with undisturbed(model), torch.no_grad():
         if through_interface(model):
             calls: list[AttentionCall] = []
-            with attending(model, calls):
+
+            def note(call: AttentionCall) -> Tensor:
+                calls.append(call)
+                return call.output()
+
+            with attending(model, note):
                 run(model, embed(model, ids)[None])
             layers = [_fused(call, fuse) for call in calls]
         elif needs_values:
@@ -190,12 +195,9 @@ def run(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) ->
 
 @contextmanager
 def attending(
-    model: PreTrainedModel,
-    calls: list[AttentionCall],
-    *,
-    output: Callable[[AttentionCall], Tensor] = AttentionCall.output,
+    model: PreTrainedModel, output: Callable[[AttentionCall], Float[Tensor, "1 query head channel"]]
 ) -> Iterator[None]:
-    """Let `model` attend through `output`, each call noted in `calls`; registry and model are put back afterwards."""
+    """Let `model` attend through `output`; registry and model are put back afterwards."""
     seen: dict[int, tuple[Tensor | None, Visible]] = {}  # layers share their masks
 
     def attend(
@@ -204,9 +206,7 @@ def attending(
         if id(attention_mask) not in seen:
             seen[id(attention_mask)] = attention_mask, visible_keys(attention_mask, query.shape[2])
         visible = seen[id(attention_mask)][1]
-        call = AttentionCall(module, query, key, value, attention_mask, options, visible)
-        calls.append(call)
-        return output(call), None
+        return output(AttentionCall(module, query, key, value, attention_mask, options, visible)), None
 
     before = model.config._attn_implementation
     AttentionInterface.register(CAPTURE, attend)
@@ -222,7 +222,8 @@ def attending(
 
 def _whole_mask(*arguments: Any, **options: Any) -> Tensor | None:
     """A boolean mask, a quarter of what the eager one takes; it is made a float a block at a time."""
-    return sdpa_mask(*arguments, **{**options, "allow_is_causal_skip": False})
+    mask: Tensor | None = sdpa_mask(*arguments, **{**options, "allow_is_causal_skip": False})
+    return mask
 
 
 @contextmanager

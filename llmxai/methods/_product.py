@@ -55,13 +55,13 @@ def roll_out(
 
     `residual` is r, one number or one a layer and query. `sink_removed` hides key 0 and scales each row to sum 1 again.
     """
-    if isinstance(residual, float | int) and not 0 <= residual < 1:
+    if not isinstance(residual, Sequence) and not 0 <= residual < 1:
         raise OptionError(f"residual is {residual}; expected a share from 0 up to, but not including, 1.")
     if last_layers is not None and last_layers < 1:
         raise OptionError(f"last_layers is {last_layers}; expected at least 1.")
     positions = target_positions(generation)
     layers = capture_attention(loaded, generation.ids[: positions[-1] + 1], fuse=fuse, needs_values=needs_values)
-    shares = [residual] * len(layers) if isinstance(residual, float | int) else list(residual)
+    shares: list[float | Tensor] = list(residual) if isinstance(residual, Sequence) else [residual] * len(layers)
     count = min(last_layers or len(layers), len(layers))
     rows = one_hot(positions)
     null = rows.clone()
