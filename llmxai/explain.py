@@ -1,4 +1,4 @@
-"""The pipeline in one function: generate, replay, attribute twice, cross-check."""
+"""The pipeline in one function: generate, replay, attribute, take apart, cross-check."""
 
 from __future__ import annotations
 
@@ -23,8 +23,18 @@ from llmxai.generation import (
     replay,
 )
 from llmxai.generation.prompt import Message
-from llmxai.methods import Compute, Tolerance, attention_rollout, layer_integrated_gradients
+from llmxai.methods import (
+    METHODS,
+    Ablation,
+    Compute,
+    Tolerance,
+    ablate,
+    attention_rollout,
+    gradient_weighted_rollout,
+    layer_integrated_gradients,
+)
 from llmxai.methods._path import require_path_options
+from llmxai.methods._units import require_units
 from llmxai.models import LoadedModel
 from llmxai.models.loading import weights_digest
 from llmxai.types import Explanation
@@ -48,17 +58,22 @@ def explain(
     max_nodes: int = 128,
     compute: Compute = Compute(),
     residual: float = 0.5,
+    referee: Ablation | None = Ablation(),
     report: Report = lambda _stage, _done, _all: None,
 ) -> Explanation:
     """Explain every generated token of one answer.
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
-    `max_nodes` and `compute`, `attention_rollout` for `residual`.
+    `max_nodes` and `compute`, `attention_rollout` for `residual`. `referee` says how the prompt is taken apart to see
+    which method foretells that better; None asks no referee.
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
     require_path_options(model, features=features, baseline=baseline)
+    if referee is not None:
+        require_units(referee.units)
+        require_path_options(model, features=features, baseline=referee.baseline)
     tokens = _encode(model, prompt, messages)
     report("generating", 0, 1)
     if response is None:
@@ -80,16 +95,33 @@ def explain(
     )
     report("rolling attention out", 0, 1)
     rollout = attention_rollout(model, generation, residual=residual)
-    checks = cross_check(generation, attribution, rollout, rule=RULE)
+    variant = gradient_weighted_rollout(model, generation)
+    ablations = None
+    if referee is not None:
+        report("taking the prompt apart", 0, 1)
+        ablations = ablate(
+            model,
+            generation,
+            ablation=referee,
+            progress=lambda done, n: report("taking the prompt apart", done, n),
+        )
+    checks = cross_check(generation, attribution, rollout, variant, ablations, rule=RULE)
     return Explanation(
         generation=generation,
         replay=replayed,
         attribution=attribution,
         rollout=rollout,
+        variant=variant,
+        ablations=ablations,
         checks=checks,
         settings={
             **attribution.settings,
             "rollout": dict(rollout.settings),
+            "variant": {
+                "method": variant.method,
+                "source": METHODS[variant.method].source,
+                "settings": dict(variant.settings),
+            },
             "crosscheck": asdict(RULE),
             "replay_tolerance": replayed.tolerance,
         },

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from llmxai.errors import OutputError
 
-SCHEMA = "llmxai.explanation/1"
+SCHEMA = "llmxai.explanation/2"
 
 
 def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
