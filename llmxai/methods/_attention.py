@@ -86,6 +86,9 @@ class AttentionCall:
 Fuse = Callable[[Float[Tensor, "head query key"], AttentionCall | None, slice], Float[Tensor, "query key"]]
 """From the weights of all heads, their layer (None outside the interface) and the place of the keys to one map."""
 
+Watch = Callable[[AttentionCall, Tensor], None]
+"""Told each layer's attention and its output, before what follows runs."""
+
 
 def mean_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> Tensor:
     return weights.mean(dim=0)
@@ -102,13 +105,13 @@ class LayerAttention:
 
 
 def capture_attention(
-    loaded: LoadedModel, ids: Sequence[int], *, fuse: Fuse = mean_of_heads, needs_values: bool = False
+    loaded: LoadedModel, ids: Sequence[int], *, fuse: Fuse = mean_of_heads, watch: Watch | None = None
 ) -> list[LayerAttention]:
     """Every layer's attention over `ids`, first layer first.
 
     Raises UnsupportedModelError where a layer has no softmax attention (linear attention, state space), and for an
-    architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or with
-    `needs_values`.
+    architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or where calls are
+    to be watched.
     """
     model = loaded.model
     with undisturbed(model), torch.no_grad():
@@ -117,12 +120,15 @@ def capture_attention(
 
             def note(call: AttentionCall) -> Tensor:
                 calls.append(call)
-                return call.output()
+                output = call.output()
+                if watch is not None:
+                    watch(call, output)
+                return output
 
             with attending(model, note):
                 run(model, embed(model, ids)[None])
             layers = [_fused(call, fuse) for call in calls]
-        elif needs_values:
+        elif watch is not None:
             raise UnsupportedModelError(
                 f"{loaded.name}: {type(model).__name__} does not attend through transformers' attention interface, so "
                 f"its values cannot be read. Choose a method that reads attention weights alone."

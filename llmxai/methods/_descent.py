@@ -49,8 +49,8 @@ class _LayerCall:
     def again(self, hidden: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, "1 seq hidden"]:
         """The layer's output for `hidden`, everything else as it was."""
         if self.arguments:
-            return _first(self.layer(hidden, *self.arguments[1:], **self.options))
-        return _first(self.layer(**{**self.options, "hidden_states": hidden}))
+            return first_of(self.layer(hidden, *self.arguments[1:], **self.options))
+        return first_of(self.layer(**{**self.options, "hidden_states": hidden}))
 
 
 @dataclass
@@ -179,7 +179,7 @@ def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]
         calls.append(_LayerCall(layer, arguments, options))
 
     def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
-        leaves.append(_first(output).detach().requires_grad_())
+        leaves.append(first_of(output).detach().requires_grad_())
         return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
 
     own = through_interface(model)
@@ -213,5 +213,5 @@ def decoder_layers(loaded: LoadedModel) -> Sequence[nn.Module]:
     )
 
 
-def _first(output: Any) -> Tensor:
+def first_of(output: Any) -> Tensor:
     return torch.as_tensor(output[0] if isinstance(output, tuple) else output)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmxai.errors import OptionError
-from llmxai.methods._attention import AttentionCall, Fuse, LayerAttention, capture_attention, mean_of_heads
+from llmxai.methods._attention import AttentionCall, Fuse, LayerAttention, Watch, capture_attention, mean_of_heads
 from llmxai.methods._curve import CurveRecorder
 from llmxai.models import LoadedModel
 from llmxai.types import Generation, Rollout, predicting_position
@@ -46,7 +46,7 @@ def roll_out(
     name: str,
     residual: float | Sequence[Float[Tensor, " seq"]],
     fuse: Fuse = mean_of_heads,
-    needs_values: bool = False,
+    watch: Watch | None = None,
     sink_removed: bool = False,
     last_layers: int | None = None,
     settings: Mapping[str, object],
@@ -60,7 +60,7 @@ def roll_out(
     if last_layers is not None and last_layers < 1:
         raise OptionError(f"last_layers is {last_layers}; expected at least 1.")
     positions = target_positions(generation)
-    layers = capture_attention(loaded, generation.ids[: positions[-1] + 1], fuse=fuse, needs_values=needs_values)
+    layers = capture_attention(loaded, generation.ids[: positions[-1] + 1], fuse=fuse, watch=watch)
     shares: list[float | Tensor] = list(residual) if isinstance(residual, Sequence) else [residual] * len(layers)
     count = min(last_layers or len(layers), len(layers))
     rows = one_hot(positions)
@@ -68,7 +68,7 @@ def roll_out(
     recorder = CurveRecorder.of(positions)
     for layer, r in list(zip(layers, shares, strict=True))[: -count - 1 : -1]:
         visible = layer.visible.without_sink() if sink_removed else layer.visible
-        rows = r * rows + carry(layer, (1 - r) * rows, without_sink if sink_removed else _as_it_is)
+        rows = r * rows + carry(layer, (1 - r) * rows, without_sink if sink_removed else as_it_is)
         null = r * null + visible.spread((1 - r) * null)
         recorder.add(rows, null)
     return Rollout(
@@ -105,7 +105,8 @@ def carry(
     return moved
 
 
-def _as_it_is(rows: Tensor, _queries: slice, _keys: slice) -> Tensor:
+def as_it_is(rows: Tensor, _queries: slice, _keys: slice) -> Tensor:
+    """No change to a block of attention rows."""
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any
 
@@ -27,7 +28,8 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 def eager_copy(loaded: LoadedModel) -> PreTrainedModel:
     """The same weights in a model that was built with eager attention."""
-    model = type(loaded.model)._from_config(loaded.model.config, attn_implementation="eager", dtype=loaded.dtype)
+    config = copy.deepcopy(loaded.model.config)
+    model = type(loaded.model)._from_config(config, attn_implementation="eager", dtype=loaded.dtype)
     model.load_state_dict(loaded.model.state_dict())
     return model.eval()
 
