@@ -52,7 +52,8 @@ def recency_p(
 ) -> float | None:
     """One-sided p-value against permutations that keep recency.
 
-    `distance`, at least 0, is from the predicting position. None where `rank_test` is, and where the position alone explains one side wholly.
+    `distance`, at least 0, is from the predicting position. None where `rank_test` is, and where the position alone
+    explains one side wholly.
     """
     if not comparable(a, b):
         return None
@@ -102,11 +103,11 @@ def _exact_p(x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"])
 def _p(
     x: Float[np.ndarray, " feature"],
     y: Float[np.ndarray, " feature"],
-    runs: list[Int[np.ndarray, "_"]],
+    runs: list[Int[np.ndarray, " _"]],
     *,
     seed: int,
 ) -> float:
-    """Share of permutations of `x` within runs whose product with `y` is at least as large, the observed one counted."""
+    """Share of permutations of `x` within runs whose product with `y` is no smaller, the observed one counted."""
     observed = float(x @ y)
     if len(x) >= NORMAL:
         mean, variance = _moments(x, y, runs)
@@ -120,7 +121,7 @@ def _p(
 
 
 def _moments(
-    x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"], runs: list[Int[np.ndarray, "_"]]
+    x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"], runs: list[Int[np.ndarray, " _"]]
 ) -> tuple[float, float]:
     """Mean and variance of the permuted sum, exact: (sum of x)(sum of y)/n and SSx SSy/(n - 1) a run."""
     mean = sum(x[run].sum() * y[run].sum() / len(run) for run in runs)

@@ -38,8 +38,8 @@ class Ablation:
 
     `units`: token, word, sentence, or auto (words; larger pieces where there are over `MOST_UNITS`). `operator`:
     `delete` takes the tokens out and closes the gap; `baseline` puts the embedding of a neutral token in their place
-    (`baseline`, named as in `layer_integrated_gradients`), `mean` the mean embedding. `subsets`: random subsets, each of
-    which keeps every unit with probability one half.
+    (`baseline`, named as in `layer_integrated_gradients`), `mean` the mean embedding. `subsets`: random subsets,
+    each of which keeps every unit with probability one half.
     """
 
     units: str = "auto"

@@ -57,7 +57,7 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
 
 
 def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
-    """The maps, float32: [target, seq], and [target, unit] of the referee. Raises NonFiniteError rather than storing NaN."""
+    """The maps, float32: [target, seq], and [target, unit] of the referee. Raises NonFiniteError in place of NaN."""
     maps = {
         "integrated_gradients": explanation.attribution.values.float().numpy(),
         "rollout": explanation.rollout.rows.float().numpy(),
