@@ -24,20 +24,21 @@ from llmxai.generation import (
 )
 from llmxai.generation.prompt import Message
 from llmxai.methods import (
+    BEST_EVIDENCED,
     METHODS,
     Ablation,
     Compute,
     Tolerance,
     ablate,
     attention_rollout,
-    gradient_weighted_rollout,
     layer_integrated_gradients,
+    require_variant,
+    roll_variant,
 )
 from llmxai.methods._path import require_path_options
-from llmxai.methods._units import require_units
 from llmxai.models import LoadedModel
 from llmxai.models.loading import weights_digest
-from llmxai.types import Explanation
+from llmxai.types import Attribution, Explanation, Rollout
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
 
@@ -58,6 +59,7 @@ def explain(
     max_nodes: int = 128,
     compute: Compute = Compute(),
     residual: float = 0.5,
+    variant: str = BEST_EVIDENCED,
     referee: Ablation | None = Ablation(),
     report: Report = lambda _stage, _done, _all: None,
 ) -> Explanation:
@@ -65,14 +67,15 @@ def explain(
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
-    `max_nodes` and `compute`, `attention_rollout` for `residual`. `referee` says how the prompt is taken apart to see
-    which method foretells that better; None asks no referee.
+    `max_nodes` and `compute`, `attention_rollout` for `residual`. `variant` names the rollout variant that stands
+    beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
+    that better; None asks no referee.
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
     require_path_options(model, features=features, baseline=baseline)
+    require_variant(variant)
     if referee is not None:
-        require_units(referee.units)
         require_path_options(model, features=features, baseline=referee.baseline)
     tokens = _encode(model, prompt, messages)
     report("generating", 0, 1)
@@ -95,7 +98,9 @@ def explain(
     )
     report("rolling attention out", 0, 1)
     rollout = attention_rollout(model, generation, residual=residual)
-    variant = gradient_weighted_rollout(model, generation)
+    beside = roll_variant(
+        model, generation, name=variant, progress=lambda done, n: report("weighing attention", done, n)
+    )
     ablations = None
     if referee is not None:
         report("taking the prompt apart", 0, 1)
@@ -105,28 +110,31 @@ def explain(
             ablation=referee,
             progress=lambda done, n: report("taking the prompt apart", done, n),
         )
-    checks = cross_check(generation, attribution, rollout, variant, ablations, rule=RULE)
+    checks = cross_check(generation, attribution, rollout, beside, ablations, rule=RULE)
     return Explanation(
         generation=generation,
         replay=replayed,
         attribution=attribution,
         rollout=rollout,
-        variant=variant,
+        variant=beside,
         ablations=ablations,
         checks=checks,
-        settings={
-            **attribution.settings,
-            "rollout": dict(rollout.settings),
-            "variant": {
-                "method": variant.method,
-                "source": METHODS[variant.method].source,
-                "settings": dict(variant.settings),
-            },
-            "crosscheck": asdict(RULE),
-            "replay_tolerance": replayed.tolerance,
-        },
+        settings=_settings(attribution, rollout, beside) | {"replay_tolerance": replayed.tolerance},
         environment=environment(model),
     )
+
+
+def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> dict[str, Any]:
+    return {
+        **attribution.settings,
+        "rollout": dict(rollout.settings),
+        "variant": {
+            "method": variant.method,
+            "source": METHODS[variant.method].source,
+            "settings": dict(variant.settings),
+        },
+        "crosscheck": asdict(RULE),
+    }
 
 
 def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:

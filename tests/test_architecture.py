@@ -101,6 +101,7 @@ def test_modules_and_functions_are_short(module: Path) -> None:
 def test_what_is_public() -> None:
     assert llmxai.__all__ == [
         "METHODS",
+        "Ablation",
         "Attribution",
         "Compute",
         "CrossCheck",
@@ -117,6 +118,7 @@ def test_what_is_public() -> None:
         "attention_rollout",
         "explain",
         "layer_integrated_gradients",
+        "leave_one_out",
         "load",
         "save",
         "wrap",
@@ -136,9 +138,22 @@ def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
 
 
 def test_the_table_of_methods() -> None:
-    assert list(llmxai.METHODS) == ["attention_rollout", "layer_integrated_gradients"]
+    assert sorted(llmxai.METHODS) == [
+        "attention_rollout",
+        "gradient_weighted_rollout",
+        "last_layer_attention",
+        "last_layers_rollout",
+        "layer_integrated_gradients",
+        "leave_one_out",
+        "max_head_rollout",
+        "measured_residual_rollout",
+        "min_head_rollout",
+        "sink_free_rollout",
+        "value_norm_attention",
+        "value_norm_rollout",
+    ]
     for name, entry in llmxai.METHODS.items():
-        assert entry.function is getattr(llmxai, name)
+        assert entry.function is getattr(llmxai.methods, name)
         assert entry.summary.endswith(".")
         assert entry.needs <= {"gradients", "attentions", "forward"}
         assert "http" in entry.source

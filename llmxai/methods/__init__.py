@@ -3,6 +3,7 @@
 from llmxai.methods._ablation import OPERATORS, Ablation, ablate
 from llmxai.methods._registry import METHODS, Method
 from llmxai.methods._targets import Target, contrast_target, span_target, token_targets
+from llmxai.methods._variants import BEST_EVIDENCED, require_variant, roll_variant, variant_names
 from llmxai.methods.attention_rollout import attention_rollout
 from llmxai.methods.gradient_weighted_rollout import gradient_weighted_rollout
 from llmxai.methods.last_layer_attention import last_layer_attention
@@ -17,6 +18,7 @@ from llmxai.methods.value_norm_attention import value_norm_attention
 from llmxai.methods.value_norm_rollout import value_norm_rollout
 
 __all__ = [
+    "BEST_EVIDENCED",
     "METHODS",
     "OPERATORS",
     "Ablation",
@@ -35,9 +37,12 @@ __all__ = [
     "max_head_rollout",
     "measured_residual_rollout",
     "min_head_rollout",
+    "require_variant",
+    "roll_variant",
     "sink_free_rollout",
     "span_target",
     "token_targets",
     "value_norm_attention",
     "value_norm_rollout",
+    "variant_names",
 ]
