@@ -208,7 +208,7 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         "entropy": sum(entropies) / len(entropies) if entropies else None,
         **sums,
         **means,
-        **worst["agreement"],
+        **{name: worst["agreement"][name] for name in ("spearman", "spearman_p", "top_k", "top_k_overlap")},
     }
 
 
