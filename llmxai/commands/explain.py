@@ -34,6 +34,9 @@ def explain(
     baseline: Annotated[str, typer.Option(help="space, zero, eos, pad, mean, id:N or token:TEXT.")] = "space",
     tolerance: Annotated[float, typer.Option(help="Allowed completeness gap, relative to the change in F.")] = 0.02,
     max_nodes: Annotated[int, typer.Option(help="Gradient nodes to spend on a target at most.")] = 128,
+    variant: Annotated[
+        str, typer.Option(help="Rollout variant beside the plain rollout; `llmxai methods` lists them.")
+    ] = "gradient_weighted_rollout",
     gradient_dtype: Annotated[
         str | None,
         typer.Option(
@@ -46,6 +49,15 @@ def explain(
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="Compute activations again in the backward pass: far less memory.")
     ] = False,
+    referee: Annotated[
+        bool, typer.Option(help="Take the prompt apart to see which method foretells what happens.")
+    ] = True,
+    ablation_operator: Annotated[
+        str, typer.Option(help="How the referee takes words away: delete, baseline or mean.")
+    ] = "delete",
+    ablation_units: Annotated[
+        str, typer.Option(help="What it takes away at a time: auto, token, word or sentence.")
+    ] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     device_map: Annotated[
         str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
@@ -65,7 +77,7 @@ def explain(
         text, turns = None, [{"role": "user", "content": text}]
     from transformers.utils.logging import disable_progress_bar
 
-    from llmxai import Compute, Decoding, Tolerance, load, save
+    from llmxai import Ablation, Compute, Decoding, Tolerance, load, save
     from llmxai import explain as run
     from llmxai.models.loading import torch_dtype
     from llmxai.store import require_replaceable
@@ -80,6 +92,7 @@ def explain(
         chunk_tokens=chunk_tokens,
         checkpoint=checkpoint,
     )
+    apart = Ablation(operator=ablation_operator, units=ablation_units)
     with progress() as report:
         report("loading the model", 0, 1)
         loaded = load(
@@ -101,6 +114,8 @@ def explain(
             tolerance=wanted,
             max_nodes=max_nodes,
             compute=compute,
+            variant=variant,
+            referee=apart if referee else None,
             report=report,
         )
         report("writing the report", 0, 1)

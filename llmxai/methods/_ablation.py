@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from llmxai.errors import NonFiniteError, OptionError
 from llmxai.methods._path import baseline_embedding
 from llmxai.methods._targets import TargetRows, token_targets
-from llmxai.methods._units import Unit, prompt_units
+from llmxai.methods._units import Unit, prompt_units, require_units
 from llmxai.methods._vjp import ChunkSize, within_memory
 from llmxai.models import LoadedModel, embed, forward_logits, prefix_cache
 from llmxai.models.seams import undisturbed
@@ -50,6 +50,7 @@ class Ablation:
     chunk_tokens: int = CHUNK_TOKENS
 
     def __post_init__(self) -> None:
+        require_units(self.units)
         if self.operator not in OPERATORS:
             raise OptionError(f"ablation operator {self.operator!r} is unknown. Known: {', '.join(OPERATORS)}.")
         if self.subsets < 0 or self.chunk_tokens < 1:
