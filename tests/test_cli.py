@@ -20,7 +20,7 @@ from llmxai.methods import METHODS
 FILES = ["explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
     *("loading the model", "generating", "replaying", "integrating gradients", "rolling attention out"),
-    "writing the report",
+    *("weighing attention", "taking the prompt apart", "writing the report"),
 )
 
 
