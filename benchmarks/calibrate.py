@@ -40,7 +40,7 @@ LEAST_PROBABILITY = 0.5
 LEAST_FALL = 1.0
 """Nats by which an answer's log-prob falls without its source, for the token to count as answered from it."""
 FIT, CHECK = "fit", "check"
-SMALL = ((2, 0, FIT), (3, 0, FIT), (2, 1, CHECK), (4, 0, CHECK))
+SMALL = ((2, 0, FIT), (3, 0, FIT), (2, 1, CHECK), (3, 1, CHECK))
 """Layers, seed, and which half: the models of the two halves share no seed."""
 REAL = {"city": FIT, "code": FIT, "place": CHECK, "name": CHECK}
 FALSE_ALARMS = 0.1
@@ -141,6 +141,7 @@ def depends(loaded: LoadedModel, generation: Generation, t: int, where: Sequence
         baseline="space",
         size=ChunkSize(CHUNK_TOKENS),
     )[t]
+    print(f"  {generation.texts[generation.prompt_len + t]!r}: {f[0]:.2f} nats, {f[1]:.2f} without", file=sys.stderr)
     return bool(f[0] >= np.log(LEAST_PROBABILITY) and f[0] - f[1] >= LEAST_FALL)
 
 

@@ -12,7 +12,7 @@ THINGS = ("book", "lamp", "phone", "ring", "key", "map", "cup", "coat", "ball", 
 PLACES = ("kitchen", "garden", "office", "garage", "attic", "library", "bedroom", "cellar", "hall", "car")
 JOBS = ("baker", "doctor", "teacher", "driver", "painter", "farmer", "lawyer", "singer")
 FAMILIES = ("city", "code", "place", "name")
-FACTS = 6
+FACTS = 5
 
 
 @dataclass(frozen=True)

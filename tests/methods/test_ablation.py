@@ -174,7 +174,7 @@ def test_long_prompts_are_taken_apart_in_larger_pieces(sentences: int, words: in
     assert [i for start, end in units for i in range(start, end)] == list(range(1, sentences * words + 1))
 
 
-def test_a_change_of_role_ends_a_sentence(tiny_llama: LoadedModel) -> None:
+def test_a_change_of_role_ends_a_sentence() -> None:
     generation = long_prompt(1, 10)
     roles = (Role.BOS, *(Role.SYSTEM,) * 4, *(Role.USER,) * 6, Role.GENERATED)
     units, _ = prompt_units(replace(generation, roles=roles), units="sentence")
