@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from llmxai.errors import LlmxaiError, UserError
     from llmxai.explain import explain
     from llmxai.generation import Decoding
-    from llmxai.methods import METHODS, Compute, Tolerance, attention_rollout, layer_integrated_gradients
+    from llmxai.methods import (
+        METHODS,
+        Ablation,
+        Compute,
+        Tolerance,
+        attention_rollout,
+        layer_integrated_gradients,
+        leave_one_out,
+    )
     from llmxai.models import LoadedModel, load, wrap
     from llmxai.save import save
     from llmxai.types import Attribution, CrossCheck, Explanation, Generation, Role, Rollout, Status
@@ -25,6 +33,7 @@ __version__ = version("llmxai")
 
 __all__ = [
     "METHODS",
+    "Ablation",
     "Attribution",
     "Compute",
     "CrossCheck",
@@ -41,6 +50,7 @@ __all__ = [
     "attention_rollout",
     "explain",
     "layer_integrated_gradients",
+    "leave_one_out",
     "load",
     "save",
     "wrap",
@@ -53,9 +63,8 @@ if not TYPE_CHECKING:
             **dict.fromkeys(("Attribution", "CrossCheck", "Explanation", "Generation", "Rollout"), "llmxai.types"),
             **dict.fromkeys(("LlmxaiError", "UserError"), "llmxai.errors"),
             **dict.fromkeys(("LoadedModel", "load", "wrap"), "llmxai.models"),
-            **dict.fromkeys(
-                ("METHODS", "Compute", "Tolerance", "attention_rollout", "layer_integrated_gradients"), "llmxai.methods"
-            ),
+            **dict.fromkeys(("METHODS", "Ablation", "Compute", "Tolerance", "leave_one_out"), "llmxai.methods"),
+            **dict.fromkeys(("attention_rollout", "layer_integrated_gradients"), "llmxai.methods"),
             **dict.fromkeys(("Role", "Status"), "llmxai.names"),
             "Decoding": "llmxai.generation",
             "explain": "llmxai.explain",

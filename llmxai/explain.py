@@ -1,4 +1,4 @@
-"""The pipeline in one function: generate, replay, attribute twice, cross-check."""
+"""The pipeline in one function: generate, replay, attribute, take apart, cross-check."""
 
 from __future__ import annotations
 
@@ -23,13 +23,24 @@ from llmxai.generation import (
     replay,
 )
 from llmxai.generation.prompt import Message
-from llmxai.methods import Compute, Tolerance, attention_rollout, layer_integrated_gradients
+from llmxai.methods import (
+    BEST_EVIDENCED,
+    METHODS,
+    Ablation,
+    Compute,
+    Tolerance,
+    ablate,
+    attention_rollout,
+    layer_integrated_gradients,
+    require_variant,
+    roll_variant,
+)
 from llmxai.methods._path import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.identity import identity
 from llmxai.models.loading import weights_digest
 from llmxai.models.planner import plan_for, require_fits
-from llmxai.types import Explanation, Generation
+from llmxai.types import Attribution, Explanation, Generation, Rollout
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
 
@@ -50,6 +61,8 @@ def explain(
     max_nodes: int = 128,
     compute: Compute | None = None,
     residual: float = 0.5,
+    variant: str = BEST_EVIDENCED,
+    referee: Ablation | None = Ablation(),
     report: Report = lambda _stage, _done, _all: None,
 ) -> Explanation:
     """Explain every generated token of one answer.
@@ -57,11 +70,16 @@ def explain(
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
     `max_nodes` and `compute`, `attention_rollout` for `residual`. Without `compute` the memory is planned: the fastest
-    settings that fit into what is free, or InsufficientMemoryError before gradients are computed.
+    settings that fit into what is free, or InsufficientMemoryError before gradients are computed. `variant` names the
+    rollout variant that stands beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart
+    to see which method foretells that better; None asks no referee.
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
     require_path_options(model, features=features, baseline=baseline)
+    require_variant(variant)
+    if referee is not None:
+        require_path_options(model, features=features, baseline=referee.baseline)
     tokens = _encode(model, prompt, messages)
     report("generating", 0, 1)
     if response is None:
@@ -85,19 +103,28 @@ def explain(
     )
     report("rolling attention out", 0, 1)
     rollout = attention_rollout(model, generation, residual=residual)
-    checks = cross_check(generation, attribution, rollout, rule=RULE)
+    beside = roll_variant(
+        model, generation, name=variant, progress=lambda done, n: report("weighing attention", done, n)
+    )
+    ablations = None
+    if referee is not None:
+        report("taking the prompt apart", 0, 1)
+        ablations = ablate(
+            model,
+            generation,
+            ablation=referee,
+            progress=lambda done, n: report("taking the prompt apart", done, n),
+        )
+    checks = cross_check(generation, attribution, rollout, beside, ablations, rule=RULE)
     return Explanation(
         generation=generation,
         replay=replayed,
         attribution=attribution,
         rollout=rollout,
+        variant=beside,
+        ablations=ablations,
         checks=checks,
-        settings={
-            **attribution.settings,
-            "rollout": dict(rollout.settings),
-            "crosscheck": asdict(RULE),
-            "replay_tolerance": replayed.tolerance,
-        },
+        settings=_settings(attribution, rollout, beside) | {"replay_tolerance": replayed.tolerance},
         environment=environment(model),
     )
 
@@ -108,6 +135,19 @@ def _planned(model: LoadedModel, generation: Generation, report: Report) -> Comp
     require_fits(plan, name=model.name, tokens=tokens, dtype=model.dtype)
     report(f"planned {plan.sentence()}", 0, 1)
     return Compute(chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
+
+
+def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> dict[str, Any]:
+    return {
+        **attribution.settings,
+        "rollout": dict(rollout.settings),
+        "variant": {
+            "method": variant.method,
+            "source": METHODS[variant.method].source,
+            "settings": dict(variant.settings),
+        },
+        "crosscheck": asdict(RULE),
+    }
 
 
 def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:

@@ -89,41 +89,149 @@ class Attribution:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Attention rollout rows: row t is the row of target t's predicting position.
+class DilutionCurve:
+    """Where a rollout dilutes: figures of the partial products, entry k after the top k + 1 layers.
 
-    Identity: each row is non-negative and sums to 1 minus `lost_mass` (attention sinks that are not tokens).
+    The last entry is the whole product, so it equals the row's own figures.
+    """
+
+    sink_mass: Float[Tensor, "target layer"]
+    """Share of the row on position 0."""
+    entropy: Float[Tensor, "target layer"]
+    """Entropy over the positions that the target sees, 0 (one position) to 1 (uniform)."""
+    null_divergence: Float[Tensor, "target layer"]
+    """Jensen-Shannon divergence (bits) from the null after as many layers."""
+    similarity: Float[Tensor, "target layer"]
+    """Mean cosine with the other targets' rows (rank collapse: 1); 1 where there is a single target."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Attention rows carried through the layers: row t is the row of target t's predicting position.
+
+    Identity: each row is non-negative; `attention_rollout` sums to 1 minus `lost_mass` (attention sinks that are not
+    tokens), and every variant says in its docstring what its rows sum to.
     """
 
     method: str
+    """Name in the table of methods: `attention_rollout`, or the variant's."""
     rows: Float[Tensor, "target seq"]
     null_rows: Float[Tensor, "target seq"]
     """The same product for uniform attention under the same masks and depth: what says nothing about content."""
     lost_mass: Float[Tensor, " target"]
+    curve: DilutionCurve | None
+    """None for a variant that is no product over layers."""
     settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class CrossCheck:
-    """One target: rollout against |integrated gradients| over the target's features, and what follows."""
+class Ablations:
+    """Log-probs of the targets with units of the prompt removed: the evidence that the referee reads.
 
-    status: Status
-    reason: str
-    """One plain sentence: the rule and the figures that gave the status."""
+    A unit is a half-open token range (a token, word or sentence). Unit u is visible to target t if it ends at or
+    before t's predicting position; units that are not visible are never counted as removed for it.
+    """
+
+    operator: str
+    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding) or `mean` (mean embedding)."""
+    units: tuple[tuple[int, int], ...]
+    kept: Bool[Tensor, "mask unit"]
+    """Which units are kept in each random subset."""
+    f_full: Float[Tensor, " target"]
+    f_masked: Float[Tensor, "target mask"]
+    """Nats, one a random subset."""
+    f_without: Float[Tensor, "target unit"]
+    """Nats, one a unit left out alone; `f_full` where the unit is not visible to the target."""
+    settings: Mapping[str, Any]
+
+    @property
+    def drop(self) -> Float[Tensor, "target unit"]:
+        """Leave-one-out: how much the target's log-prob falls (nats) when the unit goes."""
+        return self.f_full[:, None] - self.f_without
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One rollout row against |integrated gradients| over the target's features.
+
+    Every figure is None under three features or where one side is constant.
+    """
+
     spearman: float | None
     spearman_p: float | None
-    """One-sided permutation p-value of the Spearman correlation; None under three features or for a constant row."""
+    """One-sided p-value of the Spearman correlation against permutations of the features."""
+    recency_p: float | None
+    """The same against permutations that keep recency: both methods like nearby tokens, which is nobody's evidence."""
+    adjusted_p: float | None
+    """The larger of the two p-values, corrected over the targets (Benjamini-Hochberg)."""
+    kendall: float | None
+    """Tau-b."""
     top_k: int
     top_k_overlap: float | None
     """Share of the top-k features that the two methods have in common; None where there is no feature."""
+    rank_biased_overlap: float | None
+    """Extrapolated RBO, p = 0.9 (Webber, Moffat & Zobel 2010)."""
+    jensen_shannon: float | None
+    """Divergence (bits) of the two, each scaled to sum 1."""
+
+
+@dataclass(frozen=True)
+class Dilution:
+    """How much one rollout row says, beside the null of the same depth, length and mask."""
+
     sink_mass: float
-    """Share of the rollout row on position 0."""
+    """Share of the row on position 0."""
     feature_mass: float
-    """Share of the rollout row on the target's features."""
+    """Share of the row on the target's features."""
     entropy: float | None
     """Entropy of the row over the features, 0 (one feature) to 1 (uniform); None under two features."""
     null_divergence: float
     """Jensen-Shannon divergence (bits, 0 to 1) of the row from the uniform-causal null, over all positions."""
+    similarity: float
+    """Mean cosine with the other targets' rows over the positions both see; 1 where there is a single target."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one method foretells what ablation does to one target."""
+
+    lds: float | None
+    """Linear datamodelling score: Spearman of the summed scores of what is kept with F (Cohen-Wang 2024, ContextCite);
+    None where either is constant."""
+    leave_one_out: float | None
+    """Spearman of the method's unit scores with the leave-one-out drops."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What ablation says about one target: which method foretells it better."""
+
+    scores: Mapping[str, Score]
+    """By method name: `layer_integrated_gradients`, `attention_rollout`, the variant, and `leave_one_out` itself as a
+    ceiling (its `leave_one_out` is None)."""
+    better: str | None
+    """The name of the better of gradients and plain rollout; None where the interval of the difference holds 0."""
+    difference: float | None
+    """LDS of integrated gradients minus LDS of plain rollout."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval of the difference, over the random subsets."""
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """One target: both families compared, the referee's word, and the status that follows."""
+
+    status: Status
+    reason: str
+    """One plain sentence: the rule and the figures that gave the status."""
+    agreement: Agreement
+    """Of integrated gradients and plain rollout."""
+    dilution: Dilution
+    """Of plain rollout."""
+    variant_agreement: Agreement
+    variant_dilution: Dilution
+    verdict: Verdict | None
+    """None where the referee was not asked."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +252,10 @@ class Explanation:
     replay: Replay
     attribution: Attribution
     rollout: Rollout
+    variant: Rollout
+    """The best-evidenced rollout variant, beside the plain one."""
+    ablations: Ablations | None
+    """What the referee read; None where it was not asked."""
     checks: tuple[CrossCheck, ...]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]

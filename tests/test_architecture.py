@@ -104,6 +104,7 @@ def test_modules_and_functions_are_short(module: Path) -> None:
 def test_what_is_public() -> None:
     assert llmxai.__all__ == [
         "METHODS",
+        "Ablation",
         "Attribution",
         "Compute",
         "CrossCheck",
@@ -120,6 +121,7 @@ def test_what_is_public() -> None:
         "attention_rollout",
         "explain",
         "layer_integrated_gradients",
+        "leave_one_out",
         "load",
         "save",
         "wrap",
@@ -141,6 +143,9 @@ def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
 def test_the_table_of_methods() -> None:
     assert {"attention_rollout", "layer_integrated_gradients", "random", "recency", "saliency"} <= set(llmxai.METHODS)
     public = {value for name in llmxai.methods.__all__ if callable(value := getattr(llmxai.methods, name))}
+    from llmxai.methods import variant_names
+
+    assert set(variant_names()) <= set(llmxai.METHODS)
     for entry in llmxai.METHODS.values():
         assert entry.function in public
         assert entry.summary.rstrip(".").count("\n") == 0

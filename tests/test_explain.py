@@ -15,7 +15,17 @@ from transformers.modeling_utils import AttentionInterface
 from llmxai import explain, save
 from llmxai.errors import InsufficientMemoryError, NonFiniteError, OptionError, PromptError, UserError
 from llmxai.generation import Decoding, encode_messages, generate, replay
-from llmxai.methods import Compute, Tolerance, attention_rollout, layer_integrated_gradients
+from llmxai.methods import (
+    Ablation,
+    Compute,
+    Tolerance,
+    attention_rollout,
+    gradient_weighted_rollout,
+    layer_integrated_gradients,
+    leave_one_out,
+    measured_residual_rollout,
+    variant_names,
+)
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.planner import plan_memory
 from llmxai.store import read_folder
@@ -36,7 +46,8 @@ def test_everything_fits_together(tiny_llama: LoadedModel) -> None:
     )
     for t, check in enumerate(result.checks):
         assert (check.status == Status.UNCONVERGED) == (not result.attribution.converged[t])
-        assert check.sink_mass == pytest.approx(float(result.rollout.rows[t, 0]))
+        assert check.dilution.sink_mass == pytest.approx(float(result.rollout.rows[t, 0]))
+        assert check.variant_dilution.sink_mass == pytest.approx(float(result.variant.rows[t, 0]))
     assert result.settings["features"] == "content"
     assert result.settings["baseline"] == "space"
     assert result.environment["model"]["name"] == "tiny llama"
@@ -63,11 +74,39 @@ def test_options_reach_the_methods(tiny_llama: LoadedModel) -> None:
     assert max(result.attribution.nodes) <= 12
 
 
+@pytest.mark.parametrize("name", variant_names())
+def test_every_variant_can_stand_beside_the_rollout(tiny_llama: LoadedModel, name: str, tmp_path: Path) -> None:
+    result = explain(tiny_llama, "The capital of France", response=" Paris, Rome", max_nodes=8, variant=name)
+    assert result.variant.method == name
+    assert result.rollout.method == "attention_rollout"
+    assert result.variant.rows.shape == result.rollout.rows.shape
+    document, maps = read_folder(save(result, tmp_path / "out"))
+    assert document["variant"]["method"] == name
+    assert "http" in document["variant"]["source"]
+    assert torch.allclose(torch.tensor(maps["rollout_variant"]).double(), result.variant.rows, atol=1e-6)
+
+
+def test_the_referee_reads_what_was_ablated(tiny_llama: LoadedModel) -> None:
+    result = explain(
+        tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=Ablation(subsets=12, operator="mean")
+    )
+    assert result.ablations is not None
+    assert result.ablations.kept.shape == (12, len(result.ablations.units))
+    assert torch.allclose(result.ablations.f_full, result.attribution.f_input, atol=1e-4)
+    for check in result.checks:
+        assert check.verdict is not None
+        assert list(check.verdict.scores) == [
+            *("layer_integrated_gradients", "attention_rollout", result.variant.method, "leave_one_out")
+        ]
+    assert explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=None).ablations is None
+
+
 def test_the_same_question_gives_the_same_numbers(tiny_llama: LoadedModel) -> None:
     one, two = (explain(tiny_llama, messages=CHAT, decoding=Decoding(max_new_tokens=3, temperature=1.0)) for _ in "ab")
     assert one.generation == two.generation
     assert torch.equal(one.attribution.values, two.attribution.values)
     assert torch.equal(one.rollout.rows, two.rollout.rows)
+    assert torch.equal(one.variant.rows, two.variant.rows)
     assert one.checks == two.checks
 
 
@@ -75,7 +114,10 @@ def test_stages_are_reported_in_order(tiny_llama: LoadedModel) -> None:
     stages: list[str] = []
     explain(tiny_llama, messages=CHAT, decoding=SHORT, report=lambda stage, _done, _n: stages.append(stage))
     told = [stage for stage in dict.fromkeys(stages) if not stage.startswith("planned ")]
-    assert told == ["generating", "replaying", "integrating gradients", "rolling attention out"]
+    assert told == [
+        *("generating", "replaying", "integrating gradients", "rolling attention out", "weighing attention"),
+        "taking the prompt apart",
+    ]
     assert "GiB of working memory" in next(stage for stage in stages if stage.startswith("planned "))
 
 
@@ -114,6 +156,7 @@ def test_the_position_rule() -> None:
         ({"prompt": "a", "baseline": "grey"}, OptionError, "'grey' is unknown. Known: space"),
         ({"prompt": "a", "max_nodes": 1}, OptionError, "max_nodes is 1"),
         ({"prompt": "a", "residual": 1.5}, OptionError, "residual is 1.5"),
+        ({"prompt": "a", "variant": "rollout"}, OptionError, "'rollout' is unknown. Known: gradient_weighted_rollout"),
         ({"messages": [{"role": "user", "content": ""}]}, OptionError, "--features all"),
         ({"messages": []}, PromptError, "no messages"),
     ],
@@ -224,6 +267,9 @@ STEPS: dict[str, Callable[[LoadedModel], object]] = {
     "replay": lambda loaded: replay(loaded, answered(loaded)),
     "gradients": lambda loaded: layer_integrated_gradients(loaded, answered(loaded), max_nodes=8),
     "rollout": lambda loaded: attention_rollout(loaded, answered(loaded)),
+    "ablation": lambda loaded: leave_one_out(loaded, answered(loaded)),
+    "gradient-weighted": lambda loaded: gradient_weighted_rollout(loaded, answered(loaded)),
+    "measured residual": lambda loaded: measured_residual_rollout(loaded, answered(loaded)),
     "explain": lambda loaded: explain(loaded, messages=CHAT, decoding=SHORT, max_nodes=8),
 }
 

@@ -37,6 +37,9 @@ def explain(
     baseline: Annotated[str, typer.Option(help="space, zero, eos, pad, mean, id:N or token:TEXT.")] = "space",
     tolerance: Annotated[float, typer.Option(help="Allowed completeness gap, relative to the change in F.")] = 0.02,
     max_nodes: Annotated[int, typer.Option(help="Gradient nodes to spend on a target at most.")] = 128,
+    variant: Annotated[
+        str, typer.Option(help="Rollout variant beside the plain rollout; `llmxai methods` lists them.")
+    ] = "gradient_weighted_rollout",
     gradient_dtype: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +56,15 @@ def explain(
             help="Compute activations again in the backward pass: far less memory. Default: where it is needed.",
         ),
     ] = None,
+    referee: Annotated[
+        bool, typer.Option(help="Take the prompt apart to see which method foretells what happens.")
+    ] = True,
+    ablation_operator: Annotated[
+        str, typer.Option(help="How the referee takes words away: delete, baseline or mean.")
+    ] = "delete",
+    ablation_units: Annotated[
+        str, typer.Option(help="What it takes away at a time: auto, token, word or sentence.")
+    ] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     device_map: Annotated[
         str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
@@ -90,7 +102,7 @@ def explain(
         require_replaceable(out)
         from transformers.utils.logging import disable_progress_bar
 
-        from llmxai import Compute, Decoding, Tolerance, load, save
+        from llmxai import Ablation, Compute, Decoding, Tolerance, load, save
         from llmxai import explain as run
         from llmxai.models.loading import torch_dtype
 
@@ -104,6 +116,7 @@ def explain(
                 chunk_tokens=Compute.chunk_tokens if chunk_tokens is None else chunk_tokens,
                 checkpoint=bool(checkpoint),
             )
+        apart = Ablation(operator=ablation_operator, units=ablation_units)
         with progress() as report:
             report("loading the model", 0, 1)
             loaded = load(
@@ -125,6 +138,8 @@ def explain(
                 tolerance=wanted,
                 max_nodes=max_nodes,
                 compute=compute,
+                variant=variant,
+                referee=apart if referee else None,
                 report=report,
             )
             report("writing the record" if private else "writing the report", 0, 1)

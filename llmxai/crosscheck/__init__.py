@@ -1,15 +1,26 @@
-"""Rollout against integrated gradients: agreement, dilution, and the status of every generated token."""
+"""Rollout against integrated gradients: agreement, dilution, the referee, and the status of every generated token."""
 
-from llmxai.crosscheck.agreement import spearman, top_k_overlap
-from llmxai.crosscheck.dilution import jensen_shannon, normalised_entropy
-from llmxai.crosscheck.status import RULE, Rule, cross_check
+from llmxai.crosscheck.agreement import kendall, rank_biased_overlap, spearman, top_k_overlap
+from llmxai.crosscheck.check import cross_check
+from llmxai.crosscheck.dilution import dilutions, jensen_shannon, normalised_entropy
+from llmxai.crosscheck.nulls import rank_test, recency_p
+from llmxai.crosscheck.referee import verdicts
+from llmxai.crosscheck.status import RULE, Rule, status_of, why_diluted
 
 __all__ = [
     "RULE",
     "Rule",
     "cross_check",
+    "dilutions",
     "jensen_shannon",
+    "kendall",
     "normalised_entropy",
+    "rank_biased_overlap",
+    "rank_test",
+    "recency_p",
     "spearman",
+    "status_of",
     "top_k_overlap",
+    "verdicts",
+    "why_diluted",
 ]

@@ -1,102 +1,108 @@
-"""The status of one generated token, from both methods' figures, by a rule with a version."""
+"""The status of one generated token, by a rule with a version and calibrated thresholds (docs/crosscheck.md)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from llmxai.crosscheck.agreement import spearman, top_k_overlap
-from llmxai.crosscheck.dilution import jensen_shannon, normalised_entropy
-from llmxai.types import Attribution, CrossCheck, Generation, Rollout, Status, predicting_position
+from llmxai.types import Agreement, Dilution, Status, Verdict
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds of the status. Version 1 is a first choice by hand; it is not calibrated on planted truth yet."""
+    """Thresholds of the status. Those of dilution come from `make calibrate`."""
 
-    version: int = 1
-    least_divergence: float = 0.05
-    """Bits from the uniform-causal null, below which rollout is diluted."""
-    most_sink: float = 0.9
+    version: int = 2
+    most_sink: float = 0.55
     """Share of the row on position 0, above which rollout is diluted."""
+    least_divergence: float = 0.007
+    """Bits from the uniform-causal null, below which rollout is diluted."""
     significance: float = 0.05
-    """One-sided p-value of the Spearman correlation, up to which the methods agree."""
+    """Corrected p-value of the rank correlation, up to which the methods agree."""
     top_k: int = 5
 
 
 RULE = Rule()
 
 
-def cross_check(
-    generation: Generation, attribution: Attribution, rollout: Rollout, *, rule: Rule = RULE
-) -> tuple[CrossCheck, ...]:
-    """Compare rollout with |integrated gradients| over each target's features and give it a status."""
-    return tuple(_check(generation, attribution, rollout, t, rule) for t in range(generation.n_targets))
+@dataclass(frozen=True)
+class Certificate:
+    """How far the gradient attribution of a target is from completeness, and how far it may be (nats)."""
+
+    converged: bool
+    local_error: float
+    tolerance: float
 
 
-def _check(generation: Generation, attribution: Attribution, rollout: Rollout, t: int, rule: Rule) -> CrossCheck:
-    features = attribution.features[t].numpy()
-    gradients = attribution.values[t].abs().numpy()[features]
-    row = rollout.rows[t].numpy()
-    seen = predicting_position(generation.prompt_len, t) + 1
-    rank = spearman(gradients, row[features])
-    overlap = top_k_overlap(gradients, row[features], k=rule.top_k)
-    divergence = jensen_shannon(row[:seen], rollout.null_rows[t].numpy()[:seen])
-    status, reason = _status(
-        converged=attribution.converged[t],
-        gap=float(attribution.gap[t]),
-        tolerance=float(attribution.tolerance[t]),
-        divergence=divergence,
-        sink=float(row[0]),
-        rank=rank,
-        rule=rule,
-    )
-    return CrossCheck(
-        status=status,
-        reason=reason,
-        spearman=rank[0] if rank else None,
-        spearman_p=rank[1] if rank else None,
-        top_k=min(rule.top_k, int(np.count_nonzero(features))),
-        top_k_overlap=overlap,
-        sink_mass=float(row[0]),
-        feature_mass=float(row[features].sum()),
-        entropy=normalised_entropy(row[features]),
-        null_divergence=divergence,
-    )
-
-
-def _status(
+def status_of(
+    certificate: Certificate,
+    agreement: Agreement,
+    dilution: Dilution,
     *,
-    converged: bool,
-    gap: float,
-    tolerance: float,
-    divergence: float,
-    sink: float,
-    rank: tuple[float, float] | None,
-    rule: Rule,
+    variant: Agreement,
+    variant_name: str,
+    verdict: Verdict | None,
+    rule: Rule = RULE,
 ) -> tuple[Status, str]:
-    if not converged:
+    """The status and one plain sentence: the rule's figures that gave it.
+
+    `agreement` and `dilution` are those of plain rollout, which alone decide; the sentence names the variant where
+    plain rollout is diluted, and the referee's answer where the methods contradict each other.
+    """
+    if not certificate.converged:
         return Status.UNCONVERGED, (
-            f"The gradient attribution misses completeness by {abs(gap):.3g} nats and {tolerance:.3g} is allowed: "
-            f"do not read it here."
+            f"The gradient attribution may be off by {certificate.local_error:.3g} nats and "
+            f"{certificate.tolerance:.3g} is allowed: do not read it here."
         )
-    if sink > rule.most_sink:
-        return Status.DILUTED, (
-            f"Attention rollout puts {sink:.1%} of its mass on the first token: do not read attention here."
-        )
-    if divergence < rule.least_divergence:
-        return Status.DILUTED, (
-            f"Attention rollout is {divergence:.3f} bits from what the mask and the depth alone would give "
-            f"({rule.least_divergence} is needed): do not read attention here."
-        )
-    if rank is None:
-        return Status.DISAGREE, "Too few features, or a constant row, to compare the two methods."
-    correlation, p = rank
-    if p <= rule.significance:
-        return Status.AGREE, (
-            f"Both methods rank the sources alike: Spearman {correlation:.2f}, p = {p:.3g} against chance."
-        )
+    if why := why_diluted(dilution, rule):
+        return Status.DILUTED, f"{why}: do not read attention here. {_variant_clause(variant, variant_name, rule)}"
+    if agreement.adjusted_p is None:
+        return Status.DISAGREE, f"Too few features, or a constant row, to compare the two methods. {_ruling(verdict)}"
+    if agreement.adjusted_p <= rule.significance:
+        return Status.AGREE, f"Both methods rank the sources alike: {_figures(agreement)}."
     return Status.DISAGREE, (
-        f"The two methods do not rank the sources alike: Spearman {correlation:.2f}, p = {p:.3g} against chance."
+        f"The two methods do not rank the sources alike: {_figures(agreement)}. {_ruling(verdict)}"
+    )
+
+
+def why_diluted(dilution: Dilution, rule: Rule = RULE) -> str | None:
+    """The reason why a rollout row counts as diluted, or None."""
+    if dilution.sink_mass > rule.most_sink:
+        return f"Attention rollout puts {dilution.sink_mass:.1%} of its mass on the first token"
+    if dilution.null_divergence < rule.least_divergence:
+        return (
+            f"Attention rollout is {dilution.null_divergence:.3f} bits from what the mask and the depth alone would "
+            f"give ({rule.least_divergence:g} is needed)"
+        )
+    return None
+
+
+def _figures(agreement: Agreement) -> str:
+    return (
+        f"Spearman {agreement.spearman:.2f}, p = {agreement.adjusted_p:.2g} against chance and nearness, "
+        f"corrected for the number of tokens"
+    )
+
+
+def _variant_clause(variant: Agreement, name: str, rule: Rule) -> str:
+    words = name.replace("_", " ").capitalize()
+    if variant.adjusted_p is None:
+        return f"{words} cannot be compared with the gradients either."
+    alike = (
+        "ranks the sources as the gradients do"
+        if variant.adjusted_p <= rule.significance
+        else ("does not rank the sources as the gradients do")
+    )
+    return f"{words} {alike} (Spearman {variant.spearman:.2f}, p = {variant.adjusted_p:.2g})."
+
+
+def _ruling(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "No referee was asked which of them is right."
+    if verdict.better is None or verdict.interval is None:
+        return "Taking parts of the prompt away does not tell which of them is right."
+    low, high = verdict.interval
+    winner = "the gradients" if verdict.better == "layer_integrated_gradients" else "attention rollout"
+    return (
+        f"Taking parts of the prompt away bears out {winner} (difference of LDS {verdict.difference:.2f}, "
+        f"95 % interval {low:.2f} to {high:.2f})."
     )

@@ -52,6 +52,22 @@ class ChunkSize:
         self.halvings += 1
 
 
+def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: int) -> T | None:
+    """The result of `work`; None, with the chunk halved, where the memory did not suffice for its items.
+
+    An item is `each` tokens; a single item that does not fit raises.
+    """
+    try:
+        return work()
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        lacks_memory = not isinstance(error, RuntimeError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+        if not lacks_memory or items == 1:
+            raise
+    while max(1, size.tokens // each) >= items:
+        size.halve()
+    return None
+
+
 @dataclass(frozen=True)
 class PathFunction:
     """F of every target along a path. Made by `path_function`; use inside `undisturbed(model)`.
@@ -111,16 +127,7 @@ class PathFunction:
         return forward_logits(self.loaded.model, points, positions=positions, prefix=self.prefix)
 
     def _within_memory(self, work: Callable[[], T], *, nodes: int) -> T | None:
-        """The result of `work`; None, with the chunk halved, where the memory did not suffice for its nodes."""
-        try:
-            return work()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            lacks_memory = not isinstance(error, RuntimeError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
-            if not lacks_memory or nodes == 1:
-                raise
-        while self.chunk >= nodes:
-            self.size.halve()
-        return None
+        return within_memory(work, size=self.size, each=len(self.path.moving[self.live]), items=nodes)
 
     def _values_of_chunk(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
         with torch.no_grad():

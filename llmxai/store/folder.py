@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 
 from llmxai.errors import NonFiniteError, OutputError
 from llmxai.store.reading import SCHEMA
-from llmxai.types import Explanation
+from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Rollout, Verdict
 
 TOP_SOURCES = 20
 FILES = ("report.html", "explanation.json", "maps.safetensors")
@@ -61,11 +62,14 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
 
 
 def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
-    """Both maps, [target, seq] float32. Raises NonFiniteError rather than storing NaN."""
+    """The maps, float32: [target, seq], and [target, unit] of the referee. Raises NonFiniteError in place of NaN."""
     maps = {
         "integrated_gradients": explanation.attribution.values.float().numpy(),
         "rollout": explanation.rollout.rows.float().numpy(),
+        "rollout_variant": explanation.variant.rows.float().numpy(),
     }
+    if explanation.ablations is not None:
+        maps["leave_one_out"] = explanation.ablations.drop.float().numpy()
     for name, values in maps.items():
         if not np.isfinite(values).all():
             raise NonFiniteError(f"The map {name!r} holds NaN or infinity; nothing was written.")
@@ -73,7 +77,7 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
 
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
-    """The explanation as plain JSON values, schema `llmxai.explanation/1`."""
+    """The explanation as plain JSON values, schema `llmxai.explanation/2`."""
     generation = explanation.generation
     return {
         "schema": SCHEMA,
@@ -93,7 +97,9 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         ],
         "words": [list(word) for word in generation.words],
         "targets": [_target(explanation, t) for t in range(generation.n_targets)],
-        "settings": dict(explanation.settings),
+        "ablations": _ablations(explanation.ablations),
+        "variant": dict(explanation.settings["variant"]),
+        "settings": {name: value for name, value in explanation.settings.items() if name != "variant"},
         "environment": dict(explanation.environment),
         "warnings": list(_warnings(explanation)),
     }
@@ -121,24 +127,60 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "f_baseline": f_baseline,
         "net": f_input - f_baseline,
         "converged": attribution.converged[t],
-        "agreement": {
-            "spearman": check.spearman,
-            "spearman_p": check.spearman_p,
-            "top_k": check.top_k,
-            "top_k_overlap": check.top_k_overlap,
-        },
-        "rollout": {
-            "sink_mass": check.sink_mass,
-            "feature_mass": check.feature_mass,
-            "lost_mass": float(explanation.rollout.lost_mass[t]),
-            "entropy": check.entropy,
-            "null_divergence": check.null_divergence,
-        },
+        "agreement": asdict(check.agreement),
+        "agreement_variant": asdict(check.variant_agreement),
+        "rollout": _row(check.dilution, explanation.rollout, t),
+        "rollout_variant": _row(check.variant_dilution, explanation.variant, t),
+        "curve": _curve(explanation.rollout.curve, t),
+        "referee": _verdict(check.verdict),
         "sources": {
             "integrated_gradients": _sources(attribution.values[t].numpy(), features),
             "rollout": _sources(explanation.rollout.rows[t].numpy(), features),
+            "rollout_variant": _sources(explanation.variant.rows[t].numpy(), features),
+            "leave_one_out": _unit_sources(explanation.ablations, t),
         },
     }
+
+
+def _row(dilution: Dilution, rollout: Rollout, t: int) -> dict[str, Any]:
+    return {**asdict(dilution), "lost_mass": float(rollout.lost_mass[t])}
+
+
+def _curve(curve: DilutionCurve | None, t: int) -> dict[str, list[float]] | None:
+    if curve is None:
+        return None
+    return {part.name: getattr(curve, part.name)[t].tolist() for part in fields(curve)}
+
+
+def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    return {
+        "better": verdict.better,
+        "difference": verdict.difference,
+        "interval": None if verdict.interval is None else list(verdict.interval),
+        "scores": {name: asdict(score) for name, score in verdict.scores.items()},
+    }
+
+
+def _ablations(ablations: Ablations | None) -> dict[str, Any] | None:
+    if ablations is None:
+        return None
+    return {
+        **ablations.settings,
+        "operator": ablations.operator,
+        "units": [list(unit) for unit in ablations.units],
+        "masks": len(ablations.kept),
+    }
+
+
+def _unit_sources(ablations: Ablations | None, t: int) -> list[dict[str, Any]]:
+    """The units whose loss changes the log-prob most, by |drop|, with their share of the sum of |drop|."""
+    if ablations is None:
+        return []
+    drop = ablations.drop[t].numpy()
+    found = _sources(drop, np.ones(len(drop), dtype=bool))
+    return [{"unit": one["index"], "value": one["value"], "share": one["share"]} for one in found]
 
 
 def _sources(values: np.ndarray, features: np.ndarray) -> list[dict[str, Any]]:

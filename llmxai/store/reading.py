@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from llmxai.errors import OutputError
 
-SCHEMA = "llmxai.explanation/1"
+SCHEMA = "llmxai.explanation/2"
 READABLE = ("llmxai.explanation/1", "llmxai.explanation/2")
 AGREEMENT = (
     *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),

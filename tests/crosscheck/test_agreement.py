@@ -1,4 +1,4 @@
-"""Rank agreement, dilution and the status rule against closed forms and brute force."""
+"""Figures of agreement and dilution against closed forms, brute force and scipy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ import pytest
 import torch
 from scipy import stats
 
-from llmxai.crosscheck import RULE, cross_check, jensen_shannon, normalised_entropy, spearman, top_k_overlap
-from llmxai.types import Attribution, Generation, Role, Rollout, Status
+from llmxai.crosscheck import (
+    dilutions,
+    jensen_shannon,
+    kendall,
+    normalised_entropy,
+    rank_biased_overlap,
+    rank_test,
+    spearman,
+    top_k_overlap,
+)
+from llmxai.crosscheck.agreement import compare, corrected
+from llmxai.types import Rollout
 
 
 def draws(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,9 +33,19 @@ def draws(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_spearman_is_scipys(n: int, seed: int) -> None:
     a, b = draws(n, seed)
     b = b.round(0) if seed % 2 else b  # with ties
-    got = spearman(a, b)
+    got = rank_test(a, b)
     assert got is not None
     assert got[0] == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+    assert spearman(a, b) == pytest.approx(got[0], abs=1e-12)
+    assert kendall(a, b) == pytest.approx(naive_tau_b(a, b), abs=1e-12)
+
+
+def naive_tau_b(a: np.ndarray, b: np.ndarray) -> float:
+    """Kendall 1945: pairs in the same order minus pairs in the opposite one, over the pairs not tied on either side."""
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    x = np.array([np.sign(a[i] - a[j]) for i, j in pairs])
+    y = np.array([np.sign(b[i] - b[j]) for i, j in pairs])
+    return float(x @ y / np.sqrt(np.count_nonzero(x) * np.count_nonzero(y)))
 
 
 @pytest.mark.parametrize("n", [3, 5, 6])
@@ -35,24 +55,25 @@ def test_p_is_the_share_of_permutations_that_agree_as_well(n: int, ties: bool) -
     b = b.round(0) if ties and np.ptp(b.round(0)) else b
     observed = stats.spearmanr(a, b).statistic
     all_of_them = [stats.spearmanr(a[list(order)], b).statistic for order in permutations(range(n))]
-    got = spearman(a, b)
+    got = rank_test(a, b)
     assert got is not None
     assert got[1] == pytest.approx(np.mean(np.array(all_of_them) >= observed - 1e-9), abs=1e-12)
 
 
 def test_p_of_many_features_is_sampled_and_repeatable() -> None:
     a = np.arange(30.0)
-    got = spearman(a, a)
+    got = rank_test(a, a)
     assert got == (pytest.approx(1.0), pytest.approx(1 / 2000))
-    assert spearman(*draws(30, 1), seed=5) == spearman(*draws(30, 1), seed=5)
-    against = spearman(a, -a)
+    assert rank_test(*draws(30, 1), seed=5) == rank_test(*draws(30, 1), seed=5)
+    against = rank_test(a, -a)
     assert against == (pytest.approx(-1.0), pytest.approx(1.0))
 
 
 @pytest.mark.parametrize(("a", "b"), [([1.0, 2.0], [1.0, 2.0]), ([], []), ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])])
-def test_no_spearman_of_two_features_or_a_constant(a: list[float], b: list[float]) -> None:
-    assert spearman(np.array(a), np.array(b)) is None
-    assert spearman(np.array(b), np.array(a)) is None
+def test_no_correlation_of_two_features_or_a_constant(a: list[float], b: list[float]) -> None:
+    for figure in (spearman, rank_test, kendall, rank_biased_overlap):
+        assert figure(np.array(a), np.array(b)) is None
+        assert figure(np.array(b), np.array(a)) is None
 
 
 def test_top_k_overlap_by_hand() -> None:
@@ -87,98 +108,99 @@ def test_jensen_shannon_in_closed_form() -> None:
     assert jensen_shannon(p * 0.9, q * 0.4) == pytest.approx(1), "rows are scaled to sum 1"
 
 
-# the status of a token
+def test_jensen_shannon_of_rows_without_mass() -> None:
+    assert jensen_shannon(np.zeros(3), np.ones(3)) == 1
+    assert jensen_shannon(np.zeros(3), np.zeros(3)) == 0
 
-SEQ = 10
+
+# rank-biased overlap
 
 
-def generation() -> Generation:
-    roles = (Role.BOS, *(Role.USER,) * (SEQ - 2), Role.GENERATED)
-    return Generation(
-        ids=tuple(range(SEQ)),
-        prompt_len=SEQ - 1,
-        roles=roles,
-        texts=("a",) * SEQ,
-        words=((0, SEQ),),
-        logprobs=None,
-        stop="given",
-        request={"prompt": "a"},
+def rbo_by_definition(a: np.ndarray, b: np.ndarray, p: float, depths: int = 4000) -> float:
+    """(1 - p) sum of p^(d-1) A_d, with A_d of the whole rankings for every depth behind their end."""
+    total = 0.0
+    for d in range(1, depths + 1):
+        # ties: all features with fewer than d features strictly before them
+        first, second = ({i for i in range(len(x)) if np.count_nonzero(x > x[i]) < d} for x in (a, b))
+        total += (1 - p) * p ** (d - 1) * 2 * len(first & second) / (len(first) + len(second))
+    return total
+
+
+@pytest.mark.parametrize("n", [3, 8, 25])
+@pytest.mark.parametrize("ties", [False, True])
+def test_rank_biased_overlap_is_its_infinite_sum(n: int, ties: bool) -> None:
+    a, b = draws(n, seed=n)
+    a, b = (a.round(0), b.round(0)) if ties else (a, b)
+    for p in (0.5, 0.9):
+        assert rank_biased_overlap(a, b, p=p) == pytest.approx(rbo_by_definition(a, b, p, depths=400), abs=1e-9)
+
+
+def test_rank_biased_overlap_by_hand() -> None:
+    a = np.array([3.0, 2.0, 1.0])
+    assert rank_biased_overlap(a, a) == pytest.approx(1)
+    # agreement at depth 1, 2, 3 of abc and bac: 0, 1, 1; so 1 minus the weight of the first depth
+    assert rank_biased_overlap(a, np.array([2.0, 3.0, 1.0])) == pytest.approx(0.9)
+    # a tie of the first two: depth 1 holds {a} and {a, b}, agreement 2/3
+    assert rank_biased_overlap(a, np.array([2.0, 2.0, 1.0])) == pytest.approx(1 - 0.1 / 3)
+
+
+def test_rank_biased_overlap_cares_for_the_top() -> None:
+    base = np.arange(20.0, 0, -1)
+    top, bottom = base.copy(), base.copy()
+    top[[0, 1]], bottom[[18, 19]] = top[[1, 0]], bottom[[19, 18]]
+    worse, better = rank_biased_overlap(base, top), rank_biased_overlap(base, bottom)
+    assert worse is not None
+    assert better is not None
+    assert worse < better < 1
+
+
+# all figures of a pair of rows, and of all targets
+
+
+def test_all_figures_of_equal_scores() -> None:
+    a = np.arange(1.0, 13)
+    one = compare(a, 3 * a, np.arange(12), top_k=5)
+    assert (one.spearman, one.kendall, one.top_k_overlap) == pytest.approx((1, 1, 1))
+    assert one.rank_biased_overlap == pytest.approx(1)
+    assert one.jensen_shannon == pytest.approx(0, abs=1e-12)
+    assert one.adjusted_p is None
+
+
+def test_few_features_have_an_overlap_only() -> None:
+    one = compare(np.array([1.0, 2.0]), np.array([2.0, 1.0]), np.array([1, 0]), top_k=5)
+    assert (one.top_k, one.top_k_overlap) == (2, 1)
+    assert one.spearman is one.spearman_p is one.recency_p is one.kendall is one.jensen_shannon is None
+
+
+def test_p_values_are_corrected_over_the_targets() -> None:
+    made = [compare(*draws(20, seed), np.arange(20), top_k=5) for seed in range(5)]
+    none = compare(np.ones(9), np.ones(9), np.arange(9), top_k=5)
+    got = corrected([made[0], none, *made[1:]])
+    larger = np.array([max(m.spearman_p or 0, m.recency_p or 0) for m in made])
+    by_hand = np.empty(5)
+    order = np.argsort(larger)
+    least = 1.0
+    for rank in range(5, 0, -1):
+        least = min(least, larger[order[rank - 1]] * 5 / rank)
+        by_hand[order[rank - 1]] = least
+    assert [g.adjusted_p for g in (got[0], *got[2:])] == pytest.approx(by_hand.tolist())
+    assert got[1].adjusted_p is None
+    assert corrected([none]) == (none,)
+
+
+def test_the_dilution_of_rows() -> None:
+    rows = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64)
+    null = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
+    rollout = Rollout(
+        method="attention_rollout", rows=rows, null_rows=null, lost_mass=torch.zeros(2), curve=None, settings={}
     )
-
-
-def attribution(values: torch.Tensor, *, converged: bool = True, features: slice = slice(1, SEQ - 1)) -> Attribution:
-    chosen = torch.zeros(1, SEQ, dtype=torch.bool)
-    chosen[0, features] = True
-    one = torch.ones(1, dtype=torch.float64)
-    return Attribution(
-        method="layer_integrated_gradients",
-        values=(values * chosen)[:1].double(),
-        features=chosen,
-        f_input=one,
-        f_baseline=0 * one,
-        gap=0.5 * one,
-        local_error=0.5 * one,
-        tolerance=0.02 * one,
-        nodes=(4,),
-        converged=(converged,),
-        settings={},
-    )
-
-
-def rollout(row: torch.Tensor, null: torch.Tensor) -> Rollout:
-    return Rollout(
-        method="attention_rollout",
-        rows=row[None].double(),
-        null_rows=null[None].double(),
-        lost_mass=torch.zeros(1, dtype=torch.float64),
-        settings={},
-    )
-
-
-RISING = torch.cat([torch.linspace(0.01, 1, SEQ - 1), torch.zeros(1)])
-UP = RISING / RISING.sum()
-DOWN = torch.cat([UP[: SEQ - 1].flip(0), torch.zeros(1)])
-SINK = torch.tensor([0.95, *[0.05 / (SEQ - 2)] * (SEQ - 2), 0.0])
-
-
-@pytest.mark.parametrize(
-    ("status", "words", "converged", "row", "null", "features"),
-    [
-        (Status.UNCONVERGED, "0.5 nats and 0.02 is allowed", False, UP, DOWN, slice(1, SEQ - 1)),
-        (Status.UNCONVERGED, "misses completeness", False, SINK, SINK, slice(1, SEQ - 1)),
-        (Status.DILUTED, "95.0% of its mass on the first token", True, SINK, DOWN, slice(1, SEQ - 1)),
-        (Status.DILUTED, "0.000 bits from what the mask", True, UP, UP, slice(1, SEQ - 1)),
-        (Status.AGREE, "Spearman 1.00", True, UP, DOWN, slice(1, SEQ - 1)),
-        (Status.DISAGREE, "Spearman -1.00", True, DOWN, UP, slice(1, SEQ - 1)),
-        (Status.DISAGREE, "Too few features", True, UP, DOWN, slice(1, 3)),
-    ],
-)
-def test_the_status_rule(
-    status: Status, words: str, converged: bool, row: torch.Tensor, null: torch.Tensor, features: slice
-) -> None:
-    check = cross_check(
-        generation(), attribution(-RISING[None], converged=converged, features=features), rollout(row, null)
-    )[0]
-    assert check.status == status
-    assert words in check.reason
-
-
-def test_the_figures_of_a_check() -> None:
-    check = cross_check(generation(), attribution(-RISING[None]), rollout(UP, DOWN))[0]
-    assert check.spearman == pytest.approx(1)
-    assert check.spearman_p is not None
-    assert check.spearman_p < 0.01
-    assert (check.top_k, check.top_k_overlap) == (RULE.top_k, 1)
-    assert check.sink_mass == pytest.approx(float(UP[0]))
-    assert check.feature_mass == pytest.approx(float(UP[1:].sum()))
-    assert check.null_divergence == pytest.approx(jensen_shannon(UP.double().numpy(), DOWN.double().numpy()))
-    assert check.entropy == pytest.approx(normalised_entropy(UP[1 : SEQ - 1].double().numpy()))
-
-
-def test_few_features_have_no_correlation() -> None:
-    check = cross_check(generation(), attribution(RISING[None], features=slice(1, 3)), rollout(UP, DOWN))[0]
-    assert (check.spearman, check.spearman_p, check.top_k) == (None, None, 2)
-
-
-def test_thresholds_are_the_rules_own() -> None:
-    assert (RULE.version, RULE.least_divergence, RULE.most_sink, RULE.significance) == (1, 0.05, 0.9, 0.05)
+    features = torch.tensor([[False, True, True, False], [False, True, True, True]])
+    one, two = dilutions(rollout, features, [2, 3])
+    assert (one.sink_mass, two.sink_mass) == (0.5, 0.7)
+    assert (one.feature_mass, two.feature_mass) == (pytest.approx(0.5), pytest.approx(0.3))
+    assert one.null_divergence == pytest.approx(0, abs=1e-12)
+    assert two.null_divergence == pytest.approx(jensen_shannon(rows[1].numpy(), null[1].numpy()))
+    assert two.entropy == pytest.approx(1)
+    a, b = rows[0, :3].numpy(), rows[1, :3].numpy()
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert one.similarity == two.similarity == pytest.approx(cosine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, SENTENCES, SIZES, WINDOW, answered, make_loaded
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods import attention_rollout
@@ -18,20 +20,30 @@ from llmxai.types import Generation, predicting_position
 WINDOWED = {"gemma2", "gemma3_text", "mistral", "gpt_oss"}
 
 
-@pytest.fixture(params=[4, 512], ids=["blocks of 4", "one block"])
+@pytest.fixture(params=[300, 2**24], ids=["blocks of a few queries", "one block"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    for name in ("_attention", "attention_rollout"):
-        monkeypatch.setattr(importlib.import_module(f"llmxai.methods.{name}"), "BLOCK", request.param)
+    monkeypatch.setattr(importlib.import_module("llmxai.methods._attention"), "BLOCK_NUMBERS", request.param)
     return int(request.param)
 
 
-def eager_maps(loaded: LoadedModel, ids: tuple[int, ...]) -> list[Tensor]:
-    """[query, key], head mean, of every layer of a copy that was built with eager attention."""
-    model = type(loaded.model)._from_config(loaded.model.config, attn_implementation="eager")
+def eager_copy(loaded: LoadedModel) -> PreTrainedModel:
+    """The same weights in a model that was built with eager attention."""
+    config = copy.deepcopy(loaded.model.config)
+    model = type(loaded.model)._from_config(config, attn_implementation="eager", dtype=loaded.dtype)
     model.load_state_dict(loaded.model.state_dict())
+    return model.eval()
+
+
+def eager_heads(loaded: LoadedModel, ids: tuple[int, ...]) -> list[Tensor]:
+    """[head, query, key] of every layer."""
     with torch.no_grad():
-        maps = model.eval()(torch.tensor([ids]), use_cache=False, output_attentions=True).attentions
-    return [layer[0].double().mean(dim=0) for layer in maps]
+        maps = eager_copy(loaded)(torch.tensor([ids]), use_cache=False, output_attentions=True).attentions
+    return [layer[0].double() for layer in maps]
+
+
+def eager_maps(loaded: LoadedModel, ids: tuple[int, ...]) -> list[Tensor]:
+    """[query, key], head mean, of every layer."""
+    return [layer.mean(dim=0) for layer in eager_heads(loaded, ids)]
 
 
 def naive_rollout(maps: list[Tensor], generation: Generation, *, residual: float) -> Tensor:

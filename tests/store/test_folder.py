@@ -57,7 +57,7 @@ def test_round_trip(explanation: Explanation, tmp_path: Path) -> None:
     assert {**document, "created": ""} == {**stored, "created": ""}
     assert np.allclose(maps["integrated_gradients"], explanation.attribution.values.numpy(), atol=1e-6)
     assert np.allclose(maps["rollout"], explanation.rollout.rows.numpy(), atol=1e-6)
-    assert (out / "report.html").read_text() == f"<html>{SCHEMA} ['integrated_gradients', 'rollout']</html>"
+    assert (out / "report.html").read_text() == f"<html>{SCHEMA} {sorted(maps)}</html>"
 
 
 def test_json_has_no_nan(explanation: Explanation, tmp_path: Path) -> None:
@@ -75,22 +75,38 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
     assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
         "integrated_gradients": (shape, np.float32),
         "rollout": (shape, np.float32),
+        "rollout_variant": (shape, np.float32),
+        "leave_one_out": ((shape[0], len(explanation.ablations.units)), np.float32),
     }
     assert (maps["integrated_gradients"][~explanation.attribution.features.numpy()] == 0).all()
 
 
 TARGET_KEYS = (
     "position id text logprob replayed_logprob rank status reason gap local_error tolerance nodes f_input f_baseline "
-    "net converged agreement rollout sources"
+    "net converged agreement agreement_variant rollout rollout_variant curve referee sources"
 )
+AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
+ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
-    (): "schema created generation tokens words targets settings environment warnings",
+    (): "schema created generation tokens words targets ablations variant settings environment warnings",
     ("generation",): "prompt_len stop request decoding answer",
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
-    ("targets", 0, "agreement"): "spearman spearman_p top_k top_k_overlap",
-    ("targets", 0, "rollout"): "sink_mass feature_mass lost_mass entropy null_divergence",
-    ("targets", 0, "sources"): "integrated_gradients rollout",
+    ("targets", 0, "agreement"): AGREEMENT,
+    ("targets", 0, "agreement_variant"): AGREEMENT,
+    ("targets", 0, "rollout"): ROLLOUT,
+    ("targets", 0, "rollout_variant"): ROLLOUT,
+    ("targets", 0, "curve"): "sink_mass entropy null_divergence similarity",
+    ("targets", 0, "referee"): "better difference interval scores",
+    ("targets", 0, "referee", "scores"): (
+        "layer_integrated_gradients attention_rollout gradient_weighted_rollout leave_one_out"
+    ),
+    ("targets", 0, "referee", "scores", "attention_rollout"): "lds leave_one_out",
+    ("targets", 0, "sources"): "integrated_gradients rollout rollout_variant leave_one_out",
+    ("targets", 0, "sources", "rollout_variant", 0): "index value share",
+    ("targets", 0, "sources", "leave_one_out", 0): "unit value share",
+    ("ablations",): "operator units masks kind kept_share seed baseline chunk_tokens chunk_halvings",
+    ("variant",): "method source settings",
     ("targets", 0, "sources", "rollout", 0): "index value share",
     ("targets", 0, "sources", "integrated_gradients", 0): "index value share",
     ("environment",): "llmxai python packages model hardware",
@@ -144,6 +160,7 @@ def test_sources_are_sorted_and_their_shares_add_up(explanation: Explanation) ->
         for name, values in (
             ("integrated_gradients", explanation.attribution.values),
             ("rollout", explanation.rollout.rows),
+            ("rollout_variant", explanation.variant.rows),
         ):
             sources = target["sources"][name]
             sizes = [abs(source["value"]) for source in sources]
@@ -151,6 +168,29 @@ def test_sources_are_sorted_and_their_shares_add_up(explanation: Explanation) ->
             assert len(sources) == min(20, int(explanation.attribution.features[t].sum()))
             assert sum(source["share"] for source in sources) == pytest.approx(1, abs=1e-9) or len(sources) == 20
             assert all(source["value"] == float(values[t, source["index"]]) for source in sources)
+
+
+def test_leave_one_out_tells_how_far_the_log_prob_falls(explanation: Explanation) -> None:
+    document = to_json(explanation)
+    assert explanation.ablations is not None
+    for t, target in enumerate(document["targets"]):
+        sources = target["sources"]["leave_one_out"]
+        assert len(sources) == min(20, len(document["ablations"]["units"]))
+        for source in sources:
+            fall = explanation.ablations.f_full[t] - explanation.ablations.f_without[t, source["unit"]]
+            assert source["value"] == float(fall)
+        assert sum(source["share"] for source in sources) == pytest.approx(1, abs=1e-9) or len(sources) == 20
+
+
+def test_without_a_referee(explanation: Explanation, tmp_path: Path) -> None:
+    checks = tuple(replace(check, verdict=None) for check in explanation.checks)
+    out = write_folder(replace(explanation, ablations=None, checks=checks), tmp_path / "out", render=page)
+    document, maps = read_folder(out)
+    assert document["ablations"] is None
+    assert "leave_one_out" not in maps
+    for target in document["targets"]:
+        assert target["referee"] is None
+        assert target["sources"]["leave_one_out"] == []
 
 
 def test_a_given_answer_has_no_recorded_logprob(given_answer: Explanation) -> None:

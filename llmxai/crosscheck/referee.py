@@ -1,0 +1,106 @@
+"""The referee: which method foretells better what happens when parts of the prompt are taken away?
+
+A method gives every unit of the prompt a score, the sum over its tokens. For a random subset of units its forecast is
+the sum of the scores of what is kept, and its linear datamodelling score (LDS) the Spearman correlation of forecast
+and F over the subsets (Park et al. 2023, https://arxiv.org/abs/2303.14186, eq. 5; for contexts Cohen-Wang et al. 2024,
+https://arxiv.org/abs/2409.00729). The interval of a difference of two LDS is a bootstrap over the subsets, both methods
+read on the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from llmxai.crosscheck.agreement import spearman
+from llmxai.types import Ablations, Score, Verdict
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+CEILING = "leave_one_out"
+"""The measured drops themselves, used as scores: how well any sum of single effects can do."""
+CONSTANT = 1e-9
+"""Log-probs (nats) that differ by no more are the same."""
+
+
+def verdicts(
+    ablations: Ablations, methods: Mapping[str, Float[Tensor, "target seq"]], *, seed: int = 0
+) -> tuple[Verdict, ...]:
+    """A verdict on every target; of `methods` (by name) the first is compared with the second, all get scores.
+
+    `better` is the one with the larger LDS, and None unless the bootstrap interval of the difference excludes 0.
+    """
+    first, second = list(methods)[:2]
+    summed = {name: unit_sums(values, ablations.units) for name, values in methods.items()}
+    kept = ablations.kept.numpy()
+    rng = np.random.default_rng(seed)
+    resamples = rng.integers(len(kept), size=(RESAMPLES, len(kept))) if len(kept) else None
+    found = []
+    for t in range(len(ablations.f_full)):
+        drop, f = ablations.drop[t].numpy(), ablations.f_masked[t].numpy()
+        forecasts = {name: kept @ scores[t] for name, scores in summed.items()}
+        scores = {
+            name: Score(lds=_correlation(forecasts[name], f), leave_one_out=_correlation(summed[name][t], drop))
+            for name in summed
+        }
+        scores[CEILING] = Score(lds=_correlation(kept @ drop, f), leave_one_out=None)
+        one, two = scores[first].lds, scores[second].lds
+        difference = one - two if one is not None and two is not None else None
+        interval = None
+        if difference is not None and resamples is not None:
+            interval = difference_interval(forecasts[first], forecasts[second], f, resamples)
+        better = None
+        if interval is not None and (interval[0] > 0 or interval[1] < 0):
+            better = first if interval[0] > 0 else second
+        found.append(Verdict(scores=scores, better=better, difference=difference, interval=interval))
+    return tuple(found)
+
+
+def unit_sums(
+    values: Float[Tensor, "target seq"], units: tuple[tuple[int, int], ...]
+) -> Float[np.ndarray, "target unit"]:
+    """The scores of each unit's tokens added up."""
+    wide = values.double().numpy()
+    sums = [wide[:, start:end].sum(axis=1) for start, end in units]
+    return np.stack(sums, axis=1) if sums else np.zeros((len(wide), 0))
+
+
+def difference_interval(
+    first: Float[np.ndarray, " mask"],
+    second: Float[np.ndarray, " mask"],
+    f: Float[np.ndarray, " mask"],
+    resamples: Int[np.ndarray, "resample mask"],
+) -> tuple[float, float] | None:
+    """Percentile interval of Spearman(first, f) - Spearman(second, f); resamples in which one is constant are left out.
+
+    None where fewer than half of the resamples can be used.
+    """
+    one, two = _spearman_rows(first[resamples], f[resamples]), _spearman_rows(second[resamples], f[resamples])
+    differences = one - two
+    usable = np.isfinite(differences)
+    if usable.mean() < 0.5:
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(differences[usable], [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _spearman_rows(
+    a: Float[np.ndarray, "resample mask"], b: Float[np.ndarray, "resample mask"]
+) -> Float[np.ndarray, " resample"]:
+    """Spearman's correlation of each row of `a` with that of `b`; NaN where one is constant."""
+    x, y = (stats.rankdata(side, axis=1) for side in (a, b))
+    x, y = (side - side.mean(axis=1, keepdims=True) for side in (x, y))
+    scale = np.sqrt(np.sum(x**2, axis=1) * np.sum(y**2, axis=1))
+    usable = scale > 0
+    return np.where(usable, np.sum(x * y, axis=1) / np.where(usable, scale, 1), np.nan)
+
+
+def _correlation(a: Float[np.ndarray, " mask"], b: Float[np.ndarray, " mask"]) -> float | None:
+    if len(a) and (np.ptp(a) <= CONSTANT * max(1.0, np.abs(a).max()) or np.ptp(b) <= CONSTANT):
+        return None
+    return spearman(a, b)

@@ -1,0 +1,217 @@
+"""Gradients with respect to every layer's attention map, one layer at a time from the top down.
+
+One forward pass notes what goes into each layer. From the top down, each layer then runs once more, with a graph, and
+takes every target's cotangent from its output to its input. Its attention is cut out of that graph and computed in
+blocks of queries, so that the weights and their gradient exist for one layer, one block and one target at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmxai.errors import UnsupportedModelError
+from llmxai.methods._attention import (
+    AttentionCall,
+    at_least_float32,
+    attending,
+    eager_maps,
+    require_eager_length,
+    require_every_layer,
+    through_interface,
+)
+from llmxai.methods._targets import TargetRows, token_targets
+from llmxai.methods._visible import Visible, visible_keys
+from llmxai.models import LoadedModel, embed, forward_logits, transformer_depth
+from llmxai.models.seams import undisturbed
+from llmxai.types import Generation
+
+
+@dataclass(frozen=True)
+class _LayerCall:
+    """What one decoder layer was called with."""
+
+    layer: nn.Module
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def hidden(self) -> Float[Tensor, "1 seq hidden"]:
+        return torch.as_tensor(self.arguments[0] if self.arguments else self.options["hidden_states"])
+
+    def again(self, hidden: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, "1 seq hidden"]:
+        """The layer's output for `hidden`, everything else as it was."""
+        if self.arguments:
+            return first_of(self.layer(hidden, *self.arguments[1:], **self.options))
+        return first_of(self.layer(**{**self.options, "hidden_states": hidden}))
+
+
+@dataclass
+class _Taken:
+    """What the attention of the layer that runs just now was."""
+
+    cut: list[tuple[AttentionCall, Tensor]] = field(default_factory=list)
+    """The call and its output as a leaf of the graph."""
+    maps: list[Tensor] = field(default_factory=list)
+    """For architectures outside the interface: the weights, in the graph."""
+    graph: bool = False
+    """Whether what follows the attention is to be differentiated."""
+
+    def clear(self) -> None:
+        self.cut.clear()
+        self.maps.clear()
+
+    def output(self, call: AttentionCall) -> Tensor:
+        leaf = call.output().requires_grad_(self.graph)
+        self.cut.append((call, leaf))
+        return leaf
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Made by `descending`, used inside it."""
+
+    calls: tuple[_LayerCall, ...]
+    """One a layer, first layer first."""
+    top: Float[Tensor, "target hidden"]
+    """Gradient of each target with respect to the last layer's output at its predicting position; 0 elsewhere."""
+    positions: tuple[int, ...]
+    taken: _Taken
+
+    def cotangents(self, targets: Sequence[int]) -> list[Float[Tensor, "1 seq hidden"]]:
+        """Gradients with respect to the last layer's output."""
+        found = []
+        for t in targets:
+            found.append(torch.zeros_like(self.calls[-1].hidden))
+            found[-1][0, self.positions[t]] = self.top[t].to(found[-1].device)
+        return found
+
+    def carry(
+        self, layer: int, mass: Float[Tensor, "target seq"], cotangents: list[Tensor]
+    ) -> tuple[Float[Tensor, "target seq"], Visible]:
+        """Each target's `mass` times its own mean over heads of max(0, gradient x attention) of `layer`; its mask.
+
+        `cotangents` are replaced in place: from gradients at the layer's output to gradients at its input.
+        """
+        self.taken.clear()
+        with torch.enable_grad():
+            hidden = self.calls[layer].hidden.detach().requires_grad_()
+            output = self.calls[layer].again(hidden)
+        moved = torch.zeros_like(mass)
+        if self.taken.maps:
+            weights, visible = self.taken.maps[0], visible_keys(None, mass.shape[1])
+            for t, cotangent in enumerate(cotangents):
+                cotangents[t], gradient = torch.autograd.grad(
+                    output, (hidden, weights), cotangent.to(output.device), retain_graph=True
+                )
+                moved[t] = mass[t] @ _weighted(gradient, weights)
+        else:
+            ((call, leaf),) = self.taken.cut
+            visible = call.visible
+            pulled = [
+                torch.autograd.grad(output, (hidden, leaf), cotangent.to(output.device), retain_graph=True)
+                for cotangent in cotangents
+            ]
+            inner = _through_attention(call, [at_leaf for _, at_leaf in pulled], mass, moved)
+            for t, (past, _) in enumerate(pulled):
+                (through,) = torch.autograd.grad(
+                    (call.query, call.key, call.value), hidden, inner[t], retain_graph=t < len(pulled) - 1
+                )
+                cotangents[t] = past + through
+        self.taken.clear()
+        return moved, visible
+
+
+def _through_attention(
+    call: AttentionCall, gradients: Sequence[Tensor], mass: Float[Tensor, "target seq"], moved: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """From gradients at the attention's output to those at query, key and value; adds to `moved` on the way."""
+    wholes = (call.query, call.key, call.value)
+    inner = [
+        (torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value)) for _ in gradients
+    ]
+    for queries, keys in call.blocks():
+        users = [t for t, g in enumerate(gradients) if g[:, queries].any()]
+        if not users:
+            continue
+        places = (queries, keys, keys)
+        cut = [x[:, :, place].detach().requires_grad_() for x, place in zip(wholes, places, strict=True)]
+        with torch.enable_grad():
+            output, weights = call.attend(cut[0], cut[1], cut[2], queries, keys)
+        for t in users:
+            gradient, *parts = torch.autograd.grad(
+                output, (weights, *cut), gradients[t][:, queries], retain_graph=t != users[-1]
+            )
+            moved[t, keys] += mass[t, queries] @ _weighted(gradient, weights)
+            for whole, part, place in zip(inner[t], parts, places, strict=True):
+                whole[:, :, place] += part
+    return inner
+
+
+def _weighted(gradient: Tensor, weights: Tensor) -> Float[Tensor, "query key"]:
+    product = at_least_float32(gradient.detach()[0]) * weights.detach()[0]
+    return product.clamp_(min=0).mean(dim=0).double().cpu()
+
+
+@contextmanager
+def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]:
+    """One forward pass; hooks, attention function and flags are as before when the context ends.
+
+    Raises UnsupportedModelError for layers without softmax attention and for a model whose layers cannot be named.
+    """
+    model, taken = loaded.model, _Taken()
+    rows = TargetRows.of(token_targets(generation))
+    embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
+    if not through_interface(model):
+        require_eager_length(loaded, embeds.shape[1])
+    calls: list[_LayerCall] = []
+    leaves: list[Tensor] = []
+    layers = decoder_layers(loaded)
+
+    def note(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        calls.append(_LayerCall(layer, arguments, options))
+
+    def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
+        leaves.append(first_of(output).detach().requires_grad_())
+        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+
+    own = through_interface(model)
+    through = attending(model, taken.output) if own else eager_maps(model, taken.maps.append)
+    with undisturbed(model), torch.no_grad(), through:
+        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+        handles.append(layers[-1].register_forward_hook(cut))
+        try:
+            with torch.enable_grad():  # frozen weights: the graph begins at the leaf
+                total = rows.values(forward_logits(model, embeds, positions=rows.positions)).sum()
+        finally:
+            for handle in handles:
+                handle.remove()
+        require_every_layer(loaded, len(taken.cut) or len(taken.maps))
+        taken.clear()
+        taken.graph = True
+        (at_top,) = torch.autograd.grad(total, leaves[0])  # a position feeds one target only
+        yield Descent(tuple(calls), at_top[0, list(rows.positions)], rows.positions, taken)
+
+
+def decoder_layers(loaded: LoadedModel) -> Sequence[nn.Module]:
+    """The stack of decoder layers; raises UnsupportedModelError where it cannot be told apart."""
+    depth = transformer_depth(loaded.model)
+    model: PreTrainedModel = loaded.model.get_decoder() if hasattr(loaded.model, "get_decoder") else loaded.model
+    for module in (model or loaded.model).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return tuple(module)
+    raise UnsupportedModelError(
+        f"{loaded.name}: {type(loaded.model).__name__} has no list of its {depth} layers, so gradients cannot be taken "
+        f"layer by layer. Choose another variant, for example value_norm_attention."
+    )
+
+
+def first_of(output: Any) -> Tensor:
+    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)

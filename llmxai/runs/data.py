@@ -1,0 +1,169 @@
+"""Rows of a recipe's data: generated suites, or files, saved data sets and hub names through `datasets`, streamed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from llmxai.errors import RecipeError
+from llmxai.evaluation import Row, locate, suite_rows
+from llmxai.evaluation.rows import Span
+from llmxai.evaluation.suites import ROWS
+from llmxai.runs.recipe import Recipe, Source
+
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+SHUFFLE_BUFFER = 10_000
+SANDBOX = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A row that cannot be turned into a prompt."""
+
+    id: str
+    source: str
+    error: str
+
+
+def recipe_rows(recipe: Recipe, *, root: Path) -> Iterator[Row | FailedRow]:
+    """Every row of every source in order; one that cannot be made is a FailedRow.
+
+    `root`: the folder that relative paths count from. Raises RecipeError for data that cannot be read at all, a template
+    that is not Jinja, and two rows of the same id.
+    """
+    seen: set[str] = set()
+    for source in recipe.data:
+        for row in source_rows(source, root=root):
+            if row.id in seen:
+                raise RecipeError(f"{source.label}: two rows have the id {row.id!r}. Make the id template distinguish them.")
+            seen.add(row.id)
+            yield row
+
+
+def count_rows(recipe: Recipe) -> int | None:
+    """How many rows there will be at most; None where a source's length is not known before it is read."""
+    counts = [source.limit or (ROWS if source.suite else None) for source in recipe.data]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def source_rows(source: Source, *, root: Path) -> Iterator[Row | FailedRow]:
+    """The rows of one source."""
+    if source.suite is not None:
+        yield from suite_rows(
+            source.suite, label=source.label, seed=source.seed, limit=source.limit, options=source.options
+        )
+        return
+    templates = _Templates(source)
+    for index, columns in enumerate(islice(_columns(source, root=root), source.limit)):
+        yield templates.row(index, columns)
+
+
+def _columns(source: Source, *, root: Path) -> Iterator[Mapping[str, Any]]:
+    """Rows as they stand in the data."""
+    import datasets
+
+    try:
+        data = _open(source, root=root)
+        if source.shuffle:
+            streams = isinstance(data, datasets.IterableDataset)
+            data = data.shuffle(seed=source.seed, **({"buffer_size": SHUFFLE_BUFFER} if streams else {}))
+        yield from data
+    except RecipeError:
+        raise
+    except Exception as error:  # datasets raises errors of its readers, of pyarrow, of the hub and its own
+        raise RecipeError(f"{source.label}: cannot be read ({type(error).__name__}: {_one_line(error)}).") from error
+
+
+def _open(source: Source, *, root: Path) -> Any:
+    import datasets
+
+    if source.path is not None:
+        path = root / source.path
+        if path.suffix not in READERS:
+            raise RecipeError(f"{path}: unknown kind of file. Known: {', '.join(READERS)}.")
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such file. A relative path counts from the recipe's folder, {root}.")
+        return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", streaming=True)
+    if source.saved is not None:
+        folder = root / source.saved
+        if not folder.is_dir():
+            raise RecipeError(f"{folder}: no such folder. A relative path counts from the recipe's folder, {root}.")
+        found = datasets.load_from_disk(str(folder))
+        if not isinstance(found, datasets.DatasetDict):
+            return found
+        if source.split not in found:
+            raise RecipeError(f"{folder}: has no split {source.split!r}. It has: {', '.join(found)}.")
+        return found[source.split]
+    return datasets.load_dataset(
+        source.hub, source.config, split=source.split, revision=source.revision, streaming=True
+    )
+
+
+class _Templates:
+    """A source's templates, compiled once."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.id = self._compile(source.id, "id")
+        self.prompt = self._compile(source.prompt, "prompt")
+        self.turns = [(t.role, self._compile(t.content, "messages")) for t in source.messages or ()]
+        self.response = self._compile(source.response, "response")
+        self.foil = self._compile(source.foil, "foil")
+        self.sources = [self._compile(text, "sources") for text in source.sources]
+
+    def _compile(self, text: str | None, what: str) -> Template | None:
+        if text is None:
+            return None
+        try:
+            return SANDBOX.from_string(text)
+        except TemplateError as error:
+            raise RecipeError(f"{self.source.label}: the {what} template is not Jinja ({error}).") from error
+
+    def row(self, index: int, columns: Mapping[str, Any]) -> Row | FailedRow:
+        """The row, or why it cannot be made."""
+        name = f"{self.source.label}-{index:05d}"
+        try:
+            if self.id is not None:
+                name = _identifier(self.id.render(columns))
+            row = Row(
+                id=name,
+                source=self.source.label,
+                prompt=_render(self.prompt, columns),
+                messages=tuple({"role": role, "content": _render(t, columns) or ""} for role, t in self.turns) or None,
+                response=_render(self.response, columns),
+                foil=_render(self.foil, columns),
+            )
+            snippets = [_render(template, columns) or "" for template in self.sources]
+            spans = tuple(locate(row.text, snippet) for snippet in snippets) + self._spans(columns)
+        except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+            return FailedRow(name, self.source.label, f"row {index}: {_one_line(error)}. Columns: {', '.join(columns)}.")
+        return replace(row, spans=spans)
+
+    def _spans(self, columns: Mapping[str, Any]) -> tuple[Span, ...]:
+        if self.source.spans is None:
+            return ()
+        found: Sequence[Sequence[int]] = columns[self.source.spans]
+        return tuple((int(start), int(end)) for start, end in found)
+
+
+def _render(template: Template | None, columns: Mapping[str, Any]) -> str | None:
+    return None if template is None else template.render(columns)
+
+
+def _identifier(text: str) -> str:
+    """A name that can be a folder's: letters, digits, dot, dash and underscore, at most 80 of them."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
+    if not name or len(name) > 80:
+        raise ValueError(f"the id {text!r} is empty, or longer than 80, after what cannot stand in a file name is gone")
+    return name
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

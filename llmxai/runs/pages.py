@@ -1,0 +1,116 @@
+"""Tables as CSV, plots as SVG, and the pages that show both. No script, no request: they open from a file."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from llmxai.evaluation import Estimate
+from llmxai.evaluation.measure import BETTER
+from llmxai.evidence.provenance import provenance_of
+from llmxai.report.rebuild import write_index
+from llmxai.runs.ledger import write_atomically
+from llmxai.runs.plots import CONTROLS, Plot, build_plot
+from llmxai.runs.recipe import Recipe
+from llmxai.runs.tables import Tables
+
+PAGES = Environment(
+    loader=PackageLoader("llmxai.runs", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write_pages(out: Path, recipe: Recipe, entries: Sequence[Mapping[str, Any]], tables: Tables) -> None:
+    """Write tables/, plots/ and evaluation.html (where something was measured), and index.html from rows.parquet."""
+    style = PAGES.loader.get_source(PAGES, "page.css")[0] if PAGES.loader else ""
+    shared = {
+        "recipe": recipe,
+        "style": Markup(style),
+        "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        "n_ok": sum(entry["status"] == "ok" for entry in entries),
+        "n_failed": sum(entry["status"] != "ok" for entry in entries),
+        "number": number,
+    }
+    if recipe.evaluate is not None:
+        _write(out / "tables" / "figures.csv", _figures_csv(tables))
+        _write(out / "tables" / "cost.csv", _cost_csv(tables))
+        plots = [
+            plot
+            for figure in tables.figures
+            if (plot := build_plot(tables, source=tables.sources[-1], figure=figure)) is not None
+        ]
+        for plot in plots:
+            _write(out / "plots" / f"{plot.figure}.svg", _svg(plot))
+        page = PAGES.get_template("evaluation.html").render(
+            **shared,
+            settings=recipe.evaluate,
+            tables=tables,
+            better=BETTER,
+            controls=CONTROLS,
+            best=lambda source, figure: _best(tables, source, figure),
+            signed=lambda value: f"{value:+.2g}",
+            csv=("figures.csv", "cost.csv"),
+            plots=[Markup(_svg(plot)) for plot in plots],
+        )
+        _write(out / "evaluation.html", page)
+    write_index(out, provenance=provenance_of(out))
+
+
+def number(value: float) -> str:
+    """Three digits, never in powers of ten where that can be read plainly."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _best(tables: Tables, source: str, figure: str) -> str | None:
+    cells = [cell for method in tables.methods if (cell := tables.cell(source, method, figure)) is not None]
+    return max(cells, key=lambda cell: BETTER[figure] * cell.value.mean).method if cells else None
+
+
+def _svg(plot: Plot) -> str:
+    return PAGES.get_template("plot.svg").render(plot=plot)
+
+
+def _figures_csv(tables: Tables) -> str:
+    head = ["source", "method", "figure", "n", "mean", "low", "high"]
+    for other in ("leave_one_out", "random"):
+        head += [f"minus_{other}", f"minus_{other}_low", f"minus_{other}_high"]
+    rows = [
+        [
+            *(cell.source, cell.method, cell.figure, cell.value.n),
+            *_three(cell.value),
+            *_three(cell.against_leave_one_out),
+            *_three(cell.against_random),
+        ]
+        for cell in tables.cells
+    ]
+    return _csv([head, *rows])
+
+
+def _three(estimate: Estimate | None) -> list[float | None]:
+    return [None, None, None] if estimate is None else [estimate.mean, estimate.low, estimate.high]
+
+
+def _cost_csv(tables: Tables) -> str:
+    head = ["method", "median_seconds", "median_nodes", "converged_share", "errors"]
+    return _csv([head, *([c.method, c.seconds, c.nodes, c.converged, " ".join(c.errors)] for c in tables.costs)])
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text.encode("utf-8"))

@@ -1,0 +1,195 @@
+"""A recipe: what to run, on which model and data, as YAML checked against a schema (docs/recipes.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+VERSION = 1
+
+Positive = Annotated[int, Field(ge=1)]
+OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str]
+MetricName = Literal[
+    "planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
+]
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused, values are not coerced out of their kind, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelSettings(Strict):
+    """Which model, as `llmxai.load` takes it."""
+
+    name: str = "smollm2"
+    """smollm2, a .gguf file, a local folder, a hub name; or marker / closed_form: the models that come with the
+    suites (trained here on a planted task; linear, with attributions in closed form)."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] | None = "float32"
+    device_map: str | dict[str, int | str] | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    revision: str | None = None
+    adapter: str | None = None
+
+
+class Turn(Strict):
+    """One chat message; the content is a Jinja template over the row's columns."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "context"]
+    content: str
+
+
+class Source(Strict):
+    """Where rows come from: exactly one of `suite`, `path`, `saved` and `hub`.
+
+    Rows of a suite bring their own prompt, answer and known sources. For the others `prompt` (raw text) or `messages`
+    are Jinja templates over the columns of a row, as are `response`, `foil` and `sources`.
+    """
+
+    name: str | None = None
+    """Label in tables; by default the suite, the file's stem or the hub name."""
+    suite: str | None = None
+    """A generated suite: see `llmxai recipes suites`."""
+    options: dict[str, OptionValue] = {}
+    """Options of the suite."""
+    path: str | None = None
+    """A .jsonl, .json, .csv or .parquet file; a relative path counts from the recipe's folder."""
+    saved: str | None = None
+    """A folder written by datasets' save_to_disk."""
+    hub: str | None = None
+    """A dataset's name on the HuggingFace hub."""
+    config: str | None = None
+    """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
+    split: str = "train"
+    limit: Positive | None = None
+    """Rows to take at most."""
+    shuffle: bool = False
+    """Take rows in an order drawn from `seed` (a streamed file is shuffled through a buffer of 10,000 rows)."""
+    seed: int = 0
+    id: str | None = None
+    """Template for the row's id; by default its number."""
+    prompt: str | None = None
+    messages: list[Turn] | None = None
+    response: str | None = None
+    """Template for the answer to explain; without it the model generates one."""
+    foil: str | None = None
+    """Template for an answer that the model did not give: the target becomes the contrast with it."""
+    sources: list[str] = []
+    """Templates, each giving a piece of the prompt that is known to matter; it must occur exactly once."""
+    spans: str | None = None
+    """Column with [[start, end], ...] in characters of the raw prompt or of the last message: known sources."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        given = [name for name in ("suite", "path", "saved", "hub") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of suite, path, saved and hub; given: {', '.join(given) or 'none'}")
+        own = [name for name in ("prompt", "messages", "response", "foil", "spans") if getattr(self, name) is not None]
+        if self.suite is not None and (own or self.sources):
+            raise ValueError(f"a suite brings its own rows, so take out {', '.join(own or ['sources'])}")
+        if self.suite is None and self.options:
+            raise ValueError("options belong to a suite")
+        if self.suite is None and (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either a prompt template or messages")
+        return self
+
+    @property
+    def label(self) -> str:
+        origin = self.suite or self.path or self.saved or self.hub or ""
+        return self.name or origin.rstrip("/").rsplit("/", 1)[-1].partition(".")[0]
+
+
+class DecodingSettings(Strict):
+    """How answers are generated where a row gives none."""
+
+    max_new_tokens: Positive = 64
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: int = 0
+
+
+class ExplainSettings(Strict):
+    """Explain every generated token and write the record's folder."""
+
+    features: Literal["content", "prompt", "all"] = "content"
+    baseline: str = "space"
+    tolerance: Annotated[float, Field(gt=0)] = 0.02
+    max_nodes: Annotated[int, Field(ge=4)] = 128
+
+
+class Contender(Strict):
+    """A method with its options, to be compared with others."""
+
+    method: str
+    options: dict[str, OptionValue] = {}
+    label: str | None = None
+    """Name in tables; by default the method and its options."""
+
+    @property
+    def name(self) -> str:
+        words = [str(value) for value in self.options.values()]
+        return self.label or " ".join([self.method, *words])
+
+
+class EvaluateSettings(Strict):
+    """Score methods. random, recency and leave_one_out are always beside them."""
+
+    methods: list[Contender] = Field(min_length=1)
+    metrics: list[MetricName] = ["planted", "aopc", "top_k", "lds"]
+    target: Literal["first", "answer"] = "first"
+    """What is explained: the first generated token, or the whole answer as one sum of log-probs."""
+    removal: Literal["delete", "baseline", "mean"] = "delete"
+    """How tokens are removed: taken out, or their embedding replaced by the neutral token's (baseline) or the mean embedding."""
+    masks: Positive = 32
+    """Random subsets for LDS and infidelity."""
+    samples: Positive = 8
+    """Draws for soft-NC/NS and perturbations for max-sensitivity."""
+    points: Annotated[int, Field(ge=2)] = 10
+    """Points of the deletion and insertion curves."""
+    resamples: Positive = 2000
+    """Bootstrap resamples of the intervals."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _no_twins(self) -> EvaluateSettings:
+        names = [contender.name for contender in self.methods]
+        twins = sorted({name for name in names if names.count(name) > 1})
+        if twins:
+            raise ValueError(f"two methods share the name {twins[0]!r}: give one of them another label")
+        return self
+
+
+class Recipe(Strict):
+    """One run."""
+
+    version: Literal[1]
+    """Of this schema: 1."""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    description: str = ""
+    model: ModelSettings = ModelSettings()
+    data: list[Source] = Field(min_length=1)
+    decoding: DecodingSettings = DecodingSettings()
+    explain: ExplainSettings | None = ExplainSettings()
+    """null: no explanations, only the evaluation."""
+    evaluate: EvaluateSettings | None = None
+
+    @model_validator(mode="after")
+    def _some_work(self) -> Recipe:
+        if self.explain is None and self.evaluate is None:
+            raise ValueError("nothing to do: give explain or evaluate")
+        labels = [source.label for source in self.data]
+        twins = sorted({label for label in labels if labels.count(label) > 1})
+        if twins:
+            raise ValueError(f"two data sources share the label {twins[0]!r}: give one of them a name")
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of a recipe file (recipes/schema.json), for editors."""
+    schema: Mapping[str, Any] = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

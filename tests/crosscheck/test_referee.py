@@ -1,0 +1,142 @@
+"""The referee in worlds whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from llmxai.crosscheck.referee import CEILING, difference_interval, unit_sums, verdicts
+from llmxai.methods._ablation import random_subsets
+from llmxai.types import Ablations
+
+N_UNITS, TARGETS = 12, 3
+UNITS = tuple((2 * i + 1, 2 * i + 3) for i in range(N_UNITS))
+SEQ = 2 * N_UNITS + 4
+
+
+def additive(weights: torch.Tensor, *, noise: float = 0.0, subsets: int = 64) -> Ablations:
+    """A world in which every unit adds its weight to F, whatever else is there."""
+    kept = random_subsets(N_UNITS, subsets, seed=0)
+    rng = np.random.default_rng(0)
+    f = weights @ kept.T.double() + noise * torch.from_numpy(rng.normal(size=(len(weights), len(kept))))
+    full = weights.sum(dim=1)
+    return Ablations(
+        operator="delete",
+        units=UNITS,
+        kept=kept,
+        f_full=full,
+        f_masked=f,
+        f_without=full[:, None] - weights,
+        settings={},
+    )
+
+
+def token_scores(weights: torch.Tensor) -> torch.Tensor:
+    """[target, seq] whose unit sums are `weights`, uneven within a unit."""
+    values = torch.zeros(len(weights), SEQ, dtype=torch.float64)
+    for unit, (start, end) in enumerate(UNITS):
+        values[:, start] = 0.25 * weights[:, unit]
+        values[:, end - 1] = 0.75 * weights[:, unit]
+    return values
+
+
+def weights(seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(TARGETS, N_UNITS)))
+
+
+def test_the_true_weights_of_an_additive_world_have_lds_1() -> None:
+    true = weights()
+    got = verdicts(
+        additive(true),
+        {"layer_integrated_gradients": token_scores(true), "attention_rollout": token_scores(weights(1))},
+    )
+    for verdict in got:
+        assert verdict.scores["layer_integrated_gradients"].lds == pytest.approx(1)
+        assert verdict.scores["layer_integrated_gradients"].leave_one_out == pytest.approx(1)
+        assert verdict.scores[CEILING].lds == pytest.approx(1)
+        assert verdict.scores[CEILING].leave_one_out is None
+        assert verdict.better == "layer_integrated_gradients"
+        assert verdict.interval is not None
+        assert verdict.interval[0] > 0
+        assert verdict.difference == pytest.approx(1 - verdict.scores["attention_rollout"].lds)
+
+
+def test_the_better_one_wins_on_either_side() -> None:
+    true = weights()
+    got = verdicts(
+        additive(true), {"layer_integrated_gradients": -token_scores(true), "attention_rollout": token_scores(true)}
+    )
+    assert {verdict.better for verdict in got} == {"attention_rollout"}
+    assert all(verdict.difference == pytest.approx(-2) for verdict in got)
+
+
+def test_equals_are_never_told_apart() -> None:
+    true = weights()
+    world = additive(true, noise=1.0)
+    same = verdicts(world, {"one": token_scores(true), "two": 5 * token_scores(true)})
+    assert [(v.better, v.interval, v.difference) for v in same] == [(None, (0.0, 0.0), 0.0)] * TARGETS
+
+
+def test_two_methods_that_know_nothing_are_seldom_told_apart() -> None:
+    """The interval holds 0 in about 95 of 100 worlds."""
+    won = 0
+    for seed in range(0, 40, 4):
+        world = additive(weights(seed), noise=1.0, subsets=40)
+        one, two = (token_scores(weights(seed + k)) for k in (1, 2))
+        noise = torch.from_numpy(np.random.default_rng(seed).normal(size=world.f_masked.shape))
+        nothing = Ablations(**{**vars(world), "f_masked": noise})
+        won += sum(v.better is not None for v in verdicts(nothing, {"one": one, "two": two}))
+    assert won <= 6  # of 30
+
+
+def test_lds_is_scipys_spearman_of_the_forecast() -> None:
+    world, values = additive(weights(), noise=0.5), token_scores(weights(7))
+    got = verdicts(world, {"a": values, "b": token_scores(weights(8))})
+    for t, verdict in enumerate(got):
+        forecast = [
+            sum(float(values[t, start:end].sum()) for keep, (start, end) in zip(mask, UNITS, strict=True) if keep)
+            for mask in world.kept
+        ]
+        want = stats.spearmanr(forecast, world.f_masked[t].numpy()).statistic
+        assert verdict.scores["a"].lds == pytest.approx(want, abs=1e-12)
+        want = stats.spearmanr(unit_sums(values, UNITS)[t], world.drop[t].numpy()).statistic
+        assert verdict.scores["a"].leave_one_out == pytest.approx(want, abs=1e-12)
+
+
+def test_the_interval_is_the_naive_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    f = rng.normal(size=30)
+    one, two = f + rng.normal(size=30), (f + 2 * rng.normal(size=30)).round(0)
+    resamples = rng.integers(30, size=(300, 30))
+    naive = [
+        stats.spearmanr(one[draw], f[draw]).statistic - stats.spearmanr(two[draw], f[draw]).statistic
+        for draw in resamples
+    ]
+    got = difference_interval(one, two, f, resamples)
+    assert got == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=1e-12)
+
+
+def test_constant_scores_and_constant_worlds_have_no_lds() -> None:
+    true = weights()
+    flat = torch.ones(TARGETS, SEQ, dtype=torch.float64) * 0
+    for verdict in verdicts(additive(true), {"a": token_scores(true), "b": flat}):
+        assert verdict.scores["b"].lds is verdict.better is verdict.difference is verdict.interval is None
+    for verdict in verdicts(additive(0 * true), {"a": token_scores(true), "b": token_scores(true)}):
+        assert verdict.scores["a"].lds is verdict.scores["a"].leave_one_out is None
+
+
+@pytest.mark.parametrize("n_units", [0, 1])
+def test_prompts_without_subsets_have_no_verdict(n_units: int) -> None:
+    world = Ablations(
+        operator="delete",
+        units=UNITS[:n_units],
+        kept=random_subsets(n_units, 64, seed=0),
+        f_full=torch.zeros(TARGETS, dtype=torch.float64),
+        f_masked=torch.zeros(TARGETS, 0, dtype=torch.float64),
+        f_without=torch.zeros(TARGETS, n_units, dtype=torch.float64),
+        settings={},
+    )
+    got = verdicts(world, {"a": token_scores(weights()), "b": token_scores(weights(1))})
+    assert [(v.better, v.scores["a"].lds) for v in got] == [(None, None)] * TARGETS

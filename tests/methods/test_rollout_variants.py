@@ -1,0 +1,259 @@
+"""Every rollout variant against the same thing written naively over whole eager maps."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from test_attention_rollout import block, eager_copy, eager_heads, eager_maps, naive_rollout, uniform_maps
+from tiny import ARCHITECTURES, SENTENCES, answered, make_loaded
+from torch import Tensor
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.modeling_utils import AttentionInterface
+
+from llmxai.crosscheck import jensen_shannon, normalised_entropy
+from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.methods import METHODS, attention_rollout
+from llmxai.methods.last_layer_attention import last_layer_attention
+from llmxai.methods.last_layers_rollout import last_layers_rollout
+from llmxai.methods.max_head_rollout import max_head_rollout
+from llmxai.methods.measured_residual_rollout import measured_residual_rollout
+from llmxai.methods.min_head_rollout import min_head_rollout
+from llmxai.methods.sink_free_rollout import sink_free_rollout
+from llmxai.methods.value_norm_attention import value_norm_attention
+from llmxai.methods.value_norm_rollout import value_norm_rollout
+from llmxai.models import LoadedModel
+from llmxai.types import Generation, predicting_position
+
+__all__ = ["block"]
+
+THROUGH_INTERFACE = sorted(set(ARCHITECTURES) - {"bloom", "falcon", "stablelm"})
+PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
+
+
+def question(loaded: LoadedModel) -> Generation:
+    return answered(loaded, SENTENCES[0], " Hello there")
+
+
+def positions(generation: Generation) -> list[int]:
+    return [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
+
+
+def to_sum(rows: Tensor, total: Tensor | float = 1.0) -> Tensor:
+    return rows / rows.sum(dim=-1, keepdim=True) * total
+
+
+def value_norm_maps(loaded: LoadedModel, ids: tuple[int, ...]) -> list[Tensor]:
+    """||sum over heads of weight x (value, projected)||: one vector a query and key, as eq. 4 says."""
+    model, found = eager_copy(loaded), []
+
+    def probe(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any) -> Any:
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        output, weights = eager(module, query, key, value, mask, **options)
+        projection = next(getattr(module, name) for name in PROJECTIONS if hasattr(module, name))
+        heads, n = weights.shape[1:3]
+        shift = projection(torch.zeros(1, heads * value.shape[3], dtype=value.dtype))
+        total = torch.zeros(n, n, shift.shape[1], dtype=torch.float64)
+        for head in range(heads):
+            alone = torch.zeros(n, heads, value.shape[3], dtype=value.dtype)
+            alone[:, head] = value[0, head * value.shape[1] // heads]
+            f = (projection(alone.flatten(1)) - shift).double()
+            total += weights[0, head].double()[:, :, None] * f[None]
+        found.append(to_sum(total.norm(dim=-1)))
+        return output, weights
+
+    AttentionInterface.register("probe", probe)
+    AttentionMaskInterface.register("probe", eager_mask)
+    try:
+        model.set_attn_implementation("probe")
+        with torch.no_grad():
+            model(torch.tensor([ids]), use_cache=False)
+    finally:
+        AttentionInterface._global_mapping.pop("probe")
+        AttentionMaskInterface._global_mapping.pop("probe")
+    return found
+
+
+@pytest.mark.parametrize("architecture", THROUGH_INTERFACE)
+@pytest.mark.usefixtures("block")
+def test_value_norms(architecture: str) -> None:
+    dtype = torch.float32 if architecture in {"mixtral", "gpt_oss"} else torch.float64
+    loaded = make_loaded(architecture, dtype=dtype)
+    generation = question(loaded)
+    maps = value_norm_maps(loaded, generation.ids)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-6
+    got = value_norm_rollout(loaded, generation)
+    assert (got.rows - naive_rollout(maps, generation, residual=0.5)).abs().max() < tolerance
+    assert (got.rows.sum(dim=1) - 1).abs().max() < 1e-5
+    mean = torch.stack(maps).mean(dim=0)[positions(generation)]
+    flat = value_norm_attention(loaded, generation)
+    assert (flat.rows - mean).abs().max() < tolerance
+    null = torch.stack(uniform_maps(loaded, len(generation.ids))).mean(dim=0)[positions(generation)]
+    assert (flat.null_rows - null).abs().max() < 1e-12
+    assert flat.curve is None
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "falcon", "stablelm"])
+def test_values_out_of_reach_are_refused(architecture: str) -> None:
+    loaded = make_loaded(architecture)
+    with pytest.raises(UnsupportedModelError, match="attention weights alone"):
+        value_norm_rollout(loaded, question(loaded))
+
+
+def test_a_gate_before_the_projection_is_refused() -> None:
+    loaded = make_loaded("llama")
+    attention = loaded.model.model.layers[1].self_attn
+    hooks = len(attention.o_proj._forward_pre_hooks)
+    gate = attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * 0.5,))
+    with pytest.raises(UnsupportedModelError, match="1 layers change the output of attention"):
+        value_norm_attention(loaded, question(loaded))
+    gate.remove()
+    assert len(attention.o_proj._forward_pre_hooks) == hooks
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss", "bloom", "gemma2"])
+@pytest.mark.parametrize(("variant", "reduce"), [(max_head_rollout, torch.amax), (min_head_rollout, torch.amin)])
+@pytest.mark.usefixtures("block")
+def test_head_fusions(architecture: str, variant: Any, reduce: Any) -> None:
+    loaded = make_loaded(architecture)
+    generation = question(loaded)
+    heads = eager_heads(loaded, generation.ids)
+    maps = [to_sum(reduce(layer, dim=0), layer.mean(dim=0).sum(dim=1, keepdim=True)) for layer in heads]
+    got = variant(loaded, generation)
+    assert (got.rows - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
+    assert (got.rows.sum(dim=1) + got.lost_mass - 1).abs().max() < 1e-5
+    name = got.settings["head_fusion"]
+    assert torch.equal(attention_rollout(loaded, generation, head_fusion=name).rows, got.rows)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss", "mistral", "falcon"])
+@pytest.mark.usefixtures("block")
+def test_sink_removed(architecture: str) -> None:
+    loaded = make_loaded(architecture)
+    generation = question(loaded)
+
+    def without(maps: list[Tensor]) -> list[Tensor]:
+        for layer in maps:
+            layer[1:, 0] = 0
+        return [to_sum(layer) for layer in maps]
+
+    got = sink_free_rollout(loaded, generation)
+    want = naive_rollout(without(eager_maps(loaded, generation.ids)), generation, residual=0.5)
+    assert (got.rows - want).abs().max() < 1e-5
+    null = naive_rollout(without(uniform_maps(loaded, len(generation.ids))), generation, residual=0.5)
+    assert (got.null_rows - null).abs().max() < 1e-12
+    assert (got.rows[:, 0] == 0).all()
+    assert (got.rows.sum(dim=1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("last_layers", [1, 2, 3, 8])
+def test_last_layers(tiny_llama: LoadedModel, last_layers: int) -> None:
+    generation = question(tiny_llama)
+    maps = eager_maps(tiny_llama, generation.ids)[-last_layers:]
+    got = last_layers_rollout(tiny_llama, generation, last_layers=last_layers)
+    assert (got.rows - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
+    assert got.settings["layers"] == min(last_layers, 3)
+    assert got.curve is not None
+    assert got.curve.entropy.shape == (generation.n_targets, min(last_layers, 3))
+
+
+def test_raw_attention_of_the_last_layer(tiny_llama: LoadedModel) -> None:
+    generation = question(tiny_llama)
+    got = last_layer_attention(tiny_llama, generation)
+    assert (got.rows - eager_maps(tiny_llama, generation.ids)[-1][positions(generation)]).abs().max() < 1e-6
+    assert (
+        got.null_rows - uniform_maps(tiny_llama, len(generation.ids))[-1][positions(generation)]
+    ).abs().max() < 1e-12
+    assert got.curve is None
+
+
+ADDED = {
+    "llama": lambda layer: layer.self_attn.o_proj,
+    "gemma2": lambda layer: layer.post_attention_layernorm,
+    "olmo2": lambda layer: layer.post_attention_layernorm,
+    "bloom": lambda layer: layer.self_attention.dense,
+    "falcon": lambda layer: layer.self_attention.dense,
+    "gpt_neox": lambda layer: layer.attention.dense,
+    "gpt2": lambda layer: layer.attn.c_proj,
+    "opt": lambda layer: layer.self_attn.out_proj,
+}
+
+
+@pytest.mark.parametrize("architecture", ADDED)
+def test_measured_residual(architecture: str) -> None:
+    """The module whose output the architecture adds to the stream is named by hand."""
+    loaded = make_loaded(architecture)
+    generation = question(loaded)
+    model = eager_copy(loaded)
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3)
+    added: list[Tensor] = []
+    for layer in layers:
+        ADDED[architecture](layer).register_forward_hook(lambda _m, _i, output: added.append(output))
+    with torch.no_grad():
+        output = model(
+            torch.tensor([generation.ids]), use_cache=False, output_attentions=True, output_hidden_states=True
+        )
+    n = len(generation.ids)
+    product = torch.eye(n, dtype=torch.float64)
+    for weights, stream, plus in zip(output.attentions, output.hidden_states, added, strict=False):
+        kept, moved = stream[0].double().norm(dim=1), plus[0].double().norm(dim=1)
+        r = (kept / (kept + moved))[:, None]
+        product = (r * torch.eye(n) + (1 - r) * weights[0].double().mean(dim=0)) @ product
+    got = measured_residual_rollout(loaded, generation)
+    assert (got.rows - product[positions(generation)]).abs().max() < 1e-5
+    assert all(0 < share < 1 for share in got.settings["residual"])
+
+
+def test_the_curve_is_that_of_the_partial_products(tiny_llama: LoadedModel) -> None:
+    """Entry k against the naive product of the top k + 1 layers and the cross-check's own figures."""
+    generation = question(tiny_llama)
+    seen = [p + 1 for p in positions(generation)]
+    got = attention_rollout(tiny_llama, generation)
+    assert got.curve is not None
+    maps, uniform = eager_maps(tiny_llama, generation.ids), uniform_maps(tiny_llama, len(generation.ids))
+    for k in range(3):
+        rows = naive_rollout(maps[2 - k :], generation, residual=0.5)
+        null = naive_rollout(uniform[2 - k :], generation, residual=0.5)
+        for t, end in enumerate(seen):
+            assert float(got.curve.sink_mass[t, k]) == pytest.approx(float(rows[t, 0]), abs=1e-6)
+            entropy = normalised_entropy(rows[t, :end].numpy())
+            assert float(got.curve.entropy[t, k]) == pytest.approx(entropy, abs=1e-5)
+            divergence = jensen_shannon(rows[t, :end].numpy(), null[t, :end].numpy())
+            assert float(got.curve.null_divergence[t, k]) == pytest.approx(divergence, abs=1e-5)
+            cosines = [
+                torch.cosine_similarity(rows[t, : min(end, other)], rows[s, : min(end, other)], dim=0)
+                for s, other in enumerate(seen)
+                if s != t
+            ]
+            assert float(got.curve.similarity[t, k]) == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-5)
+
+
+def test_the_similarity_of_a_single_target_is_one(tiny_llama: LoadedModel) -> None:
+    generation = answered(tiny_llama, "The capital of France is", " Paris")
+    single = attention_rollout(tiny_llama, generation).curve
+    assert single is not None
+    if generation.n_targets == 1:
+        assert (single.similarity == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, g: attention_rollout(m, g, head_fusion="median"), "'median' is unknown. Known: mean, max, min"),
+        (lambda m, g: last_layers_rollout(m, g, last_layers=0), "last_layers is 0"),
+        (lambda m, g: sink_free_rollout(m, g, residual=1.0), "residual is 1.0"),
+    ],
+)
+def test_bad_options(tiny_llama: LoadedModel, call: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        call(tiny_llama, question(tiny_llama))
+
+
+def test_whole_maps_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("bloom")
+    monkeypatch.setattr("llmxai.methods._attention.EAGER_LIMIT", 8)
+    for method in (attention_rollout, METHODS["gradient_weighted_rollout"].function):
+        with pytest.raises(UnsupportedModelError, match=r"17 tokens|16 tokens"):
+            method(loaded, question(loaded))

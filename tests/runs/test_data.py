@@ -1,0 +1,126 @@
+"""Rows out of files and saved data sets, through templates; what cannot be made is that row's own failure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from llmxai.errors import RecipeError
+from llmxai.evaluation import Row
+from llmxai.runs.data import FailedRow, count_rows, recipe_rows, source_rows
+from llmxai.runs.recipe import Recipe, Source
+
+TABLE = [{"question": f"Where is {name}?", "hint": "in the garden", "answer": f" {name}", "n": i} for i, name in enumerate("abcdef")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("data")
+    table = datasets.Dataset.from_list(TABLE)
+    (place / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TABLE), encoding="utf-8")
+    table.to_csv(place / "q.csv")
+    table.to_parquet(place / "q.parquet")
+    table.save_to_disk(place / "saved")
+    datasets.DatasetDict({"train": table, "test": table.select([4, 5])}).save_to_disk(place / "splits")
+    return place
+
+
+def rows(folder: Path, **settings: object) -> list[Row | FailedRow]:
+    settings = {"prompt": "{{ hint }} {{ question }}"} | settings
+    return list(source_rows(Source(**settings), root=folder))
+
+
+@pytest.mark.parametrize("origin", [{"path": "q.jsonl"}, {"path": "q.csv"}, {"path": "q.parquet"}, {"saved": "saved"}])
+def test_the_same_rows_from_every_kind(origin: dict[str, str], folder: Path) -> None:
+    found = rows(folder, **origin, response="{{ answer }}", sources=["{{ hint }}"], id="row {{ n }}")
+    assert [row.id for row in found] == [f"row-{i}" for i in range(6)]
+    first = found[0]
+    assert isinstance(first, Row)
+    assert (first.prompt, first.response) == ("in the garden Where is a?", " a")
+    assert first.prompt[slice(*first.spans[0])] == "in the garden"
+
+
+def test_limit_split_and_order(folder: Path) -> None:
+    assert len(rows(folder, path="q.jsonl", limit=2)) == 2
+    assert [row.text for row in rows(folder, saved="splits", split="test") if isinstance(row, Row)][0].endswith("e?")
+    plain, one, again, other = (
+        [row.text for row in rows(folder, saved="saved", **how) if isinstance(row, Row)]
+        for how in ({}, {"shuffle": True}, {"shuffle": True}, {"shuffle": True, "seed": 5})
+    )
+    assert sorted(plain) == sorted(one) == sorted(other)
+    assert one == again
+    assert len({tuple(plain), tuple(one), tuple(other)}) == 3
+    assert rows(folder, saved="saved")[2].id == "saved-00002"
+
+
+def test_messages_and_foil(folder: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{{ question }}"}]
+    (row,) = rows(folder, path="q.jsonl", prompt=None, messages=messages, foil=" no", limit=1)
+    assert isinstance(row, Row)
+    assert row.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is a?"})
+    assert (row.text, row.foil, row.response) == ("Where is a?", " no", None)
+
+
+def test_spans_from_a_column(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(json.dumps({"q": "red or blue", "spans": [[0, 3], [7, 11]]}), encoding="utf-8")
+    (row,) = rows(tmp_path, path="s.jsonl", prompt="{{ q }}", spans="spans")
+    assert isinstance(row, Row)
+    assert row.spans == ((0, 3), (7, 11))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"prompt": "{{ missing }}"}, "'missing' is undefined. Columns: question, hint, answer, n"),
+        ({"sources": ["nowhere"]}, "the source 'nowhere' occurs 0 times in the prompt"),
+        ({"id": "{{ '/' }}"}, "the id '/' is empty"),
+        ({"prompt": "{{ 1 // (n - n) }}"}, "division"),
+        ({"prompt": "{{ question.__class__.__mro__ }}"}, "is unsafe"),
+    ],
+)
+def test_a_row_that_cannot_be_made(settings: dict[str, object], says: str, folder: Path) -> None:
+    found = rows(folder, path="q.jsonl", **settings)
+    assert len(found) == 6
+    first = found[0]
+    assert isinstance(first, FailedRow)
+    assert says in first.error
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"path": "none.jsonl"}, "none.jsonl: no such file. A relative path counts from the recipe's folder"),
+        ({"path": "q.xlsx"}, "unknown kind of file. Known: .jsonl, .json, .csv, .parquet"),
+        ({"saved": "none"}, "no such folder"),
+        ({"saved": "splits", "split": "dev"}, "has no split 'dev'. It has: train, test"),
+        ({"path": "q.jsonl", "prompt": "{{ question"}, "the prompt template is not Jinja"),
+    ],
+)
+def test_data_that_cannot_be_read(settings: dict[str, object], says: str, folder: Path) -> None:
+    with pytest.raises(RecipeError, match=says):
+        rows(folder, **settings)
+
+
+def test_a_broken_file_is_one_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "b.parquet").write_bytes(b"not parquet")
+    with pytest.raises(RecipeError, match="b: cannot be read") as caught:
+        rows(tmp_path, path="b.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_must_differ(folder: Path) -> None:
+    source = {"path": "q.jsonl", "prompt": "x {{ n }}", "id": "same"}
+    recipe = Recipe(version=1, name="r", data=[source])
+    with pytest.raises(RecipeError, match="two rows have the id 'same'"):
+        list(recipe_rows(recipe, root=folder))
+    assert count_rows(recipe) is None
+    assert count_rows(Recipe(version=1, name="r", data=[{"suite": "needle"}, {"suite": "induction", "limit": 3}])) == 13
