@@ -35,14 +35,16 @@ class FailedRow:
 def recipe_rows(recipe: Recipe, *, root: Path) -> Iterator[Row | FailedRow]:
     """Every row of every source in order; one that cannot be made is a FailedRow.
 
-    `root`: the folder that relative paths count from. Raises RecipeError for data that cannot be read at all, a template
-    that is not Jinja, and two rows of the same id.
+    `root`: the folder that relative paths count from. Raises RecipeError for data that cannot be read at all, a
+    template that is not Jinja, and two rows of the same id.
     """
     seen: set[str] = set()
     for source in recipe.data:
         for row in source_rows(source, root=root):
             if row.id in seen:
-                raise RecipeError(f"{source.label}: two rows have the id {row.id!r}. Make the id template distinguish them.")
+                raise RecipeError(
+                    f"{source.label}: two rows have the id {row.id!r}. Let the id template tell them apart."
+                )
             seen.add(row.id)
             yield row
 
@@ -143,7 +145,8 @@ class _Templates:
             snippets = [_render(template, columns) or "" for template in self.sources]
             spans = tuple(locate(row.text, snippet) for snippet in snippets) + self._spans(columns)
         except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
-            return FailedRow(name, self.source.label, f"row {index}: {_one_line(error)}. Columns: {', '.join(columns)}.")
+            told = f"row {index}: {_one_line(error)}. Columns: {', '.join(columns)}."
+            return FailedRow(name, self.source.label, told)
         return replace(row, spans=spans)
 
     def _spans(self, columns: Mapping[str, Any]) -> tuple[Span, ...]:

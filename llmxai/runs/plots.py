@@ -78,7 +78,7 @@ def build_plot(tables: Tables, *, source: str, figure: str) -> Plot | None:
     return Plot(
         figure=figure,
         source=source,
-        title=f"{figure} ({better}), {source}, mean of {max(cell.value.n for cell in cells)} questions with 95 % interval",
+        title=f"{figure} ({better}), {source}, mean of {max(c.value.n for c in cells)} questions with 95 % interval",
         width=LABEL + PLOT + RIGHT + 50,
         height=TOP + ROW * len(cells) + 12,
         label=LABEL,

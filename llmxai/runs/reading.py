@@ -99,9 +99,7 @@ def _put(document: dict[str, Any], setting: str) -> None:
 def _inside(place: Any, part: str, setting: str) -> Any:
     if isinstance(place, list):
         if not part.isdigit() or int(part) >= len(place):
-            raise RecipeError(
-                f"--set {setting!r}: {part!r} is no place in a list of {len(place)}; they count from 0."
-            )
+            raise RecipeError(f"--set {setting!r}: {part!r} is no place in a list of {len(place)}; they count from 0.")
         return place[int(part)]
     if place.get(part) is None:
         place[part] = {}

@@ -144,7 +144,7 @@ class EvaluateSettings(Strict):
     target: Literal["first", "answer"] = "first"
     """What is explained: the first generated token, or the whole answer as one sum of log-probs."""
     removal: Literal["delete", "baseline", "mean"] = "delete"
-    """How tokens are removed: taken out, or their embedding replaced by the neutral token's (baseline) or the mean embedding."""
+    """How tokens are removed: taken out, or replaced by the neutral token's embedding (baseline) or the mean one."""
     masks: Positive = 32
     """Random subsets for LDS and infidelity."""
     samples: Positive = 8

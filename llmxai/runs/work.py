@@ -57,7 +57,8 @@ class Worker:
             if self.recipe.explain is None:
                 told |= self._evaluated(row, answer_row(self.loaded, row, decoding=self._decoding))
             else:
-                with recording(run / EVIDENCE, entry="recipe", purpose=f"recipe {self.recipe.name}, row {row.id}") as attempt:
+                purpose = f"recipe {self.recipe.name}, row {row.id}"
+                with recording(run / EVIDENCE, entry="recipe", purpose=purpose) as attempt:
                     attempt.request = _request(row)
                     explanation = self._explained(row)
                     told |= _summary(explanation) | self._evaluated(row, explanation.generation)

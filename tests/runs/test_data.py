@@ -13,7 +13,10 @@ from llmxai.evaluation import Row
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows, source_rows
 from llmxai.runs.recipe import Recipe, Source
 
-TABLE = [{"question": f"Where is {name}?", "hint": "in the garden", "answer": f" {name}", "n": i} for i, name in enumerate("abcdef")]
+TABLE = [
+    {"question": f"Where is {name}?", "hint": "in the garden", "answer": f" {name}", "n": i}
+    for i, name in enumerate("abcdef")
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +54,9 @@ def test_the_same_rows_from_every_kind(origin: dict[str, str], folder: Path) -> 
 
 def test_limit_split_and_order(folder: Path) -> None:
     assert len(rows(folder, path="q.jsonl", limit=2)) == 2
-    assert [row.text for row in rows(folder, saved="splits", split="test") if isinstance(row, Row)][0].endswith("e?")
+    first = next(iter(rows(folder, saved="splits", split="test")))
+    assert isinstance(first, Row)
+    assert first.text.endswith("e?")
     plain, one, again, other = (
         [row.text for row in rows(folder, saved="saved", **how) if isinstance(row, Row)]
         for how in ({}, {"shuffle": True}, {"shuffle": True}, {"shuffle": True, "seed": 5})

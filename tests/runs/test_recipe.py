@@ -29,7 +29,8 @@ def test_every_shipped_recipe_is_right(path: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert {"smoke", "standard", "faithfulness", "planted", "sanity", "defaults"} <= {p.stem for p in list_recipes(ROOT)}
+    found = {p.stem for p in list_recipes(ROOT)}
+    assert {"smoke", "standard", "faithfulness", "planted", "sanity", "defaults"} <= found
 
 
 def test_the_schema_file_has_not_drifted() -> None:

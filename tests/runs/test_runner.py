@@ -42,7 +42,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def again(model_folder: Path, out: Path, data: Path, *, changes: dict[str, Any] | None = None, **how: Any) -> RunOutcome:
+def again(
+    model_folder: Path, out: Path, data: Path, *, changes: dict[str, Any] | None = None, **how: Any
+) -> RunOutcome:
     return run_recipe(make_recipe(model_folder, **(changes or {})), out, root=data, **how)
 
 

@@ -67,7 +67,9 @@ def assert_same_run(out: Path, whole: Path) -> None:
 def test_killed_at_random_moments(whole: Path, data: Path, model_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, HERE / "killed.py", model_folder, data, tmp_path / "run", "1"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= 3, "it was hardly killed: the test shows nothing"
     assert_same_run(tmp_path / "run", whole)
