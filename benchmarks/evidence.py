@@ -92,10 +92,10 @@ def main() -> None:
     sizes = sorted({max(1, wanted // part) for part in (8, 4, 2, 1)})
     rows = {}
     for n in sizes:
-        with tempfile.TemporaryDirectory(dir=".") as folder:
+        with tempfile.TemporaryDirectory() as folder:
             rows[n] = measure(n, Path(folder))
         print(n, rows[n], flush=True)
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         one_by_one = single(SINGLE, Path(folder))
     text = report(rows, one_by_one)
     (HERE / "EVIDENCE.md").write_text(text, encoding="utf-8")

@@ -128,12 +128,12 @@ def test_published_consistency_proofs(old: int, new: int, path: tuple[str, ...])
     assert is_consistent(old, new, steps, bytes.fromhex(ROOTS[old - 1]), bytes.fromhex(ROOTS[new - 1]))
 
 
-def test_every_proof_up_to_40_leaves_and_none_of_the_wrong_ones() -> None:
-    leaves = [bytes([i]) * (i % 5) for i in range(40)]
+def test_every_proof_up_to_20_leaves_and_none_of_the_wrong_ones() -> None:
+    leaves = [bytes([i]) * (i % 5) for i in range(20)]
     hashes = [leaf_hash(leaf) for leaf in leaves]
-    roots = [naive_root(leaves[:size]) for size in range(41)]
+    roots = [naive_root(leaves[:size]) for size in range(21)]
     frontier = Frontier()
-    for size in range(1, 41):
+    for size in range(1, 21):
         frontier.add(leaves[size - 1])
         assert frontier.root() == tree_hash(hashes[:size]) == roots[size]
         for index in range(size):

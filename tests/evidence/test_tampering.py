@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from logs import KEY, OTHER_KEY, make_run
 
 from llmxai.evidence.review import review
-from llmxai.evidence.verifier.check import read_held
+from llmxai.evidence.verifier.check import read_held, verify
 from llmxai.evidence.verifier.checkpoint import Checkpoint
 from llmxai.evidence.verifier.folder import check_folder
 
@@ -255,3 +258,64 @@ def test_where_there_is_no_log_nothing_can_be_told(tmp_path: Path, there: str) -
     verdict = check_folder(tmp_path)
     assert verdict.exit == 2
     assert "there is no record" in verdict.findings[0].what
+
+
+# what is crafted with the right hashes, by whoever can write the folder, must be told and never end in a traceback
+
+
+def crafted(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """A log of one record, changed and hashed again."""
+    make_run(run, 1, signer=None)
+    (run / CHECKPOINTS).unlink()
+    record = json.loads((run / LOG).read_bytes())["record"]
+    change(record)
+    body = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+    (run / LOG).write_bytes(b'{"hash":"%b","record":%b}\n' % (hashlib.sha256(body).hexdigest().encode(), body))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"artefacts": 5},
+        {"artefacts": [{"path": "a"}]},
+        {"chain": None},
+        {"chain": {"log": "a", "prev": "0" * 64, "seq": False}},
+        {"content": None},
+        {"digests": [1]},
+        {"link": {"records": 7}},
+        {"kind": "prune", "link": None},
+        {"id": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_a_crafted_record_of_another_form_is_told(tmp_path: Path, change: dict[str, Any]) -> None:
+    crafted(tmp_path, lambda record: record.update(change))
+    verdict = check_folder(tmp_path)
+    assert verdict.exit == 1
+    assert "is no record" in str(verdict.first_bad)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/hosts", "a\0b"])
+def test_a_crafted_path_is_never_followed(tmp_path: Path, path: str) -> None:
+    crafted(tmp_path / "run", lambda record: record.update(artefacts=[{"path": path, "sha256": "0" * 64, "bytes": 1}]))
+    assert "outside the folder" in str(check_folder(tmp_path / "run").first_bad)
+
+
+def test_a_folder_in_the_place_of_a_file_and_texts_of_another_form(tmp_path: Path) -> None:
+    line = b'{"id":"x","salt":5,"texts":{}}'
+
+    def change(record: dict[str, Any]) -> None:
+        record["content"]["sha256"] = hashlib.sha256(line).hexdigest()
+        record["artefacts"] = [{"path": "files", "sha256": "0" * 64, "bytes": 1}]
+
+    crafted(tmp_path, change)
+    (tmp_path / CONTENT).write_bytes(line + b"\n")
+    verdict = check_folder(tmp_path)
+    assert verdict.exit == 1
+    assert [f.severity for f in verdict.findings] == ["tampered", "unclear"]
+
+
+def test_a_held_checkpoint_is_not_passed_over_for_a_bundle(original: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.zip").write_bytes(b"")
+    verdict = verify(tmp_path / "b.zip", held=[held_of(original / "run")])
+    assert (verdict.exit, verdict.findings[0].severity) == (2, "unclear")

@@ -5,18 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from llmxai.evidence.verifier.checkpoint import Checkpoint, compact, key_id, read_checkpoint
-from llmxai.evidence.verifier.lines import Entry, digest_of_text, read_entry
+from llmxai.evidence.verifier.lines import Entry, digest_of_text, read_entry, stored_texts
 from llmxai.evidence.verifier.merkle import is_consistent, is_included
 from llmxai.evidence.verifier.verdict import Verdict
 
 BUNDLE_SCHEMA = "llmxai.bundle/1"
 CONSISTENCY_SCHEMA = "llmxai.consistency/1"
+UNREADABLE = (
+    *(
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+    ),
+)
+"""What foreign bytes can raise while they are read as a bundle or a proof."""
 
 
 def check_bundle(path: Path, *, key: Ed25519PublicKey | None = None) -> Verdict:
@@ -25,7 +40,7 @@ def check_bundle(path: Path, *, key: Ed25519PublicKey | None = None) -> Verdict:
     try:
         with zipfile.ZipFile(path) as bundle:
             _check_members(bundle, key, verdict)
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         verdict.add("tampered", f"cannot be read as a bundle ({error})")
     return verdict
 
@@ -45,7 +60,7 @@ def check_consistency(document: Any, *, key: Ed25519PublicKey | None = None) -> 
         verdict.records = new.size
         _check_signature(old, key, verdict)
         _check_signature(new, key, verdict)
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         verdict.add("tampered", f"cannot be read as a consistency proof ({error})")
     return verdict
 
@@ -83,9 +98,8 @@ def _check_record(record: bytes, proof: dict[str, Any], point: Checkpoint, verdi
 
 
 def _check_content(line: bytes, subject: Entry, verdict: Verdict) -> None:
-    stored = json.loads(line)
-    salt = bytes.fromhex(stored["salt"])
-    digests = {name: digest_of_text(salt, text) for name, text in stored["texts"].items()}
+    _, salt, texts = stored_texts(line)
+    digests = {name: digest_of_text(salt, text) for name, text in texts.items()}
     if hashlib.sha256(line).hexdigest() != subject.content or digests != subject.body["digests"]:
         verdict.add("tampered", "its text was changed", subject.seq, subject.id)
 

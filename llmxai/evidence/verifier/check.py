@@ -17,6 +17,10 @@ from llmxai.evidence.verifier.verdict import Verdict
 def verify(path: Path | str, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verdict:
     """Check a run folder (or its `evidence/`), a bundle (.zip) or a consistency proof (.json)."""
     path = Path(path)
+    if path.is_file() and held:
+        verdict = Verdict(str(path))
+        verdict.add("unclear", "a held checkpoint is compared with the folder of a run; this is a file")
+        return verdict
     if path.suffix == ".zip" and path.is_file():
         return check_bundle(path, key=key)
     if path.is_file():

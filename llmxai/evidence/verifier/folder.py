@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +17,7 @@ from llmxai.evidence.verifier.lines import (
     chained,
     digest_of_text,
     split_lines,
+    stored_texts,
 )
 from llmxai.evidence.verifier.merkle import Frontier
 from llmxai.evidence.verifier.verdict import Verdict
@@ -176,10 +175,12 @@ def _missing(owners: Sequence[Entry], removed: dict[str, Entry], verdict: Verdic
 
 
 def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: Verdict) -> None:
-    stored = json.loads(line)
-    salt = bytes.fromhex(stored["salt"])
-    digests = {name: digest_of_text(salt, text) for name, text in stored["texts"].items()}
-    if stored["id"] != owner.id or not hmac.compare_digest(str(digests), str(dict(owner.body["digests"]))):
+    try:
+        id, salt, texts = stored_texts(line)
+        same = id == owner.id and {name: digest_of_text(salt, texts[name]) for name in texts} == owner.body["digests"]
+    except ValueError:
+        same = False
+    if not same:
         verdict.add("tampered", "its digests are not those of the text that it names", owner.seq, owner.id)
     if owner.id in removed:
         verdict.add(
@@ -205,10 +206,12 @@ def _check_file(
     base: Path, artefact: dict[str, Any], entry: Entry, removed: dict[str, Entry], verdict: Verdict
 ) -> None:
     path = PurePosixPath(artefact["path"])
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts or "\0" in artefact["path"]:
         verdict.add("tampered", f"{path}: names a file outside the folder", entry.seq, entry.id)
         return
     try:
+        if (base / path).exists() and not (base / path).is_file():
+            raise OSError("it is no file")
         with (base / path).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:

@@ -41,7 +41,8 @@ class Entry:
     @property
     def content(self) -> str | None:
         """SHA-256 of its line in content.jsonl, or None where it has none."""
-        return (self.body["content"] or {}).get("sha256")
+        digest: str | None = self.body["content"]["sha256"]
+        return digest
 
     @property
     def removes(self) -> tuple[str, ...]:
@@ -70,8 +71,36 @@ def read_line(line: bytes) -> tuple[str, bytes]:
 
 
 def read_entry(digest: str, record: bytes) -> Entry:
-    body = json.loads(record)
-    return Entry(int(body["chain"]["seq"]), digest, {name: body.get(name) for name in _NEEDED})
+    """Raises ValueError where what checking needs of a record is not there, whoever wrote it."""
+    try:
+        body = json.loads(record)
+        sound = (
+            all(isinstance(body[name], str) for name in ("schema", "id", "kind", "ended"))
+            and all(isinstance(body["chain"][name], str) for name in ("log", "prev"))
+            and type(body["chain"]["seq"]) is int
+            and all(isinstance(each[name], str) for each in body["artefacts"] for name in ("path", "sha256"))
+            and all(isinstance(text, str) for text in body["digests"].values())
+            and isinstance(body["content"]["sha256"], str | None)
+            and all(isinstance(id, str) for id in (body["link"] or {"records": []})["records"])
+            and (body["link"] is not None or body["kind"] not in REMOVALS)
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"is no record ({type(error).__name__}: {error})") from error
+    if not sound:
+        raise ValueError("is no record: a field has another type")
+    return Entry(body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED})
+
+
+def stored_texts(line: bytes) -> tuple[str, bytes, dict[str, str]]:
+    """Id, salt and texts of one line of content.jsonl; raises ValueError."""
+    try:
+        stored = json.loads(line)
+        salt, texts = bytes.fromhex(stored["salt"]), stored["texts"]
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError("a text is none")
+        return str(stored["id"]), salt, texts
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"are no stored texts ({type(error).__name__}: {error})") from error
 
 
 def chained(lines: Iterable[bytes], *, seq: int = 0, prev: str = GENESIS) -> Iterator[tuple[Entry, bytes]]:
@@ -88,7 +117,7 @@ def chained(lines: Iterable[bytes], *, seq: int = 0, prev: str = GENESIS) -> Ite
             log = log or chain["log"]
             if (chain["seq"], chain["prev"], chain["log"]) != (place, prev, log):
                 raise ValueError("does not follow the record before it: one was removed, moved or put in")
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise BrokenLogError(str(error), place, line) from error
         yield entry, record
         prev = digest
