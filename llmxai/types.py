@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -258,3 +259,7 @@ class Explanation:
     checks: tuple[CrossCheck, ...]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        """The report, for a notebook. Types know nothing of pages: the maker is looked up by name when it is needed."""
+        return str(import_module("llmxai.notebook").inline(self))

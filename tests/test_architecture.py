@@ -26,15 +26,17 @@ MAY_IMPORT = {
     "methods": {"generation"},
     "crosscheck": {"types", "methods"},
     "explain": {"crosscheck"},
-    "evidence": {"types"},
+    "evidence": {"types", "_lazy"},
     "store": {"evidence", "_lazy"},
     "report": {"store", "names"},
-    "save": {"report", "store"},
+    "save": {"evidence", "report", "store"},
+    "recompute": {"explain", "store"},
     "evaluation": {"explain"},
     "runs": {"evaluation", "save"},
-    "commands": {"runs", "__init__"},
+    "commands": {"runs", "recompute", "report", "__init__"},
+    "notebook": {"report", "store", "types"},
     "cli": {"commands"},
-    "__init__": {"runs", "_lazy"},
+    "__init__": {"runs", "notebook", "_lazy"},
 }
 LONGEST_MODULE = 300
 LONGEST_FUNCTION = 60

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tiny import make_model, make_tokenizer
 from llmxai import cli
 from llmxai.methods import METHODS
 
-FILES = ["explanation.json", "maps.safetensors", "report.html"]
+FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
     *("loading the model", "generating", "replaying", "integrating gradients", "rolling attention out"),
     *("weighing attention", "taking the prompt apart", "writing the report"),
@@ -94,7 +95,10 @@ def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path)
 
 def test_plain_progress_lines_when_there_is_no_terminal(run: Run, model_folder: Path, tmp_path: Path) -> None:
     ended = run(*explain(model_folder, "--prompt", "Hello", "--out", tmp_path / "out"))
-    assert ended.err.splitlines() == [f"llmxai: {stage}" for stage in STAGES]
+    lines = ended.err.splitlines()
+    planned = next(line for line in lines if line.startswith("llmxai: planned "))
+    assert "1024 tokens at once, activations kept for the backward pass" in planned
+    assert [line for line in lines if line != planned] == [f"llmxai: {stage}" for stage in STAGES]
     assert "\x1b" not in ended.err + ended.out
 
 
@@ -180,16 +184,25 @@ def test_a_users_mistake_is_one_paragraph(
     (tmp_path / "assistant.json").write_text(json.dumps(turns))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
-    before = sorted(tmp_path.rglob("*"))
+    before = set(tmp_path.rglob("*"))
     ended = run(*explain(model_folder, *options))
     assert ended.code == 2
     assert ended.out == ""
     assert "Traceback" not in ended.err
-    refusals = [line for line in said(ended.err) if line.removeprefix("llmxai: ") not in STAGES]
+    stages = (*(f"llmxai: {stage}" for stage in STAGES), "llmxai: planned ")
+    refusals = [line for line in said(ended.err) if not line.startswith(stages)]
     assert len(refusals) == 1
     assert words in refusals[0]
     assert ended.err.splitlines()[-1] == refusals[0]
-    assert sorted(tmp_path.rglob("*")) == before
+    assert only_record(set(tmp_path.rglob("*")) - before)["kind"] == "refusal"
+
+
+def only_record(written: Iterable[Path]) -> dict[str, Any]:
+    """The one record that was written, in a log with nothing beside it but the folders that it lies in."""
+    files = {path.name: path for path in written if path.is_file()}
+    assert set(files) <= {".lock", "log.jsonl", "content.jsonl", "checkpoints.jsonl"}
+    (line,) = files["log.jsonl"].read_text(encoding="utf-8").splitlines()
+    return dict(json.loads(line)["record"])
 
 
 def test_nan_weights_end_with_2_and_no_folder(run: Run, tmp_path: Path) -> None:
@@ -201,7 +214,7 @@ def test_nan_weights_end_with_2_and_no_folder(run: Run, tmp_path: Path) -> None:
     ended = run(*explain(tmp_path / "model", "--prompt", "Hello", "--out", tmp_path / "out"))
     assert ended.code == 2
     assert "NaN" in said(ended.err)[-1]
-    assert not (tmp_path / "out").exists()
+    assert only_record((tmp_path / "out").rglob("*"))["error"]["type"] == "NonFiniteError"
 
 
 def test_an_unknown_option_ends_with_2(run: Run) -> None:
@@ -210,7 +223,7 @@ def test_an_unknown_option_ends_with_2(run: Run) -> None:
     assert "--colour" in ended.err
 
 
-def test_an_interrupt_writes_nothing(
+def test_an_interrupt_writes_nothing_but_its_record(
     run: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
@@ -219,7 +232,8 @@ def test_an_interrupt_writes_nothing(
     monkeypatch.setattr(sys.modules["llmxai.explain"], "generate", interrupt)
     ended = run(*explain(model_folder, *PROMPT))
     assert ended.code == 130
-    assert list(tmp_path.iterdir()) == []
+    record = only_record(tmp_path.rglob("*"))
+    assert (record["kind"], record["error"]) == ("failure", {"interrupted": True, "type": "KeyboardInterrupt"})
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path) -> None:
@@ -231,6 +245,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, model_folder
     monkeypatch.setattr(sys, "argv", ["llmxai", *map(str, explain(model_folder, *PROMPT))])
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main()
+    assert only_record(tmp_path.rglob("*"))["error"] == {"interrupted": False, "type": "ZeroDivisionError"}
 
 
 def test_the_installed_command(model_folder: Path, tmp_path: Path) -> None:
@@ -245,7 +260,7 @@ def test_the_installed_command(model_folder: Path, tmp_path: Path) -> None:
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
     assert "Message 0 is 'Hello'; expected an object" in ended.stderr.splitlines()[-1]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["words.json"]
+    assert only_record((tmp_path / "runs").rglob("*"))["kind"] == "refusal"
 
 
 def test_how_gradients_are_computed(run: Run, model_folder: Path) -> None:

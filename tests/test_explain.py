@@ -13,9 +13,10 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from llmxai import explain, save
-from llmxai.errors import NonFiniteError, OptionError, PromptError, UserError
+from llmxai.errors import InsufficientMemoryError, NonFiniteError, OptionError, PromptError, UserError
 from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import (
+    Compute,
     Tolerance,
     attention_rollout,
     gradient_weighted_rollout,
@@ -24,8 +25,9 @@ from llmxai.methods import (
     variant_names,
 )
 from llmxai.models import LoadedModel, wrap
+from llmxai.models.planner import plan_memory
 from llmxai.store import read_folder
-from llmxai.types import Role, Status, predicting_position
+from llmxai.types import Explanation, Role, Status, predicting_position
 
 SHORT = Decoding(max_new_tokens=3)
 CHAT = [{"role": "user", "content": "The capital of France"}]
@@ -94,10 +96,32 @@ def test_the_same_question_gives_the_same_numbers(tiny_llama: LoadedModel) -> No
 def test_stages_are_reported_in_order(tiny_llama: LoadedModel) -> None:
     stages: list[str] = []
     explain(tiny_llama, messages=CHAT, decoding=SHORT, report=lambda stage, _done, _n: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == [
+    told = [stage for stage in dict.fromkeys(stages) if not stage.startswith("planned ")]
+    assert told == [
         *("generating", "replaying", "integrating gradients", "rolling attention out", "weighing attention"),
         "taking the prompt apart",
     ]
+    assert "GiB of working memory" in next(stage for stage in stages if stage.startswith("planned "))
+
+
+def test_memory_is_planned_or_refused_before_gradients(
+    tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_free(free: int) -> Explanation:
+        monkeypatch.setattr("llmxai.models.planner.free_memory", lambda _device: free)
+        return explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8)
+
+    found = [with_free(10**9)]
+    shape = {"tokens": len(found[0].generation.ids), "targets": 3, "dtype": torch.float32}
+    tight = next(n for n in range(10**6, 0, -1000) if plan_memory(tiny_llama.model.config, free=n, **shape).checkpoint)
+    found.append(with_free(tight))
+    with pytest.raises(InsufficientMemoryError, match=r"tiny llama: explaining \d+ tokens in float32 needs"):
+        with_free(1000)
+    assert [result.settings["checkpoint"] for result in found] == [False, True]
+    assert found[0].settings["chunk_tokens"] == 1024 >= found[1].settings["chunk_tokens"]
+    assert (found[0].attribution.values - found[1].attribution.values).abs().max() < 1e-4
+    by_hand = explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, compute=Compute(chunk_tokens=99))
+    assert by_hand.settings["chunk_tokens"] == 99
 
 
 def test_the_position_rule() -> None:

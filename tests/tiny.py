@@ -78,6 +78,21 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**GROUPED, **EXPERTS, "head_dim": 8, "sliding_window": WINDOW, "layer_types": ALTERNATING},
 }
 
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {
+        **{**SIZES, "num_key_value_heads": 2, "head_dim": 8},
+        **{"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_experts": 0},
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8},
+        **{"linear_value_head_dim": 8, "mlp_only_layers": [0, 1, 2]},
+    },
+    "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention", "conv"]},
+    "falcon_h1": {
+        **{**GROUPED, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+        **{"mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    },
+}
+"""Families with layers that mix tokens otherwise than by softmax attention alone."""
+
 
 @cache
 def _trained() -> str:
@@ -118,7 +133,7 @@ def make_model(architecture: str = "llama", *, dtype: torch.dtype = torch.float3
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
-            **ARCHITECTURES[architecture],
+            **(ARCHITECTURES | HYBRIDS)[architecture],
             **changes,
         },
     )

@@ -35,6 +35,6 @@ def _plain_lines() -> Report:
     def line(stage: str, _done: int, _n: int) -> None:
         if stage not in seen:
             seen.add(stage)
-            log.print(f"llmxai: {stage}")
+            log.print(f"llmxai: {stage}", soft_wrap=True)
 
     return line

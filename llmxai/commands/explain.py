@@ -12,6 +12,9 @@ import typer
 from llmxai.commands._console import progress
 from llmxai.errors import OptionError, PromptError
 
+TEXTS = ("prompt", "response", "requester", "purpose", "key")
+"""Options that are no settings of the record: texts are kept apart from it, and may be taken away."""
+
 
 def explain(
     model: Annotated[
@@ -44,11 +47,15 @@ def explain(
         ),
     ] = None,
     chunk_tokens: Annotated[
-        int, typer.Option(help="Tokens that go through the model at once: bounds the memory.")
-    ] = 1024,
+        int | None, typer.Option(help="Tokens that go through the model at once. Default: what the memory allows.")
+    ] = None,
     checkpoint: Annotated[
-        bool, typer.Option("--checkpoint", help="Compute activations again in the backward pass: far less memory.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--checkpoint/--no-checkpoint",
+            help="Compute activations again in the backward pass: far less memory. Default: where it is needed.",
+        ),
+    ] = None,
     referee: Annotated[
         bool, typer.Option(help="Take the prompt apart to see which method foretells what happens.")
     ] = True,
@@ -69,62 +76,94 @@ def explain(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print explanation.json instead of the report's path.")
     ] = False,
+    requester: Annotated[str | None, typer.Option(help="Who asks, as a pseudonym; goes into the record.")] = None,
+    purpose: Annotated[str | None, typer.Option(help="Why; goes into the record.")] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Keep no text and no report: only a record with keyed digests.")
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Signing key file (llmxai keys new); else LLMXAI_SIGNING_KEY[_FILE].")
+    ] = None,
 ) -> None:
     """Explain every token of an answer and write report.html, explanation.json and maps.safetensors."""
-    text = _prompt_text(prompt, prompt_file, messages)
-    turns = _read_messages(messages) if messages else None
-    if chat and text is not None:
-        text, turns = None, [{"role": "user", "content": text}]
-    from transformers.utils.logging import disable_progress_bar
+    asked = {name: value for name, value in locals().items() if name not in TEXTS and value is not None}
+    from llmxai.evidence import recording, secret_key, signing_key
+    from llmxai.store import evidence_folder, require_replaceable
 
-    from llmxai import Ablation, Compute, Decoding, Tolerance, load, save
-    from llmxai import explain as run
-    from llmxai.models.loading import torch_dtype
-    from llmxai.store import require_replaceable
+    with recording(evidence_folder(out), entry="cli", requester=requester, purpose=purpose) as attempt:
+        attempt.options = asked
+        attempt.signer = signing_key(key)
+        attempt.private = secret_key() if private else None
+        text = _prompt_text(prompt, prompt_file, messages)
+        turns = _read_messages(messages) if messages else None
+        if chat and text is not None:
+            text, turns = None, [{"role": "user", "content": text}]
+        attempt.request = {"prompt": text, "messages": turns, "response": response}
+        require_replaceable(out)
+        from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    require_replaceable(out)
+        from llmxai import Ablation, Compute, Decoding, Tolerance, load, save
+        from llmxai import explain as run
+        from llmxai.models.loading import torch_dtype
 
-    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    wanted = Tolerance(relative=tolerance)
-    compute = Compute(
-        gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
-        chunk_tokens=chunk_tokens,
-        checkpoint=checkpoint,
-    )
-    apart = Ablation(operator=ablation_operator, units=ablation_units)
-    with progress() as report:
-        report("loading the model", 0, 1)
-        loaded = load(
-            model,
-            dtype=dtype,
-            device_map=_device_map(device_map),
-            quantize=quantize,
-            revision=revision,
-            adapter=adapter,
-        )
-        explanation = run(
-            loaded,
-            text,
-            messages=turns,
-            response=response,
-            decoding=decoding,
-            features=features,
-            baseline=baseline,
-            tolerance=wanted,
-            max_nodes=max_nodes,
-            compute=compute,
-            variant=variant,
-            referee=apart if referee else None,
-            report=report,
-        )
-        report("writing the report", 0, 1)
-        folder = save(explanation, out)
+        disable_progress_bar()
+        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        wanted = Tolerance(relative=tolerance)
+        compute = None  # planned from the memory that is free
+        if (gradient_dtype, chunk_tokens, checkpoint) != (None, None, None):
+            compute = Compute(
+                gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
+                chunk_tokens=Compute.chunk_tokens if chunk_tokens is None else chunk_tokens,
+                checkpoint=bool(checkpoint),
+            )
+        apart = Ablation(operator=ablation_operator, units=ablation_units) if referee else None
+        with progress() as report:
+            report("loading the model", 0, 1)
+            loaded = load(
+                model,
+                dtype=dtype,
+                device_map=_device_map(device_map),
+                quantize=quantize,
+                revision=revision,
+                adapter=adapter,
+            )
+            explanation = run(
+                loaded,
+                text,
+                messages=turns,
+                response=response,
+                decoding=decoding,
+                features=features,
+                baseline=baseline,
+                tolerance=wanted,
+                max_nodes=max_nodes,
+                compute=compute,
+                variant=variant,
+                referee=apart,
+                report=report,
+            )
+            report("writing the record" if private else "writing the report", 0, 1)
+            save(explanation, out, attempt=attempt)
+    _tell(explanation, attempt, out, as_json=as_json)
+
+
+def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write((folder / "explanation.json").read_text(encoding="utf-8"))
+        from llmxai.store import to_json
+
+        written = out / "explanation.json"
+        document = None if attempt.private is None else json.dumps(to_json(explanation), ensure_ascii=False, indent=1)
+        sys.stdout.write(written.read_text(encoding="utf-8") if document is None else document + "\n")
         return
     _summary(explanation)
-    typer.echo(f"report: {folder / 'report.html'}")
+    signed = "signed" if attempt.receipt.signed else "unsigned"
+    typer.echo(f"record: {attempt.id} ({signed}) in {attempt.folder}")
+    for repair in attempt.receipt.repaired:
+        typer.echo(f"repaired: {repair}")
+    if attempt.private is None:
+        typer.echo(f"report: {out / 'report.html'}")
+    else:
+        typer.echo("report: none was written (--private)")
 
 
 def _summary(explanation: Any) -> None:

@@ -23,7 +23,7 @@ from transformers.modeling_utils import AttentionInterface
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods._visible import Visible, visible_keys
 from llmxai.models import LoadedModel, embed, keeps_logits, transformer_depth
-from llmxai.models.seams import undisturbed
+from llmxai.models.seams import rollout_refusal, undisturbed
 
 CAPTURE = "llmxai_capture"
 BLOCK_NUMBERS = 2**24
@@ -113,6 +113,8 @@ def capture_attention(
     architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or where calls are
     to be watched.
     """
+    if (refusal := rollout_refusal(loaded.model.config)) is not None:
+        raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model = loaded.model
     with undisturbed(model), torch.no_grad():
         if through_interface(model):

@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -26,7 +24,9 @@ from transformers import (
 
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.models._reasons import first_line, not_found
-from llmxai.models.embedded import EMBEDDED, dequantised_folder, embedded_gguf, file_digest
+from llmxai.models.embedded import file_digest
+from llmxai.models.finding import encoder_message, find_model, knows_text
+from llmxai.models.planner import free_memory, weight_bytes
 from llmxai.models.seams import undisturbed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -80,10 +80,8 @@ def load(
 
     Raises ModelLoadError, UnsupportedModelError or OptionError; each message names the mend.
     """
-    name = str(name_or_path)
-    place, digest = _resolve(name)
-    config = _config(place, name=name, revision=revision)
-    _require_causal(config, name=name)
+    found = find_model(name_or_path, revision=revision)
+    name, config = found.name, found.config
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
     if isinstance(device_map, str) and not DEVICE.fullmatch(device_map):
@@ -95,17 +93,17 @@ def load(
     arguments = {
         "dtype": wanted,
         "device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map,
-        "quantization_config": _quantization(quantize, dtype=wanted),
+        "quantization_config": quantization_config(quantize, dtype=wanted),
         "revision": revision,
     }
     if device_map in (None, "cpu"):
-        _require_memory(config, name=name, dtype=wanted, quantize=quantize)
-    model, tokenizer = _from_pretrained(place, name=name, arguments=arguments)
+        _require_memory(config, name=name, dtype=stored_dtype(config, dtype), quantize=quantize)
+    model, tokenizer = _from_pretrained(found.place, name=name, arguments=arguments)
     if adapter is not None:
         model = _with_adapter(model, str(adapter))
     model.requires_grad_(False)
     model.eval()
-    files = sorted(f for p in WEIGHT_PATTERNS for f in Path(place).glob(p)) if digest is None else []
+    files = sorted(f for p in WEIGHT_PATTERNS for f in Path(found.place).glob(p)) if found.digest is None else []
     return wrap(
         model,
         tokenizer,
@@ -113,7 +111,7 @@ def load(
         revision=revision or getattr(config, "_commit_hash", None),
         quantization=f"bitsandbytes {quantize}" if quantize else None,
         adapter=str(adapter) if adapter is not None else None,
-        weight_digest=digest,
+        weight_digest=found.digest,
         weight_files=tuple(files),
     )
 
@@ -126,7 +124,7 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
     if not _is_causal(model):
-        raise UnsupportedModelError(_encoder_message(loaded.name, type(model).__name__))
+        raise UnsupportedModelError(encoder_message(loaded.name, type(model).__name__))
     return loaded
 
 
@@ -157,48 +155,6 @@ def weights_digest(loaded: LoadedModel) -> str | None:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _resolve(name: str) -> tuple[str, str | None]:
-    """Where transformers shall read from, and the digest of the file behind it where it is one file."""
-    if name == EMBEDDED:
-        gguf = embedded_gguf()
-    elif name.endswith(".gguf"):
-        gguf = Path(name)
-        if not gguf.is_file():
-            raise ModelLoadError(f"{name}: no such file. Give the path of a .gguf file, or `{EMBEDDED}`.")
-    else:
-        return name, None
-    digest = file_digest(gguf)
-    return str(dequantised_folder(gguf, digest=digest)), digest
-
-
-def _config(place: str, *, name: str, revision: str | None) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
-        raise not_found(name, error) from error
-
-
-def _require_causal(config: PreTrainedConfig, *, name: str) -> None:
-    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{name}: {architecture} is an encoder-decoder model. llmxai explains causal (decoder-only) language "
-            f"models; give one of those."
-        )
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise UnsupportedModelError(_encoder_message(name, architecture))
-    reads_both_ways = not getattr(config, "is_decoder", True)  # BERT and its kin can be decoders, and seldom are
-    if reads_both_ways or "MaskedLM" in architecture or "Classification" in architecture:
-        raise UnsupportedModelError(_encoder_message(name, architecture))
-
-
-def _encoder_message(name: str, architecture: str) -> str:
-    return (
-        f"{name}: {architecture} is not a causal language model: it does not generate text from left to right, so "
-        f"there is no generated token to explain. Give a causal model (for example `{EMBEDDED}`)."
-    )
-
-
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     if dtype is None or dtype == "auto":
         return "auto"
@@ -212,7 +168,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _quantization(quantize: str | None, *, dtype: torch.dtype | str) -> BitsAndBytesConfig | None:
+def quantization_config(quantize: str | None, *, dtype: torch.dtype | str) -> BitsAndBytesConfig | None:
     if quantize is None:
         return None
     if quantize == "8bit":
@@ -227,16 +183,23 @@ def _quantization(quantize: str | None, *, dtype: torch.dtype | str) -> BitsAndB
     raise OptionError(f"quantize {quantize!r} is unknown. Known: 4bit, 8bit.")
 
 
-def _require_memory(config: PreTrainedConfig, *, name: str, dtype: torch.dtype | str, quantize: str | None) -> None:
+def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> torch.dtype:
+    """The dtype that weights will have; raises OptionError for an unknown one."""
+    wanted = _dtype(dtype)
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    return cast(torch.dtype, getattr(config, "dtype", None) or torch.float32)
+
+
+def _require_memory(config: PreTrainedConfig, *, name: str, dtype: torch.dtype, quantize: str | None) -> None:
     """Compare the bytes of the weights with the memory that is free, before anything is read."""
     with init_empty_weights():
-        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-    stored = dtype if isinstance(dtype, torch.dtype) else (getattr(config, "dtype", None) or torch.float32)
-    width = {"4bit": 0.6, "8bit": 1.1}.get(quantize or "", float(stored.itemsize))
-    needed, free = parameters * width, psutil.virtual_memory().available
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    needed, free = weight_bytes(model, dtype=dtype, quantize=quantize)[0], free_memory()
     if needed > free:
         raise ModelLoadError(
-            f"{name}: its {parameters / 1e9:.1f} billion weights need about {needed / 2**30:.1f} GiB and "
+            f"{name}: its {model.num_parameters() / 1e9:.1f} billion weights need about {needed / 2**30:.1f} GiB and "
             f"{free / 2**30:.1f} GiB are free. Use a smaller dtype (--dtype bfloat16), --quantize 4bit, or "
             f"--device-map auto, which spreads layers over GPUs, memory and disk."
         )
@@ -257,6 +220,11 @@ def _from_pretrained(
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise not_found(name, error) from error
+    if not knows_text(tokenizer):
+        raise ModelLoadError(
+            f"{name}: there is no vocabulary of a tokenizer (it encodes no plain text). Expected tokenizer.json beside "
+            f"the weights, as the tokenizer's save_pretrained writes it."
+        )
     if missing := sorted(found["missing_keys"]):
         raise ModelLoadError(
             f"{name}: its files hold no weights for {len(missing)} of the parameters of {type(model).__name__} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
+
+SOFTMAX_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Entries of a configuration's `layer_types` for layers that mix tokens by softmax attention and nothing else."""
 
 PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 """Flag of bitsandbytes' 4-bit layers: pack the weights at the first inference. Packed weights give no gradient."""
@@ -123,12 +127,41 @@ def keeps_logits(model: PreTrainedModel) -> bool:
 
 def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache | None:
     """Keys and values of a prefix that never changes; None where the model keeps another kind of state."""
-    if getattr(model, "_is_stateful", False) or not inputs_embeds.shape[1]:
+    if not inputs_embeds.shape[1] or not keeps_keys_and_values(model):
         return None
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(inputs_embeds=inputs_embeds, use_cache=True, **{_cache_argument(model): cache})
     return cache
+
+
+def keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    """Whether all that the model remembers of earlier tokens is keys and values."""
+    return not getattr(model, "_is_stateful", False) and not layers_without_softmax(model.config)
+
+
+def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
+    """The layers that mix tokens otherwise than by softmax attention alone: how many of each type."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        return Counter(kind for kind in kinds if kind not in SOFTMAX_LAYERS)
+    if text.model_type == "rwkv":  # no layer_types in its configuration
+        return Counter({"linear_attention": int(text.num_hidden_layers)})
+    return Counter()
+
+
+def rollout_refusal(config: PreTrainedConfig) -> str | None:
+    """Why attention rollout is not defined for a model; None where it is."""
+    others = layers_without_softmax(config)
+    if not others:
+        return None
+    kinds = " and ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    return (
+        f"{others.total()} of its {config.get_text_config().num_hidden_layers} layers have no softmax attention or mix "
+        f"tokens by something else as well ({kinds}), so attention rollout is not defined for it; integrated gradients "
+        f"are."
+    )
 
 
 def _cache_argument(model: PreTrainedModel) -> str:

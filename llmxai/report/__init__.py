@@ -1,6 +1,26 @@
-"""The HTML report: plain data first, then the page."""
+"""The HTML report: plain data first, then the page. Nothing here needs torch or a model."""
 
-from llmxai.report.render import render_report
+from llmxai.report.export import export
+from llmxai.report.index import IndexView, build_index
+from llmxai.report.rebuild import Rebuilt, rebuild, write_index, write_page
+from llmxai.report.render import render_index, render_report
+from llmxai.report.rows import RunRow, read_rows, summarize, to_columns
 from llmxai.report.view import ReportView, build_view
 
-__all__ = ["ReportView", "build_view", "render_report"]
+__all__ = [
+    "IndexView",
+    "Rebuilt",
+    "ReportView",
+    "RunRow",
+    "build_index",
+    "build_view",
+    "export",
+    "read_rows",
+    "rebuild",
+    "render_index",
+    "render_report",
+    "summarize",
+    "to_columns",
+    "write_index",
+    "write_page",
+]

@@ -1,48 +1,110 @@
-"""From the view to one self-contained HTML page."""
+"""From a view to one self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from llmxai.report.index import IndexView
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, Target
 from llmxai.report.verdict import STATUS_TEXT
 from llmxai.report.view import ReportView
 from llmxai.report.visible import Text, plain
 
 UNSAFE_IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+PAGE_SIZE = 50
+"""Records on a page of the index."""
+COLUMNS = (
+    ("id", "record", ""),
+    ("prompt", "asked", ""),
+    ("answer", "answered", ""),
+    *((str(status), f"{sign} {status}", text) for status, (sign, text) in STATUS_TEXT.items()),
+    ("gap", "error / allowed", "the largest of its tokens; above 1 a token is unconverged"),
+    ("spearman", "Spearman", "median rank agreement of its tokens"),
+    ("seconds", "seconds", "time that the explanation took"),
+)
 DIGITS = 6
 """Significant digits of the figures that the script gets."""
 
 
 def render_report(view: ReportView) -> str:
-    """The page as HTML text: style, script and data inlined, a content security policy that names both by hash."""
-    style, script = _static("report.css"), _static("report.js")
-    environment = Environment(
+    """The page of one explanation as HTML text: style, script and data inlined, both of the former named by hash in
+    its content security policy."""
+    return _page(
+        "report.html.j2",
+        style=_static("report.css"),
+        script=_static("report.js"),
+        data=page_data(view),
+        values={"view": view, "structure": STRUCTURE},
+    )
+
+
+def render_index(view: IndexView) -> str:
+    """The index of a run as HTML text, made as the page of one explanation is."""
+    return _page(
+        "index.html.j2",
+        style=_static("report.css") + _static("index.css"),
+        script=_static("index.js"),
+        data=index_data(view),
+        values={"view": view, "page_size": PAGE_SIZE, "columns": COLUMNS},
+    )
+
+
+def _page(template: str, *, style: str, script: str, data: object, values: Mapping[str, Any]) -> str:
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            policy=policy,
+            style=Markup(style),  # our own files
+            script=Markup(script),
+            data=Markup(_json(data)),  # escaped for script elements
+            **values,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("llmxai.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
-    return environment.get_template("report.html.j2").render(
-        view=view,
-        policy=policy,
-        structure=STRUCTURE,
-        style=Markup(style),  # our own file
-        script=Markup(script),  # our own file
-        data=Markup(_json(page_data(view))),  # escaped for script elements
-    )
+
+
+def index_data(view: IndexView) -> dict[str, Any]:
+    """What the script of the index gets: one list a record."""
+    return {
+        "page": PAGE_SIZE,
+        "statuses": [str(status) for status in STATUS_TEXT],
+        "rows": [
+            [
+                _text(row.id),
+                row.href,
+                _text(row.prompt),
+                _text(row.answer),
+                row.failed,
+                *row.counts,
+                *(None if value is None else round(value, 4) for value in (row.gap, row.spearman, row.seconds)),
+            ]
+            for row in view.rows
+        ],
+    }
 
 
 def page_data(view: ReportView) -> dict[str, Any]:

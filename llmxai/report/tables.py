@@ -116,7 +116,7 @@ def build_settings(values: Mapping[str, Any]) -> tuple[Setting, ...]:
     return tuple(Setting(NAMES.get(key, key), key, visible(text)) for key, text in _flat(values))
 
 
-def build_provenance(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
+def build_origin(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
     """Model, versions, machine and decoding."""
     return build_settings(
         {

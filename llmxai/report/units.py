@@ -226,6 +226,9 @@ def _sources(gradients: np.ndarray, rollout: np.ndarray, structure: np.ndarray) 
 
 def _top(values: np.ndarray, *, scale: int, limit: int) -> Pairs:
     """The largest |value| as whole numbers, without those that round to 0."""
-    order = np.argsort(-np.abs(values), kind="stable")[:limit]
+    magnitude = np.abs(values)
+    least = np.partition(magnitude, -limit)[-limit] if magnitude.size > limit else 0.0
+    found = np.flatnonzero(magnitude >= least)
+    order = found[np.argsort(-magnitude[found], kind="stable")][:limit]
     pairs = ((int(i), round(float(values[i]) * scale)) for i in order)
     return tuple(pair for pair in pairs if pair[1])

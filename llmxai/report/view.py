@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.report.tables import Row, Setting, build_provenance, build_rows, build_settings
+from llmxai.report.provenance import Provenance, build_provenance_box
+from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings
 from llmxai.report.units import Level, build_level, characters, sentences
 from llmxai.report.verdict import LIMITS, Verdict, answer_text, build_verdict
 from llmxai.report.visible import Text, plain, shorten, visible
@@ -32,11 +33,24 @@ class ReportView:
     rows: tuple[Row, ...]
     limits: tuple[str, ...]
     settings: tuple[Setting, ...]
-    provenance: tuple[Setting, ...]
+    origin: tuple[Setting, ...]
+    """Model, versions, machine and decoding."""
+    provenance: Provenance | None
+    home: str | None
+    """Address of the run's index, relative to the page."""
 
 
-def build_view(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> ReportView:
-    """From a parsed explanation.json and its maps ([target, seq] float32) to what the page says."""
+def build_view(
+    explanation: Mapping[str, Any],
+    maps: Mapping[str, np.ndarray],
+    *,
+    home: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> ReportView:
+    """From a parsed explanation.json and its maps ([target, seq] float32) to what the page says.
+
+    `home` is where the index of the run lies; `provenance` is for the box (llmxai/report/provenance.py).
+    """
     words = [(a, b) for a, b in explanation["words"]]
     groups = {"words": words, "tokens": characters(explanation["tokens"])}
     if len(explanation["tokens"]) > LONG:
@@ -51,5 +65,7 @@ def build_view(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -
         rows=build_rows(explanation),
         limits=LIMITS,
         settings=build_settings(explanation["settings"]),
-        provenance=build_provenance(explanation),
+        origin=build_origin(explanation),
+        provenance=build_provenance_box(provenance),
+        home=home,
     )

@@ -65,6 +65,8 @@ Text = tuple[Piece, ...]
 
 def visible(text: str) -> Text:
     """`text` with every invisible, control or bidi character as a mark; a line break is a mark and still breaks."""
+    if text and text.isprintable() and NAMES.keys().isdisjoint(text):
+        return (Piece(text),)
     pieces: list[Piece] = []
     for i, character in enumerate(text):
         name = LINE_BREAK if character == "\n" else _mark(text, i)

@@ -21,6 +21,8 @@ from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Rollou
 
 TOP_SOURCES = 20
 FILES = ("report.html", "explanation.json", "maps.safetensors")
+EVIDENCE = "evidence"
+"""The folder with the log; it is only ever appended to, also where the explanation beside it is replaced."""
 
 Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], str]
 """From the parsed explanation.json and the maps to the HTML page."""
@@ -215,7 +217,7 @@ def require_replaceable(out: Path) -> None:
         return
     if not out.is_dir():
         raise OutputError(f"{out}: is a file. Choose another folder with --out.")
-    strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in FILES)
+    strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in (*FILES, EVIDENCE))
     if strangers:
         raise OutputError(
             f"{out}: holds {strangers[0]!r}, which llmxai did not write, so it is left alone. Choose a new or an "
@@ -223,17 +225,42 @@ def require_replaceable(out: Path) -> None:
         )
 
 
+def evidence_folder(out: Path | str) -> Path:
+    """Where the log of an explanation in `out` lies: inside it, or beside it where nothing of ours may go inside."""
+    out = Path(out)
+    try:
+        require_replaceable(out)
+    except OutputError:
+        return out.with_name(f"{out.name}.{EVIDENCE}")
+    return out / EVIDENCE
+
+
 def _put(scratch: Path, out: Path) -> None:
+    """By one rename where `out` is new; else file by file, with the earlier files put back where one fails."""
+    for name in FILES:
+        _sync(scratch / name)
     if not out.exists():
         scratch.rename(out)
         return
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
+    earlier = [name for name in FILES if (out / name).exists()]
     try:
-        out.rename(old / "replaced")
-        try:
-            scratch.rename(out)
-        except BaseException:
-            (old / "replaced").rename(out)
-            raise
+        for name in earlier:
+            (out / name).rename(old / name)
+        for name in FILES:
+            (scratch / name).rename(out / name)
+    except BaseException:
+        for name in FILES:
+            if (old / name).exists():
+                (old / name).replace(out / name)
+            elif name not in earlier:
+                (out / name).unlink(missing_ok=True)
+        raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if all((out / name).exists() for name in earlier):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -169,6 +169,19 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
         load(save_with_tokenizer(model, tmp_path))
 
 
+def test_a_gpt_neox_says_it_is_no_decoder_and_is_loaded(tmp_path: Path) -> None:
+    loaded = load(save_with_tokenizer(make_model("gpt_neox"), tmp_path))
+    assert loaded.model.config.is_decoder is False
+    assert all(logprob < 0 for logprob in replay(loaded, answered(loaded)).logprobs)
+
+
+def test_a_tokenizer_without_a_vocabulary(tmp_path: Path) -> None:
+    """transformers makes one of five tokens up."""
+    make_model("gemma3_text").save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"no vocabulary of a tokenizer.*tokenizer\.json"):
+        load(tmp_path)
+
+
 def test_not_enough_memory(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(ModelLoadError, match=r"GiB are free.*--dtype bfloat16.*--quantize 4bit.*--device-map auto"):

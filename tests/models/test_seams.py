@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, SENTENCES, WINDOW, make_loaded
+from tiny import ARCHITECTURES, HYBRIDS, SENTENCES, WINDOW, make_loaded
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models import embed, forward_logits, prefix_cache, transformer_depth
@@ -40,6 +40,12 @@ def test_a_cached_prefix_changes_nothing(architecture: str, first: int) -> None:
             batch = x[:, first:].expand(3, -1, -1)
             got = forward_logits(loaded.model, batch, positions=[p - first for p in positions], prefix=prefix)
             assert (got - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("architecture", HYBRIDS)
+def test_no_cache_where_a_layer_keeps_another_state(architecture: str) -> None:
+    loaded = make_loaded(architecture)
+    assert prefix_cache(loaded.model, embed(loaded.model, [1, 2])[None]) is None
 
 
 def test_no_cache_of_an_empty_prefix() -> None:

@@ -120,9 +120,12 @@ def _target(
 
 
 def _sources(values: np.ndarray, features: Sequence[int]) -> list[dict[str, Any]]:
-    total = float(np.abs(values[list(features)]).sum())
-    order = sorted(features, key=lambda i: -abs(values[i]))[:TOP_SOURCES]
-    return [{"index": i, "value": float(values[i]), "share": float(abs(values[i])) / total} for i in order]
+    magnitude = np.abs(values[list(features)])
+    order = np.argsort(-magnitude, kind="stable")[:TOP_SOURCES]
+    total = float(magnitude.sum())
+    return [
+        {"index": features[i], "value": float(values[features[i]]), "share": float(magnitude[i]) / total} for i in order
+    ]
 
 
 CHAT = (

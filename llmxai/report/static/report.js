@@ -237,13 +237,20 @@
     }
   }
 
+  /** Keep the word in the address; inside of a notebook a page may have no address of its own. */
+  function remember(fragment) {
+    try {
+      history.replaceState(null, "", location.href.split("#")[0] + fragment);
+    } catch { /* then there is nothing to link to */ }
+  }
+
   function pin(number) {
     if (state.pinned !== null) nodes[state.pinned].setAttribute("aria-pressed", "false");
     state.pinned = number;
     show(number);
     if (number === null) {
       live.textContent = "Released.";
-      history.replaceState(null, "", "#text");
+      remember("#text");
       return;
     }
     const target = byUnit.get(number), best = target[state.method][0], name = (i) => level().units[i][4];
@@ -251,7 +258,7 @@
     reach(nodes[number]);
     reveal(target);
     live.textContent = `Pinned ${name(number)}: ${target.status}.${best ? ` Top source: ${name(best[0])}.` : ""}`;
-    history.replaceState(null, "", `#${state.level}-${number}`);
+    remember(`#${state.level}-${number}`);
   }
 
   function reach(element) {
@@ -326,6 +333,14 @@
   });
   dark.addEventListener("change", repaint);
 
+  // Inside of a notebook "#limits" would be a place in the notebook
+  if (location.protocol === "about:") document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']");
+    if (!link) return;
+    event.preventDefault();
+    byId(link.getAttribute("href").slice(1))?.scrollIntoView();
+  });
+
   // ---- paper: what is folded away prints too
   const folded = document.querySelector("details.printed");
   let opened = false;
@@ -334,6 +349,12 @@
 
   // ---- start, with the word that the address names
   function follow() {
+    const name = location.hash.slice(1); // a status: the first word that has it
+    if (Object.hasOwn(data.statuses, name)) {
+      const first = level().targets.find((target) => target.status === name);
+      if (first) pin(first.unit);
+      return;
+    }
     const link = location.hash.match(/^#([a-z]+)-(\d+)$/);
     if (!link || !Object.hasOwn(data.levels, link[1])) return;
     const number = Number(link[2]);

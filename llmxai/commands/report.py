@@ -1,0 +1,50 @@
+"""`llmxai report` and `llmxai table`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmxai.commands._console import log, progress
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of an explanation or of a run.", show_default=False)],
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Print the page that is named last to a PDF too (needs a Chromium).")
+    ] = False,
+) -> None:
+    """Make the HTML pages of an explanation or a run again from its stored data; no model is loaded."""
+    from llmxai.report.pdf import find_chromium, write_pdf
+    from llmxai.report.rebuild import rebuild
+
+    if pdf:
+        find_chromium()
+    with progress() as said:
+        done = rebuild(folder, report=said)
+    for failure in done.failures:
+        log.print(f"llmxai: {failure}", markup=False, soft_wrap=True)
+    typer.echo(f"pages: {done.pages}")
+    typer.echo(f"report: {done.page}")
+    if pdf:
+        typer.echo(f"pdf: {write_pdf(done.page)}")
+    if done.failures:
+        raise typer.Exit(1)
+
+
+def table(
+    folder: Annotated[Path, typer.Argument(help="Folder of an explanation or of a run.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.", show_default=False)],
+    rows: Annotated[
+        str | None,
+        typer.Option(help="records, tokens or sources. [default: tokens of an explanation, records of a run]"),
+    ] = None,
+) -> None:
+    """Write the stored numbers of an explanation or a run as one flat table, CSV or Parquet."""
+    from llmxai.report.export import export as write
+
+    written = write(folder, file, table=rows)
+    typer.echo(f"rows: {written}")
+    typer.echo(f"table: {file}")

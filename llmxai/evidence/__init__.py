@@ -1,0 +1,66 @@
+"""Evidence: every explanation, refusal and failure leaves a record that can be checked later.
+
+from llmxai.evidence import append, open_log, recording, verify
+
+append("runs/a/evidence", record)                      # one record, durable and sealed when it returns
+with open_log("runs/a/evidence", signer=key) as log:   # many records, one writer at a time
+    log.append(record, texts={"input": "..."})
+with recording("runs/a/evidence") as attempt:          # one attempt, one record, whatever happens
+    save(explain(model, "..."), "runs/a", attempt=attempt)
+verify("runs/a").exit                                  # 0 whole, 1 tampered, 2 cannot tell
+
+See docs/verify.md for what this proves and what it does not.
+"""
+
+from typing import TYPE_CHECKING
+
+from llmxai._lazy import lazy
+
+if TYPE_CHECKING:
+    from llmxai.evidence.attempt import Attempt, begin, recording
+    from llmxai.evidence.bundle import consistency, export_bundle
+    from llmxai.evidence.explained import explained
+    from llmxai.evidence.keys import public_key, secret_key, signing_key
+    from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
+    from llmxai.evidence.record import Kind, Record
+    from llmxai.evidence.removal import prune, redact
+    from llmxai.evidence.review import review
+    from llmxai.evidence.verifier.check import verify
+
+__all__ = [
+    "Attempt",
+    "EvidenceLog",
+    "Kind",
+    "Receipt",
+    "Record",
+    "append",
+    "begin",
+    "consistency",
+    "explained",
+    "export_bundle",
+    "open_log",
+    "prune",
+    "public_key",
+    "recording",
+    "redact",
+    "review",
+    "secret_key",
+    "signing_key",
+    "verify",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(
+        __name__,
+        {
+            **dict.fromkeys(("Attempt", "begin", "recording"), "llmxai.evidence.attempt"),
+            **dict.fromkeys(("consistency", "export_bundle"), "llmxai.evidence.bundle"),
+            **dict.fromkeys(("public_key", "secret_key", "signing_key"), "llmxai.evidence.keys"),
+            **dict.fromkeys(("EvidenceLog", "Receipt", "append", "open_log"), "llmxai.evidence.log"),
+            **dict.fromkeys(("Kind", "Record"), "llmxai.evidence.record"),
+            **dict.fromkeys(("prune", "redact"), "llmxai.evidence.removal"),
+            "explained": "llmxai.evidence.explained",
+            "review": "llmxai.evidence.review",
+            "verify": "llmxai.evidence.verifier.check",
+        },
+    )

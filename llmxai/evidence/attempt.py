@@ -1,0 +1,139 @@
+"""One attempt, one record: an explanation, a refusal or a failure.
+
+with recording("runs/a/evidence", purpose="complaint 17") as attempt:
+    attempt.request = {"prompt": "..."}
+    explanation = explain(model, "...")
+    save(explanation, "runs/a", attempt=attempt)
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from llmxai.errors import EvidenceError, UserError
+from llmxai.evidence.content import SecretKey
+from llmxai.evidence.ids import new_id
+from llmxai.evidence.keys import signing_key
+from llmxai.evidence.log import Receipt, append, open_log
+from llmxai.evidence.record import Entry, Error, Kind, Record
+from llmxai.evidence.sign import utc_now
+from llmxai.evidence.texts import request_texts
+from llmxai.evidence.tool import this_tool
+from llmxai.evidence.verifier.folder import LOG
+
+
+@dataclass
+class Attempt:
+    """What is known from the start, and what becomes known on the way."""
+
+    folder: Path
+    """Of the log: an `evidence/` folder."""
+    id: str
+    """Of the record; the report names it before the record is written."""
+    entry: Entry
+    started: str
+    requester: str | None = None
+    purpose: str | None = None
+    private: SecretKey | None = None
+    """Only digests under this key are kept: no text, and no file that shows one."""
+    signer: Ed25519PrivateKey | None = None
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """`prompt` or `messages`, and `response` where one is given: what a refusal is recorded with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    receipt: Receipt | None = None
+    """Set once the record is written."""
+
+    def keep(self, record: Record, texts: Mapping[str, str]) -> Receipt:
+        """Append the record of this attempt and sign the log's new root."""
+        self.receipt = append(self.folder, record, texts=texts, private=self.private, signer=self.signer)
+        return self.receipt
+
+
+def begin(
+    folder: Path | str,
+    *,
+    entry: Entry | None = None,
+    requester: str | None = None,
+    purpose: str | None = None,
+    private: SecretKey | None = None,
+    signer: Ed25519PrivateKey | None = None,
+) -> Attempt:
+    """An attempt that starts now, for whoever cannot use `recording`. Without a `signer` its record is unsigned.
+
+    Raises EvidenceError where the log in `folder` is not whole, before any work is done.
+    """
+    attempt = Attempt(
+        folder=Path(folder),
+        id=new_id(),
+        entry=entry or ("notebook" if "ipykernel" in sys.modules else "python"),
+        started=utc_now(),
+        requester=requester,
+        purpose=purpose,
+        private=private,
+        signer=signer,
+    )
+    if (attempt.folder / LOG).exists():
+        with open_log(attempt.folder, signer=attempt.signer):
+            pass
+    return attempt
+
+
+@contextmanager
+def recording(
+    folder: Path | str,
+    *,
+    entry: Entry | None = None,
+    requester: str | None = None,
+    purpose: str | None = None,
+    private: SecretKey | None = None,
+    signer: Ed25519PrivateKey | None = None,
+) -> Iterator[Attempt]:
+    """Whatever happens inside leaves one record in the log in `folder`. Without a `signer` the environment's signing
+    key is used, if there is one.
+
+    An error inside is recorded and raised again. Where its record could not be kept, the error carries a note that
+    says so. Raises EvidenceError at once where the log is not whole.
+    """
+    attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
+    try:
+        attempt.signer = signer or signing_key()
+        yield attempt
+        if attempt.receipt is None:
+            raise EvidenceError("This attempt ended without an explanation being saved.")
+    except BaseException as error:
+        if attempt.receipt is None:
+            try:
+                attempt.keep(*_ended_by(error, attempt))
+            except EvidenceError as trouble:
+                error.add_note(f"No record of this could be kept: {trouble}")
+        raise
+
+
+def _ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str, str]]:
+    """A refusal (a UserError) or a failure (anything else), with what was asked and what was said."""
+    refused = isinstance(error, UserError)
+    record = Record(
+        id=attempt.id,
+        kind=Kind.REFUSAL if refused else Kind.FAILURE,
+        entry=attempt.entry,
+        started=attempt.started,
+        ended=utc_now(),
+        tool=this_tool(),
+        requester=attempt.requester,
+        purpose=attempt.purpose,
+        options=attempt.options,
+        error=Error(type(error).__name__, interrupted=isinstance(error, KeyboardInterrupt)),
+    )
+    texts = request_texts(attempt.request)
+    if attempt.request.get("response") is not None:
+        texts["output"] = str(attempt.request["response"])
+    texts["error"] = str(error) if refused else "".join(traceback.format_exception(error))
+    return record, texts

@@ -1,0 +1,266 @@
+"""The append-only log of a run: one writer at a time, every record durable before `append` returns.
+
+    with open_log("runs/a/evidence", signer=signing_key()) as log:
+        log.append(record, texts={"input": "..."})
+
+`append(folder, record)` does it for a single record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from filelock import FileLock, Timeout
+
+from llmxai.errors import EvidenceError
+from llmxai.evidence.canonical import canonical, plain
+from llmxai.evidence.content import SecretKey, sealed
+from llmxai.evidence.files import append_durably, cut_to, last_line
+from llmxai.evidence.ids import new_id
+from llmxai.evidence.record import Chain, Kind, Record
+from llmxai.evidence.sign import checkpoint, utc_now
+from llmxai.evidence.tool import this_tool
+from llmxai.evidence.verifier.checkpoint import key_id, read_checkpoint
+from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, LOG
+from llmxai.evidence.verifier.lines import GENESIS, BrokenLogError, chained, torn_bytes
+from llmxai.evidence.verifier.merkle import Frontier
+
+CHECKPOINT_EVERY = 1000
+GROUP = 500
+WAIT = 120.0
+"""Seconds that a writer waits for another one."""
+
+Texts = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Where a record stands."""
+
+    id: str
+    seq: int
+    hash: str
+    """SHA-256 of the record's bytes."""
+    signed: bool
+    """Whether checkpoints of this writer are signed."""
+    repaired: tuple[str, ...] = ()
+    """What an interrupted writer had left and was cut off before; each is a record of its own too."""
+
+
+class EvidenceLog:
+    """A log that is open for appending; made by `open_log`. Other processes may append to the same log meanwhile."""
+
+    def __init__(self, folder: Path, *, signer: Ed25519PrivateKey | None, checkpoint_every: int) -> None:
+        self.folder = folder
+        self.signer = signer
+        self.checkpoint_every = checkpoint_every
+        self.repaired: list[str] = []
+        self.log: str | None = None
+        self._lock = FileLock(folder / ".lock", timeout=WAIT)
+        self._prev, self._offset, self._prefix = GENESIS, 0, hashlib.sha256()
+        self._frontier = Frontier()
+        self._contents: set[bytes] = set()
+
+    def __len__(self) -> int:
+        """Records that this writer has seen, its own among them."""
+        return self._frontier.size
+
+    def append(self, record: Record, *, texts: Texts | None = None, private: SecretKey | None = None) -> Receipt:
+        """Append one record; when this returns, it is on the disk (fsync)."""
+        return self.append_many([(record, texts or {})], private=private)[0]
+
+    def append_many(
+        self, records: Iterable[tuple[Record, Texts]], *, private: SecretKey | None = None, group: int = GROUP
+    ) -> list[Receipt]:
+        """Append records in groups with one fsync each (group commit).
+
+        A crash loses at most the records of the group in hand, whole from some record on: the chain stays whole.
+        """
+        receipts: list[Receipt] = []
+        rest = iter(records)
+        while batch := list(islice(rest, group)):
+            with self.locked():
+                receipts += self._append(batch, private)
+                if len(self) - self._covered()[0] >= self.checkpoint_every:
+                    self._checkpoint()
+        return receipts
+
+    def checkpoint(self) -> None:
+        """Sign the Merkle root of everything so far; nothing where the last checkpoint says the same."""
+        with self.locked():
+            self._checkpoint()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only writer; what others appended is read (and checked) first, and what a dead one left cut off."""
+        try:
+            with self._lock:
+                self._settle()
+                yield
+        except Timeout as error:
+            raise EvidenceError(
+                f"{self.folder}: another process has been writing for {WAIT:.0f} s. Try again."
+            ) from error
+        except OSError as error:
+            raise EvidenceError(f"{self.folder}: the log cannot be written ({error}).") from error
+
+    def _append(self, batch: Sequence[tuple[Record, Texts]], private: SecretKey | None) -> list[Receipt]:
+        lines, contents, receipts = [], [], []
+        self.log = self.log or str(uuid.uuid4())
+        prev, seq = self._prev, len(self)
+        for record, texts in batch:
+            record, content = sealed(record, texts, private=private)
+            body = canonical({**plain(record), "chain": plain(Chain(self.log, seq, prev))})
+            prev, seq = hashlib.sha256(body).hexdigest(), seq + 1
+            lines.append(b'{"hash":"%b","record":%b}\n' % (prev.encode(), body))
+            if content is not None:
+                contents.append(content + b"\n")
+            receipts.append(Receipt(record.id, seq - 1, prev, self.signer is not None, tuple(self.repaired)))
+        if contents:
+            append_durably(self.folder / CONTENT, b"".join(contents))
+        append_durably(self.folder / LOG, b"".join(lines))
+        self._read_on()
+        return receipts
+
+    def _settle(self) -> None:
+        """Read on, and cut off what a writer left that died while writing."""
+        self._read_on()
+        covered = self._covered()[0]
+        if covered > len(self):
+            raise EvidenceError(
+                f"{self.folder}: a checkpoint covers {covered} records and {len(self)} are here: the end was cut off. "
+                f"Nothing is appended; run `llmxai verify {self.folder.parent}` and go on in another folder (--out)."
+            )
+        repairs = [self._cut_torn(name) for name in (LOG, CONTENT, CHECKPOINTS)]
+        repairs.append(self._cut_orphans())
+        told = [repair for repair in repairs if repair]
+        if told:
+            self.repaired += told
+            now = utc_now()
+            record = Record(new_id(), Kind.REPAIR, "python", now, now, this_tool(), warnings=tuple(told))
+            self._append([(record, {})], None)
+
+    def _cut_torn(self, name: str) -> str | None:
+        path = self.folder / name
+        torn = torn_bytes(path) if path.exists() else 0
+        if not torn:
+            return None
+        cut_to(path, path.stat().st_size - torn)
+        return f"{name}: a torn last line of {torn} bytes was cut off; a writer was interrupted."
+
+    def _cut_orphans(self) -> str | None:
+        """Texts are written before their records; those whose record never came are dropped."""
+        path = self.folder / CONTENT
+        dropped = 0
+        while path.exists() and path.stat().st_size:
+            line, start = last_line(path)
+            if hashlib.sha256(line).digest() in self._contents:
+                break
+            cut_to(path, start)
+            dropped += 1
+        return (
+            f"{CONTENT}: {dropped} texts without a record were cut off; a writer was interrupted." if dropped else None
+        )
+
+    def _read_on(self) -> None:
+        """Take in what was appended since; raises EvidenceError where it does not follow what is known."""
+        path = self.folder / LOG
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._offset:
+            raise EvidenceError(f"{path}: got shorter while it was open; nothing was appended. Run `llmxai verify`.")
+        if size == self._offset:
+            return
+        try:
+            with path.open("rb") as stream:
+                stream.seek(self._offset)
+                for entry, body in chained(self._counted(stream), seq=len(self), prev=self._prev):
+                    self.log = self.log or entry.body["chain"]["log"]
+                    self._prev = entry.hash
+                    self._frontier.add(body)
+                    if entry.content:
+                        self._contents.add(bytes.fromhex(entry.content))
+        except BrokenLogError as broken:
+            raise EvidenceError(
+                f"{path}: record {broken.seq} {broken.what}. Nothing is appended to a log that is not whole: keep it "
+                f"as it is, run `llmxai verify {self.folder.parent}`, and go on in another folder (--out)."
+            ) from broken
+
+    def _counted(self, stream: Iterable[bytes]) -> Iterator[bytes]:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            self._prefix.update(line)
+            self._offset += len(line)
+            yield line.removesuffix(b"\n")
+
+    def _covered(self) -> tuple[int, str | None]:
+        """How many records the last checkpoint covers, and its key."""
+        path = self.folder / CHECKPOINTS
+        line = last_line(path)[0] if path.exists() else b""
+        if not line:
+            return 0, None
+        try:
+            point = read_checkpoint(line)
+        except ValueError as error:
+            raise EvidenceError(
+                f"{path}: its last line is {error}. Run `llmxai verify {self.folder.parent}`."
+            ) from error
+        return point.size, point.keyid
+
+    def _checkpoint(self) -> None:
+        size, signed_by = self._covered()
+        keyid = key_id(self.signer.public_key()) if self.signer else None
+        if not len(self) or (size == len(self) and (keyid is None or signed_by == keyid)):
+            return
+        assert self.log is not None
+        line = checkpoint(
+            log=self.log,
+            size=len(self),
+            root=self._frontier.root().hex(),
+            head=self._prev,
+            prefix=self._prefix.hexdigest(),
+            signer=self.signer,
+        )
+        append_durably(self.folder / CHECKPOINTS, line + b"\n")
+
+
+@contextmanager
+def open_log(
+    folder: Path | str, *, signer: Ed25519PrivateKey | None = None, checkpoint_every: int = CHECKPOINT_EVERY
+) -> Iterator[EvidenceLog]:
+    """Open the log in `folder` (an `evidence/` folder; made where there is none) and sign its root at the end.
+
+    Raises EvidenceError where it cannot be written, or is not whole.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvidenceError(f"{folder}: the log cannot be written ({error}).") from error
+    log = EvidenceLog(folder, signer=signer, checkpoint_every=checkpoint_every)
+    with log.locked():
+        pass
+    try:
+        yield log
+    finally:
+        log.checkpoint()
+
+
+def append(
+    folder: Path | str,
+    record: Record,
+    *,
+    texts: Texts | None = None,
+    private: SecretKey | None = None,
+    signer: Ed25519PrivateKey | None = None,
+) -> Receipt:
+    """Append one record to the log in `folder` and sign the new root. See `open_log` for many."""
+    with open_log(folder, signer=signer) as log:
+        return log.append(record, texts=texts, private=private)

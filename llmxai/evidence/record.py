@@ -1,0 +1,180 @@
+"""What one record of the log says: types, versioned, from which docs/record.schema.json is generated.
+
+Texts are never in a record: it holds their keyed digests, and the texts themselves lie beside the log (content.py), so
+that they can be taken away later while the chain stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+SCHEMA: Literal["llmxai.record/1"] = "llmxai.record/1"
+
+
+class Kind(StrEnum):
+    """`explanation`: one was made. `refusal`: what was asked could not be done, and the user can mend it.
+    `failure`: a bug or an interrupt. The others refer to earlier records: `review` is a reviewer's decision,
+    `redaction` and `prune` say that texts and files are gone on purpose, `repair` that a torn line was cut off.
+    """
+
+    EXPLANATION = "explanation"
+    REFUSAL = "refusal"
+    FAILURE = "failure"
+    REVIEW = "review"
+    REDACTION = "redaction"
+    PRUNE = "prune"
+    REPAIR = "repair"
+
+
+Entry = Literal["cli", "python", "notebook", "recipe"]
+"""Where the work was asked for."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What did the work. `commit` and `dirty` are of the source tree, where llmxai runs from one."""
+
+    name: str
+    version: str | None
+    commit: str | None
+    dirty: bool | None
+    python: str
+    packages: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file by its bytes. `path` is relative to the folder that holds `evidence/`, with `/` between its parts."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    revision: str | None
+    digest: str | None
+    """SHA-256 of the weight file, or over the digests of several in order of name."""
+    weight_files: tuple[File, ...]
+    """Empty where the weights were only in memory."""
+    architecture: str
+    parameters: int
+    dtype: str
+    device: str
+    quantization: str | None
+    adapter: str | None
+    attention_kernel: str | None
+    tokenizer_digest: str | None
+    chat_template_digest: str | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the explanation was computed; `settings` holds every option, with thresholds and the rule's version."""
+
+    names: tuple[str, ...]
+    target: str
+    features: str
+    baseline: str
+    rule_version: int | None
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One generated token. Units: nats. `check` holds the figures of the cross-check behind the status."""
+
+    position: int
+    status: str
+    gap: float
+    local_error: float
+    tolerance: float
+    nodes: int
+    check: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`statuses` counts targets by status. `targets` is empty for a private record: exact figures identify a text to
+    whoever has the model."""
+
+    statuses: Mapping[str, int]
+    largest_gap: float | None
+    targets: tuple[Target, ...] = ()
+
+
+@dataclass(frozen=True)
+class Error:
+    """What ended the work; its message is among the texts."""
+
+    type: str
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Content:
+    """Where the texts are. `stored`: in content.jsonl, on the line with this SHA-256. `private`: nowhere; the digests
+    are under the secret key with this id. `none`: there are none."""
+
+    mode: Literal["stored", "private", "none"] = "none"
+    sha256: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """To earlier records. `by` is a pseudonym; `paths` are the files that a redaction or prune takes away."""
+
+    records: tuple[str, ...]
+    by: str | None = None
+    decision: str | None = None
+    reason: str | None = None
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One event. Times are UTC, ISO 8601 with milliseconds, by the machine's own clock.
+
+    `digests` maps the name of each text (input, input_ids, output, output_ids, error, note) to its HMAC-SHA256, under
+    a salt that is stored with the text or, for a private record, under the secret key.
+    """
+
+    id: str
+    kind: Kind
+    entry: Entry
+    started: str
+    ended: str
+    tool: Tool
+    requester: str | None = None
+    purpose: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for besides the texts, as it was given: for a refusal, all that is known."""
+    model: Model | None = None
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    content: Content = Content()
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    method: Method | None = None
+    outcome: Outcome | None = None
+    error: Error | None = None
+    link: Link | None = None
+    artefacts: tuple[File, ...] = ()
+    warnings: tuple[str, ...] = ()
+    schema: Literal["llmxai.record/1"] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The place of a record in its log. `prev` is the hash of the record before it, 64 zeros for the first."""
+
+    log: str
+    seq: int
+    prev: str

@@ -1,0 +1,42 @@
+"""`python llmxai/evidence/verifier RUN [--pubkey KEY.pub] [--checkpoint HELD] [--json]`: `llmxai verify`, alone.
+
+Exit status: 0 whole, 1 tampered, 2 cannot tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+if not __package__:  # run as a folder: its files are found here, and the rest of llmxai is never imported
+    for name in ("llmxai", "llmxai.evidence", "llmxai.evidence.verifier"):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(Path(__file__).parent)] if name.endswith("verifier") else []
+
+
+def main() -> int:
+    from llmxai.evidence.verifier.check import read_held, verify
+    from llmxai.evidence.verifier.checkpoint import read_public_key
+
+    parser = argparse.ArgumentParser(prog="verifier", description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder, its evidence/, a bundle (.zip) or a consistency proof")
+    parser.add_argument("--pubkey", type=Path, help="Ed25519 public key in PEM whose signature is required")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint that was kept elsewhere")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    try:
+        key = read_public_key(options.pubkey.read_bytes()) if options.pubkey else None
+        held = [read_held(options.checkpoint)] if options.checkpoint else []
+    except (OSError, ValueError) as error:
+        print(f"verifier: {error}", file=sys.stderr)
+        return 2
+    verdict = verify(options.run, key=key, held=held)
+    print(json.dumps(verdict.to_json(), indent=1) if options.json else verdict.to_text())
+    return verdict.exit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

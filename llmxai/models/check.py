@@ -1,0 +1,162 @@
+"""What works for a model, said from its configuration and tokenizer before any weight is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from llmxai.models.finding import find_model, knows_text
+from llmxai.models.loading import quantization_config, stored_dtype
+from llmxai.models.planner import MemoryPlan, free_memory, plan_memory, score_maps_of, weight_bytes
+from llmxai.models.seams import keeps_keys_and_values, keeps_logits, rollout_refusal, transformer_depth
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing that llmxai does with models, and whether it does it with this one."""
+
+    name: str
+    works: bool
+    note: str
+    """How, or why not."""
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """Everything that can be known about a model without its weights."""
+
+    name: str
+    architecture: str
+    parameters: int
+    depth: int
+    context_length: int | None
+    capabilities: tuple[Capability, ...]
+    plan: MemoryPlan
+
+
+def check_model(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    tokens: int = 512,
+    answer_tokens: int = 64,
+) -> ModelCheck:
+    """What works for the model of that name, and the memory for `tokens` in all of which `answer_tokens` are answer.
+
+    Reads configuration and tokenizer only. Raises ModelLoadError, UnsupportedModelError or OptionError as `load` does.
+    """
+    found = find_model(name, revision=revision)
+    width = stored_dtype(found.config, dtype)
+    quantization_config(quantize, dtype=width)
+    with _quiet(), init_empty_weights():
+        model = AutoModelForCausalLM.from_config(found.config)
+    model.tie_weights()
+    weights, share = weight_bytes(model, dtype=width, quantize=quantize)
+    plan = plan_memory(
+        found.config,
+        tokens=tokens,
+        targets=answer_tokens,
+        dtype=width,
+        free=free_memory(torch.device("cuda") if torch.cuda.is_available() else None),
+        weights=weights,
+        score_maps=score_maps_of(model),
+    )
+    return ModelCheck(
+        name=found.name,
+        architecture=type(model).__name__,
+        parameters=model.num_parameters(),
+        depth=transformer_depth(model),
+        context_length=getattr(found.config.get_text_config(), "max_position_embeddings", None),
+        capabilities=(
+            _chat(found.place, revision),
+            _gradients(model),
+            _prefix(model),
+            _rollout(found.config),
+            _quantisation(share),
+            _sharding(model),
+            Capability("memory", plan.fits, plan.sentence()),
+        ),
+        plan=plan,
+    )
+
+
+def _chat(place: str, revision: str | None) -> Capability:
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        except (OSError, ValueError, ImportError) as error:
+            return Capability("prompt and roles", False, f"no tokenizer can be read there ({str(error)[:120]})")
+    if not knows_text(tokenizer):
+        return Capability("prompt and roles", False, "no vocabulary of a tokenizer is there: it encodes no plain text")
+    bos = "with" if tokenizer.bos_token_id is not None else "without"
+    if tokenizer.chat_template is None:
+        return Capability("prompt and roles", True, f"raw prompts only ({bos} a BOS token): it has no chat template")
+    return Capability("prompt and roles", True, f"raw prompts ({bos} a BOS token) and chats through its template")
+
+
+def _gradients(model: PreTrainedModel) -> Capability:
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        return Capability("integrated gradients", False, f"{type(model).__name__} takes no inputs_embeds")
+    if not isinstance(model.get_input_embeddings(), nn.Module):
+        return Capability("integrated gradients", False, "transformers names no input embedding of it")
+    if keeps_logits(model):
+        return Capability("integrated gradients", True, "the output head runs at the answer's positions only")
+    return Capability("integrated gradients", True, "the output head runs at every position, which takes longer")
+
+
+def _prefix(model: PreTrainedModel) -> Capability:
+    if not keeps_keys_and_values(model):
+        return Capability("cached prefix", False, "it keeps a recurrent state: held tokens are computed at every node")
+    return Capability("cached prefix", True, "tokens before the first one that moves are computed once")
+
+
+def _rollout(config: PreTrainedConfig) -> Capability:
+    refusal = rollout_refusal(config)
+    if refusal is not None:
+        return Capability("attention rollout", False, refusal)
+    kinds = Counter(getattr(config.get_text_config(), "layer_types", None) or [])
+    windows = kinds["sliding_attention"] + kinds["chunked_attention"]
+    within = f", {windows} of them within a window" if windows else ""
+    return Capability("attention rollout", True, f"all layers attend by softmax{within}")
+
+
+def _quantisation(share: float) -> Capability:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return Capability("4-bit and 8-bit", False, "bitsandbytes is not installed: pip install bitsandbytes")
+    if not share:
+        return Capability("4-bit and 8-bit", False, "none of its weights are in layers that bitsandbytes replaces")
+    return Capability("4-bit and 8-bit", True, f"{share:.0%} of its weights are in layers that bitsandbytes replaces")
+
+
+def _sharding(model: PreTrainedModel) -> Capability:
+    blocks = sorted(getattr(model, "_no_split_modules", None) or [])
+    if not blocks:
+        return Capability("device_map", False, "transformers does not say which of its blocks must stay whole")
+    return Capability("device_map", True, f"auto, balanced, or your own; {', '.join(blocks)} stays on one device")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers comments on configurations; a check reports what matters itself."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)

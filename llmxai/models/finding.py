@@ -1,0 +1,88 @@
+"""From a name to the folder that transformers reads and a configuration of a causal model; no weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from llmxai.errors import ModelLoadError, UnsupportedModelError
+from llmxai.models._reasons import not_found
+from llmxai.models.embedded import EMBEDDED, dequantised_folder, embedded_gguf, file_digest
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Where a model is and what kind it is."""
+
+    name: str
+    """As it was asked for."""
+    place: str
+    """What transformers shall read from."""
+    digest: str | None
+    """SHA-256 of the file behind it, where it is one file."""
+    config: PreTrainedConfig
+
+
+def find_model(name_or_path: str | Path, *, revision: str | None = None) -> FoundModel:
+    """Raises ModelLoadError where there is no such model, UnsupportedModelError where it is not a causal one."""
+    name = str(name_or_path)
+    place, digest = _resolve(name)
+    config = _config(place, name=name, revision=revision)
+    _require_causal(config, name=name)
+    return FoundModel(name=name, place=place, digest=digest, config=config)
+
+
+def _resolve(name: str) -> tuple[str, str | None]:
+    if name == EMBEDDED:
+        gguf = embedded_gguf()
+    elif name.endswith(".gguf"):
+        gguf = Path(name)
+        if not gguf.is_file():
+            raise ModelLoadError(f"{name}: no such file. Give the path of a .gguf file, or `{EMBEDDED}`.")
+    else:
+        return name, None
+    digest = file_digest(gguf)
+    return str(dequantised_folder(gguf, digest=digest)), digest
+
+
+def _config(place: str, *, name: str, revision: str | None) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise not_found(name, error) from error
+
+
+def _require_causal(config: PreTrainedConfig, *, name: str) -> None:
+    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name}: {architecture} is an encoder-decoder model. llmxai explains causal (decoder-only) language "
+            f"models; give one of those."
+        )
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsupportedModelError(encoder_message(name, architecture))
+    # BERT and its kin can be decoders, and seldom are; GPT-NeoX says it is none, and has no other form
+    reads_both_ways = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", True)
+    if reads_both_ways or "MaskedLM" in architecture or "Classification" in architecture:
+        raise UnsupportedModelError(encoder_message(name, architecture))
+
+
+def encoder_message(name: str, architecture: str) -> str:
+    return (
+        f"{name}: {architecture} is not a causal language model: it does not generate text from left to right, so "
+        f"there is no generated token to explain. Give a causal model (for example `{EMBEDDED}`)."
+    )
+
+
+def knows_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it encodes plain text: transformers makes some tokenizers up where a folder holds no vocabulary."""
+    ids = tokenizer("Hello", add_special_tokens=False)["input_ids"]
+    return any(token != tokenizer.unk_token_id for token in ids)

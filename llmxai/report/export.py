@@ -1,0 +1,117 @@
+"""The stored numbers as flat tables, CSV or Parquet, for a spreadsheet or a data frame."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmxai.errors import OptionError, OutputError
+from llmxai.report.rows import read_rows, record_folders, to_columns
+from llmxai.store import read_folder
+
+TABLES = ("records", "tokens", "sources")
+ENDINGS = (".csv", ".parquet")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A cell of text that begins so is run as a formula by some spreadsheets; in CSV it gets an apostrophe in front."""
+FLAT = ("position", "text", "logprob", "replayed_logprob", "rank", "status", "reason")
+CERTIFICATE = ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline", "net", "converged")
+
+Columns = dict[str, list[Any]]
+
+
+def export(folder: Path | str, file: Path | str, *, table: str | None = None) -> int:
+    """Write one table of an explanation or a run to `file` (.csv or .parquet); returns the number of its rows.
+
+    `records`: one row a record. `tokens`: one a generated token, with its status, gap and agreement. `sources`: one a
+    generated token, method and source (the stored top 20). By default: `tokens` for one explanation, `records` for a
+    run.
+    Raises OptionError for an unknown table or ending, OutputError where a folder or file cannot be read or written.
+    """
+    folder, file = Path(folder), Path(file)
+    single = (folder / "explanation.json").is_file()
+    table = table or ("tokens" if single else "records")
+    if table not in TABLES:
+        raise OptionError(f"Unknown table {table!r}. Known: {', '.join(TABLES)}.")
+    if file.suffix not in ENDINGS:
+        raise OptionError(f"{file}: the ending says the format, and {file.suffix!r} is none of {', '.join(ENDINGS)}.")
+    if table == "records":
+        if single:
+            raise OptionError(f"{folder}: is one explanation and has no table of records. Ask for tokens or sources.")
+        columns = to_columns(read_rows(folder))
+    else:
+        columns = _tokens_or_sources([folder] if single else record_folders(folder), table=table)
+    if not columns:
+        raise OutputError(f"{folder}: holds no explanation to export.")
+    try:
+        (_write_csv if file.suffix == ".csv" else _write_parquet)(columns, file)
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error}).") from error
+    return len(next(iter(columns.values())))
+
+
+def _tokens_or_sources(folders: list[Path], *, table: str) -> Columns:
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        document, _ = read_folder(folder)
+        for number, target in enumerate(document["targets"], start=1):
+            head = {"record": folder.resolve().name, "number": number}
+            if table == "tokens":
+                rows.append({**head, **_token(target)})
+            else:
+                rows.extend({**head, **source} for source in _sources(document, target))
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _token(target: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{key: target[key] for key in (*FLAT, *CERTIFICATE)},
+        **{f"agreement.{key}": value for key, value in target["agreement"].items()},
+        **{f"rollout.{key}": value for key, value in target["rollout"].items()},
+    }
+
+
+def _sources(document: Mapping[str, Any], target: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tokens = document["tokens"]
+    return [
+        {
+            "target": target["text"],
+            "status": target["status"],
+            "method": method,
+            "place": place,
+            "index": source["index"],
+            "source": tokens[source["index"]]["text"],
+            "role": tokens[source["index"]]["role"],
+            "value": source["value"],
+            "share": source["share"],
+        }
+        for method, sources in target["sources"].items()
+        for place, source in enumerate(sources, start=1)
+    ]
+
+
+def _write_csv(columns: Columns, file: Path) -> None:
+    with file.open("w", encoding="utf-8-sig", newline="", errors="backslashreplace") as out:  # the mark tells Excel
+        writer = csv.writer(out)
+        writer.writerow(columns)
+        writer.writerows([_cell(value) for value in row] for row in zip(*columns.values(), strict=True))
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\0", "\\x00")
+    return f"'{value}" if value.startswith(FORMULA) else value
+
+
+def _write_parquet(columns: Columns, file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    clean = {
+        name: [value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value for value in own]
+        for name, own in columns.items()
+    }
+    pq.write_table(pa.table(clean), file)

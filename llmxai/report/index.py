@@ -1,0 +1,112 @@
+"""The index of a run, as plain data: no HTML here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from llmxai.report.charts import Chart, Interval, build_charts, build_intervals
+from llmxai.report.provenance import Provenance, build_provenance_box
+from llmxai.report.rows import RunRow
+from llmxai.report.tables import Setting, build_settings
+from llmxai.report.verdict import NOT_PROOF
+from llmxai.report.visible import Text, label, plain, visible
+
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One record."""
+
+    id: Text
+    href: str | None
+    """Its page, relative to the index; None where there is none."""
+    prompt: Text
+    answer: Text
+    """Or why there is none."""
+    failed: bool
+    counts: tuple[int, int, int, int]
+    """Tokens by status, in the order of `Status`."""
+    n_targets: int
+    gap: float | None
+    spearman: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class IndexView:
+    title: str
+    headline: Text
+    sentences: tuple[str, ...]
+    not_proof: str
+    rows: tuple[IndexRow, ...]
+    charts: tuple[Chart, ...]
+    intervals: tuple[Interval, ...]
+    settings: tuple[Setting, ...]
+    provenance: Provenance | None
+
+
+def build_index(
+    rows: Sequence[RunRow],
+    *,
+    name: str,
+    place: str = "records/",
+    pages: frozenset[str] | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> IndexView:
+    """What the index of the run `name` says.
+
+    `place`: where the records' folders lie, relative to the index. `pages`: the ids that have a page; None: all that
+    did not fail. `manifest` (what the run was) and `provenance` (llmxai/report/provenance.py) are shown as they are.
+    """
+    return IndexView(
+        title=f"Run {plain(visible(name))}: {_records(len(rows))}",
+        headline=visible(name),
+        sentences=_sentences(rows),
+        not_proof=NOT_PROOF,
+        rows=tuple(_row(row, place, pages) for row in rows),
+        charts=build_charts(rows),
+        intervals=build_intervals(rows),
+        settings=build_settings(manifest or {}),
+        provenance=build_provenance_box(provenance),
+    )
+
+
+def _row(row: RunRow, place: str, pages: frozenset[str] | None) -> IndexRow:
+    failed = row.status == FAILED
+    has_page = not failed if pages is None else row.id in pages
+    return IndexRow(
+        id=label(row.id),
+        href=f"{place}{quote(row.id, safe='', errors='replace')}/report.html" if has_page else None,
+        prompt=label(row.prompt) if row.prompt else (),
+        answer=label(row.error or "failed, no reason recorded") if failed else label(row.answer or "(nothing)"),
+        failed=failed,
+        counts=(row.agree, row.diluted, row.disagree, row.unconverged),
+        n_targets=row.n_targets,
+        gap=row.worst_gap_ratio,
+        spearman=row.median_spearman,
+        seconds=row.seconds,
+    )
+
+
+def _sentences(rows: Sequence[RunRow]) -> tuple[str, ...]:
+    failed = sum(row.status == FAILED for row in rows)
+    explained = len(rows) - failed
+    clean = sum(row.status != FAILED and row.agree == row.n_targets for row in rows)
+    unread = sum(row.unconverged > 0 for row in rows)
+    contradicted = sum(row.disagree > 0 for row in rows)
+    said = [f"{_records(explained)} explained, {failed} failed."]
+    if explained:
+        said.append(
+            f"In {_records(clean)} every token has the status “agree”; {contradicted} hold at least one token on which "
+            f"the methods contradict each other, and {unread} at least one whose gradient values must not be read."
+        )
+    return tuple(said)
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'' if count == 1 else 's'}"

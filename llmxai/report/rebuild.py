@@ -1,0 +1,136 @@
+"""Make the pages of a folder again from what is stored in it: no model, no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmxai.errors import OutputError
+from llmxai.report.index import build_index
+from llmxai.report.render import render_index, render_report
+from llmxai.report.rows import read_rows, record_folders
+from llmxai.report.view import build_view
+from llmxai.store import read_folder
+
+PAGE, INDEX, MANIFEST = "report.html", "index.html", "manifest.json"
+REBUILT = "report.rebuilt.html"
+"""Name of a page made again beside one that the evidence log holds by its digest: that one must stay as it is."""
+EVIDENCE = "evidence"
+"""Name, or ending of the name, of the folder of the log."""
+
+Provenances = Callable[[Path], Mapping[str, Any] | None]
+"""From the folder of an explanation or of a run to its provenance box (llmxai/report/provenance.py)."""
+Report = Callable[[str, int, int], None]
+"""Called with (what is being done, steps that are done, steps)."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    page: Path
+    """The page to open: the report of one explanation, or the index of a run."""
+    pages: int
+    failures: tuple[str, ...]
+    """One sentence for each record whose page could not be made."""
+
+
+def no_provenance(_folder: Path) -> None:
+    """Nobody keeps records here."""
+
+
+def rebuild(
+    folder: Path | str, *, provenance: Provenances = no_provenance, report: Report = lambda _stage, _done, _n: None
+) -> Rebuilt:
+    """Write the pages of `folder`: `report.html` of one explanation; of a run, every record's and `index.html`.
+
+    A record that cannot be read does not stop the others. Raises OutputError where the folder is neither.
+    """
+    folder = Path(folder)
+    if (folder / "explanation.json").is_file():
+        return Rebuilt(write_page(folder, provenance=provenance(folder)), 1, ())
+    folders = record_folders(folder)
+    failures = []
+    for done, record in enumerate(folders):
+        report("pages", done, len(folders))
+        home = os.path.relpath(folder / INDEX, record).replace(os.sep, "/")
+        try:
+            write_page(record, home=home, provenance=provenance(record))
+        except OutputError as error:
+            failures.append(str(error))
+    report("index", 0, 1)
+    index = write_index(folder, provenance=provenance(folder))
+    return Rebuilt(index, len(folders) - len(failures) + 1, tuple(failures))
+
+
+def write_page(folder: Path, *, home: str | None = None, provenance: Mapping[str, Any] | None = None) -> Path:
+    """`report.html` of one explanation, from its stored data. `home`: the index, relative to the folder.
+
+    Where an evidence log may hold the digest of the present page, and the new one differs, the present page stays and
+    the new one is called `report.rebuilt.html`: `llmxai verify` would report a change otherwise.
+    """
+    document, maps = read_folder(folder)
+    try:
+        page = render_report(build_view(document, maps, home=home, provenance=provenance))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise OutputError(
+            f"{folder}: its explanation.json or maps.safetensors does not hold what its schema promises "
+            f"({type(error).__name__}: {error}). Explain it again."
+        ) from error
+    if _logged(folder) and (folder / PAGE).is_file() and (folder / PAGE).read_bytes() != page.encode("utf-8"):
+        return _replace(folder / REBUILT, page)
+    return _replace(folder / PAGE, page)
+
+
+def _logged(folder: Path) -> bool:
+    """Whether a log of evidence lies in, beside or above the folder of an explanation."""
+    folder = folder.resolve()
+    places = (folder, folder.parent, folder.parent.parent)
+    return folder.with_name(f"{folder.name}.{EVIDENCE}").is_dir() or any((at / EVIDENCE).is_dir() for at in places)
+
+
+def write_index(run: Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
+    """`index.html` of a run, from rows.parquet or, where there is none, from each explanation.json."""
+    rows = read_rows(run)
+    place = "records/" if (run / "records").is_dir() else ""
+    pages = frozenset(folder.name for folder in record_folders(run) if (folder / PAGE).is_file())
+    view = build_index(
+        rows,
+        name=run.resolve().name,
+        place=place,
+        pages=pages,
+        manifest=_manifest(run / MANIFEST),
+        provenance=provenance,
+    )
+    return _replace(run / INDEX, render_index(view))
+
+
+def _manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read as JSON ({error}).") from error
+    return values if isinstance(values, dict) else {"manifest": values}
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    scratch = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".page-", encoding="utf-8", delete=False) as file:
+            scratch = Path(file.name)
+            file.write(text)
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except OSError as error:
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error}).") from error
+    return path

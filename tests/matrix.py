@@ -1,0 +1,172 @@
+"""Every architecture explained end to end, with tiny random weights: `make matrix` prints the table."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import ARCHITECTURES, HYBRIDS, make_loaded
+from torch import Tensor
+
+from llmxai import Decoding, explain, save
+from llmxai.errors import UnsupportedModelError
+from llmxai.generation import encode_messages
+from llmxai.methods import attention_rollout
+from llmxai.models import LoadedModel
+from llmxai.store import read_folder
+from llmxai.types import Explanation, Generation, Role, Status, predicting_position
+
+CHAT = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "The capital of France is Paris. Which city is the capital?"},
+]
+SCALE = 0.1
+"""Standard deviation of the weights: answers that are not a coin toss, and a path that can converge."""
+OPT_NODES = 1024
+"""OPT's ReLU bends the path at many places; 256 nodes are enough elsewhere."""
+ROUTED = {"mixtral", "gpt_oss"}
+"""Mixtures of experts: the router chooses others along the path, F jumps there, and no rule integrates a jump."""
+EVERY_EXPERT = {"num_experts_per_tok": 4}
+
+CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+    **{name: (name, {}) for name in ARCHITECTURES},
+    **{f"{name}, every expert": (name, EVERY_EXPERT) for name in sorted(ROUTED)},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one case."""
+
+    case: str
+    roles: bool
+    """Every role that the chat holds was found, and their texts are those that were given."""
+    replayed: float
+    """Largest difference (nats) between a log-prob recorded while generating and one replayed."""
+    converged: bool
+    gap: float
+    """The largest, in nats."""
+    rollout_error: float | None
+    """Largest difference between rollout and the product of whole eager maps; None where rollout is refused."""
+    reported: bool
+    """The folder holds the same numbers, the page names the model, and who did not converge is marked so."""
+    why: str
+    """Why rollout is refused."""
+
+    @property
+    def right(self) -> bool:
+        name = CASES[self.case][0]
+        rollout = self.why if name in HYBRIDS else self.rollout_error is not None and self.rollout_error < 1e-5
+        converged = self.converged != (self.case in ROUTED)
+        return bool(self.roles and self.replayed < 1e-3 and converged and rollout and self.reported)
+
+
+def run(case: str, folder: Path) -> Row:
+    """Generate, replay, integrate, roll out, cross-check, write, and read back."""
+    name, changes = CASES[case]
+    scale = "init_std" if name == "opt" else "initializer_range"
+    loaded = make_loaded(name, **{scale: SCALE, **changes})
+    nodes = OPT_NODES if name == "opt" else 256
+    result = explain(loaded, messages=CHAT, decoding=Decoding(max_new_tokens=3), max_nodes=nodes)
+    recorded = result.generation.logprobs or ()
+    why = refusal(loaded)
+    naive = None if why else naive_rollout(loaded, result.generation)
+    return Row(
+        case=case,
+        roles=roles_are_right(result.generation),
+        replayed=max(abs(a - b) for a, b in zip(recorded, result.replay.logprobs, strict=True)),
+        converged=all(result.attribution.converged),
+        gap=float(result.attribution.gap.abs().max()),
+        rollout_error=None if naive is None else float((result.rollout.rows - naive).abs().max()),
+        reported=is_reported(result, folder),
+        why=why,
+    )
+
+
+def refusal(loaded: LoadedModel) -> str:
+    tokens = encode_messages(loaded, CHAT)
+    generation = Generation(
+        ids=(*tokens.ids, 1),
+        prompt_len=len(tokens.ids),
+        roles=(*tokens.roles, Role.GENERATED),
+        texts=("",) * (len(tokens.ids) + 1),
+        words=(),
+        logprobs=None,
+        stop="given",
+        request={},
+    )
+    try:
+        attention_rollout(loaded, generation)
+    except UnsupportedModelError as error:
+        return str(error)
+    return ""
+
+
+def roles_are_right(generation: Generation) -> bool:
+    said = dict.fromkeys(Role, "")
+    for text, role in zip(generation.texts, generation.roles, strict=True):
+        said[role] += text
+    used = {role for role, text in said.items() if text}
+    return used == {Role.TEMPLATE, Role.SYSTEM, Role.USER, Role.GENERATED} and all(
+        said[Role(message["role"])] == message["content"] for message in CHAT
+    )
+
+
+def naive_rollout(loaded: LoadedModel, generation: Generation) -> Tensor:
+    """Whole maps of a copy that was built with eager attention, multiplied."""
+    model = type(loaded.model)._from_config(loaded.model.config, attn_implementation="eager")
+    model.load_state_dict(loaded.model.state_dict())
+    with torch.no_grad():
+        maps = model.eval()(torch.tensor([generation.ids]), use_cache=False, output_attentions=True).attentions
+    identity = torch.eye(len(generation.ids), dtype=torch.float64)
+    product = identity
+    for layer in maps:
+        product = (identity + layer[0].double().mean(dim=0)) @ product / 2
+    return product[[predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]]
+
+
+def is_reported(result: Explanation, folder: Path) -> bool:
+    document, maps = read_folder(save(result, folder))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    marked = [target["status"] == Status.UNCONVERGED for target in document["targets"]]
+    return (
+        torch.equal(torch.from_numpy(maps["integrated_gradients"]), result.attribution.values.float())
+        and torch.equal(torch.from_numpy(maps["rollout"]), result.rollout.rows.float())
+        and marked == [not converged for converged in result.attribution.converged]
+        and result.environment["model"]["architecture"] in page
+    )
+
+
+def main() -> int:
+    """Print the table; 1 where a row is not as it must be."""
+    print(f"{'architecture':23}{'roles':7}{'replayed':>10}{'converged':>11}{'gap':>9}{'rollout = eager':>17}  report")
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, case in enumerate(CASES):
+            row = run(case, Path(folder) / str(number))
+            print(line(row), flush=True)
+            wrong += [] if row.right else [case]
+    print(f"{len(CASES)} cases, {len(wrong)} not as they must be{': ' if wrong else ''}{', '.join(wrong)}")
+    return int(bool(wrong))
+
+
+def line(row: Row) -> str:
+    rollout = "refused" if row.rollout_error is None else f"{row.rollout_error:.0e}"
+    note = row.why or ("F jumps where the router changes its mind; marked unconverged" if row.case in ROUTED else "")
+    return (
+        f"{row.case:23}{yes(row.roles):7}{row.replayed:>10.0e}{yes(row.converged):>11}{row.gap:>9.0e}{rollout:>17}"
+        f"  {yes(row.reported)}{f'  ({note})' if note else ''}"
+    )
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

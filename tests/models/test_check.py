@@ -1,0 +1,97 @@
+"""`llmxai models check`: what it says beforehand is what then happens."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, HYBRIDS, answered, make_loaded, make_model, make_tokenizer
+
+from llmxai import cli
+from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.methods import attention_rollout, layer_integrated_gradients
+from llmxai.models.check import Capability, ModelCheck, check_model
+from llmxai.models.seams import layers_without_softmax, prefix_cache
+
+
+def check(architecture: str, folder: Path) -> ModelCheck:
+    """Of a folder without weights: none may be read."""
+    make_model(architecture).config.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return check_model(folder)
+
+
+def named(found: ModelCheck) -> dict[str, Capability]:
+    return {row.name: row for row in found.capabilities}
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *HYBRIDS])
+def test_what_is_said_is_what_happens(architecture: str, tmp_path: Path) -> None:
+    found, loaded = check(architecture, tmp_path), make_loaded(architecture)
+    generation = answered(loaded)
+    assert found.architecture == type(loaded.model).__name__
+    assert found.parameters == loaded.model.num_parameters()
+    rows = named(found)
+    assert rows["integrated gradients"].works
+    assert torch.isfinite(layer_integrated_gradients(loaded, generation, n_steps=2).values).all()
+    embeds = torch.zeros(1, 2, loaded.model.get_input_embeddings().weight.shape[1])
+    assert rows["cached prefix"].works == (prefix_cache(loaded.model, embeds) is not None)
+    at_positions = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
+    assert ("positions only" in rows["integrated gradients"].note) == at_positions
+    assert rows["attention rollout"].works == (architecture in ARCHITECTURES)
+    if rows["attention rollout"].works:
+        assert (attention_rollout(loaded, generation).rows.sum(dim=1) <= 1 + 1e-6).all()
+    else:
+        with pytest.raises(UnsupportedModelError, match="so attention rollout is not defined for it"):
+            attention_rollout(loaded, generation)
+
+
+def test_the_reason_counts_the_layers_by_type(tmp_path: Path) -> None:
+    note = named(check("qwen3_next", tmp_path))["attention rollout"].note
+    assert (
+        "2 of its 3 layers have no softmax attention or mix tokens by something else as well (2 linear_attention)"
+        in note
+    )
+    assert layers_without_softmax(make_model("lfm2").config) == {"conv": 2}
+    assert layers_without_softmax(make_model("gemma2").config) == {}
+
+
+def test_windows_and_templates_are_told(tmp_path: Path) -> None:
+    rows = named(check("gemma3_text", tmp_path))
+    assert rows["attention rollout"].note == "all layers attend by softmax, 2 of them within a window"
+    assert "chats through its template" in rows["prompt and roles"].note
+    make_tokenizer(template=None).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    assert "it has no chat template" in named(check_model(tmp_path))["prompt and roles"].note
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    assert not named(check_model(tmp_path))["prompt and roles"].works
+
+
+def test_quantisation_shrinks_the_plan(tmp_path: Path) -> None:
+    plain, small = check("llama", tmp_path), check_model(tmp_path, quantize="4bit")
+    assert small.plan.weights < plain.plan.weights
+    assert check_model(tmp_path, dtype="bfloat16").plan.weights == plain.plan.weights // 2
+    with pytest.raises(OptionError, match="quantize '2bit' is unknown"):
+        check_model(tmp_path, quantize="2bit")
+    with pytest.raises(OptionError, match="dtype 'int3' is unknown"):
+        check_model(tmp_path, dtype="int3")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    check("qwen3_next", tmp_path)
+    outputs = []
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["llmxai", "models", "check", str(tmp_path), *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        outputs.append(capsys.readouterr().out)
+    assert "Qwen3NextForCausalLM" in outputs[0]
+    assert "attention rollout     no" in outputs[0]
+    parsed = json.loads(outputs[1])
+    assert [row["name"] for row in parsed["capabilities"] if not row["works"]] == ["cached prefix", "attention rollout"]

@@ -1,0 +1,178 @@
+"""The index of a run in a real browser, from files, with no network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from llmxai.report import RunRow, build_index, rebuild, render_index
+from tests.report.conftest import Open, assert_accessible, look
+from tests.report.run_sample import hostile_rows, made_up, write_run
+
+pytestmark = pytest.mark.browser
+
+
+def index(rows: list[RunRow], **options: object) -> str:
+    return render_index(build_index(rows, name="sample", **options))
+
+
+def listed(page: Page) -> list[str]:
+    return page.locator("#rows th").all_inner_texts()
+
+
+def found(page: Page) -> str:
+    return page.locator("#found").inner_text()
+
+
+def test_search_filter_and_clear(open_page: Open) -> None:
+    rows = [
+        RunRow(id="a", prompt="Which city?", answer="Rome", n_targets=2, agree=1, disagree=1),
+        RunRow(id="b", prompt="Which river?", answer="ＴＩＢＥＲ", n_targets=1, agree=1),
+        RunRow(id="c", status="failed", error="PromptError: empty"),
+        RunRow(id="d", prompt="Which city?", answer="Lima", n_targets=1, unconverged=1),
+    ]
+    page = open_page(index(rows))
+    assert listed(page) == ["a", "b", "c", "d"]
+    page.keyboard.press("/")
+    page.keyboard.type("city WHICH")
+    assert listed(page) == ["a", "d"]
+    assert found(page) == "2 of 4 records, 1 to 2 shown."
+    page.get_by_label("Show").select_option("disagree")
+    assert listed(page) == ["a"]
+    page.keyboard.press("Escape")
+    page.locator("#search").focus()
+    page.keyboard.press("Escape")
+    assert page.locator("#search").input_value() == ""
+    for value, expected in (
+        *(("flagged", ["a", "d"]), ("agree", ["b"]), ("failed", ["c"]), ("unconverged", ["d"])),
+        *(("diluted", []), ("all", ["a", "b", "c", "d"])),
+    ):
+        page.get_by_label("Show").select_option(value)
+        assert listed(page) == expected, value
+    page.locator("#search").fill("tiber")  # full-width letters are the same letters
+    assert listed(page) == ["b"]
+    page.locator("#search").fill("prompterror")
+    assert listed(page) == ["c"]
+    page.locator("#search").fill("nowhere")
+    assert page.locator("#rows").inner_text().strip() == "No record fits."
+    page.get_by_role("button", name="Clear").click()
+    assert len(listed(page)) == 4
+
+
+def test_sorting_puts_rows_without_a_value_last(open_page: Open) -> None:
+    rows = [
+        RunRow(id="r10", n_targets=1, agree=1, worst_gap_ratio=0.5, seconds=1.0),
+        RunRow(id="r9", n_targets=1, disagree=1, worst_gap_ratio=2.0),
+        RunRow(id="r1", status="failed", error="x"),
+        RunRow(id="r2", n_targets=1, agree=1, worst_gap_ratio=-0.0, seconds=3.0),
+    ]
+    page = open_page(index(rows))
+    page.get_by_role("button", name="error / allowed").click()
+    assert listed(page) == ["r9", "r10", "r2", "r1"]
+    head = page.locator("th[data-key=gap]")
+    assert head.get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="error / allowed").click()
+    assert listed(page) == ["r2", "r10", "r9", "r1"]
+    assert head.get_attribute("aria-sort") == "ascending"
+    page.get_by_role("button", name="seconds").click()
+    assert listed(page)[:2] == ["r2", "r10"]
+    page.get_by_role("button", name="record").click()
+    assert listed(page) == ["r1", "r2", "r9", "r10"]  # numbers in names count as numbers
+    page.get_by_role("button", name="disagree").click()
+    assert listed(page)[0] == "r9"
+
+
+def test_pages_and_an_address_that_keeps_the_state(open_page: Open) -> None:
+    page = open_page(index(made_up(120)))
+    assert len(listed(page)) == 50
+    assert page.get_by_role("button", name="Previous").is_disabled()
+    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Next").click()
+    assert listed(page)[0] == "r00100"
+    assert len(listed(page)) == 20
+    assert page.get_by_role("button", name="Next").is_disabled()
+    page.locator("#search").fill("chad")
+    page.get_by_role("button", name="Spearman").click()
+    before, address = listed(page), page.url
+    assert "q=chad" in address
+    assert "sort=-spearman" in address
+    again = open_page(index(made_up(120)), fragment="#" + address.split("#")[1])
+    assert listed(again) == before
+    assert again.locator("#search").input_value() == "chad"
+    for wrong in ("#page=999", "#page=-3", "#sort=__proto__", "#only=constructor", "#q=%00", "#x"):
+        again.evaluate("wrong => { location.hash = wrong }", wrong)
+        again.wait_for_function("document.querySelector('#search').value !== 'chad'")
+        assert again.locator("#rows tr").count() > 0
+
+
+def test_from_the_index_to_a_word_and_back(open_page: Open, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    rebuild(run)
+    page = open_page(run / "index.html")
+    assert listed(page) == ["0001", "0002", "0003", "0004"]
+    page.get_by_role("link", name="2 disagree, go to the first").click()
+    page.wait_for_url(re.compile(r"records/0001/report\.html#words-\d+$"))
+    assert page.locator("#panel-head").inner_text() == "def × disagree"
+    page.get_by_role("link", name="all records of the run").click()
+    assert page.url == (run / "index.html").as_uri()
+    page.get_by_role("link", name="0002").click()
+    assert "Rome" in page.locator("h1").inner_text()
+
+
+def test_hostile_rows_do_nothing(open_page: Open) -> None:
+    hostile = "</script><script>window.hacked=1</script>"
+    page = open_page(index(hostile_rows(), manifest={hostile: hostile}, provenance={"record": hostile, hostile: 1}))
+    for value in ("failed", "all"):
+        page.get_by_label("Show").select_option(value)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img, main script").count() == 0
+    assert "\u202e" not in page.content()
+    for link in page.locator("#rows a").all():
+        assert link.evaluate("e => new URL(e.href).protocol") == "file:"
+    page.locator("#search").fill(hostile)
+    assert listed(page) == ["<_script><script>window.hacked=1<_script>", "f0"]
+
+
+@pytest.mark.parametrize(
+    ("state", "rows", "options"),
+    [
+        ("index", made_up(120), {}),
+        ("index-dark", made_up(120), {"color_scheme": "dark"}),
+        ("index-hostile", hostile_rows(), {}),
+        ("index-400-percent", made_up(12), {"viewport": {"width": 320, "height": 256}}),
+        ("index-empty", [], {}),
+    ],
+)
+def test_no_fault_by_axe(open_page: Open, state: str, rows: list[RunRow], options: dict) -> None:
+    page = open_page(index(rows, manifest={"recipe": "planted", "seed": 0}), **options)
+    if rows:
+        page.get_by_role("button", name="error / allowed").click()
+    page.get_by_text("All settings and versions").click()
+    look(page, state)
+    assert_accessible(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_without_scripts_the_first_records_are_listed(open_page: Open) -> None:
+    page = open_page(index(made_up(60)), java_script_enabled=False)
+    assert len(listed(page)) == 50
+    assert "first 50 records" in page.locator("noscript").inner_text()
+    assert not page.locator("#filters").is_visible()
+    assert page.locator(".chart").first.is_visible()
+
+
+def test_five_thousand_records_are_listed_by_fifty(open_page: Open) -> None:
+    text = index(made_up(5000))
+    assert len(text.encode()) < 3_000_000
+    page = open_page(text)
+    assert found(page) == "5000 of 5000 records, 1 to 50 shown."
+    assert page.evaluate("document.querySelectorAll('*').length") < 2_000
+
+
+def test_the_index_prints(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(index(made_up(30)))
+    page.pdf(path=tmp_path / "index.pdf")
+    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "index.pdf").read_bytes())) >= 2
