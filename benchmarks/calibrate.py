@@ -1,11 +1,11 @@
-"""Where the thresholds of the status rule come from: rollout against planted truth, fitted on one half, checked on another.
+"""Where the thresholds of the status rule come from: planted truth, fitted on one half and checked on the other.
 
 Every sample is a generated token whose source in the prompt is known. It is positive where plain rollout misses the
 source in its top 5 features and negative where it finds it. The real model answers questions whose answer stands in the
 prompt among others of its kind (checked: the answer's log-prob falls when the source is ablated); small models are
 trained here to look items up. Prints tables in Markdown.
 
-Usage: python benchmarks/calibrate.py [--questions 12] [--samples FILE]
+Usage: python benchmarks/calibrate.py [--questions 10] [--samples FILE]
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +38,15 @@ from llmxai.methods._vjp import ChunkSize  # noqa: E402
 from llmxai.types import Dilution, Generation, predicting_position  # noqa: E402
 
 TOP = 5
-LEAST_PROBABILITY = 0.5
-LEAST_FALL = 1.0
+LEAST_PROBABILITY = 0.1
+LEAST_FALL = 2.0
 """Nats by which an answer's log-prob falls without its source, for the token to count as answered from it."""
 FIT, CHECK = "fit", "check"
 SMALL = ((2, 0, FIT), (3, 0, FIT), (2, 1, CHECK), (3, 1, CHECK))
 """Layers, seed, and which half: the models of the two halves share no seed."""
 REAL = {"city": FIT, "code": FIT, "place": CHECK, "name": CHECK}
 FALSE_ALARMS = 0.1
+"""What a threshold may flag of the tokens whose source rollout finds."""
 BOOTSTRAP = 2000
 
 
@@ -63,7 +66,13 @@ class Sample:
 
 
 def samples_of(
-    loaded: LoadedModel, generation: Generation, sources: dict[int, Sequence[int]], *, model: str, half: str, name: str
+    loaded: LoadedModel,
+    generation: Generation,
+    sources: Mapping[int, Sequence[int]],
+    *,
+    model: str,
+    half: str,
+    name: str,
 ) -> list[Sample]:
     """A sample for each target in `sources`, which gives the positions of its source."""
     rollout = attention_rollout(loaded, generation)
@@ -95,11 +104,11 @@ def samples_of(
 def real_samples(loaded: LoadedModel, *, questions: int) -> list[Sample]:
     """The embedded model on planted questions; only tokens that it says and takes from the source."""
     found = []
-    for family in FAMILIES:
-        for seed in range(questions):
+    for seed in range(questions):
+        for family in FAMILIES:
             question = make_question(family, seed=seed)
             generation, sources = locate(loaded, question)
-            answered = {t: where for t, where in sources.items() if where and depends(loaded, generation, t, where)}
+            answered = from_source(loaded, generation, sources)
             found += samples_of(
                 loaded, generation, answered, model="smollm2", half=REAL[family], name=f"{family} {seed}"
             )
@@ -129,20 +138,20 @@ def locate(loaded: LoadedModel, question: Question) -> tuple[Generation, dict[in
     return generation, spans
 
 
-def depends(loaded: LoadedModel, generation: Generation, t: int, where: Sequence[int]) -> bool:
-    """Whether the model says token t, and says it less without its source."""
-    span = (min(where), max(where) + 1)
+def from_source(
+    loaded: LoadedModel, generation: Generation, sources: Mapping[int, Sequence[int]]
+) -> dict[int, Sequence[int]]:
+    """The targets that the model says, and says less when their own source is ablated."""
+    units = tuple((min(where), max(where) + 1) for where in sources.values())
+    masks = torch.cat([torch.ones(1, len(units), dtype=torch.bool), ~torch.eye(len(units), dtype=torch.bool)])
     f = f_of_masks(
-        loaded,
-        generation,
-        (span,),
-        torch.tensor([[True], [False]]),
-        operator="baseline",
-        baseline="space",
-        size=ChunkSize(CHUNK_TOKENS),
-    )[t]
-    print(f"  {generation.texts[generation.prompt_len + t]!r}: {f[0]:.2f} nats, {f[1]:.2f} without", file=sys.stderr)
-    return bool(f[0] >= np.log(LEAST_PROBABILITY) and f[0] - f[1] >= LEAST_FALL)
+        loaded, generation, units, masks, operator="baseline", baseline="space", size=ChunkSize(CHUNK_TOKENS)
+    )
+    return {
+        t: where
+        for i, (t, where) in enumerate(sources.items())
+        if f[t, 0] >= np.log(LEAST_PROBABILITY) and f[t, 0] - f[t, i + 1] >= LEAST_FALL
+    }
 
 
 def small_samples(*, questions: int) -> list[Sample]:
@@ -161,39 +170,140 @@ def small_samples(*, questions: int) -> list[Sample]:
 Figure = Callable[[Sample], float]
 FIGURES: dict[str, Figure] = {
     "sink mass": lambda s: s.sink_mass,
-    "- feature mass": lambda s: -s.feature_mass,
+    "null divergence, negative": lambda s: -s.null_divergence,
+    "feature mass, negative": lambda s: -s.feature_mass,
     "similarity": lambda s: s.similarity,
     "entropy": lambda s: s.entropy,
-    "- null divergence": lambda s: -s.null_divergence,
 }
 """The larger, the more diluted."""
 
 
 def auc(samples: Sequence[Sample], figure: Figure) -> float:
     """Probability that a missed source has the larger figure than a found one (Mann-Whitney, ties half)."""
-    positive = [figure(s) for s in samples if s.missed]
-    negative = [figure(s) for s in samples if not s.missed]
+    positive, negative = ([figure(s) for s in samples if s.missed is missed] for missed in (True, False))
     if not positive or not negative:
         return float("nan")
     return float(stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
 
 
-def interval(
-    samples: Sequence[Sample], statistic: Callable[[Sequence[Sample]], float], *, seed: int = 0
-) -> tuple[float, float]:
-    """95 % bootstrap interval; questions are drawn, since the tokens of one question go together."""
-    rng = np.random.default_rng(seed)
+def best_threshold(samples: Sequence[Sample], figure: Figure) -> float:
+    """Half-way between two neighbouring values: most caught minus false alarms, of those that keep `FALSE_ALARMS`."""
+    values = sorted({figure(s) for s in samples})
+    cuts = [(low + high) / 2 for low, high in pairwise(values)]
+
+    def gain(cut: float) -> tuple[bool, float]:
+        false = share(samples, lambda s: figure(s) > cut, missed=False)
+        return false <= FALSE_ALARMS, share(samples, lambda s: figure(s) > cut, missed=True) - false
+
+    return max(cuts, key=gain)
+
+
+def share(samples: Sequence[Sample], flagged: Callable[[Sample], bool], *, missed: bool) -> float:
+    """Share of the samples with that truth that are flagged."""
+    mine = [s for s in samples if s.missed is missed]
+    return sum(map(flagged, mine)) / len(mine) if mine else float("nan")
+
+
+def interval(samples: Sequence[Sample], statistic: Callable[[Sequence[Sample]], float]) -> str:
+    """The statistic and its 95 % bootstrap interval; questions are drawn, since the tokens of one go together."""
+    rng = np.random.default_rng(0)
     questions: dict[str, list[Sample]] = {}
     for sample in samples:
         questions.setdefault(sample.question, []).append(sample)
     groups = list(questions.values())
-    values = []
-    for _ in range(BOOTSTRAP):
-        drawn = [s for i in rng.integers(len(groups), size=len(groups)) for s in groups[i]]
-        values.append(statistic(drawn))
+    values = [
+        statistic([s for i in rng.integers(len(groups), size=len(groups)) for s in groups[i]]) for _ in range(BOOTSTRAP)
+    ]
     low, high = np.nanquantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return f"{statistic(samples):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def share(samples: Sequence[Sample], flagged: Callable[[Sample], bool]) -> float:
-    return sum(map(flagged, samples)) / len(samples) if samples else float("nan")
+def _over(figure: Figure, cut: float, sample: Sample) -> bool:
+    return figure(sample) > cut
+
+
+def flagged_by_rule(sample: Sample) -> bool:
+    """What `RULE` says of the sample's row."""
+    dilution = Dilution(
+        sink_mass=sample.sink_mass,
+        feature_mass=sample.feature_mass,
+        entropy=sample.entropy,
+        null_divergence=sample.null_divergence,
+        similarity=sample.similarity,
+    )
+    return why_diluted(dilution, RULE) is not None
+
+
+def data_table(samples: Sequence[Sample]) -> list[str]:
+    rows = [
+        "| model | half | tokens | source missed | sink mass: median [least, most] | null divergence | entropy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for key in sorted({(s.model, s.half) for s in samples}):
+        mine = [s for s in samples if (s.model, s.half) == key]
+        spread = [
+            f"{np.median(x):.3g} [{min(x):.3g}, {max(x):.3g}]"
+            for x in ([getattr(s, name) for s in mine] for name in ("sink_mass", "null_divergence", "entropy"))
+        ]
+        rows.append(f"| {key[0]} | {key[1]} | {len(mine)} | {sum(s.missed for s in mine)} | {' | '.join(spread)} |")
+    return rows
+
+
+def figures_table(fit: Sequence[Sample], check: Sequence[Sample]) -> list[str]:
+    rows = [
+        "| figure | AUC, fitted half | AUC, other half [95 %] | threshold | caught, other half | "
+        "false alarms, other half |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, figure in FIGURES.items():
+        cut = best_threshold(fit, figure)
+        over = partial(_over, figure, cut)
+        caught, false = (share(check, over, missed=missed) for missed in (True, False))
+        rows.append(
+            f"| {name} | {auc(fit, figure):.2f} | {interval(check, partial(auc, figure=figure))} | {cut:.4g} | "
+            f"{caught:.0%} | {false:.0%} |"
+        )
+    return rows
+
+
+def rule_table(halves: Mapping[str, Sequence[Sample]]) -> list[str]:
+    rows = [
+        f"| rule {RULE.version} on | tokens | missed and flagged | found and flagged | caught [95 %] | "
+        "false alarms [95 %] |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, samples in halves.items():
+        counts = []
+        for missed in (True, False):
+            mine = [s for s in samples if s.missed is missed]
+            counts.append(f"{sum(map(flagged_by_rule, mine))} of {len(mine)}")
+        caught, false = (
+            interval(samples, partial(share, flagged=flagged_by_rule, missed=missed))
+            if any(s.missed is missed for s in samples)
+            else "-"
+            for missed in (True, False)
+        )
+        rows.append(f"| {name} | {len(samples)} | {counts[0]} | {counts[1]} | {caught} | {false} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--questions", type=int, default=10, help="questions a family to the real model")
+    parser.add_argument("--samples", type=Path, help="JSON file of samples: read where it exists, else written")
+    options = parser.parse_args()
+    if options.samples and options.samples.exists():
+        samples = [Sample(**one) for one in json.loads(options.samples.read_text())]
+    else:
+        samples = small_samples(questions=40)
+        samples += real_samples(load("smollm2", dtype="float32"), questions=options.questions)
+        if options.samples:
+            options.samples.write_text(json.dumps([asdict(s) for s in samples]))
+    fit, check = ([s for s in samples if s.half == half] for half in (FIT, CHECK))
+    halves = {"the fitted half": fit, "the other half": check}
+    halves |= {f"{m}, other half": [s for s in check if s.model == m] for m in sorted({s.model for s in check})}
+    print("\n".join([*data_table(samples), "", *figures_table(fit, check), "", *rule_table(halves)]))
+
+
+if __name__ == "__main__":
+    main()
