@@ -125,6 +125,20 @@ def test_where_the_prompt_comes_from(run: Run, model_folder: Path, tmp_path: Pat
         assert json.loads(ended.out)["generation"]["request"] == request
 
 
+def test_the_referee_is_asked_as_wanted(run: Run, model_folder: Path) -> None:
+    question = ("--prompt", "The capital of France", "--json")
+    options = ("--ablation-operator", "mean", "--ablation-units", "token")
+    document = json.loads(run(*explain(model_folder, *question, *options)).out)
+    assert document["ablations"]["operator"] == "mean"
+    assert document["ablations"]["kind"] == "token"
+    assert all(target["referee"] is not None for target in document["targets"])
+    ended = run(*explain(model_folder, *question, "--no-referee"))
+    document = json.loads(ended.out)
+    assert document["ablations"] is None
+    assert all(target["referee"] is None for target in document["targets"])
+    assert "taking the prompt apart" not in ended.err
+
+
 def test_options_reach_the_library(run: Run, model_folder: Path) -> None:
     options = ["--temperature", "0.8", "--top-p", "0.9", "--seed", "5", "--features", "all", "--baseline", "zero"]
     ended = run(
@@ -159,6 +173,8 @@ PROMPT = ("--prompt", "Hello")
         ([*PROMPT, "--quantize", "3bit"], "quantize '3bit' is unknown"),
         ([*PROMPT, "--features", "words"], "features 'words' is unknown"),
         ([*PROMPT, "--baseline", "grey"], "baseline 'grey' is unknown"),
+        ([*PROMPT, "--ablation-operator", "burn"], "'burn' is unknown. Known: delete, baseline, mean"),
+        ([*PROMPT, "--ablation-units", "page"], "'page' are unknown. Known: auto, token, word, sentence"),
         ([*PROMPT, "--tolerance", "-1"], "tolerance: relative -1.0"),
         ([*PROMPT, "--max-nodes", "0"], "max_nodes is 0"),
         ([*PROMPT, "--max-new-tokens", "0"], "max_new_tokens is 0"),

@@ -16,11 +16,13 @@ from llmxai import explain, save
 from llmxai.errors import InsufficientMemoryError, NonFiniteError, OptionError, PromptError, UserError
 from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import (
+    Ablation,
     Compute,
     Tolerance,
     attention_rollout,
     gradient_weighted_rollout,
     layer_integrated_gradients,
+    leave_one_out,
     measured_residual_rollout,
     variant_names,
 )
@@ -82,6 +84,21 @@ def test_every_variant_can_stand_beside_the_rollout(tiny_llama: LoadedModel, nam
     assert document["variant"]["method"] == name
     assert "http" in document["variant"]["source"]
     assert torch.allclose(torch.tensor(maps["rollout_variant"]).double(), result.variant.rows, atol=1e-6)
+
+
+def test_the_referee_reads_what_was_ablated(tiny_llama: LoadedModel) -> None:
+    result = explain(
+        tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=Ablation(subsets=12, operator="mean")
+    )
+    assert result.ablations is not None
+    assert result.ablations.kept.shape == (12, len(result.ablations.units))
+    assert torch.allclose(result.ablations.f_full, result.attribution.f_input, atol=1e-4)
+    for check in result.checks:
+        assert check.verdict is not None
+        assert list(check.verdict.scores) == [
+            *("layer_integrated_gradients", "attention_rollout", result.variant.method, "leave_one_out")
+        ]
+    assert explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=None).ablations is None
 
 
 def test_the_same_question_gives_the_same_numbers(tiny_llama: LoadedModel) -> None:
@@ -250,6 +267,7 @@ STEPS: dict[str, Callable[[LoadedModel], object]] = {
     "replay": lambda loaded: replay(loaded, answered(loaded)),
     "gradients": lambda loaded: layer_integrated_gradients(loaded, answered(loaded), max_nodes=8),
     "rollout": lambda loaded: attention_rollout(loaded, answered(loaded)),
+    "ablation": lambda loaded: leave_one_out(loaded, answered(loaded)),
     "gradient-weighted": lambda loaded: gradient_weighted_rollout(loaded, answered(loaded)),
     "measured residual": lambda loaded: measured_residual_rollout(loaded, answered(loaded)),
     "explain": lambda loaded: explain(loaded, messages=CHAT, decoding=SHORT, max_nodes=8),
