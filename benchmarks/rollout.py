@@ -103,7 +103,8 @@ def lengths_table(lengths: Sequence[int], weighted: Sequence[int]) -> list[str]:
             f = measure(method, tokens)
             maps = 30 * 9 * (tokens + TARGETS) ** 2 * 4 / 2**30
             lines.append(
-                f"| {method} | {tokens} | {f['seconds']:.1f} | {f['peak_gib']:.2f} | {f['before_gib']:.2f} | {maps:.1f} |"
+                f"| {method} | {tokens} | {f['seconds']:.1f} | {f['peak_gib']:.2f} | {f['before_gib']:.2f} | "
+                f"{maps:.1f} |"
             )
     return [*lines, ""]
 
@@ -152,7 +153,8 @@ def variants_table(loaded: LoadedModel, questions: Sequence[Question]) -> list[s
         print(question.prompt[-40:], {n: round(found[n][-1][0], 2) for n in names}, file=sys.stderr, flush=True)
     lines = [
         f"## Which variant finds the source: {len(questions)} planted questions, {len(FAMILIES)} families\n",
-        "| method | MRR of the source | in the top 5 | Spearman with abs. leave-one-out | mass on the first token | seconds |",
+        "| method | MRR of the source | in the top 5 | Spearman with abs. leave-one-out | mass on the first token "
+        "| seconds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, rows in sorted(found.items(), key=lambda item: -np.mean([row[0] for row in item[1]])):
@@ -183,8 +185,8 @@ def main() -> None:
     text = [
         "# Rollout\n",
         f"`make bench-rollout`. {processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {version('transformers')}. SmolLM2-135M-Instruct, float32, 30 layers, "
-        f"9 heads.\n",
+        f"torch {torch.__version__}, transformers {version('transformers')}. SmolLM2-135M-Instruct, float32, 30 "
+        f"layers, 9 heads.\n",
     ]
     if options.only != "variants":
         text += lengths_table(options.lengths, options.weighted_lengths)

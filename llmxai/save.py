@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from llmxai.errors import EvidenceError
 from llmxai.evidence import Attempt, begin, explained, signing_key
 from llmxai.evidence.files import describe
+from llmxai.evidence.keys import key_id
+from llmxai.evidence.provenance import provenance
 from llmxai.report import build_view, render_report
 from llmxai.store import FILES, evidence_folder, to_json, write_folder
 from llmxai.types import Explanation
@@ -35,7 +41,20 @@ def save(explanation: Explanation, out: Path | str, *, attempt: Attempt | None =
     if attempt.private is not None:
         explained(attempt, explanation, warnings=warnings)
         return out
-    folder = write_folder(explanation, out, render=lambda document, maps: render_report(build_view(document, maps)))
+    folder = write_folder(explanation, out, render=lambda *parts: _page(attempt, *parts))
     files = [describe(folder.resolve() / name, base=base.resolve()) for name in FILES]
     explained(attempt, explanation, artefacts=files, warnings=warnings)
     return folder
+
+
+def _page(
+    attempt: Attempt, document: Mapping[str, Any], maps: Mapping[str, np.ndarray], digests: Mapping[str, str]
+) -> str:
+    told = provenance(
+        attempt.id,
+        run=attempt.folder.parent,
+        keyid=key_id(attempt.signer.public_key()) if attempt.signer else None,
+        digests=digests,
+        model=document["environment"]["model"]["digest"],
+    )
+    return render_report(build_view(document, maps, provenance=told))

@@ -19,6 +19,7 @@ from llmxai._lazy import lazy
 if TYPE_CHECKING:
     from llmxai.evidence.attempt import Attempt, begin, recording
     from llmxai.evidence.bundle import consistency, export_bundle
+    from llmxai.evidence.content import SecretKey
     from llmxai.evidence.explained import explained
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
@@ -33,6 +34,7 @@ __all__ = [
     "Kind",
     "Receipt",
     "Record",
+    "SecretKey",
     "append",
     "begin",
     "consistency",
@@ -59,6 +61,7 @@ if not TYPE_CHECKING:
             **dict.fromkeys(("EvidenceLog", "Receipt", "append", "open_log"), "llmxai.evidence.log"),
             **dict.fromkeys(("Kind", "Record"), "llmxai.evidence.record"),
             **dict.fromkeys(("prune", "redact"), "llmxai.evidence.removal"),
+            "SecretKey": "llmxai.evidence.content",
             "explained": "llmxai.evidence.explained",
             "review": "llmxai.evidence.review",
             "verify": "llmxai.evidence.verifier.check",

@@ -21,10 +21,10 @@ def canonical(value: Any) -> bytes:
 
 def plain(value: Any) -> Any:
     """Dataclasses, enums, tuples and paths as JSON values. NaN and infinity become null, which says "no figure"."""
-    if isinstance(value, Enum):
-        return value.value
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, int):
@@ -42,4 +42,4 @@ def plain(value: Any) -> Any:
 
 def printable(text: str) -> str:
     """`text` with lone surrogates, which UTF-8 cannot hold, written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock, Timeout
 
 from llmxai.errors import EvidenceError
-from llmxai.evidence.canonical import canonical, plain
+from llmxai.evidence.canonical import plain
 from llmxai.evidence.content import SecretKey, sealed
 from llmxai.evidence.files import append_durably, cut_to, last_line
 from llmxai.evidence.ids import new_id
@@ -117,7 +118,7 @@ class EvidenceLog:
         prev, seq = self._prev, len(self)
         for record, texts in batch:
             record, content = sealed(record, texts, private=private)
-            body = canonical({**plain(record), "chain": plain(Chain(self.log, seq, prev))})
+            body = rfc8785.dumps({**plain(record), "chain": plain(Chain(self.log, seq, prev))})
             prev, seq = hashlib.sha256(body).hexdigest(), seq + 1
             lines.append(b'{"hash":"%b","record":%b}\n' % (prev.encode(), body))
             if content is not None:
@@ -200,22 +201,22 @@ class EvidenceLog:
             self._offset += len(line)
             yield line.removesuffix(b"\n")
 
-    def _covered(self) -> tuple[int, str | None]:
-        """How many records the last checkpoint covers, and its key."""
+    def _covered(self) -> tuple[int, str | None, str | None]:
+        """How many records the last checkpoint covers, its key, and the SHA-256 of its line."""
         path = self.folder / CHECKPOINTS
         line = last_line(path)[0] if path.exists() else b""
         if not line:
-            return 0, None
+            return 0, None, None
         try:
             point = read_checkpoint(line)
         except ValueError as error:
             raise EvidenceError(
                 f"{path}: its last line is {error}. Run `llmxai verify {self.folder.parent}`."
             ) from error
-        return point.size, point.keyid
+        return point.size, point.keyid, hashlib.sha256(line).hexdigest()
 
     def _checkpoint(self) -> None:
-        size, signed_by = self._covered()
+        size, signed_by, before = self._covered()
         keyid = key_id(self.signer.public_key()) if self.signer else None
         if not len(self) or (size == len(self) and (keyid is None or signed_by == keyid)):
             return
@@ -226,6 +227,7 @@ class EvidenceLog:
             root=self._frontier.root().hex(),
             head=self._prev,
             prefix=self._prefix.hexdigest(),
+            prev=before,
             signer=self.signer,
         )
         append_durably(self.folder / CHECKPOINTS, line + b"\n")

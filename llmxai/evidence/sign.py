@@ -13,10 +13,13 @@ from llmxai.evidence.verifier.checkpoint import PAYLOAD_TYPE, PREDICATE_TYPE, ST
 from llmxai.evidence.verifier.folder import LOG
 
 
-def checkpoint(*, log: str, size: int, root: str, head: str, prefix: str, signer: Ed25519PrivateKey | None) -> bytes:
+def checkpoint(
+    *, log: str, size: int, root: str, head: str, prefix: str, prev: str | None, signer: Ed25519PrivateKey | None
+) -> bytes:
     """One line of checkpoints.jsonl: `size` records of log `log` have the Merkle root `root` (hex).
 
-    `head` is the hash of the last record and `prefix` the SHA-256 of the file so far. Without a signer the envelope
+    `head` is the hash of the last record, `prefix` the SHA-256 of the file so far and `prev` that of the checkpoint
+    before it. Without a signer the envelope
     carries no signature: it still shows later, to whoever kept it, that the log was not cut or rewritten.
     """
     keyid = key_id(signer.public_key()) if signer else None
@@ -24,7 +27,10 @@ def checkpoint(*, log: str, size: int, root: str, head: str, prefix: str, signer
         "_type": STATEMENT_TYPE,
         "subject": [{"name": LOG, "digest": {"sha256": prefix}}],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {"log": log, "size": size, "root": root, "head": head, "keyid": keyid, "time": utc_now()},
+        "predicate": {
+            **{"log": log, "size": size, "root": root, "head": head},
+            **{"prev": prev, "keyid": keyid, "time": utc_now()},
+        },
     }
     envelope = Envelope(payload=canonical(statement), payload_type=PAYLOAD_TYPE, signatures={})
     if signer:

@@ -157,15 +157,17 @@ def plan_memory(
     weights: int = 0,
     score_maps: int = 0,
     chunk_tokens: int = CHUNK_TOKENS,
+    offloaded: bool = False,
 ) -> MemoryPlan:
     """The fastest settings that fit into SHARE of `free`: smaller chunks first, then checkpointing; else the least.
 
-    `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. Whether the plan
-    fits is for the caller to ask (`require_fits`).
+    `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. With `offloaded`
+    layers, checkpointing is not a choice: a graph would keep their weights alive. Whether the plan fits is for the
+    caller to ask (`require_fits`).
     """
     shape = Shape.of(config)
     plan = None
-    for checkpoint in (False, True):
+    for checkpoint in (True,) if offloaded else (False, True):
         chunk = max(chunk_tokens, tokens)
         while True:
             working = working_bytes(
@@ -189,16 +191,18 @@ def plan_memory(
 
 def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan:
     """The plan for a model whose weights are in memory, on whatever devices its layers lie."""
-    places = set(getattr(model, "hf_device_map", {"": model.device}).values()) - {"cpu", "disk"}
-    devices = [torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in places]
-    computing = [device for device in devices if device.type != "cpu"] or [torch.device("cpu")]
+    places = set(getattr(model, "hf_device_map", {"": model.device}).values())
+    devices = [torch.device("cuda", place) if isinstance(place, int) else place for place in places - {"disk"}]
+    accelerators = [d for d in map(torch.device, devices) if d.type not in ("cpu", "meta")]
+    offloaded = "disk" in places or bool(accelerators and places & {"cpu", torch.device("cpu")})
     return plan_memory(
         model.config,
         tokens=tokens,
         targets=targets,
         dtype=model.dtype,
-        free=sum(free_memory(device) for device in computing),
+        free=sum(free_memory(device) for device in accelerators or [torch.device("cpu")]),
         score_maps=score_maps_of(model),
+        offloaded=offloaded,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,11 +22,13 @@ from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Rollou
 
 TOP_SOURCES = 20
 FILES = ("report.html", "explanation.json", "maps.safetensors")
+DERIVED = ("report.pdf", "report.rebuilt.html", "report.rebuilt.pdf")
+"""What `llmxai report` may have put beside them; it goes when the explanation is replaced."""
 EVIDENCE = "evidence"
 """The folder with the log; it is only ever appended to, also where the explanation beside it is replaced."""
 
-Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], str]
-"""From the parsed explanation.json and the maps to the HTML page."""
+Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray], Mapping[str, str]], str]
+"""From the parsed explanation.json, the maps and the SHA-256 of both files by name to the HTML page."""
 
 
 def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -> Path:
@@ -37,7 +40,6 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
     out = Path(out)
     require_replaceable(out)
     document, maps = to_json(explanation), to_maps(explanation)
-    page = render(document, maps)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
@@ -46,8 +48,9 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
     try:
         text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
         (scratch / "explanation.json").write_text(text + "\n", encoding="utf-8")
-        (scratch / "report.html").write_text(page, encoding="utf-8")
         save_file(maps, scratch / "maps.safetensors", metadata={"schema": SCHEMA})
+        digests = {name: _digest(scratch / name) for name in ("explanation.json", "maps.safetensors")}
+        (scratch / "report.html").write_text(render(document, maps, digests), encoding="utf-8")
         scratch.chmod(0o755)
         (scratch / "maps.safetensors").chmod(0o644)
         _put(scratch, out)
@@ -217,7 +220,7 @@ def require_replaceable(out: Path) -> None:
         return
     if not out.is_dir():
         raise OutputError(f"{out}: is a file. Choose another folder with --out.")
-    strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in (*FILES, EVIDENCE))
+    strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in (*FILES, *DERIVED, EVIDENCE))
     if strangers:
         raise OutputError(
             f"{out}: holds {strangers[0]!r}, which llmxai did not write, so it is left alone. Choose a new or an "
@@ -249,6 +252,8 @@ def _put(scratch: Path, out: Path) -> None:
             (out / name).rename(old / name)
         for name in FILES:
             (scratch / name).rename(out / name)
+        for name in DERIVED:
+            (out / name).unlink(missing_ok=True)
     except BaseException:
         for name in FILES:
             if (old / name).exists():
@@ -259,6 +264,11 @@ def _put(scratch: Path, out: Path) -> None:
     finally:
         if all((out / name).exists() for name in earlier):
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -35,7 +35,8 @@ def given_answer() -> Explanation:
     return explain(make_loaded("llama"), "The capital of France is", response=" Paris", max_nodes=8)
 
 
-def page(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
+def page(document: Mapping[str, Any], maps: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> str:
+    assert sorted(digests) == ["explanation.json", "maps.safetensors"]
     return f"<html>{document['schema']} {sorted(maps)}</html>"
 
 

@@ -31,6 +31,8 @@ class Checkpoint:
     """Hash of the last of those records."""
     prefix: str
     """SHA-256 of the first `size` lines of log.jsonl."""
+    prev: str | None
+    """SHA-256 of the checkpoint before it in the file; None for the first."""
     time: str
     """By the clock of the machine that signed; nobody else vouches for it."""
     keyid: str | None
@@ -68,7 +70,7 @@ def read_checkpoint(line: bytes) -> Checkpoint:
         signature = base64.b64decode(signer["sig"], validate=True)
         again = [{"keyid": signer["keyid"], "sig": base64.b64encode(signature).decode()}] if signature else []
         form = {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD_TYPE, "signatures": again}
-        if compact(form) != line.strip() or (statement["_type"], statement["predicateType"]) != (
+        if compact(form) != line or (statement["_type"], statement["predicateType"]) != (
             STATEMENT_TYPE,
             PREDICATE_TYPE,
         ):
@@ -81,6 +83,7 @@ def read_checkpoint(line: bytes) -> Checkpoint:
             root=str(said["root"]),
             head=str(said["head"]),
             prefix=str(statement["subject"][0]["digest"]["sha256"]),
+            prev=said["prev"],
             time=str(said["time"]),
             keyid=said["keyid"],
             signature=signature,

@@ -90,13 +90,14 @@ def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verdict) -> tuple[li
 def _checkpoints(path: Path, verdict: Verdict) -> list[Checkpoint]:
     lines, torn = split_lines(path)
     points: list[Checkpoint] = []
+    before: str | None = None
     for number, line in enumerate(lines):
         try:
             point = read_checkpoint(line)
-            before = points[-1] if points else None
-            if before and (point.size < before.size or (point.size, point.keyid) == (before.size, before.keyid)):
-                raise ValueError("it says no more than the one before it")
+            if point.prev != before:
+                raise ValueError("it does not follow the one before it: one was removed, moved or put in")
             points.append(point)
+            before = hashlib.sha256(line).hexdigest()
         except ValueError as error:
             verdict.add("tampered", f"{path.name}, line {number + 1}: {error}")
     if torn:

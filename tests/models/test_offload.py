@@ -1,0 +1,119 @@
+"""Layers on disk: the same numbers as in memory, no more of the weights alive than a block, nothing moved."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import answered, make_model, make_tokenizer
+from torch import nn
+
+from llmxai import explain
+from llmxai.methods import Compute, attention_rollout, layer_integrated_gradients
+from llmxai.models import LoadedModel, load
+from llmxai.models.planner import plan_for
+
+LAYERS = 12
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def heavy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """192 MiB of weights in layers, 16 MiB each."""
+    folder = tmp_path_factory.mktemp("models") / "heavy"
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": LAYERS, "initializer_range": 0.02}
+    make_model("llama", **sizes, num_attention_heads=8, num_key_value_heads=8).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def on_disk(layers: int) -> dict[str, str]:
+    parts = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    return {**dict.fromkeys(parts, "cpu"), **{f"model.layers.{i}": "disk" for i in range(layers)}}
+
+
+@contextmanager
+def peak_of_resident_memory() -> Iterator[Callable[[], int]]:
+    """Bytes by which the process grows inside, files that it maps included; looked at every 2 ms."""
+    before, most, done = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            most[0] = max(most[0], resident() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield lambda: most[0]
+    finally:
+        done.set()
+        watcher.join()
+
+
+def resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def test_peak_memory_stays_near_one_block(heavy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded, whole = load(heavy_folder, device_map=on_disk(LAYERS)), load(heavy_folder)
+    generation = answered(loaded)
+    weights = sum(p.numel() * p.element_size() for p in whole.model.model.layers.parameters())
+    assert weights == pytest.approx(LAYERS * 16 * MIB, rel=0.01)
+    want = layer_integrated_gradients(whole, generation, n_steps=2)
+    peaks = {}
+    for checkpoint in (True, False):
+        with peak_of_resident_memory() as peak:
+            got = layer_integrated_gradients(loaded, generation, n_steps=2, compute=Compute(checkpoint=checkpoint))
+        peaks[checkpoint] = peak()
+        assert (got.values - want.values).abs().max() < 1e-4 * want.values.abs().max()
+    assert peaks[True] < 5 * 16 * MIB, f"{peaks[True] / MIB:.0f} MiB"
+    assert peaks[False] > 0.6 * weights, "without checkpointing the graph is known to keep the weights alive"
+    rollouts = [attention_rollout(m, generation).rows for m in (loaded, whole)]
+    assert (rollouts[0] - rollouts[1]).abs().max() < 1e-6
+
+
+def test_the_plan_of_an_offloaded_model_is_to_checkpoint(
+    model_folder: Path, tiny_llama: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load(model_folder, device_map=on_disk(3))
+    assert plan_for(loaded.model, tokens=20, targets=2).checkpoint
+    assert not plan_for(tiny_llama.model, tokens=20, targets=2).checkpoint
+    chat = [{"role": "user", "content": "The capital of France"}]
+    got, want = (explain(m, messages=chat, response=" Paris", max_nodes=32) for m in (loaded, tiny_llama))
+    assert got.settings["checkpoint"] is True
+    assert (got.attribution.values - want.attribution.values).abs().max() < 1e-4
+    assert (got.rollout.rows - want.rollout.rows).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("device_map", ["balanced", "balanced_low_0", "sequential", "auto"])
+def test_maps_that_accelerate_makes(model_folder: Path, tiny_llama: LoadedModel, device_map: str) -> None:
+    loaded = load(model_folder, device_map=device_map)
+    generation = answered(loaded)
+    got, want = (layer_integrated_gradients(m, generation, n_steps=2).values for m in (loaded, tiny_llama))
+    assert (got - want).abs().max() < 1e-5
+
+
+def test_a_dispatched_model_is_never_moved(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate refuses `.to()` on it, or loses what it offloaded."""
+    monkeypatch.chdir(tmp_path)
+    loaded = load(model_folder, device_map=on_disk(3))
+    before = {name: str(p.device) for name, p in loaded.model.named_parameters()}
+
+    def moved(self: nn.Module, *_arguments: object, **_options: object) -> nn.Module:
+        raise AssertionError(f"{type(self).__name__} was moved")
+
+    monkeypatch.setattr(nn.Module, "to", moved)
+    monkeypatch.setattr(nn.Module, "cuda", moved)
+    monkeypatch.setattr(nn.Module, "cpu", moved)
+    explain(loaded, "The capital", response=" Paris", max_nodes=8)
+    after = {name: str(p.device) for name, p in loaded.model.named_parameters()}
+    assert before == after
+    assert before["model.layers.1.mlp.up_proj.weight"] == "meta"
+    assert torch.isfinite(loaded.model.model.norm.weight).all()
