@@ -12,9 +12,9 @@ class Rule:
     """Thresholds of the status. Those of dilution come from `make calibrate`."""
 
     version: int = 2
-    most_sink: float = 0.9
+    most_sink: float = 0.55
     """Share of the row on position 0, above which rollout is diluted."""
-    least_divergence: float = 0.05
+    least_divergence: float = 0.007
     """Bits from the uniform-causal null, below which rollout is diluted."""
     significance: float = 0.05
     """Corrected p-value of the rank correlation, up to which the methods agree."""
