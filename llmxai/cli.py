@@ -13,7 +13,9 @@ from llmxai.commands._console import log
 from llmxai.commands.explain import explain
 from llmxai.commands.methods import methods
 from llmxai.commands.models import check
+from llmxai.commands.recipes import recipes
 from llmxai.commands.report import report, table
+from llmxai.commands.run import run
 from llmxai.errors import UserError
 
 app = typer.Typer(
@@ -58,6 +60,8 @@ app.add_typer(evidence.keys, name="keys")
 app.add_typer(evidence.evidence, name="evidence")
 app.command()(report)
 app.command()(table)
+app.command()(run)
+app.add_typer(recipes, name="recipes")
 
 
 def _refuse(paragraph: str) -> NoReturn:

@@ -7,6 +7,7 @@
         ├── InsufficientMemoryError  the memory planner finds no setting with which the work fits
         ├── PromptError          prompt, messages or response cannot be turned into token ids
         ├── OptionError          an option's value is not one of those that exist, or two options contradict
+        ├── RecipeError          a recipe, or the data that it names, is not what was expected
         ├── OutputError          the output folder cannot be written, or what is read from one is not ours
         ├── EvidenceError        a log of evidence cannot be read or written, or is not whole, or lacks a record
         ├── KeyFileError         a key is missing, readable by others, or none
@@ -44,6 +45,10 @@ class PromptError(UserError):
 
 class OptionError(UserError):
     """An option's value is unknown, out of range, or contradicts another."""
+
+
+class RecipeError(UserError):
+    """A recipe, or the data that it names, is not what was expected."""
 
 
 class OutputError(UserError):

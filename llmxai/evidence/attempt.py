@@ -22,7 +22,7 @@ from llmxai.errors import EvidenceError, UserError
 from llmxai.evidence.content import SecretKey
 from llmxai.evidence.ids import new_id
 from llmxai.evidence.keys import signing_key
-from llmxai.evidence.log import Receipt, append, open_log
+from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
 from llmxai.evidence.record import Entry, Error, Kind, Record
 from llmxai.evidence.sign import utc_now
 from llmxai.evidence.texts import request_texts
@@ -36,6 +36,8 @@ class Attempt:
 
     folder: Path
     """Of the log: an `evidence/` folder."""
+    log: EvidenceLog | None
+    """The log, where it is kept open for many attempts."""
     id: str
     """Of the record; the report names it before the record is written."""
     entry: Entry
@@ -52,13 +54,16 @@ class Attempt:
     """Set once the record is written."""
 
     def keep(self, record: Record, texts: Mapping[str, str]) -> Receipt:
-        """Append the record of this attempt and sign the log's new root."""
+        """Append the record of this attempt; the log's new root is signed here, or when an open log is closed."""
+        if self.log is not None:
+            self.receipt = self.log.append(record, texts=texts, private=self.private)
+            return self.receipt
         self.receipt = append(self.folder, record, texts=texts, private=self.private, signer=self.signer)
         return self.receipt
 
 
 def begin(
-    folder: Path | str,
+    folder: Path | str | EvidenceLog,
     *,
     entry: Entry | None = None,
     requester: str | None = None,
@@ -68,19 +73,22 @@ def begin(
 ) -> Attempt:
     """An attempt that starts now, for whoever cannot use `recording`. Without a `signer` its record is unsigned.
 
-    Raises EvidenceError where the log in `folder` is not whole, before any work is done.
+    `folder`: of the log, or a log that `open_log` keeps open for many attempts (it signs with its own signer). Raises
+    EvidenceError where the log in `folder` is not whole, before any work is done.
     """
+    log = folder if isinstance(folder, EvidenceLog) else None
     attempt = Attempt(
-        folder=Path(folder),
+        folder=folder.folder if isinstance(folder, EvidenceLog) else Path(folder),
+        log=log,
         id=new_id(),
         entry=entry or ("notebook" if "ipykernel" in sys.modules else "python"),
         started=utc_now(),
         requester=requester,
         purpose=purpose,
         private=private,
-        signer=signer,
+        signer=signer if log is None else log.signer,
     )
-    if (attempt.folder / LOG).exists():
+    if log is None and (attempt.folder / LOG).exists():
         with open_log(attempt.folder, signer=attempt.signer):
             pass
     return attempt
@@ -88,7 +96,7 @@ def begin(
 
 @contextmanager
 def recording(
-    folder: Path | str,
+    folder: Path | str | EvidenceLog,
     *,
     entry: Entry | None = None,
     requester: str | None = None,
@@ -104,7 +112,8 @@ def recording(
     """
     attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
     try:
-        attempt.signer = signer or signing_key()
+        if attempt.log is None:
+            attempt.signer = signer or signing_key()
         yield attempt
         if attempt.receipt is None:
             raise EvidenceError("This attempt ended without an explanation being saved.")

@@ -36,9 +36,8 @@ def provenance(
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
-    """The same for an explanation on disk (in a folder of its own, or in a run's), with the reviewers' decisions.
-
-    None where no readable log names it.
+    """The same for an explanation on disk (in a folder of its own, or in a run's), with the reviewers' decisions; for
+    the folder of a run, what its whole log is. None where no readable log names it.
     """
     for run in (folder, folder.parent, folder.parent.parent):
         if (run / "evidence" / LOG).exists():
@@ -49,8 +48,21 @@ def provenance_of(folder: Path) -> dict[str, Any] | None:
             prefix = folder.resolve().relative_to(run.resolve()).as_posix()
             name = "explanation.json" if prefix == "." else f"{prefix}/explanation.json"
             found = [entry for entry, _ in log if name in [artefact["path"] for artefact in entry.body["artefacts"]]]
+            if not found and run == folder:
+                return _of_run(run, log)
             return _told(run, found[-1], log) if found else None
     return None
+
+
+def _of_run(run: Path, log: Log) -> dict[str, Any]:
+    keyid, last = _signer(run, len(log) - 1), log[-1][0]
+    return {
+        "verify": f"llmxai verify {shlex.quote(str(run))}{' --pubkey KEY.pub' if keyid else ''}",
+        "log": last.body["chain"]["log"],
+        "records": len(log),
+        "last record": last.id,
+        "signature": f"Ed25519, key {keyid}" if keyid else UNSIGNED.replace("record", "log"),
+    }
 
 
 def _told(run: Path, entry: Entry, log: Log) -> dict[str, Any]:

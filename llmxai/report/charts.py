@@ -89,8 +89,8 @@ def build_charts(rows: Sequence[RunRow]) -> tuple[Chart, ...]:
 
 
 def build_intervals(rows: Sequence[RunRow], *, seed: int = 0) -> tuple[Interval, ...]:
-    """One a metric, by name. Metrics whose names differ only after the last dot share a scale."""
-    names = sorted({name for row in rows for name in row.metrics})
+    """One a metric, METHOD.FIGURE, ordered by figure. The methods' values of one figure share a scale."""
+    names = sorted({name for row in rows for name in row.metrics}, key=lambda name: (_family(name), name))
     found = [_interval(name, [row.metrics[name] for row in rows if name in row.metrics], seed=seed) for name in names]
     scales: dict[str, tuple[float, float]] = {}
     for metric in found:
@@ -102,7 +102,7 @@ def build_intervals(rows: Sequence[RunRow], *, seed: int = 0) -> tuple[Interval,
 
 
 def _family(name: str) -> str:
-    return name.rpartition(".")[0] or name
+    return name.rpartition(".")[2]
 
 
 def _interval(name: str, values: Sequence[float], *, seed: int) -> Interval:

@@ -66,30 +66,47 @@ def _tokens_or_sources(folders: list[Path], *, table: str) -> Columns:
 
 
 def _token(target: Mapping[str, Any]) -> dict[str, Any]:
+    referee = target["referee"] or {}
     return {
         **{key: target[key] for key in (*FLAT, *CERTIFICATE)},
         **{f"agreement.{key}": value for key, value in target["agreement"].items()},
         **{f"rollout.{key}": value for key, value in target["rollout"].items()},
+        **{f"agreement_variant.{key}": value for key, value in target["agreement_variant"].items()},
+        **{f"rollout_variant.{key}": value for key, value in target["rollout_variant"].items()},
+        "referee.better": referee.get("better"),
+        "referee.difference": referee.get("difference"),
+        **{f"lds.{method}": score["lds"] for method, score in referee.get("scores", {}).items()},
     }
 
 
 def _sources(document: Mapping[str, Any], target: Mapping[str, Any]) -> list[dict[str, Any]]:
-    tokens = document["tokens"]
-    return [
-        {
-            "target": target["text"],
-            "status": target["status"],
-            "method": method,
-            "place": place,
-            "index": source["index"],
-            "source": tokens[source["index"]]["text"],
-            "role": tokens[source["index"]]["role"],
-            "value": source["value"],
-            "share": source["share"],
-        }
-        for method, sources in target["sources"].items()
-        for place, source in enumerate(sources, start=1)
-    ]
+    tokens, rows = document["tokens"], []
+    for method, sources in target["sources"].items():
+        for place, source in enumerate(sources, start=1):
+            first, end = _range(document, source)
+            rows.append(
+                {
+                    "target": target["text"],
+                    "status": target["status"],
+                    "method": method,
+                    "place": place,
+                    "first": first,
+                    "end": end,
+                    "source": "".join(token["text"] for token in tokens[first:end]),
+                    "role": tokens[first]["role"],
+                    "value": source["value"],
+                    "share": source["share"],
+                }
+            )
+    return rows
+
+
+def _range(document: Mapping[str, Any], source: Mapping[str, Any]) -> tuple[int, int]:
+    """The half-open token range of a source: one token, or a part of the input that was removed."""
+    if "unit" in source:
+        first, end = document["ablations"]["units"][source["unit"]]
+        return first, end
+    return source["index"], source["index"] + 1
 
 
 def _write_csv(columns: Columns, file: Path) -> None:

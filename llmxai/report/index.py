@@ -45,6 +45,8 @@ class IndexView:
     rows: tuple[IndexRow, ...]
     charts: tuple[Chart, ...]
     intervals: tuple[Interval, ...]
+    evaluation: str | None
+    """Address of the page of the run's evaluation, relative to the index."""
     settings: tuple[Setting, ...]
     provenance: Provenance | None
 
@@ -55,13 +57,15 @@ def build_index(
     name: str,
     place: str = "records/",
     pages: frozenset[str] | None = None,
+    evaluation: str | None = None,
     manifest: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> IndexView:
     """What the index of the run `name` says.
 
     `place`: where the records' folders lie, relative to the index. `pages`: the ids that have a page; None: all that
-    did not fail. `manifest` (what the run was) and `provenance` (llmxai/report/provenance.py) are shown as they are.
+    did not fail. `evaluation`: a page to link to. `manifest` (what the run was) and `provenance`
+    (llmxai/report/provenance.py) are shown as they are.
     """
     return IndexView(
         title=f"Run {plain(visible(name))}: {_records(len(rows))}",
@@ -71,6 +75,7 @@ def build_index(
         rows=tuple(_row(row, place, pages) for row in rows),
         charts=build_charts(rows),
         intervals=build_intervals(rows),
+        evaluation=evaluation,
         settings=build_settings(manifest or {}),
         provenance=build_provenance_box(provenance),
     )

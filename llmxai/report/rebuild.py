@@ -18,7 +18,7 @@ from llmxai.report.rows import read_rows, record_folders
 from llmxai.report.view import build_view
 from llmxai.store import read_folder
 
-PAGE, INDEX, MANIFEST = "report.html", "index.html", "manifest.json"
+PAGE, INDEX, MANIFEST, EVALUATION = "report.html", "index.html", "manifest.json", "evaluation.html"
 REBUILT = "report.rebuilt.html"
 """Name of a page made again beside one that the evidence log holds by its digest: that one must stay as it is."""
 EVIDENCE = "evidence"
@@ -103,6 +103,7 @@ def write_index(run: Path, *, provenance: Mapping[str, Any] | None = None) -> Pa
         name=run.resolve().name,
         place=place,
         pages=pages,
+        evaluation=EVALUATION if (run / EVALUATION).is_file() else None,
         manifest=_manifest(run / MANIFEST),
         provenance=provenance,
     )

@@ -112,7 +112,19 @@ def page_data(view: ReportView) -> dict[str, Any]:
     return {
         "levels": {name: _level(level) for name, level in view.levels.items()},
         "statuses": {str(s): {"sign": sign, "meaning": text} for s, (sign, text) in STATUS_TEXT.items()},
-        "scale": {"gradients": GRADIENT_SCALE, "rollout": ROLLOUT_SCALE},
+        "scale": {
+            "gradients": GRADIENT_SCALE,
+            "rollout": ROLLOUT_SCALE,
+            "variant": ROLLOUT_SCALE,
+            "removal": GRADIENT_SCALE,
+        },
+        "variant": view.variant,
+        "removal": view.removal
+        and {
+            "parts": [[_text(part), plain(part)] for part in view.removal.parts],
+            "operator": view.removal.operator,
+            "masks": view.removal.masks,
+        },
     }
 
 
@@ -124,6 +136,7 @@ def _level(level: Level) -> dict[str, Any]:
         ],
         "turns": [[turn.role, turn.name, turn.first, turn.end] for turn in level.turns],
         "targets": [_target(target) for target in level.targets],
+        "parts": level.parts,
     }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmxai.names import Status
+from llmxai.report.removal import Removal, build_referee, build_removal
 from llmxai.report.verdict import STATUS_TEXT
 from llmxai.report.visible import Text, label, plain, visible
 
@@ -91,6 +92,11 @@ class Row:
     nodes: int
     gradient_sources: tuple[SourceRow, ...]
     rollout_sources: tuple[SourceRow, ...]
+    variant_sources: tuple[SourceRow, ...]
+    removal_sources: tuple[SourceRow, ...]
+    """Empty where the referee was not asked."""
+    referee: str
+    """What it says, in words; empty where it was not asked."""
 
     @property
     def flagged(self) -> bool:
@@ -107,8 +113,8 @@ class Setting:
 
 def build_rows(explanation: Mapping[str, Any]) -> tuple[Row, ...]:
     """One row a generated token, in order."""
-    tokens = explanation["tokens"]
-    return tuple(_row(tokens, target, number) for number, target in enumerate(explanation["targets"], start=1))
+    tokens, removal = explanation["tokens"], build_removal(explanation)
+    return tuple(_row(tokens, target, number, removal) for number, target in enumerate(explanation["targets"], start=1))
 
 
 def build_settings(values: Mapping[str, Any]) -> tuple[Setting, ...]:
@@ -137,8 +143,8 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def _row(tokens: Sequence[Mapping[str, Any]], target: Mapping[str, Any], number: int) -> Row:
-    sources = target["sources"]
+def _row(tokens: Sequence[Mapping[str, Any]], target: Mapping[str, Any], number: int, removal: Removal | None) -> Row:
+    sources, referee = target["sources"], build_referee(target["referee"])
     return Row(
         number=number,
         text=label(target["text"]),
@@ -151,14 +157,27 @@ def _row(tokens: Sequence[Mapping[str, Any]], target: Mapping[str, Any], number:
         local_error=f"{target['local_error']:.3f}",
         tolerance=f"{target['tolerance']:.3f}",
         nodes=target["nodes"],
-        gradient_sources=tuple(
-            SourceRow(label(tokens[s["index"]]["text"]), signed(s["value"]), f"{s['share']:.0%}")
-            for s in sources["integrated_gradients"][:SHOWN]
-        ),
-        rollout_sources=tuple(
-            SourceRow(label(tokens[s["index"]]["text"]), percent(s["value"]), f"{s['share']:.0%}")
-            for s in sources["rollout"][:SHOWN]
-        ),
+        gradient_sources=_sources(tokens, sources["integrated_gradients"], signed),
+        rollout_sources=_sources(tokens, sources["rollout"], percent),
+        variant_sources=_sources(tokens, sources["rollout_variant"], lambda value: f"{value:.3g}"),
+        removal_sources=_removed(removal, sources["leave_one_out"]) if removal else (),
+        referee=referee.said if referee else "",
+    )
+
+
+def _sources(
+    tokens: Sequence[Mapping[str, Any]], sources: Sequence[Mapping[str, Any]], said: Callable[[float], str]
+) -> tuple[SourceRow, ...]:
+    return tuple(
+        SourceRow(label(tokens[s["index"]]["text"]), said(s["value"]), f"{s['share']:.0%}") for s in sources[:SHOWN]
+    )
+
+
+def _removed(removal: Removal, sources: Sequence[Mapping[str, Any]]) -> tuple[SourceRow, ...]:
+    return tuple(
+        SourceRow(removal.parts[s["unit"]], signed(s["value"]), f"{s['share']:.0%}")
+        for s in sources[:SHOWN]
+        if s["value"]
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
+from llmxai.report.removal import Referee, build_referee, covered
 from llmxai.report.visible import Text, label, plain, visible
 
 TOP = 20
@@ -31,7 +32,12 @@ ROLE_NAMES = {
     Role.CONTEXT: "Earlier turns and documents",
     Role.GENERATED: "Answer of the model",
 }
-SENTENCE_ENDS = frozenset(".!?。！？؟।\n")
+
+AGREEMENT = (
+    *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
+    *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
+)
+CURVE = ("sink_mass", "null_divergence", "similarity", "entropy")
 
 Pairs = tuple[tuple[int, int], ...]
 """(unit, value x scale) by |value|, largest first."""
@@ -85,13 +91,25 @@ class Target:
     f_baseline: float
     spearman: float | None
     spearman_p: float | None
+    recency_p: float | None
+    adjusted_p: float | None
+    kendall: float | None
     top_k: int
     top_k_overlap: float | None
+    rank_biased_overlap: float | None
+    jensen_shannon: float | None
+    variant_spearman: float | None
+    variant_p: float | None
+    """Corrected, as `adjusted_p` is."""
+    referee: Referee | None
     sink_mass: float
     feature_mass: float
     lost_mass: float
     null_divergence: float
+    similarity: float | None
     entropy: float | None
+    curve: Mapping[str, tuple[int, ...]]
+    """By name the figures of the rollout after the top 1, 2, ... layers, in whole thousandths; empty without layers."""
     gradients: Pairs
     gradients_total: float
     """Sum of |value| over all units, in nats."""
@@ -102,6 +120,14 @@ class Target:
     rollout_content: float
     """Share of the row on all units but start mark and template."""
     rollout_structure: Pairs
+    variant: Pairs
+    """Of the rollout variant; its rows are scaled to sum 1 first."""
+    variant_content: float
+    variant_structure: Pairs
+    removal: Pairs
+    """(part of the input, fall of the log-prob when it is removed); empty where the referee was not asked."""
+    removal_total: float
+    """Sum of |fall| over all parts, in nats."""
 
     @property
     def probability(self) -> float:
@@ -115,6 +141,8 @@ class Level:
     units: tuple[Unit, ...]
     turns: tuple[Turn, ...]
     targets: tuple[Target, ...]
+    parts: tuple[tuple[int, int], ...]
+    """For each part of the input that was removed, the units [first, end) that it touches."""
 
 
 def build_level(
@@ -130,6 +158,10 @@ def build_level(
     starts = np.array([a for a, _ in groups])
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
     rollout = np.add.reduceat(maps["rollout"].astype(float), starts, axis=1)
+    variant = np.add.reduceat(
+        _scaled(maps.get("rollout_variant", np.zeros_like(maps["rollout"])).astype(float)), starts, axis=1
+    )
+    removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
     owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
     structure = np.array([unit.role in STRUCTURE for unit in units])
@@ -137,29 +169,16 @@ def build_level(
     for number, own in enumerate(owned):
         if own:
             which = [target["position"] - first for target in own]
-            sources = _sources(gradients[which].sum(axis=0), rollout[which].mean(axis=0), structure)
+            sources = {
+                **_signed("gradients", gradients[which].sum(axis=0), structure),
+                **_shares("rollout", rollout[which].mean(axis=0), structure),
+                **_shares("variant", variant[which].mean(axis=0), structure),
+                "removal": _top(removal[which].sum(axis=0), scale=GRADIENT_SCALE, limit=TOP),
+                "removal_total": float(np.abs(removal[which].sum(axis=0)).sum()),
+            }
             built.append(Target(unit=number, **_figures(own, units[number].status), **sources))
-    return Level(units=units, turns=_turns(units), targets=tuple(built))
-
-
-def characters(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """One group a token, but tokens that are part of one character together."""
-    groups, start = [], 0
-    for i, token in enumerate(tokens):
-        if token["text"] or i == len(tokens) - 1:
-            groups.append((start, i + 1))
-            start = i + 1
-    return groups
-
-
-def sentences(tokens: Sequence[Mapping[str, Any]], words: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Words joined up to the sign that ends a sentence, or to the end of the line or of the role."""
-    groups: list[tuple[int, int]] = []
-    for a, b in words:
-        last = tokens[a - 1] if a else None
-        ended = last is None or last["role"] != tokens[a]["role"] or last["text"].rstrip(" ")[-1:] in SENTENCE_ENDS
-        groups = [*groups, (a, b)] if ended else [*groups[:-1], (groups[-1][0], b)]
-    return groups
+    ranges = [(a, b) for a, b in explanation["ablations"]["units"]] if explanation["ablations"] else []
+    return Level(units, _turns(units), tuple(built), covered(ranges, groups))
 
 
 def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Unit:
@@ -188,7 +207,6 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
     """One unit's numbers: sums where they add up, means of shares, and the agreement of the token it is judged by."""
     worst = next(target for target in own if target["status"] == status)
     recorded = [target["logprob"] for target in own if target["logprob"] is not None]
-    entropies = [target["rollout"]["entropy"] for target in own if target["rollout"]["entropy"] is not None]
     sums = {
         name: round(sum(target[name] for target in own), 5)
         for name in ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline")
@@ -205,22 +223,52 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
         "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,
         "rank": max(target["rank"] for target in own),
-        "entropy": sum(entropies) / len(entropies) if entropies else None,
+        **{name: _mean([target["rollout"][name] for target in own]) for name in ("entropy", "similarity")},
         **sums,
         **means,
-        **{name: worst["agreement"][name] for name in ("spearman", "spearman_p", "top_k", "top_k_overlap")},
+        **{name: worst["agreement"][name] for name in AGREEMENT},
+        "variant_spearman": worst["agreement_variant"]["spearman"],
+        "variant_p": worst["agreement_variant"]["adjusted_p"],
+        "referee": build_referee(worst["referee"]),
+        "curve": _curve([target["curve"] for target in own]),
     }
 
 
-def _sources(gradients: np.ndarray, rollout: np.ndarray, structure: np.ndarray) -> dict[str, Any]:
-    magnitude = np.abs(gradients)
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _curve(curves: Sequence[Mapping[str, Sequence[float]] | None]) -> dict[str, tuple[int, ...]]:
+    """The mean over the tokens of a unit, in thousandths."""
+    known = [curve for curve in curves if curve is not None]
+    if not known:
+        return {}
+    means = {name: np.mean([curve[name] for curve in known], axis=0) for name in CURVE}
+    return {name: tuple(round(1000 * float(value)) for value in values) for name, values in means.items()}
+
+
+def _scaled(rows: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1; a row of zeros stays so. Variants of rollout need not keep the sum."""
+    total = rows.sum(axis=1, keepdims=True)
+    scaled: np.ndarray = np.divide(rows, total, out=np.zeros_like(rows), where=total > 0)
+    return scaled
+
+
+def _signed(name: str, values: np.ndarray, structure: np.ndarray) -> dict[str, Any]:
+    magnitude = np.abs(values)
     return {
-        "gradients": _top(gradients, scale=GRADIENT_SCALE, limit=TOP),
-        "gradients_total": float(magnitude.sum()),
-        "gradients_structure": float(magnitude[structure].sum()),
-        "rollout": _top(np.where(structure, 0.0, rollout), scale=ROLLOUT_SCALE, limit=TOP),
-        "rollout_content": float(rollout[~structure].sum()),
-        "rollout_structure": _top(np.where(structure, rollout, 0.0), scale=ROLLOUT_SCALE, limit=TOP_STRUCTURE),
+        name: _top(values, scale=GRADIENT_SCALE, limit=TOP),
+        f"{name}_total": float(magnitude.sum()),
+        f"{name}_structure": float(magnitude[structure].sum()),
+    }
+
+
+def _shares(name: str, row: np.ndarray, structure: np.ndarray) -> dict[str, Any]:
+    return {
+        name: _top(np.where(structure, 0.0, row), scale=ROLLOUT_SCALE, limit=TOP),
+        f"{name}_content": float(row[~structure].sum()),
+        f"{name}_structure": _top(np.where(structure, row, 0.0), scale=ROLLOUT_SCALE, limit=TOP_STRUCTURE),
     }
 
 

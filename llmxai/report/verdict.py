@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
+from llmxai.report.removal import count_referee
 from llmxai.report.visible import Text, label, shorten, visible
 
 MAIN_SOURCES = 5
@@ -16,7 +17,7 @@ LONGEST_QUOTE = 600
 """Characters of a turn or of the answer in the verdict; the whole text follows on the page."""
 STATUS_TEXT = {
     Status.AGREE: ("✓", "both methods could be read, and they rank the sources alike beyond chance"),
-    Status.DILUTED: ("~", "attention says no more here than it would for any text: read the gradient bars only"),
+    Status.DILUTED: ("~", "attention says no more here than it would for any text: do not read its bars"),
     Status.DISAGREE: ("×", "both methods could be read, and they do not rank the sources alike: trust neither alone"),
     Status.UNCONVERGED: ("!", "the gradient values could not be computed accurately enough: do not read them"),
 }
@@ -56,7 +57,7 @@ class StatusCount:
 
 @dataclass(frozen=True)
 class MainSource:
-    """A word of the prompt and its share of all absolute gradient values on the prompt."""
+    """A word or part of the prompt and its share of all absolute values on the prompt."""
 
     text: Text
     share: str
@@ -67,6 +68,8 @@ class Verdict:
     asked: tuple[Asked, ...]
     answer: Text
     main_sources: tuple[MainSource, ...]
+    removed_sources: tuple[MainSource, ...]
+    """The same by removal of one part at a time; empty where the referee was not asked."""
     counts: tuple[StatusCount, ...]
     n_tokens: int
     sentences: tuple[str, ...]
@@ -79,6 +82,7 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         asked=_asked(explanation),
         answer=visible(shorten(answer_text(explanation), limit=LONGEST_QUOTE)),
         main_sources=_main_sources(explanation, maps),
+        removed_sources=_removed_sources(explanation, maps),
         counts=_counts(explanation["targets"]),
         n_tokens=len(explanation["targets"]),
         sentences=_sentences(explanation["targets"]),
@@ -124,6 +128,21 @@ def _main_sources(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         for a, b in explanation["words"]
         if b <= first
     ]
+    return _best(sums, total)
+
+
+def _removed_sources(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> tuple[MainSource, ...]:
+    """Parts of the prompt by the sum of |fall of the log-prob| over all targets."""
+    if explanation["ablations"] is None:
+        return ()
+    weight = np.abs(maps["leave_one_out"]).sum(axis=0)
+    texts = [
+        "".join(token["text"] for token in explanation["tokens"][a:b]) for a, b in explanation["ablations"]["units"]
+    ]
+    return _best([(float(value), text) for value, text in zip(weight, texts, strict=True)], float(weight.sum()))
+
+
+def _best(sums: Sequence[tuple[float, str]], total: float) -> tuple[MainSource, ...]:
     worded = [(value, text) for value, text in sums if any(c.isalnum() for c in text)] or sums
     best = sorted(worded, key=lambda pair: -pair[0])[:MAIN_SOURCES]
     return tuple(MainSource(label(text), f"{value / total:.0%}") for value, text in best if value > 0)
@@ -155,12 +174,21 @@ def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         sink = float(np.median([t["rollout"]["sink_mass"] for t in targets if t["status"] == Status.DILUTED]))
         said.append(
             f"Attention says nothing of use for {_some(diluted, n)}: typically {_most(sink)} of it ends on the very "
-            f"first token, or it spreads as it would for any text. For these read the gradient bars only."
+            f"first token, or it spreads as it would for any text. For these do not read the bars of attention rollout."
         )
     if contradicted := count[Status.DISAGREE]:
         said.append(f"For {_some(contradicted, n)} the two methods contradict each other: trust neither alone.")
     if agreed := count[Status.AGREE]:
         said.append(f"For {_some(agreed, n)} both methods rank the sources alike.")
+    referee = count_referee(targets)
+    if asked := sum(referee.values()):
+        said.append(
+            f"The referee took parts of the input away and watched the answer. That bears out the gradients for "
+            f"{referee['gradients']} of {asked} tokens, attention for {referee['attention']}, and does not tell for "
+            f"{referee['neither']}."
+        )
+    else:
+        said.append("No referee was asked: nothing was taken away from the input to see which method is right.")
     return tuple(said)
 
 

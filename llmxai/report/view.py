@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from llmxai.report.groups import characters, sentences
 from llmxai.report.provenance import Provenance, build_provenance_box
+from llmxai.report.removal import Removal, build_removal, method_name
 from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings
-from llmxai.report.units import Level, build_level, characters, sentences
+from llmxai.report.units import Level, build_level
 from llmxai.report.verdict import LIMITS, Verdict, answer_text, build_verdict
 from llmxai.report.visible import Text, plain, shorten, visible
+from llmxai.store import upgraded
 
 LONG = 400
 """Tokens from which sentences are offered as units too."""
@@ -31,6 +34,11 @@ class ReportView:
     levels: Mapping[str, Level]
     """`words` first, then `tokens`, and `sentences` where the text is long."""
     rows: tuple[Row, ...]
+    removal: Removal | None
+    """The parts of the input that were taken away; None where the referee was not asked."""
+    variant: str | None
+    """Name of the rollout variant beside the plain one; None in explanations of schema /1."""
+    variant_source: Text
     limits: tuple[str, ...]
     settings: tuple[Setting, ...]
     origin: tuple[Setting, ...]
@@ -51,6 +59,8 @@ def build_view(
 
     `home` is where the index of the run lies; `provenance` is for the box (llmxai/report/provenance.py).
     """
+    explanation = upgraded(explanation)
+    variant = explanation["variant"]
     words = [(a, b) for a, b in explanation["words"]]
     groups = {"words": words, "tokens": characters(explanation["tokens"])}
     if len(explanation["tokens"]) > LONG:
@@ -63,9 +73,24 @@ def build_view(
         warnings=tuple(visible(warning) for warning in explanation["warnings"]),
         levels={name: build_level(explanation, maps, groups=own) for name, own in groups.items()},
         rows=build_rows(explanation),
+        removal=build_removal(explanation),
+        variant=method_name(variant["method"]) if variant else None,
+        variant_source=visible(variant["source"] if variant else ""),
         limits=LIMITS,
-        settings=build_settings(explanation["settings"]),
+        settings=build_settings(_settings(explanation)),
         origin=build_origin(explanation),
         provenance=build_provenance_box(provenance),
         home=home,
     )
+
+
+def _settings(explanation: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, those of the variant and of the referee among them; the parts themselves are shown in the text."""
+    ablations = explanation["ablations"]
+    return {
+        **explanation["settings"],
+        "variant": explanation["variant"],
+        "referee": "not asked"
+        if ablations is None
+        else {**{key: value for key, value in ablations.items() if key != "units"}, "parts": len(ablations["units"])},
+    }

@@ -6,16 +6,18 @@ from llmxai._lazy import lazy
 
 if TYPE_CHECKING:
     from llmxai.store.folder import FILES, evidence_folder, require_replaceable, to_json, to_maps, write_folder
-    from llmxai.store.reading import SCHEMA, read_folder
+    from llmxai.store.reading import READABLE, SCHEMA, read_folder, upgraded
 
 __all__ = [
     "FILES",
+    "READABLE",
     "SCHEMA",
     "evidence_folder",
     "read_folder",
     "require_replaceable",
     "to_json",
     "to_maps",
+    "upgraded",
     "write_folder",
 ]
 
@@ -27,6 +29,6 @@ if not TYPE_CHECKING:
                 ("FILES", "evidence_folder", "require_replaceable", "to_json", "to_maps", "write_folder"),
                 "llmxai.store.folder",
             ),
-            **dict.fromkeys(("SCHEMA", "read_folder"), "llmxai.store.reading"),
+            **dict.fromkeys(("READABLE", "SCHEMA", "read_folder", "upgraded"), "llmxai.store.reading"),
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ from safetensors.numpy import load_file
 from llmxai.errors import OutputError
 
 SCHEMA = "llmxai.explanation/2"
+READABLE = ("llmxai.explanation/1", "llmxai.explanation/2")
+AGREEMENT = (
+    *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
+    *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
+)
 
 
 def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The parsed explanation.json and the maps; raises OutputError for a folder that is not ours."""
+    """The parsed explanation.json and the maps, an older schema brought up to the newest (`upgraded`).
+
+    Raises OutputError for a folder that is not ours.
+    """
     folder = Path(folder)
     try:
         document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
@@ -25,6 +34,27 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
         raise OutputError(f"{folder}: no explanation can be read there ({error}).") from error
     if not isinstance(document, dict):
         raise OutputError(f"{folder}: its explanation.json holds a {type(document).__name__}; expected an object.")
-    if document.get("schema") != SCHEMA:
-        raise OutputError(f"{folder}: its schema is {document.get('schema')!r} and this version reads {SCHEMA!r}.")
-    return document, maps
+    if document.get("schema") not in READABLE:
+        known = " and ".join(map(repr, READABLE))
+        raise OutputError(f"{folder}: its schema is {document.get('schema')!r} and this version reads {known}.")
+    return upgraded(document), maps
+
+
+def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of schema /1 with the fields of /2 that it lacks, empty: it had no variant, no referee, no curve."""
+    if "variant" in document:
+        return dict(document)
+    targets = [
+        {
+            **target,
+            "agreement": {**dict.fromkeys(AGREEMENT), **target["agreement"]},
+            "agreement_variant": dict.fromkeys(AGREEMENT),
+            "rollout": {"similarity": None, **target["rollout"]},
+            "rollout_variant": {},
+            "curve": None,
+            "referee": None,
+            "sources": {**target["sources"], "rollout_variant": [], "leave_one_out": []},
+        }
+        for target in document["targets"]
+    ]
+    return {**document, "targets": targets, "ablations": None, "variant": None}

@@ -15,7 +15,18 @@ from tiny import make_loaded
 
 from llmxai import Decoding, UserError, explain, save
 from llmxai.errors import EvidenceError
-from llmxai.evidence import SecretKey, begin, explained, export_bundle, prune, recording, redact, review, verify
+from llmxai.evidence import (
+    SecretKey,
+    begin,
+    explained,
+    export_bundle,
+    open_log,
+    prune,
+    recording,
+    redact,
+    review,
+    verify,
+)
 from llmxai.evidence.keys import key_id
 from llmxai.evidence.provenance import provenance_of
 from llmxai.evidence.reading import find, find_run, read_log
@@ -109,6 +120,19 @@ def test_several_explanations_in_one_run(explanation: Explanation, tmp_path: Pat
     with pytest.raises(EvidenceError, match="lies outside"):
         save(explanation, tmp_path / "elsewhere", attempt=begin(tmp_path / "run" / "evidence"))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_one_open_log_serves_many_attempts(explanation: Explanation, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with open_log(run / "evidence", signer=KEY) as log:
+        for name in ("a", "b"):
+            with recording(log, entry="recipe") as attempt:
+                save(explanation, run / "records" / name, attempt=attempt)
+        with pytest.raises(UserError), recording(log) as attempt:
+            raise UserError("no")
+    assert [json.loads(record)["kind"] for _, record in read_log(run)] == ["explanation", "explanation", "refusal"]
+    assert len((run / "evidence" / "checkpoints.jsonl").read_bytes().splitlines()) == 1
+    assert verify(run, key=KEY.public_key()).findings == []
 
 
 def test_a_broken_log_stops_before_any_work(explanation: Explanation, tmp_path: Path) -> None:
@@ -329,5 +353,8 @@ def test_provenance_of_a_record_in_a_run_and_of_none(explanation: Explanation, t
     told = provenance_of(run / "records" / "one")
     assert told is not None
     assert (told["record"], told["verify"]) == (attempt.id, f"llmxai verify {run}")
-    assert provenance_of(run) is None
+    of_run = provenance_of(run)
+    assert of_run is not None
+    assert (of_run["records"], of_run["last record"], of_run["verify"]) == (1, attempt.id, f"llmxai verify {run}")
+    assert of_run["signature"] == "unsigned: nobody vouches for this log"
     assert provenance_of(tmp_path) is None

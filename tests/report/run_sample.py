@@ -62,7 +62,7 @@ def _made_up(i: int, rng: random.Random, words: list[str]) -> RunRow:
         worst_gap_ratio=rng.random() * (2.5 if counts[3] else 1),
         median_spearman=rng.uniform(-0.4, 0.9) if sum(counts) else None,
         seconds=rng.uniform(2, 9),
-        metrics={"comprehensiveness.lig": rng.gauss(0.4, 0.2), "comprehensiveness.random": rng.gauss(0.05, 0.2)},
+        metrics={"gradients.comprehensiveness": rng.gauss(0.4, 0.2), "random.comprehensiveness": rng.gauss(0.05, 0.2)},
     )
 
 

@@ -20,6 +20,15 @@ REASONS = {
     "disagree": "The two methods do not rank the sources alike: Spearman -0.12, p = 0.71 against chance.",
     "unconverged": "The gradient attribution misses completeness by 0.5 nats and 0.1 is allowed: do not read it here.",
 }
+BETTER = {
+    "agree": ("layer_integrated_gradients", 0.7, 0.1),
+    "disagree": ("attention_rollout", -0.1, 0.4),
+    "diluted": (None, 0.3, 0.2),
+    "unconverged": (None, None, None),
+}
+"""The referee's word, and the LDS of gradients and of plain rollout."""
+LAYERS = 6
+VARIANT = "gradient_weighted_rollout"
 SPEARMAN = {"agree": (0.62, 0.004), "diluted": (0.1, 0.4), "disagree": (-0.12, 0.71), "unconverged": (0.3, 0.2)}
 ENVIRONMENT = {
     "llmxai": "0.1.0",
@@ -38,21 +47,31 @@ def sample(
     roles: Sequence[str] | None = None,
     stop: str = "length",
     seed: int = 0,
+    referee: bool = True,
 ) -> Sample:
-    """Random maps for given tokens. Unless `roles` (of the prompt) says otherwise its first token is the start mark."""
+    """Random maps for given tokens. Unless `roles` (of the prompt) says otherwise its first token is the start mark.
+
+    The parts of the input that the referee removes are the prompt's words but structure.
+    """
     rng = np.random.default_rng(seed)
     texts, first = [*prompt, *answer], len(prompt)
     statuses = statuses or ["agree"] * len(answer)
     kinds = [*(roles or ["bos", *["user"] * (first - 1)]), *["generated"] * len(answer)]
-    maps = {name: np.zeros((len(answer), len(texts)), dtype=np.float32) for name in ("integrated_gradients", "rollout")}
+    names = ("integrated_gradients", "rollout", "rollout_variant")
+    maps = {name: np.zeros((len(answer), len(texts)), dtype=np.float32) for name in names}
+    words = [list(word) for word in group_words(texts, [Role(kind) for kind in kinds])]
+    parts = [word for word in words if word[1] <= first and kinds[word[0]] not in STRUCTURE]
+    if referee:
+        maps["leave_one_out"] = rng.normal(size=(len(answer), len(parts))).astype(np.float32)
     for t, status in enumerate(statuses):
         content = [i for i in range(first + t) if kinds[i] not in STRUCTURE]
         maps["integrated_gradients"][t, content] = rng.normal(size=len(content))
         row = rng.random(first + t)
         row[0] = 250 * row.sum() if status == "diluted" else row[0]
         maps["rollout"][t, : first + t] = row / row.sum()
+        maps["rollout_variant"][t, : first + t] = 3 * rng.random(first + t)
     document = {
-        "schema": "llmxai.explanation/1",
+        "schema": "llmxai.explanation/2",
         "created": "2026-11-24T12:00:00+00:00",
         "generation": {
             "prompt_len": first,
@@ -62,8 +81,10 @@ def sample(
             "answer": "".join(answer),
         },
         "tokens": [{"index": i, "id": i, "text": text, "role": kinds[i]} for i, text in enumerate(texts)],
-        "words": [list(word) for word in group_words(texts, [Role(kind) for kind in kinds])],
+        "words": words,
         "targets": [_target(t, first, texts, statuses[t], kinds, maps) for t in range(len(answer))],
+        "ablations": {"operator": "delete", "units": parts, "masks": 64, "seed": 0} if referee else None,
+        "variant": {"method": VARIANT, "source": "Chefer et al. 2021", "settings": {"layers": "all"}},
         "settings": {
             "target": "logprob",
             "features": "content",
@@ -104,19 +125,69 @@ def _target(
         "f_baseline": logprob - net,
         "net": net,
         "converged": status != "unconverged",
-        "agreement": {"spearman": spearman, "spearman_p": p, "top_k": min(5, len(features)), "top_k_overlap": 0.6},
-        "rollout": {
-            "sink_mass": float(rollout[0]),
-            "feature_mass": float(rollout[features].sum()),
-            "lost_mass": 0.0,
-            "entropy": 0.8 if len(features) > 1 else None,
-            "null_divergence": 0.002 if status == "diluted" else 0.2,
-        },
+        "agreement": _agreement(spearman, p, top_k=min(5, len(features))),
+        "agreement_variant": _agreement(0.5, 0.01, top_k=min(5, len(features))),
+        "rollout": _row(rollout, features, null_divergence=0.002 if status == "diluted" else 0.2),
+        "rollout_variant": _row(maps["rollout_variant"][t], features, null_divergence=0.3),
+        "curve": _curve(float(rollout[0])),
+        "referee": _referee(status) if "leave_one_out" in maps else None,
         "sources": {
             "integrated_gradients": _sources(gradients, features),
             "rollout": _sources(rollout, features),
+            "rollout_variant": _sources(maps["rollout_variant"][t], features),
+            "leave_one_out": _removed(maps["leave_one_out"][t]) if "leave_one_out" in maps else [],
         },
     }
+
+
+def _agreement(spearman: float, p: float, *, top_k: int) -> dict[str, Any]:
+    return {
+        **{"spearman": spearman, "spearman_p": p, "recency_p": p / 2, "adjusted_p": min(1.0, 2 * p)},
+        **{"kendall": spearman * 0.7, "top_k": top_k, "top_k_overlap": 0.6},
+        **{"rank_biased_overlap": 0.55, "jensen_shannon": 0.21},
+    }
+
+
+def _row(row: np.ndarray, features: Sequence[int], *, null_divergence: float) -> dict[str, Any]:
+    return {
+        "sink_mass": float(row[0]),
+        "feature_mass": float(row[list(features)].sum()),
+        "lost_mass": 0.0,
+        "entropy": 0.8 if len(features) > 1 else None,
+        "null_divergence": null_divergence,
+        "similarity": 0.9,
+    }
+
+
+def _curve(sink: float) -> dict[str, list[float]]:
+    rising = [sink * (k + 1) / LAYERS for k in range(LAYERS)]
+    return {
+        "sink_mass": rising,
+        "entropy": [1 - value / 2 for value in rising],
+        "null_divergence": [0.5 * (1 - value) for value in rising],
+        "similarity": [0.5 + value / 2 for value in rising],
+    }
+
+
+def _referee(status: str) -> dict[str, Any]:
+    better, gradients, rollout = BETTER[status]
+    difference = None if gradients is None else gradients - rollout
+    return {
+        "better": better,
+        "difference": difference,
+        "interval": None if difference is None else [difference - 0.35, difference + 0.35],
+        "scores": {
+            "layer_integrated_gradients": {"lds": gradients, "leave_one_out": 0.5},
+            "attention_rollout": {"lds": rollout, "leave_one_out": -0.1},
+            VARIANT: {"lds": 0.5, "leave_one_out": 0.4},
+            "leave_one_out": {"lds": 0.9, "leave_one_out": None},
+        },
+    }
+
+
+def _removed(drop: np.ndarray) -> list[dict[str, Any]]:
+    found = _sources(drop, range(len(drop)))
+    return [{"unit": one["index"], "value": one["value"], "share": one["share"]} for one in found]
 
 
 def _sources(values: np.ndarray, features: Sequence[int]) -> list[dict[str, Any]]:
@@ -124,7 +195,8 @@ def _sources(values: np.ndarray, features: Sequence[int]) -> list[dict[str, Any]
     order = np.argsort(-magnitude, kind="stable")[:TOP_SOURCES]
     total = float(magnitude.sum())
     return [
-        {"index": features[i], "value": float(values[features[i]]), "share": float(magnitude[i]) / total} for i in order
+        {"index": int(features[i]), "value": float(values[features[i]]), "share": float(magnitude[i]) / total}
+        for i in order
     ]
 
 
@@ -209,5 +281,8 @@ def hostile() -> Sample:
     document["settings"]["baseline"] = HOSTILE[0]
     document["environment"] = {**ENVIRONMENT, "model": {"name": HOSTILE[0], "digest": "\u202e00"}}
     document["targets"][0]["reason"] = HOSTILE[0]
+    document["variant"] = {"method": HOSTILE[0], "source": HOSTILE[1], "settings": {"a": HOSTILE[4]}}
+    document["ablations"]["operator"] = HOSTILE[4]
+    document["targets"][0]["referee"]["scores"][HOSTILE[0] + "\u202e"] = {"lds": 0.1, "leave_one_out": None}
     document["warnings"] = [HOSTILE[0] + "\u202e"]
     return document, maps

@@ -58,7 +58,7 @@ def test_a_click_pins_and_recolours(open_page: Open) -> None:
     word.click()
     assert pinned(page) == ["is"]
     assert headline(page) == "is × disagree"
-    assert page.locator("#panel ol.bars").count() == 2
+    assert page.locator("#panel ol.bars").count() == 4  # gradients, rollout, its variant, removal
     assert sorted(page.locator(".source").all_inner_texts()) == ["?", "It", "Which", "city"]
     assert "Pinned is: disagree. Top source:" in page.locator("#live").inner_text()
     assert page.url.endswith("#words-5")
@@ -174,12 +174,55 @@ def test_the_panel_says_what_not_to_read(open_page: Open) -> None:
     page.get_by_text("All figures of this word").click()
     text = panel.inner_text()
     for expected in (
+        *("Corrected p (decides the status)", "Rank-biased overlap", "Gradient weighted rollout: Spearman"),
         *("0.020 / 0.100 nats: within", "Score with the neutral text", "On the first token (sink)", "Evaluations"),
         *("Distance from the null", "Rank agreement (Spearman)", "Top 5 in common", "Values on start mark"),
     ):
         assert expected in text, expected
     page.keyboard.press("ArrowRight")
     assert page.locator("details.figures").get_attribute("open") is not None
+
+
+def test_the_variant_stands_open_beside_a_diluted_rollout_only(open_page: Open) -> None:
+    page = open_page(chat())
+    page.get_by_role("button", name="return, diluted").click()
+    beside = page.locator("section[aria-label='Sources by Gradient weighted rollout']")
+    assert beside.locator("li").first.is_visible()
+    assert "The variant beside the diluted rollout." in beside.inner_text()
+    page.get_by_role("button", name="def, disagree").click()
+    assert not beside.locator("li").first.is_visible()
+    beside.locator("summary").first.click()
+    page.get_by_role("button", name="f, agree").click()
+    assert beside.locator("li").first.is_visible()  # what was unfolded stays so
+
+
+def test_removal_the_referee_and_the_curve(open_page: Open) -> None:
+    page = open_page(chat())
+    page.get_by_role("button", name="def, disagree").click()
+    panel = page.locator("#panel")
+    assert "Referee: Taking parts of the input away bears out attention:" in panel.inner_text()
+    page.get_by_text("How well each method foretells it").click()
+    scores = panel.locator("details.scores tbody tr")
+    assert scores.nth(0).inner_text().split("\t") == ["Integrated gradients", "−0.10", "0.50"]
+    assert scores.nth(3).inner_text().split("\t") == ["Removal of one part at a time", "0.90", "–"]
+    assert panel.locator("svg.curve polyline").count() == 2
+    assert "at the end it holds" in panel.inner_text()
+    page.get_by_text("The same as a table").click()
+    assert panel.locator("details.layers tbody tr").count() == 6
+    page.get_by_role("radio", name="removal").check()
+    lit = page.locator("#given .source").all_inner_texts()
+    assert {"Paris", "Arabic"} <= set(lit)
+    assert "raises, in nats" in page.locator("#legend").inner_text()
+    page.get_by_role("radio", name="tokens").check()
+    assert {"Par", "is"} <= set(page.locator("#given .source").all_inner_texts())  # one part, two tokens
+
+
+def test_no_referee_no_bars_of_removal(open_page: Open) -> None:
+    page = open_page(sample(["<s>", " a"], [" b"], referee=False))
+    assert page.get_by_role("radio", name="removal").count() == 0
+    page.locator(".target").click()
+    assert "Referee: not asked." in page.locator("#panel").inner_text()
+    assert page.locator("section[aria-label='Sources by removal']").count() == 0
 
 
 def test_hover_previews_and_a_link_pins(open_page: Open) -> None:
@@ -217,10 +260,10 @@ def test_hostile_text_does_nothing(open_page: Open) -> None:
 def test_text_on_colour_has_contrast(open_page: Open, scheme: str) -> None:
     page = open_page(chat(), color_scheme=scheme)
     page.locator(".target").last.click()
-    for method in ("integrated gradients", "attention rollout"):
+    for method in ("integrated gradients", "attention rollout", "gradient weighted rollout", "removal"):
         page.get_by_role("radio", name=method).check()
         ratios = page.evaluate(CONTRAST, ".source, .legend .key")
-        assert len(ratios) > 15
+        assert len(ratios) > 12
         assert min(ratios) >= 4.5
     ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (max(map(int, re.findall(r"\d+", ground)[:3])) < 60) == (scheme == "dark")
@@ -258,7 +301,7 @@ def test_print_lays_out_the_flagged_tokens(open_page: Open, tmp_path: Path) -> N
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     cards = page.locator(".token-card:visible")
     assert cards.count() == 5
-    assert page.locator(".token-card:visible table").count() == 10
+    assert page.locator(".token-card:visible table").count() == 17  # three methods each, the variant for the diluted
     symbols = page.locator(".target.status-unconverged").evaluate("e => getComputedStyle(e, '::before').content")
     assert "!" in symbols
     assert not page.locator("#panel").is_visible()
@@ -281,13 +324,15 @@ def test_a_long_one_answers_and_shows_its_strongest_source(open_page: Open, long
     page = open_page(long_page)
     assert page.locator(".target").count() == 300
     page.locator(".target").nth(103).click()
-    assert page.locator("#panel ol.bars").count() == 4  # two methods, each with a folded rest
+    assert page.locator("#panel ol.bars").count() == 8  # four methods, each with a folded rest
     assert 20 <= page.locator(".source").count() <= 21
     frame = page.locator("#given").bounding_box()
     boxes = [source.bounding_box() for source in page.locator("#given .source").all()]
     inside = [box for box in boxes if frame["y"] <= box["y"] <= frame["y"] + frame["height"]]
     assert inside  # its strongest source was scrolled into view
-    assert page.evaluate("document.querySelectorAll('*').length") < 40_000  # never the map as elements
+    assert (
+        page.evaluate("document.querySelectorAll('*').length") < 60_000
+    )  # never the map of 1.3 million values as elements
 
 
 def test_an_unconverged_word_is_never_called_within(open_page: Open) -> None:

@@ -137,6 +137,13 @@ def test_a_manifest_is_shown_and_a_broken_one_is_said(tmp_path: Path) -> None:
         rebuild(run)
 
 
+def test_an_evaluation_is_linked_where_there_is_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"a": sample(["<s>", " a"], [" b"])})
+    assert "evaluation.html" not in rebuild(run).page.read_text(encoding="utf-8")
+    (run / "evaluation.html").write_text("...")
+    assert 'href="evaluation.html"' in rebuild(run).page.read_text(encoding="utf-8")
+
+
 def test_the_index_in_words() -> None:
     rows = [
         RunRow(id="a", n_targets=2, agree=2),
@@ -169,7 +176,7 @@ def test_charts_count_every_row_once() -> None:
 def test_intervals_against_the_normal_approximation() -> None:
     """For a mean of 400 values the percentile bootstrap and mean ± 1.96 standard errors differ by a few per cent."""
     values = np.random.default_rng(1).normal(0.4, 0.2, size=400)
-    rows = [RunRow(id=str(i), metrics={"m.a": float(v), "m.b": 0.5}) for i, v in enumerate(values)]
+    rows = [RunRow(id=str(i), metrics={"a.m": float(v), "b.m": 0.5}) for i, v in enumerate(values)]
     one, constant = build_intervals(rows)
     error = 1.96 * values.std() / np.sqrt(len(values))
     assert (one.low, one.high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.2 * error)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmxai.report import ReportView, build_view
+from llmxai.report import ReportView, build_view, render_report
+from llmxai.report.removal import build_referee
 from llmxai.report.tables import build_settings, percent, signed
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, Target
 from llmxai.report.verdict import MainSource
@@ -96,9 +97,11 @@ def test_the_small_example_in_full() -> None:
         "The gradient values cannot be read for 1 of 17 tokens: they could not be computed accurately enough. They are "
         "marked “!” and left out of the main sources.",
         "Attention says nothing of use for 2 of 17 tokens: typically more than 99% of it ends on the very first token, "
-        "or it spreads as it would for any text. For these read the gradient bars only.",
+        "or it spreads as it would for any text. For these do not read the bars of attention rollout.",
         "For 2 of 17 tokens the two methods contradict each other: trust neither alone.",
         "For 12 of 17 tokens both methods rank the sources alike.",
+        "The referee took parts of the input away and watched the answer. That bears out the gradients for 12 of 17 "
+        "tokens, attention for 2, and does not tell for 3.",
     )
     assert "not proof of faithfulness" in verdict.not_proof
     assert verdict.not_proof in view.limits
@@ -114,7 +117,7 @@ def test_the_small_example_in_full() -> None:
 
 
 def test_one_status_for_all_and_a_single_token() -> None:
-    (said, agreed) = build_view(*sample(["<s>", " a", " b"], [" x", " y"])).verdict.sentences
+    said, agreed, _ = build_view(*sample(["<s>", " a", " b"], [" x", " y"])).verdict.sentences
     assert said.startswith("The gradient values can be read for all 2 tokens")
     assert agreed == "For all 2 tokens both methods rank the sources alike."
     assert "the only token" in build_view(*sample(["<s>", " a"], [" x"])).verdict.sentences[0]
@@ -278,7 +281,7 @@ def test_the_samples_are_consistent(build: Callable[[], Sample]) -> None:
         assert target["converged"] == (target["local_error"] <= target["tolerance"])
         assert abs(target["gap"]) <= target["local_error"]
         assert maps["rollout"][t].sum() == pytest.approx(1, abs=1e-4)
-        for kind in ("integrated_gradients", "rollout"):
+        for kind in ("integrated_gradients", "rollout", "rollout_variant"):
             sources = target["sources"][kind]
             everything = np.abs(maps[kind][t][features]).sum(dtype=float)
             assert len(sources) == min(20, len(features))
@@ -289,3 +292,92 @@ def test_the_samples_are_consistent(build: Callable[[], Sample]) -> None:
 def test_the_chat_has_a_status_for_each_token() -> None:
     document, _ = chat()
     assert len(document["targets"]) == len(CHAT_ANSWER) == len(CHAT_STATUSES)
+
+
+def test_the_referee_in_plain_words() -> None:
+    said = {target.status: target.referee.said for target in build_view(*chat()).levels["tokens"].targets}
+    assert said["agree"] == (
+        "Taking parts of the input away bears out the gradients: integrated gradients foretell the effect with 0.70, "
+        "attention rollout with 0.10 (difference 0.60, 95% interval 0.25 to 0.95)."
+    )
+    assert said["disagree"].startswith("Taking parts of the input away bears out attention: ")
+    assert "with −0.10" in said["disagree"]
+    assert said["diluted"].startswith("Taking parts of the input away does not tell which method is right: ")
+    assert said["unconverged"].endswith("the effects cannot be ranked here.")
+    worthless = {
+        "better": "attention_rollout",
+        "difference": -0.3,
+        "interval": [-0.5, -0.1],
+        "scores": {
+            "layer_integrated_gradients": {"lds": -0.5, "leave_one_out": None},
+            "attention_rollout": {"lds": -0.2, "leave_one_out": None},
+        },
+    }
+    assert build_referee(worthless).said.endswith("Yet even the better one foretells nothing: trust neither.")
+    assert build_referee(None) is None
+
+
+def test_without_a_referee_the_page_says_so() -> None:
+    view = build_view(*sample(["<s>", " a", " b"], [" x", " y"], referee=False))
+    assert view.removal is None
+    assert view.verdict.removed_sources == ()
+    assert view.verdict.sentences[-1].startswith("No referee was asked")
+    assert view.levels["words"].parts == ()
+    assert (target_of(view, 0).removal, target_of(view, 0).referee) == ((), None)
+    assert (view.rows[0].removal_sources, view.rows[0].referee) == ((), "")
+
+
+def test_removal_adds_up_over_the_tokens_of_a_word_and_names_its_parts() -> None:
+    document, maps = sample(["<s>", " Par", "is", " now"], [" am", "azing"])
+    maps["leave_one_out"][:] = [[1.0, -0.5], [2.0, 0.25]]
+    view = build_view(document, maps)
+    assert [plain(part) for part in view.removal.parts] == ["Paris", "now"]
+    word = target_of(view, 0)
+    assert word.removal == ((0, 3 * GRADIENT_SCALE), (1, -GRADIENT_SCALE // 4))
+    assert word.removal_total == pytest.approx(3.25)
+    assert view.levels["words"].parts == ((1, 2), (2, 3))
+    assert view.levels["tokens"].parts == ((1, 3), (3, 4))
+    assert [source.share for source in view.verdict.removed_sources] == ["80%", "20%"]
+
+
+def test_the_variant_is_scaled_to_shares_and_averaged() -> None:
+    document, maps = sample(["<s>", " a", " b"], [" am", "azing"])
+    maps["rollout_variant"][:] = [[2, 1, 1, 0, 0], [0, 0, 8, 0, 0]]
+    word = target_of(build_view(document, maps), 0)
+    assert dict(word.variant) == {1: ROLLOUT_SCALE // 8, 2: ROLLOUT_SCALE * 5 // 8}
+    assert dict(word.variant_structure) == {0: ROLLOUT_SCALE // 4}
+    assert word.variant_content == pytest.approx(0.75)
+    maps["rollout_variant"][:] = 0
+    assert target_of(build_view(document, maps), 0).variant == ()
+
+
+def test_the_curve_of_a_word_is_the_mean_of_its_tokens() -> None:
+    document, maps = sample(["<s>", " a"], [" am", "azing"])
+    for target, sink in zip(document["targets"], ([0.1, 0.2], [0.3, 0.8]), strict=True):
+        target["curve"] = {"sink_mass": sink, "entropy": [1, 1], "null_divergence": [0, 0], "similarity": [1, 1]}
+    assert target_of(build_view(document, maps), 0).curve["sink_mass"] == (200, 500)
+    document["targets"][0]["curve"] = None
+    assert target_of(build_view(document, maps), 0).curve["sink_mass"] == (300, 800)
+    document["targets"][1]["curve"] = None
+    assert target_of(build_view(document, maps), 0).curve == {}
+
+
+def test_an_explanation_of_schema_1_has_a_page_without_what_it_lacks() -> None:
+    document, maps = sample(["<s>", " a", " b"], [" x", " y"])
+    for name in ("rollout_variant", "leave_one_out"):
+        del maps[name]
+    for name in ("ablations", "variant"):
+        del document[name]
+    for target in document["targets"]:
+        for name in ("agreement_variant", "rollout_variant", "curve", "referee"):
+            del target[name]
+        for name in ("recency_p", "adjusted_p", "kendall", "rank_biased_overlap", "jensen_shannon"):
+            del target["agreement"][name]
+        del target["rollout"]["similarity"], target["sources"]["rollout_variant"], target["sources"]["leave_one_out"]
+    view = build_view(document, maps)
+    assert (view.variant, view.removal) == (None, None)
+    target = target_of(view, 0)
+    assert (target.variant, target.removal, target.referee, target.curve) == ((), (), None, {})
+    assert (target.kendall, target.similarity, target.spearman) == (None, None, 0.62)
+    assert "radio" in render_report(view)
+    assert 'value="variant"' not in render_report(view)

@@ -18,7 +18,7 @@ import llmxai.store.folder
 from llmxai import explain
 from llmxai.errors import NonFiniteError, OutputError
 from llmxai.generation import Decoding
-from llmxai.store import SCHEMA, read_folder, to_json, write_folder
+from llmxai.store import SCHEMA, read_folder, to_json, upgraded, write_folder
 from llmxai.types import Explanation
 
 FILES = ["explanation.json", "maps.safetensors", "report.html"]
@@ -53,7 +53,8 @@ def test_round_trip(explanation: Explanation, tmp_path: Path) -> None:
     document, maps = read_folder(out)
     assert entries(out) == FILES
     assert entries(out.parent) == ["er"]
-    assert {**document, "created": ""} == {**json.loads(json.dumps(to_json(explanation))), "created": ""}
+    stored = upgraded(json.loads(json.dumps(to_json(explanation))))
+    assert {**document, "created": ""} == {**stored, "created": ""}
     assert np.allclose(maps["integrated_gradients"], explanation.attribution.values.numpy(), atol=1e-6)
     assert np.allclose(maps["rollout"], explanation.rollout.rows.numpy(), atol=1e-6)
     assert (out / "report.html").read_text() == f"<html>{SCHEMA} {sorted(maps)}</html>"

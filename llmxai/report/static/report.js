@@ -32,6 +32,7 @@
     if (value > 0 && value < 0.00001) return `${(100 * value).toPrecision(1).replace("e-", "·10⁻").replace(/⁻(\d+)/, (_, n) => "⁻" + [...n].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join(""))}%`;
     return `${(100 * value).toFixed(value < 0.0005 ? 4 : value < 0.9995 || value === 1 ? 1 : 3)}%`;
   };
+  const chance = (p) => p < 0.001 ? "under 0.001" : p.toPrecision(2);
   const either = (value, show) => value === null ? "not defined here" : show(value);
 
   // ---- colours: blue raises, orange lowers; the ink on top is whichever contrasts more
@@ -57,8 +58,21 @@
     }
     painted = [];
   };
+  const signed = () => state.method === "gradients" || state.method === "removal";
+  /** A removed part may touch several units, and a unit several parts: it shows the strongest of them. */
+  const spread = (pairs) => {
+    const found = new Map();
+    for (const [part, value] of pairs) for (let i = level().parts[part][0]; i < level().parts[part][1]; i += 1)
+      if (Math.abs(value) > Math.abs(found.get(i) ?? 0)) found.set(i, value);
+    return [...found];
+  };
   /** [[unit, value]] of what lights up, in whole numbers, for the chosen method. */
-  const lit = (target) => state.method === "gradients" ? target.gradients : [...target.rollout_structure, ...target.rollout];
+  const lit = (target) => ({
+    gradients: () => target.gradients,
+    rollout: () => [...target.rollout_structure, ...target.rollout],
+    variant: () => [...target.variant_structure, ...target.variant],
+    removal: () => spread(target.removal),
+  })[state.method]();
   const largest = (pairs) => Math.max(1, ...pairs.map(([, value]) => Math.abs(value)));
 
   // ---- the text
@@ -102,13 +116,13 @@
       panel.replaceChildren(make("h3", { id: "panel-head" }, "No word chosen"), make("p", {}, "Choose a word of the answer to see where it came from."));
       return;
     }
-    const signed = state.method === "gradients", pairs = lit(target), most = largest(pairs);
+    const pairs = lit(target), most = largest(pairs);
     for (const [number, value] of pairs) {
       if (number === state.shown) continue;
       const element = nodes[number];
-      paint(element, signed ? (value < 0 ? NEGATIVE : POSITIVE) : MASS, 0.08 + 0.92 * Math.abs(value) / most);
+      paint(element, signed() ? (value < 0 ? NEGATIVE : POSITIVE) : MASS, 0.08 + 0.92 * Math.abs(value) / most);
       element.classList.add("source");
-      if (signed) element.classList.add(value < 0 ? "neg" : "pos");
+      if (signed()) element.classList.add(value < 0 ? "neg" : "pos");
       painted.push(element);
     }
     fill(target);
@@ -121,27 +135,31 @@
       where.append("Colours and their numbers appear here when a word is chosen.");
       return;
     }
-    const signed = state.method === "gradients", most = largest(lit(target)) / data.scale[state.method];
-    where.append(signed ? "lowers " : "no attention ");
-    for (const step of signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
-      const key = make("span", { class: "key" }, signed ? nats(step * most, 2) : percent(step * most));
-      paint(key, signed ? (step < 0 ? NEGATIVE : POSITIVE) : MASS, Math.abs(step));
+    const most = largest(lit(target)) / data.scale[state.method];
+    where.append(signed() ? "lowers " : "no attention ");
+    for (const step of signed() ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
+      const key = make("span", { class: "key" }, signed() ? nats(step * most, 2) : percent(step * most));
+      paint(key, signed() ? (step < 0 ? NEGATIVE : POSITIVE) : MASS, Math.abs(step));
       where.append(key);
     }
-    where.append(signed ? " raises, in nats" : " of all attention");
+    where.append(signed() ? " raises, in nats" : state.method === "variant" ? " of its row" : " of all attention");
   }
 
   // ---- the panel
+  const unitName = (number) => {
+    const [, role, , name] = level().units[number];
+    return [name, number === state.shown ? " (its own earlier tokens)" : isStructure(role) ? " (template)" : role === "generated" ? " (answer)" : ""];
+  };
+  const partName = (part) => [data.removal.parts[part][0], ""];
   /** A ranked list: name and numbers on a line, a bar under it; signed bars start in the middle. */
-  function bars(pairs, { scale, signed, share }) {
-    const { units } = level(), most = largest(pairs), items = pairs.map(([number, whole]) => {
-      const value = whole / scale, role = units[number][1];
-      const note = number === state.shown ? " (its own earlier tokens)" : isStructure(role) ? " (template)" : role === "generated" ? " (answer)" : "";
+  function bars(pairs, { scale, signed, share, named = unitName }) {
+    const most = largest(pairs), items = pairs.map(([number, whole]) => {
+      const value = whole / scale, [text, note] = named(number);
       const bar = make("span", { class: `bar${signed ? " signed" : ""}`, "aria-hidden": "true" });
       const fill = make("span", { class: `fill ${signed ? (value < 0 ? "neg" : "pos") : "mass"}` });
       fill.style.setProperty("width", `${(signed ? 50 : 100) * Math.abs(whole) / most}%`);
       bar.append(fill);
-      return make("li", {}, make("span", { class: "named" }, make("bdi", {}, ...pieces(units[number][3])), make("span", { class: "soft" }, note)),
+      return make("li", {}, make("span", { class: "named" }, make("bdi", {}, ...pieces(text)), make("span", { class: "soft" }, note)),
         make("span", { class: "num" }, signed ? nats(value) : percent(value), make("span", { class: "soft" }, ` · ${percent(share(value))}`)), bar);
     });
     if (!items.length) return [make("p", { class: "soft" }, "No source above rounding.")];
@@ -189,14 +207,83 @@
       ["On no token", percent(target.lost_mass)],
       ["Evenness over those compared", either(target.entropy, (v) => `${v.toFixed(2)} (1: all alike)`)],
       ["Distance from the null", `${target.null_divergence.toFixed(4)} bits`],
+      ["Likeness to the rows of other words", either(target.similarity, (v) => v.toFixed(3))],
     ]);
   }
 
   function agreement(target) {
     return facts("Do the two methods agree", [
-      ["Rank agreement (Spearman)", either(target.spearman, (v) => `${plain(v, 2)}, p = ${target.spearman_p.toPrecision(2)}`)],
+      ["Rank agreement (Spearman)", either(target.spearman, (v) => plain(v, 2))],
+      ["p against chance", either(target.spearman_p, chance)],
+      ["p against chance that likes near words", either(target.recency_p, chance)],
+      ["Corrected p (decides the status)", either(target.adjusted_p, chance)],
+      ["Rank agreement (Kendall)", either(target.kendall, (v) => plain(v, 2))],
       [`Top ${target.top_k} in common`, either(target.top_k_overlap, percent)],
+      ["Rank-biased overlap", either(target.rank_biased_overlap, (v) => v.toFixed(2))],
+      ["Distance of the two", either(target.jensen_shannon, (v) => `${v.toFixed(3)} bits`)],
+      ...(data.variant ? [[`${data.variant}: Spearman`, either(target.variant_spearman, (v) => plain(v, 2))], [`${data.variant}: corrected p`, either(target.variant_p, chance)]] : []),
     ]);
+  }
+
+  // ---- dilution by layer: a small chart, the same in words, and the same as a table
+  const SHAPE = { width: 300, height: 96, left: 34, right: 6, top: 8, bottom: 22 };
+  const draw = (tag, attributes, ...children) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+
+  function dilution(target) {
+    const sink = target.curve.sink_mass, far = target.curve.null_divergence;
+    if (!sink?.length) return [];
+    const { width, height, left, right, top, bottom } = SHAPE, n = sink.length;
+    const x = (i) => left + (width - left - right) * (n === 1 ? 1 : i / (n - 1)), y = (v) => top + (height - top - bottom) * (1 - v / 1000);
+    const line = (values, name) => draw("polyline", { class: name, points: values.map((v, i) => `${x(i).toFixed(1)},${y(Math.min(1000, v)).toFixed(1)}`).join(" ") });
+    const word = (text, at, up, anchor) => draw("text", { x: at, y: up, "text-anchor": anchor }, text);
+    const chart = draw("svg", { viewBox: `0 0 ${width} ${height}`, class: "curve", "aria-hidden": "true", focusable: "false" },
+      draw("path", { class: "axis", d: `M${left} ${top}V${height - bottom}H${width - right}` }),
+      word("1", left - 5, top + 5, "end"), word("0", left - 5, height - bottom + 4, "end"),
+      word("top layer", left, height - 6, "start"), word(`all ${n}`, width - right, height - 6, "end"),
+      line(sink, "sink"), line(far, "far"));
+    const half = sink.findIndex((v) => v > 500), gone = sink.findIndex((v) => v > 900);
+    const after = (i) => `after ${i + 1} of ${n} layers`;
+    const said = `${half < 0 ? "The first token never holds more than half of the row" : `The first token holds more than half of the row ${after(half)}${gone < 0 ? "" : `, and more than 90% ${after(gone)}`}`}; at the end it holds ${percent(sink[n - 1] / 1000)}. The distance from the null ends at ${(far[n - 1] / 1000).toFixed(3)} bits.`;
+    const head = ["layers", "first token", "distance from the null (bits)", "likeness to other words", "evenness"];
+    const table = make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "Dilution by layer"), make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...sink.map((v, i) => make("tr", {}, make("th", { scope: "row" }, String(i + 1)), ...[percent(v / 1000), (far[i] / 1000).toFixed(3), (target.curve.similarity[i] / 1000).toFixed(3), (target.curve.entropy[i] / 1000).toFixed(3)].map((cell) => make("td", { class: "num" }, cell))))));
+    const details = make("details", { class: "layers" }, make("summary", {}, "The same as a table"), table);
+    details.open = panel.querySelector("details.layers")?.open ?? false;
+    return [make("section", { "aria-label": "Dilution by layer" }, make("h4", {}, "Dilution by layer"), chart,
+      make("p", { class: "unit-note" }, make("span", { class: "key-line sink", "aria-hidden": "true" }), " share on the first token, ", make("span", { class: "key-line far", "aria-hidden": "true" }), " distance from the null (bits)"), make("p", { class: "note" }, said), details)];
+  }
+
+  function removal(target) {
+    if (!data.removal) return [];
+    return [make("section", { "aria-label": "Sources by removal" }, make("h4", {}, "Removal of one part"), make("p", { class: "unit-note" }, `nats that the log-probability falls when the part is ${data.removal.operator} · share`),
+      ...bars(target.removal, { scale: data.scale.removal, signed: true, named: partName, share: (value) => target.removal_total ? Math.abs(value) / target.removal_total : 0 }))];
+  }
+
+  function referee(target) {
+    if (!target.referee) return [make("p", { class: "referee" }, make("b", {}, "Referee: "), "not asked. Nothing was taken away from the input to see which method is right.")];
+    const score = (value) => make("td", { class: "num" }, value === null ? "–" : plain(value, 2));
+    const table = make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method foretells removal"),
+      make("thead", {}, make("tr", {}, ...["method", "random choices of parts (LDS)", "one part at a time"].map((name) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...target.referee.scores.map(({ name, lds, leave_one_out: alone }) => make("tr", {}, make("th", { scope: "row" }, name), score(lds), score(alone)))));
+    const details = make("details", { class: "scores" }, make("summary", {}, "How well each method foretells it"), table);
+    details.open = panel.querySelector("details.scores")?.open ?? false;
+    return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), details];
+  }
+
+  /** Beside a diluted plain rollout the variant stands open; elsewhere it is folded away. */
+  function variant(target) {
+    if (!data.variant) return [];
+    const list = [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
+    const attributes = { "aria-label": `Sources by ${data.variant}` };
+    if (target.status === "diluted") return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "The variant beside the diluted rollout."), ...list)];
+    const details = make("details", { class: "variant" }, make("summary", {}, data.variant), ...list);
+    details.open = panel.querySelector("details.variant")?.open ?? false;
+    return [make("section", attributes, details)];
   }
 
   const doubt = (target, status) => target.status !== status ? [] : [make("p", { class: `doubt status-${status}` }, `${data.statuses[status].sign} ${status}: do not read these bars`)];
@@ -216,8 +303,9 @@
           ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })),
         make("section", { "aria-label": "Sources by attention rollout", class: target.status === "diluted" ? "doubtful" : "" }, make("h4", {}, "Attention rollout"), make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target, "diluted"),
           make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
-          ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 }))),
-      likelihood(target), figures,
+          ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 })),
+        ...variant(target), ...removal(target)),
+      ...referee(target), ...dilution(target), likelihood(target), figures,
     );
   }
 
@@ -254,10 +342,11 @@
       return;
     }
     const target = byUnit.get(number), best = target[state.method][0], name = (i) => level().units[i][4];
+    const source = best && (state.method === "removal" ? data.removal.parts[best[0]][1] : name(best[0]));
     nodes[number].setAttribute("aria-pressed", "true");
     reach(nodes[number]);
     reveal(target);
-    live.textContent = `Pinned ${name(number)}: ${target.status}.${best ? ` Top source: ${name(best[0])}.` : ""}`;
+    live.textContent = `Pinned ${name(number)}: ${target.status}.${best ? ` Top source: ${source}.` : ""}`;
     remember(`#${state.level}-${number}`);
   }
 

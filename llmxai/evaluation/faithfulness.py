@@ -1,0 +1,156 @@
+"""Do the scores foretell what removal does to F? Every figure names its source; the removal operator is the caller's.
+
+Probabilities: p = exp(F) of a log-prob (of a whole answer: the product over its tokens), sigmoid(F) of a contrast (the
+share of the answer against its foil), F itself of a plain logit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from captum.metrics import infidelity as captum_infidelity
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor
+
+from llmxai.evaluation.contenders import as_shares
+from llmxai.methods._masks import random_masks
+from llmxai.methods._removal import Removal, removal_forward
+
+ERASER_BINS = (0.01, 0.05, 0.10, 0.20, 0.50)
+TOP_K = (1, 3, 5)
+
+Scores = Float[Tensor, " feature"]
+
+
+def order_of(scores: Scores) -> list[int]:
+    """Features from the largest score down; the earlier one wins a tie."""
+    return [int(i) for i in torch.argsort(-scores, stable=True)]
+
+
+def probability(removal: Removal, f: Float[Tensor, " mask"]) -> Float[Tensor, " mask"]:
+    """What F means as a probability (see the module)."""
+    kind = removal.target.kind
+    if kind == "logprob":
+        return f.exp()
+    return torch.sigmoid(f) if kind == "contrast" else f
+
+
+def aopc(removal: Removal, scores: Scores) -> dict[str, float]:
+    """Comprehensiveness and sufficiency (DeYoung et al. 2020, ERASER, eqs. 1 and 2), averaged over 1, 5, 10, 20, 50 %.
+
+    Comprehensiveness: p minus p without the top k % of features (larger is better). Sufficiency: p minus p with them
+    alone (smaller is better). The number of features is rounded up, so that it is never none.
+    """
+    order = order_of(scores)
+    without, alone = [], []
+    for share in ERASER_BINS:
+        top = _mask(len(order), order[: math.ceil(share * len(order))])
+        without.append(~top)
+        alone.append(top)
+    p = probability(removal, removal.values(torch.stack(without + alone)))
+    full = probability(removal, torch.tensor([removal.full()], dtype=torch.float64))[0]
+    bins = len(ERASER_BINS)
+    return {
+        "comprehensiveness": float((full - p[:bins]).mean()),
+        "sufficiency": float((full - p[bins:]).mean()),
+    }
+
+
+def top_k_drop(removal: Removal, scores: Scores) -> dict[str, float]:
+    """How far F falls (nats) without the 1, 3 and 5 top features (Cohen-Wang et al. 2024, ContextCite, eq. 4)."""
+    order = order_of(scores)
+    masks = torch.stack([~_mask(len(order), order[:k]) for k in TOP_K])
+    return {f"top_{k}_drop": removal.full() - float(f) for k, f in zip(TOP_K, removal.values(masks), strict=True)}
+
+
+def curves(removal: Removal, scores: Scores, *, points: int) -> dict[str, float]:
+    """Area under p while features are deleted, or inserted, from the top down (Petsiuk et al. 2018, RISE, section 3.3).
+
+    Deletion: smaller is better; insertion: larger is better. Trapezoid over the share of features, `points` steps.
+    """
+    order = order_of(scores)
+    counts = sorted({round(i * len(order) / points) for i in range(points + 1)})
+    tops = torch.stack([_mask(len(order), order[:k]) for k in counts])
+    p = probability(removal, removal.values(torch.cat([~tops, tops]))).numpy()
+    x = np.array(counts) / len(order)
+    return {
+        "deletion_auc": float(np.trapezoid(p[: len(x)], x)),
+        "insertion_auc": float(np.trapezoid(p[len(x) :], x)),
+    }
+
+
+def lds(removal: Removal, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
+    """Linear datamodelling score: Spearman of F on random subsets with the sum of the scores kept (ContextCite, eq. 5).
+
+    Absent where either side is constant.
+    """
+    subsets = random_masks(masks, len(scores), seed=seed)
+    f, foretold = removal.values(subsets).numpy(), (subsets.double() @ scores).numpy()
+    if np.ptp(f) == 0 or np.ptp(foretold) == 0:
+        return {}
+    return {"lds": float(stats.spearmanr(f, foretold).statistic)}
+
+
+def infidelity(removal: Removal, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
+    """E[(<z, scores> - (F(x) - F(x without z)))^2], nats^2 (Yeh et al. 2019, eq. 2), z a random subset; by Captum.
+
+    Scores are scaled by the factor that fits best (Captum's `normalize`), so that their unit does not matter.
+    """
+    taken = (~random_masks(masks, len(scores), seed=seed)).double()
+    if not bool((taken @ scores).any()):
+        return {}
+
+    def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return taken.to(inputs), inputs - taken.to(inputs)
+
+    value: Tensor = captum_infidelity(
+        removal_forward(removal),
+        perturb,
+        torch.ones(1, len(scores), dtype=torch.float64),
+        scores[None],
+        n_perturb_samples=masks,
+        normalize=True,
+    )
+    return {"infidelity": float(value[0])}
+
+
+def soft_faithfulness(removal: Removal, scores: Scores, *, samples: int, seed: int) -> dict[str, float]:
+    """Soft normalised comprehensiveness and sufficiency (Zhao & Aletras 2023, eqs. 4 to 7); larger is better for both.
+
+    Each element of a feature's embedding is kept with a probability equal to its score (sufficiency) or to 1 minus it
+    (comprehensiveness), scores being moved and scaled to [0, 1]; the mean over `samples` draws. This removal is the
+    metric's own, whatever the removal operator. Absent where p without any feature is no lower than p.
+    """
+    shares = as_shares(scores)
+    generator = torch.Generator().manual_seed(seed)
+    everything = torch.ones(1, len(scores), dtype=torch.bool)
+    width = removal.x.shape[-1]
+
+    def p_of(keep: Float[Tensor, "sample feature hidden"]) -> float:
+        x = removal.x.repeat(len(keep), 1, 1)
+        places = list(removal.features)
+        x[:, places] = x[:, places] * keep.to(x)
+        return float(probability(removal, removal.compute(x[:, removal.live :], everything.expand(len(x), -1))).mean())
+
+    def drawn(shares: Scores) -> Float[Tensor, "sample feature hidden"]:
+        return (torch.rand(samples, len(scores), width, generator=generator) < shares[:, None]).double()
+
+    full = p_of(torch.ones(1, len(scores), width))
+    zero = 1 - max(0.0, full - p_of(torch.zeros(1, len(scores), width)))
+    if 1 - zero < 1e-9:
+        return {}
+    soft_sufficiency = 1 - max(0.0, full - p_of(drawn(shares)))
+    soft_comprehensiveness = max(0.0, full - p_of(drawn(1 - shares)))
+    return {
+        "soft_nc": soft_comprehensiveness / (1 - zero),
+        "soft_ns": (soft_sufficiency - zero) / (1 - zero),
+    }
+
+
+def _mask(n: int, chosen: list[int]) -> Bool[Tensor, " feature"]:
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[chosen] = True
+    return mask

@@ -1,0 +1,118 @@
+"""What happens when parts of the input are taken away: the bars, and the referee's answer in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmxai.report.visible import Text, label, plain, visible
+
+GRADIENTS, ROLLOUT, CEILING = "layer_integrated_gradients", "attention_rollout", "leave_one_out"
+OPERATORS = {
+    "delete": "taken out of the input",
+    "baseline": "replaced by the neutral token",
+    "mean": "replaced by the mean of all embeddings",
+}
+METHOD_NAMES = {
+    GRADIENTS: "Integrated gradients",
+    ROLLOUT: "Attention rollout",
+    CEILING: "Removal of one part at a time",
+}
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The parts of the input that were taken away, and how."""
+
+    parts: tuple[Text, ...]
+    ranges: tuple[tuple[int, int], ...]
+    """Half-open token ranges, one a part."""
+    operator: str
+    """What was done with a part, in words."""
+    masks: int
+    """Random subsets that the referee read."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a method foretells removal: rank correlations, 1 is exactly, 0 not at all."""
+
+    name: str
+    lds: float | None
+    """With the log-probs for random subsets of the parts (linear datamodelling score)."""
+    leave_one_out: float | None
+    """With the falls for one part at a time; None for removal itself."""
+
+
+@dataclass(frozen=True)
+class Referee:
+    better: str
+    """`gradients`, `attention`, or `neither` where it cannot be told."""
+    said: str
+    scores: tuple[Score, ...]
+
+
+def build_removal(explanation: Mapping[str, Any]) -> Removal | None:
+    """The parts of `ablations`; None where the referee was not asked."""
+    ablations, tokens = explanation["ablations"], explanation["tokens"]
+    if ablations is None:
+        return None
+    ranges = tuple((first, end) for first, end in ablations["units"])
+    operator = ablations["operator"]
+    return Removal(
+        parts=tuple(label("".join(token["text"] for token in tokens[a:b])) for a, b in ranges),
+        ranges=ranges,
+        operator=OPERATORS.get(operator, plain(visible(f"removed ({operator})"))),
+        masks=ablations["masks"],
+    )
+
+
+def method_name(method: str) -> str:
+    """A method's name for a reader; a name that is not in the table of methods is shown as it is."""
+    return METHOD_NAMES.get(method, plain(visible(method.replace("_", " ").capitalize())))
+
+
+def covered(ranges: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """For each token range the half-open range of the `groups` (which cover the sequence) that it touches."""
+    owner = [number for number, (a, b) in enumerate(groups) for _ in range(a, b)]
+    return tuple((owner[a], owner[b - 1] + 1) for a, b in ranges)
+
+
+def build_referee(referee: Mapping[str, Any] | None) -> Referee | None:
+    """One target's verdict; None where the referee was not asked."""
+    if referee is None:
+        return None
+    scores = tuple(
+        Score(method_name(method), score["lds"], score["leave_one_out"]) for method, score in referee["scores"].items()
+    )
+    lds = {method: score["lds"] for method, score in referee["scores"].items()}
+    return Referee(_better(referee), _said(referee, lds), scores)
+
+
+def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many targets the referee decided which way: `gradients`, `attention`, `neither`."""
+    answers = [_better(target["referee"]) for target in targets if target["referee"] is not None]
+    return {answer: answers.count(answer) for answer in ("gradients", "attention", "neither")}
+
+
+def _better(referee: Mapping[str, Any]) -> str:
+    return {GRADIENTS: "gradients", ROLLOUT: "attention"}.get(referee["better"], "neither")
+
+
+def _said(referee: Mapping[str, Any], lds: Mapping[str, float | None]) -> str:
+    one, two = lds.get(GRADIENTS), lds.get(ROLLOUT)
+    if one is None or two is None:
+        return "Taking parts of the input away does not tell which method is right: the effects cannot be ranked here."
+    figures = f"integrated gradients foretell the effect with {one:.2f}, attention rollout with {two:.2f}"
+    if referee["interval"] is not None:
+        low, high = referee["interval"]
+        figures += f" (difference {referee['difference']:.2f}, 95% interval {low:.2f} to {high:.2f})"
+    figures = figures.replace("-", "−")
+    better = _better(referee)
+    if better == "neither":
+        return f"Taking parts of the input away does not tell which method is right: {figures}."
+    winner = "the gradients" if better == "gradients" else "attention"
+    weak = max(one, two) <= 0
+    doubt = " Yet even the better one foretells nothing: trust neither." if weak else ""
+    return f"Taking parts of the input away bears out {winner}: {figures}.{doubt}"

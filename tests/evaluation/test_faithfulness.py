@@ -1,0 +1,170 @@
+"""Every figure against its definition written out as a plain loop, on a model whose F is a sum."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import answered, make_loaded
+
+from llmxai.evaluation import answer_row, make_case, suite_rows
+from llmxai.evaluation.closed_form import build
+from llmxai.evaluation.contenders import as_shares
+from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, soft_faithfulness, top_k_drop
+from llmxai.evaluation.measure import leave_one_out_scores
+from llmxai.evaluation.sanity import histogram_entropy, max_sensitivity, randomisation, randomised
+from llmxai.methods import gradient_x_input, span_target
+from llmxai.methods._masks import random_masks
+from llmxai.methods._removal import Removal
+
+LINEAR = build()
+
+
+@pytest.fixture(scope="module")
+def removal() -> Removal:
+    (row,) = suite_rows("closed_form", limit=1, seed=9, options={"length": 8})
+    case = make_case(LINEAR, row, answer_row(LINEAR, row), target="first")
+    return Removal(LINEAR, case.generation, case.target, case.features, "baseline")
+
+
+@pytest.fixture(scope="module")
+def scores() -> torch.Tensor:
+    return torch.randn(8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def p(removal: Removal, kept: set[int]) -> float:
+    """sigmoid(F) with only `kept`, from a forward pass over embeddings put together by hand."""
+    x = removal.x.clone()
+    for i, place in enumerate(removal.features):
+        if i not in kept:
+            x[place] = removal.replacement
+    f = removal.loaded.model(inputs_embeds=x[None]).logits[0, removal.target.last]
+    return float(torch.sigmoid(f[removal.target.ids[0]] - f[removal.target.foils[0]]).detach())
+
+
+def test_aopc(removal: Removal, scores: torch.Tensor) -> None:
+    order = sorted(range(8), key=lambda i: -float(scores[i]))
+    everything, full = set(range(8)), p(removal, set(range(8)))
+    tops = [set(order[: math.ceil(share * 8)]) for share in (0.01, 0.05, 0.1, 0.2, 0.5)]
+    found = aopc(removal, scores)
+    assert found["comprehensiveness"] == pytest.approx(
+        np.mean([full - p(removal, everything - t) for t in tops]), abs=1e-6
+    )
+    assert found["sufficiency"] == pytest.approx(np.mean([full - p(removal, t) for t in tops]), abs=1e-6)
+
+
+def test_top_k_drop(removal: Removal, scores: torch.Tensor) -> None:
+    exact = leave_one_out_scores(removal)
+    order = sorted(range(8), key=lambda i: -float(scores[i]))
+    for k in (1, 3, 5):
+        assert top_k_drop(removal, scores)[f"top_{k}_drop"] == pytest.approx(
+            sum(float(exact[i]) for i in order[:k]), abs=1e-4
+        )
+
+
+def test_curves(removal: Removal, scores: torch.Tensor) -> None:
+    order = sorted(range(8), key=lambda i: -float(scores[i]))
+    heights = {"deletion_auc": [], "insertion_auc": []}
+    for k in (0, 2, 4, 6, 8):
+        heights["insertion_auc"].append(p(removal, set(order[:k])))
+        heights["deletion_auc"].append(p(removal, set(order[k:])))
+    found = curves(removal, scores, points=4)
+    for name, h in heights.items():
+        assert found[name] == pytest.approx(sum((a + b) / 2 for a, b in pairwise(h)) / 4, abs=1e-6)
+
+
+def test_lds_and_infidelity_of_the_exact_scores(removal: Removal) -> None:
+    exact = leave_one_out_scores(removal)
+    assert lds(removal, exact, masks=30, seed=0)["lds"] == pytest.approx(1.0)
+    assert infidelity(removal, exact, masks=30, seed=0)["infidelity"] == pytest.approx(0.0, abs=1e-8)
+    assert infidelity(removal, 7 * exact, masks=30, seed=0)["infidelity"] == pytest.approx(0.0, abs=1e-8)
+
+
+def test_lds_and_infidelity_against_their_definitions(removal: Removal, scores: torch.Tensor) -> None:
+    masks = random_masks(30, 8, seed=4)
+    f = [float(removal.values(mask[None])[0]) for mask in masks]
+    foretold = [sum(float(s) for s, keep in zip(scores, mask, strict=True) if keep) for mask in masks]
+    assert lds(removal, scores, masks=30, seed=4)["lds"] == pytest.approx(stats.spearmanr(foretold, f).statistic)
+    taken = np.array([float(scores.sum()) - x for x in foretold])
+    fall = np.array([removal.full() - x for x in f])
+    beta = (taken * fall).sum() / (taken**2).sum()
+    found = infidelity(removal, scores, masks=30, seed=4)["infidelity"]
+    assert found == pytest.approx(np.mean((beta * taken - fall) ** 2), rel=1e-5)
+
+
+def test_constant_scores_have_no_lds(removal: Removal) -> None:
+    assert lds(removal, torch.zeros(8, dtype=torch.float64), masks=10, seed=0) == {}
+    assert infidelity(removal, torch.zeros(8, dtype=torch.float64), masks=10, seed=0) == {}
+
+
+def test_soft_faithfulness_of_hard_scores(removal: Removal) -> None:
+    """Scores of 0 and 1 leave nothing to chance: whole embeddings are zeroed, and the definition is a plain sum."""
+    hard = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1], dtype=torch.float64)
+
+    def p_with(kept: torch.Tensor) -> float:
+        x = removal.x.clone()
+        x[list(removal.features)] *= kept[:, None]
+        f = LINEAR.model(inputs_embeds=x[None]).logits[0, removal.target.last]
+        return float(torch.sigmoid(f[removal.target.ids[0]] - f[removal.target.foils[0]]).detach())
+
+    full, none = p_with(torch.ones(8)), p_with(torch.zeros(8))
+    zero = 1 - max(0, full - none)
+    found = soft_faithfulness(removal, hard, samples=3, seed=0)
+    assert full > none, "else the figure is not defined, and another seed is needed"
+    soft_ns = ((1 - max(0, full - p_with(hard.float()))) - zero) / (1 - zero)
+    soft_nc = max(0, full - p_with(1 - hard.float())) / (1 - zero)
+    assert found == {"soft_nc": pytest.approx(soft_nc, abs=1e-5), "soft_ns": pytest.approx(soft_ns, abs=1e-5)}
+
+
+def test_shares() -> None:
+    assert as_shares(torch.tensor([-2.0, 0.0, 2.0])).tolist() == [0, 0.5, 1]
+    assert as_shares(torch.tensor([3.0, 3.0])).tolist() == [0.5, 0.5]
+
+
+def test_random_weights_keep_embeddings_and_lose_the_rest() -> None:
+    loaded = make_loaded("llama", tie_word_embeddings=False)
+    other = randomised(loaded, seed=0)
+    same = {
+        key for key, value in other.model.state_dict().items() if torch.equal(value, loaded.model.state_dict()[key])
+    }
+    assert same == {"model.embed_tokens.weight"} | {key for key in same if "norm" in key}
+    weight = "model.layers.0.mlp.up_proj.weight"
+    before, after = (m.model.state_dict()[weight] for m in (loaded, other))
+    assert float(after.std()) == pytest.approx(float(before.std()), rel=0.1)
+    again = randomised(loaded, seed=0).model.state_dict()[weight]
+    assert torch.equal(again, after)
+
+
+def test_randomisation_figures() -> None:
+    ramp = torch.arange(0.5, 20.0, dtype=torch.float64)  # one in each of the 20 bins
+    assert randomisation(ramp, -ramp)["randomised_spearman"] == pytest.approx(1.0)
+    peak = torch.zeros(20, dtype=torch.float64)
+    peak[3] = 1.0
+    # one bin holds 19 features and one holds 1, against 20 bins of one each
+    low = -(0.95 * math.log(0.95) + 0.05 * math.log(0.05))
+    assert histogram_entropy(peak.numpy()) == pytest.approx(low)
+    assert histogram_entropy(ramp.numpy()) == pytest.approx(math.log(20))
+    assert randomisation(peak, ramp)["emprt"] == pytest.approx(histogram_entropy(ramp.numpy()) / low - 1)
+
+
+def test_max_sensitivity_is_the_largest_relative_change() -> None:
+    """gradient x input on the linear model changes by the gradient times the noise, which stays within the radius."""
+    generation = answered(LINEAR, prompt="w1 w2 w3 w4", response=" w5")
+    target = span_target(generation, end=1)
+    weight = LINEAR.model.head.weight.detach()
+
+    def explain() -> torch.Tensor:
+        return gradient_x_input(LINEAR, generation, targets=[target], features="all").values[0, :4]
+
+    before = explain()
+    found = max_sensitivity(LINEAR, generation, explain, samples=4, seed=0)["max_sensitivity"]
+    assert torch.equal(explain(), before), "the noise is gone afterwards"
+    radius = 0.02 * float(LINEAR.model.embeddings.weight[list(generation.ids)].std())
+    most = radius * float(weight.abs().max()) * 2 * weight.shape[1] * 2 / float(before.norm())
+    assert 0 < found < most
+    none = max_sensitivity(LINEAR, generation, lambda: torch.ones(4, dtype=torch.float64), samples=2, seed=0)
+    assert none == {"max_sensitivity": 0.0}
