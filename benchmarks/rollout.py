@@ -184,9 +184,9 @@ def main() -> None:
         return
     text = [
         "# Rollout\n",
-        f"`make bench-rollout`. {processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {version('transformers')}. SmolLM2-135M-Instruct, float32, 30 "
-        f"layers, 9 heads.\n",
+        f"`python benchmarks/rollout.py {' '.join(sys.argv[1:])}`. {processor()}, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}. "
+        f"SmolLM2-135M-Instruct, float32, 30 layers, 9 heads.\n",
     ]
     if options.only != "variants":
         text += lengths_table(options.lengths, options.weighted_lengths)
