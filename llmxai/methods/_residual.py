@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods._attention import run
-from llmxai.methods._descent import decoder_layers, first_of
+from llmxai.methods._descent import first_of
 from llmxai.models import LoadedModel, embed
-from llmxai.models.seams import undisturbed
+from llmxai.models.seams import transformer_layers, undisturbed
 
 
 class _Streams:
@@ -50,7 +50,7 @@ def measured_residual(loaded: LoadedModel, ids: Sequence[int]) -> list[Float[Ten
     scale = float(getattr(model.config.get_text_config(), "residual_multiplier", 1.0))  # Granite
     streams: list[_Streams] = []
     try:
-        for layer in decoder_layers(loaded):
+        for layer in transformer_layers(model):
             streams.append(_Streams(layer, _attention_of(layer)))
         with undisturbed(model), torch.no_grad():
             run(model, embed(model, ids)[None])

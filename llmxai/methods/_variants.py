@@ -9,7 +9,7 @@ from llmxai.models import LoadedModel
 from llmxai.types import Generation, Rollout
 
 BEST_EVIDENCED = "gradient_weighted_rollout"
-"""benchmarks/ROLLOUT.md has the table."""
+"""By the leads on planted questions; `make bench-rollout` measures every variant again."""
 
 
 def variant_names() -> list[str]:

@@ -137,7 +137,7 @@ def test_layers_without_softmax_attention_are_refused(architecture: str, monkeyp
 def test_a_model_whose_layers_are_no_list() -> None:
     loaded = make_loaded("llama")
     loaded.model.model.layers = torch.nn.Sequential(*loaded.model.model.layers)
-    with pytest.raises(UnsupportedModelError, match="no list of its 3 layers"):
+    with pytest.raises(UnsupportedModelError, match="no list of 3 layers"):
         gradient_weighted_rollout(loaded, answered(loaded))
 
 
