@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 
 HERE = Path(__file__).parent
 PROMPTS = json.loads((HERE / "prompts.json").read_text())
@@ -191,13 +192,6 @@ def growing() -> list[str]:
             extra = result["peak_gib"] - result["before_gib"]
             lines.append(f"| {tokens} | {targets} | {each:.0f} | {extra:.2f} |")
     return [*lines, ""]
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from scipy import stats
 
 HERE = Path(__file__).resolve().parent
@@ -162,13 +163,6 @@ def variants_table(loaded: LoadedModel, questions: Sequence[Question]) -> list[s
         first = "" if name == "leave_one_out" else f"{sink:.2f}"
         lines.append(f"| {name} | {mrr:.2f} | {hits:.0%} | {rho:.2f} | {first} | {seconds:.1f} |")
     return [*lines, ""]
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:
