@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmxai.crosscheck import RULE, cross_check
-from llmxai.errors import OptionError
+from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.generation import (
     Decoding,
     PromptTokens,
@@ -32,6 +32,7 @@ from llmxai.methods import (
     ablate,
     attention_rollout,
     layer_integrated_gradients,
+    refused_rollout,
     require_variant,
     roll_variant,
 )
@@ -74,6 +75,9 @@ def explain(
     that better; None asks no referee. Without `compute` the memory is planned: the fastest settings that fit into what
     is free, or InsufficientMemoryError before gradients are computed.
 
+    Where attention rollout or the variant is not defined for the model (linear attention, state space), it is refused
+    with the reason (`Rollout.refused`), the rest is delivered, and the status says `unchecked`.
+
     Raises UserError (see `llmxai.errors`) for everything a caller can mend.
     """
     require_path_options(model, features=features, baseline=baseline)
@@ -102,9 +106,15 @@ def explain(
         progress=lambda done, n: report("integrating gradients", done, n),
     )
     report("rolling attention out", 0, 1)
-    rollout = attention_rollout(model, generation, residual=residual)
-    beside = roll_variant(
-        model, generation, name=variant, progress=lambda done, n: report("weighing attention", done, n)
+    rollout = _or_refused(
+        "attention_rollout", generation, lambda: attention_rollout(model, generation, residual=residual)
+    )
+    beside = _or_refused(
+        variant,
+        generation,
+        lambda: roll_variant(
+            model, generation, name=variant, progress=lambda done, n: report("weighing attention", done, n)
+        ),
     )
     ablations = None
     if referee is not None:
@@ -127,6 +137,14 @@ def explain(
         settings=_settings(attribution, rollout, beside) | {"replay_tolerance": replayed.tolerance},
         environment=environment(model),
     )
+
+
+def _or_refused(method: str, generation: Generation, work: Callable[[], Rollout]) -> Rollout:
+    """The rollout; where the model's layers do not allow it, the reason in its place."""
+    try:
+        return work()
+    except UnsupportedModelError as error:
+        return refused_rollout(method, generation, reason=str(error))
 
 
 def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> dict[str, Any]:

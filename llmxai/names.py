@@ -29,3 +29,4 @@ class Status(StrEnum):
     DILUTED = "diluted"
     DISAGREE = "disagree"
     UNCONVERGED = "unconverged"
+    UNCHECKED = "unchecked"

@@ -66,5 +66,5 @@ def _arguments(document: dict[str, Any]) -> dict[str, Any]:
         "tolerance": Tolerance(**settings["tolerance"]),
         "max_nodes": settings["max_nodes"],
         "compute": Compute(gradient_dtype=torch_dtype(settings["gradient_dtype"]) if other_dtype else None),
-        "residual": settings["rollout"]["residual"],
+        "residual": settings["rollout"].get("residual", 0.5),
     }

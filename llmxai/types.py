@@ -122,6 +122,8 @@ class Rollout:
     curve: DilutionCurve | None
     """None for a variant that is no product over layers."""
     settings: Mapping[str, Any]
+    refused: str | None = None
+    """Why the method is not defined for the model; rows are then 0, and all mass is lost."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +228,10 @@ class CrossCheck:
     """One plain sentence: the rule and the figures that gave the status."""
     agreement: Agreement
     """Of integrated gradients and plain rollout."""
-    dilution: Dilution
-    """Of plain rollout."""
+    dilution: Dilution | None
+    """Of plain rollout; None where it is refused."""
     variant_agreement: Agreement
-    variant_dilution: Dilution
+    variant_dilution: Dilution | None
     verdict: Verdict | None
     """None where the referee was not asked."""
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from markupsafe import escape
 from tiny import ARCHITECTURES, HYBRIDS, make_loaded
 from torch import Tensor
 
 from llmxai import Decoding, explain, save
-from llmxai.errors import UnsupportedModelError
-from llmxai.generation import encode_messages
-from llmxai.methods import attention_rollout
 from llmxai.models import LoadedModel
 from llmxai.store import read_folder
 from llmxai.types import Explanation, Generation, Role, Status, predicting_position
@@ -34,7 +33,7 @@ ROUTED = {"mixtral", "gpt_oss"}
 EVERY_EXPERT = {"num_experts_per_tok": 4}
 
 CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
-    **{name: (name, {}) for name in ARCHITECTURES},
+    **{name: (name, {}) for name in (*ARCHITECTURES, *HYBRIDS)},
     **{f"{name}, every expert": (name, EVERY_EXPERT) for name in sorted(ROUTED)},
 }
 
@@ -61,7 +60,10 @@ class Row:
     @property
     def right(self) -> bool:
         name = CASES[self.case][0]
-        rollout = self.why if name in HYBRIDS else self.rollout_error is not None and self.rollout_error < 1e-5
+        if name in HYBRIDS:
+            rollout = bool(self.why) and self.rollout_error is None
+        else:
+            rollout = self.rollout_error is not None and self.rollout_error < 1e-5
         converged = self.converged != (self.case in ROUTED)
         return bool(self.roles and self.replayed < 1e-3 and converged and rollout and self.reported)
 
@@ -74,7 +76,7 @@ def run(case: str, folder: Path) -> Row:
     nodes = OPT_NODES if name == "opt" else 256
     result = explain(loaded, messages=CHAT, decoding=Decoding(max_new_tokens=3), max_nodes=nodes)
     recorded = result.generation.logprobs or ()
-    why = refusal(loaded)
+    why = result.rollout.refused or ""
     naive = None if why else naive_rollout(loaded, result.generation)
     return Row(
         case=case,
@@ -86,25 +88,6 @@ def run(case: str, folder: Path) -> Row:
         reported=is_reported(result, folder),
         why=why,
     )
-
-
-def refusal(loaded: LoadedModel) -> str:
-    tokens = encode_messages(loaded, CHAT)
-    generation = Generation(
-        ids=(*tokens.ids, 1),
-        prompt_len=len(tokens.ids),
-        roles=(*tokens.roles, Role.GENERATED),
-        texts=("",) * (len(tokens.ids) + 1),
-        words=(),
-        logprobs=None,
-        stop="given",
-        request={},
-    )
-    try:
-        attention_rollout(loaded, generation)
-    except UnsupportedModelError as error:
-        return str(error)
-    return ""
 
 
 def roles_are_right(generation: Generation) -> bool:
@@ -136,9 +119,27 @@ def is_reported(result: Explanation, folder: Path) -> bool:
     marked = [target["status"] == Status.UNCONVERGED for target in document["targets"]]
     return (
         torch.equal(torch.from_numpy(maps["integrated_gradients"]), result.attribution.values.float())
-        and torch.equal(torch.from_numpy(maps["rollout"]), result.rollout.rows.float())
+        and rollout_is_reported(result, document, maps, page)
         and marked == [not converged for converged in result.attribution.converged]
         and result.environment["model"]["architecture"] in page
+    )
+
+
+def rollout_is_reported(
+    result: Explanation, document: Mapping[str, Any], maps: Mapping[str, np.ndarray], page: str
+) -> bool:
+    """The map; or for a refused one the reason, in the JSON, in the warnings and on the page, and no map."""
+    reason = result.rollout.refused
+    if reason is None:
+        return document["refusals"] == {} and torch.equal(
+            torch.from_numpy(maps["rollout"]), result.rollout.rows.float()
+        )
+    return (
+        document["refusals"] == dict.fromkeys(("attention_rollout", "gradient_weighted_rollout"), reason)
+        and all(target["rollout"]["sink_mass"] is None for target in document["targets"])
+        and "rollout" not in maps
+        and any(reason in warning for warning in document["warnings"])
+        and page.count(escape(reason)) >= 3
     )
 
 

@@ -5,7 +5,7 @@ from llmxai.crosscheck.check import cross_check
 from llmxai.crosscheck.dilution import dilutions, jensen_shannon, normalised_entropy
 from llmxai.crosscheck.nulls import rank_test, recency_p
 from llmxai.crosscheck.referee import verdicts
-from llmxai.crosscheck.status import RULE, Rule, status_of, why_diluted
+from llmxai.crosscheck.status import RULE, Rule, status_alone, status_of, why_diluted
 
 __all__ = [
     "RULE",
@@ -19,6 +19,7 @@ __all__ = [
     "rank_test",
     "recency_p",
     "spearman",
+    "status_alone",
     "status_of",
     "top_k_overlap",
     "verdicts",

@@ -16,6 +16,19 @@ from llmxai.types import Agreement
 PERSISTENCE = 0.9
 """p of rank-biased overlap: the first ten ranks then carry 86 % of the weight."""
 
+NOTHING = Agreement(
+    spearman=None,
+    spearman_p=None,
+    recency_p=None,
+    adjusted_p=None,
+    kendall=None,
+    top_k=0,
+    top_k_overlap=None,
+    rank_biased_overlap=None,
+    jensen_shannon=None,
+)
+"""The agreement with a method that is refused."""
+
 
 def compare(
     a: Float[np.ndarray, " feature"],
@@ -32,17 +45,7 @@ def compare(
     overlap, k = top_k_overlap(a, b, k=top_k), min(top_k, len(a))
     test = rank_test(a, b, seed=seed)
     if test is None:
-        return Agreement(
-            spearman=None,
-            spearman_p=None,
-            recency_p=None,
-            adjusted_p=None,
-            kendall=None,
-            top_k=k,
-            top_k_overlap=overlap,
-            rank_biased_overlap=None,
-            jensen_shannon=None,
-        )
+        return replace(NOTHING, top_k=k, top_k_overlap=overlap)
     return Agreement(
         spearman=test[0],
         spearman_p=test[1],

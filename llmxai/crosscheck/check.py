@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmxai.crosscheck.agreement import compare, corrected
+from llmxai.crosscheck.agreement import NOTHING, compare, corrected
 from llmxai.crosscheck.dilution import dilutions
 from llmxai.crosscheck.referee import verdicts
-from llmxai.crosscheck.status import RULE, Certificate, Rule, status_of
+from llmxai.crosscheck.status import RULE, Certificate, Rule, status_alone, status_of
 from llmxai.types import (
     Ablations,
     Agreement,
     Attribution,
     CrossCheck,
+    Dilution,
     Generation,
     Rollout,
     Verdict,
@@ -31,32 +32,36 @@ def cross_check(
 ) -> tuple[CrossCheck, ...]:
     """Compare rollout, and the variant beside it, with |integrated gradients| over each target's features.
 
-    The status is about plain `rollout`. With `ablations`, every target carries the referee's verdict.
+    The status is about plain `rollout`, and `unchecked` where that is refused. With `ablations`, every target carries
+    the referee's verdict.
     """
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
     plain, beside = (_agreements(attribution, rows, positions, rule) for rows in (rollout, variant))
-    dilution, dilution_beside = (dilutions(rows, attribution.features, positions) for rows in (rollout, variant))
+    dilution, dilution_beside = (_dilutions(attribution, rows, positions) for rows in (rollout, variant))
     ruled: tuple[Verdict | None, ...] = (None,) * len(positions)
     if ablations is not None:
-        ruled = verdicts(
-            ablations,
-            {attribution.method: attribution.values, rollout.method: rollout.rows, variant.method: variant.rows},
-        )
+        rolled = {one.method: one.rows for one in (rollout, variant) if one.refused is None}
+        beside_gradients = rolled if rollout.refused is None else {}
+        ruled = verdicts(ablations, {attribution.method: attribution.values} | beside_gradients)
     checks = []
     for t in range(len(positions)):
-        status, reason = status_of(
-            Certificate(
-                converged=attribution.converged[t],
-                local_error=float(attribution.local_error[t]),
-                tolerance=float(attribution.tolerance[t]),
-            ),
-            plain[t],
-            dilution[t],
-            variant=beside[t],
-            variant_name=variant.method,
-            verdict=ruled[t],
-            rule=rule,
+        certificate = Certificate(
+            converged=attribution.converged[t],
+            local_error=float(attribution.local_error[t]),
+            tolerance=float(attribution.tolerance[t]),
         )
+        if (own := dilution[t]) is None:
+            status, reason = status_alone(certificate, ruled[t])
+        else:
+            status, reason = status_of(
+                certificate,
+                plain[t],
+                own,
+                variant=beside[t],
+                variant_name=variant.method,
+                verdict=ruled[t],
+                rule=rule,
+            )
         checks.append(
             CrossCheck(
                 status=status,
@@ -71,7 +76,17 @@ def cross_check(
     return tuple(checks)
 
 
+def _dilutions(
+    attribution: Attribution, rollout: Rollout, positions: list[int]
+) -> tuple[Dilution, ...] | tuple[None, ...]:
+    if rollout.refused is not None:
+        return (None,) * len(positions)
+    return dilutions(rollout, attribution.features, positions)
+
+
 def _agreements(attribution: Attribution, rollout: Rollout, positions: list[int], rule: Rule) -> tuple[Agreement, ...]:
+    if rollout.refused is not None:
+        return (NOTHING,) * len(positions)
     found = []
     for t, position in enumerate(positions):
         features = np.flatnonzero(attribution.features[t].numpy())

@@ -30,11 +30,12 @@ CONSTANT = 1e-9
 def verdicts(
     ablations: Ablations, methods: Mapping[str, Float[Tensor, "target seq"]], *, seed: int = 0
 ) -> tuple[Verdict, ...]:
-    """A verdict on every target; of `methods` (by name) the first is compared with the second, all get scores.
+    """A verdict on every target; of `methods` (by name) the first is compared with the second, if any; all get scores.
 
     `better` is the one with the larger LDS, and None unless the bootstrap interval of the difference excludes 0.
     """
-    first, second = list(methods)[:2]
+    first, *others = methods
+    second = others[0] if others else None
     summed = {name: unit_sums(values, ablations.units) for name, values in methods.items()}
     kept = ablations.kept.numpy()
     rng = np.random.default_rng(seed)
@@ -48,10 +49,10 @@ def verdicts(
             for name in summed
         }
         scores[CEILING] = Score(lds=_correlation(kept @ drop, f), leave_one_out=None)
-        one, two = scores[first].lds, scores[second].lds
+        one, two = scores[first].lds, scores[second].lds if second else None
         difference = one - two if one is not None and two is not None else None
         interval = None
-        if difference is not None and resamples is not None:
+        if difference is not None and resamples is not None and second is not None:
             interval = difference_interval(forecasts[first], forecasts[second], f, resamples)
         better = None
         if interval is not None and (interval[0] > 0 or interval[1] < 0):

@@ -49,10 +49,7 @@ def status_of(
     plain rollout is diluted, and the referee's answer where the methods contradict each other.
     """
     if not certificate.converged:
-        return Status.UNCONVERGED, (
-            f"The gradient attribution may be off by {certificate.local_error:.3g} nats and "
-            f"{certificate.tolerance:.3g} is allowed: do not read it here."
-        )
+        return Status.UNCONVERGED, _unconverged(certificate)
     if why := why_diluted(dilution, rule):
         return Status.DILUTED, f"{why}: do not read attention here. {_variant_clause(variant, variant_name, rule)}"
     if agreement.adjusted_p is None:
@@ -61,6 +58,26 @@ def status_of(
         return Status.AGREE, f"Both methods rank the sources alike: {_figures(agreement)}."
     return Status.DISAGREE, (
         f"The two methods do not rank the sources alike: {_figures(agreement)}. {_ruling(verdict)}"
+    )
+
+
+def status_alone(certificate: Certificate, verdict: Verdict | None) -> tuple[Status, str]:
+    """The status where attention rollout is refused for the model, so that nothing stands beside the gradients."""
+    if not certificate.converged:
+        return Status.UNCONVERGED, _unconverged(certificate)
+    said = "Attention rollout is refused for this model, so no second method checks the gradients."
+    if verdict is None:
+        return Status.UNCHECKED, f"{said} No referee was asked either."
+    lds = verdict.scores["layer_integrated_gradients"].lds
+    if lds is None:
+        return Status.UNCHECKED, f"{said} Taking parts of the prompt away does not test them either."
+    return Status.UNCHECKED, f"{said} They foretell what taking parts of the prompt away does with an LDS of {lds:.2f}."
+
+
+def _unconverged(certificate: Certificate) -> str:
+    return (
+        f"The gradient attribution may be off by {certificate.local_error:.3g} nats and "
+        f"{certificate.tolerance:.3g} is allowed: do not read it here."
     )
 
 

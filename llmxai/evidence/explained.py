@@ -77,7 +77,10 @@ def _model(told: Mapping[str, Any]) -> Model:
 def _method(explanation: Explanation) -> Method:
     settings = explanation.settings
     return Method(
-        names=(explanation.attribution.method, explanation.rollout.method),
+        names=(
+            explanation.attribution.method,
+            *(() if explanation.rollout.refused else (explanation.rollout.method,)),
+        ),
         target=str(settings.get("target")),
         features=str(settings.get("features")),
         baseline=str(settings.get("baseline")),

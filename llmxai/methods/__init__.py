@@ -1,6 +1,7 @@
 """Attribution methods: one file and one decorated function each."""
 
 from llmxai.methods._ablation import OPERATORS, Ablation, ablate
+from llmxai.methods._product import refused_rollout
 from llmxai.methods._registry import METHODS, Method
 from llmxai.methods._scores import TokenScores
 from llmxai.methods._targets import Target, contrast_target, span_target, token_targets
@@ -58,6 +59,7 @@ __all__ = [
     "min_head_rollout",
     "random_scores",
     "recency",
+    "refused_rollout",
     "require_variant",
     "roll_variant",
     "saliency",

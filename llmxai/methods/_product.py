@@ -81,6 +81,20 @@ def roll_out(
     )
 
 
+def refused_rollout(name: str, generation: Generation, *, reason: str) -> Rollout:
+    """What stands in the place of a rollout that is not defined for the model: no mass anywhere, and the reason."""
+    rows = torch.zeros(generation.n_targets, len(generation.ids), dtype=torch.float64)
+    return Rollout(
+        method=name,
+        rows=rows,
+        null_rows=rows,
+        lost_mass=torch.ones(len(rows), dtype=rows.dtype),
+        curve=None,
+        settings={"refused": reason},
+        refused=reason,
+    )
+
+
 def one_hot(positions: Sequence[int]) -> Float[Tensor, "target seq"]:
     """Rows of the identity, float64, as long as the last target sees."""
     return torch.eye(positions[-1] + 1, dtype=torch.float64)[list(positions)]

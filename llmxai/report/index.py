@@ -28,7 +28,7 @@ class IndexRow:
     answer: Text
     """Or why there is none."""
     failed: bool
-    counts: tuple[int, int, int, int]
+    counts: tuple[int, int, int, int, int]
     """Tokens by status, in the order of `Status`."""
     n_targets: int
     gap: float | None
@@ -90,7 +90,7 @@ def _row(row: RunRow, place: str, pages: frozenset[str] | None) -> IndexRow:
         prompt=label(row.prompt) if row.prompt else (),
         answer=label(row.error or "failed, no reason recorded") if failed else label(row.answer or "(nothing)"),
         failed=failed,
-        counts=(row.agree, row.diluted, row.disagree, row.unconverged),
+        counts=(row.agree, row.diluted, row.disagree, row.unconverged, row.unchecked),
         n_targets=row.n_targets,
         gap=row.worst_gap_ratio,
         spearman=row.median_spearman,

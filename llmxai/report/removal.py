@@ -91,8 +91,9 @@ def build_referee(referee: Mapping[str, Any] | None) -> Referee | None:
 
 
 def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many targets the referee decided which way: `gradients`, `attention`, `neither`."""
-    answers = [_better(target["referee"]) for target in targets if target["referee"] is not None]
+    """How many targets the referee decided which way: `gradients`, `attention`, `neither`; none without rollout."""
+    asked = [target["referee"] for target in targets if target["referee"] is not None]
+    answers = [_better(referee) for referee in asked if ROLLOUT in referee["scores"]]
     return {answer: answers.count(answer) for answer in ("gradients", "attention", "neither")}
 
 
@@ -102,6 +103,9 @@ def _better(referee: Mapping[str, Any]) -> str:
 
 def _said(referee: Mapping[str, Any], lds: Mapping[str, float | None]) -> str:
     one, two = lds.get(GRADIENTS), lds.get(ROLLOUT)
+    if ROLLOUT not in lds and one is not None:
+        alone = f"{one:.2f}".replace("-", "−")
+        return f"There is no second method to judge; integrated gradients foretell the effect with {alone}."
     if one is None or two is None:
         return "Taking parts of the input away does not tell which method is right: the effects cannot be ranked here."
     figures = f"integrated gradients foretell the effect with {one:.2f}, attention rollout with {two:.2f}"

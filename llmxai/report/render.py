@@ -118,6 +118,7 @@ def page_data(view: ReportView) -> dict[str, Any]:
             "variant": ROLLOUT_SCALE,
             "removal": GRADIENT_SCALE,
         },
+        "refused": _text(view.refused) if view.refused else None,
         "variant": view.variant,
         "removal": view.removal
         and {

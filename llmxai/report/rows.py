@@ -38,6 +38,7 @@ class RunRow:
     diluted: int = 0
     disagree: int = 0
     unconverged: int = 0
+    unchecked: int = 0
     worst_gap_ratio: float | None = None
     """Largest local error / tolerance of its tokens: above 1 a token is unconverged."""
     median_spearman: float | None = None

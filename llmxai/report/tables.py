@@ -27,6 +27,8 @@ NAMES = {
     "rule": "How the integral is computed",
     "dtype": "Number format",
     "gradient_dtype": "Number format of the gradients",
+    "rollout.refused": "Rollout: refused because",
+    "variant.settings.refused": "Variant: refused because",
     "rollout.residual": "Rollout: weight of a token's own state",
     "rollout.head_fusion": "Rollout: how heads are joined",
     "rollout.layers": "Rollout: layers multiplied",

@@ -22,7 +22,7 @@ GRADIENT_SCALE = 10_000
 ROLLOUT_SCALE = 1_000_000_000
 """... and rollout shares as whole billionths: on deep models the words together may hold a millionth."""
 STRUCTURE = (Role.BOS, Role.TEMPLATE)
-WORST_FIRST = (Status.UNCONVERGED, Status.DISAGREE, Status.DILUTED, Status.AGREE)
+WORST_FIRST = (Status.UNCONVERGED, Status.DISAGREE, Status.DILUTED, Status.UNCHECKED, Status.AGREE)
 ROLE_NAMES = {
     Role.BOS: "Start mark and chat template (added automatically)",
     Role.TEMPLATE: "Start mark and chat template (added automatically)",
@@ -37,6 +37,7 @@ AGREEMENT = (
     *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
     *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
 )
+DILUTION = ("sink_mass", "feature_mass", "lost_mass", "null_divergence", "entropy", "similarity")
 CURVE = ("sink_mass", "null_divergence", "similarity", "entropy")
 
 Pairs = tuple[tuple[int, int], ...]
@@ -102,10 +103,11 @@ class Target:
     variant_p: float | None
     """Corrected, as `adjusted_p` is."""
     referee: Referee | None
-    sink_mass: float
-    feature_mass: float
-    lost_mass: float
-    null_divergence: float
+    sink_mass: float | None
+    """This and the next five are None where attention rollout is refused."""
+    feature_mass: float | None
+    lost_mass: float | None
+    null_divergence: float | None
     similarity: float | None
     entropy: float | None
     curve: Mapping[str, tuple[int, ...]]
@@ -157,10 +159,9 @@ def build_level(
     first = explanation["generation"]["prompt_len"]
     starts = np.array([a for a, _ in groups])
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
-    rollout = np.add.reduceat(maps["rollout"].astype(float), starts, axis=1)
-    variant = np.add.reduceat(
-        _scaled(maps.get("rollout_variant", np.zeros_like(maps["rollout"])).astype(float)), starts, axis=1
-    )
+    none = np.zeros_like(maps["integrated_gradients"])  # where a rollout was refused
+    rollout = np.add.reduceat(maps.get("rollout", none).astype(float), starts, axis=1)
+    variant = np.add.reduceat(_scaled(maps.get("rollout_variant", none).astype(float)), starts, axis=1)
     removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
     owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
@@ -211,10 +212,6 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         name: round(sum(target[name] for target in own), 5)
         for name in ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline")
     }
-    means = {
-        name: sum(target["rollout"][name] for target in own) / len(own)
-        for name in ("sink_mass", "feature_mass", "lost_mass", "null_divergence")
-    }
     return {
         "status": status,
         "reason": plain(visible(worst["reason"])),
@@ -223,9 +220,8 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
         "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,
         "rank": max(target["rank"] for target in own),
-        **{name: _mean([target["rollout"][name] for target in own]) for name in ("entropy", "similarity")},
+        **{name: _mean([target["rollout"][name] for target in own]) for name in DILUTION},
         **sums,
-        **means,
         **{name: worst["agreement"][name] for name in AGREEMENT},
         "variant_spearman": worst["agreement_variant"]["spearman"],
         "variant_p": worst["agreement_variant"]["adjusted_p"],

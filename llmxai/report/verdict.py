@@ -20,6 +20,7 @@ STATUS_TEXT = {
     Status.DILUTED: ("~", "attention says no more here than it would for any text: do not read its bars"),
     Status.DISAGREE: ("×", "both methods could be read, and they do not rank the sources alike: trust neither alone"),
     Status.UNCONVERGED: ("!", "the gradient values could not be computed accurately enough: do not read them"),
+    Status.UNCHECKED: ("?", "the gradient values can be read, but attention rollout is refused for this model"),
 }
 NOT_PROOF = (
     "The agreement of two methods is not proof of faithfulness: both can be wrong about what the model really used, "
@@ -149,10 +150,11 @@ def _best(sums: Sequence[tuple[float, str]], total: float) -> tuple[MainSource, 
 
 
 def _counts(targets: Sequence[Mapping[str, Any]]) -> tuple[StatusCount, ...]:
-    return tuple(
+    counts = tuple(
         StatusCount(str(status), sign, sum(target["status"] == status for target in targets), meaning)
         for status, (sign, meaning) in STATUS_TEXT.items()
     )
+    return tuple(each for each in counts if each.count or each.status != Status.UNCHECKED)
 
 
 def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -180,6 +182,11 @@ def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         said.append(f"For {_some(contradicted, n)} the two methods contradict each other: trust neither alone.")
     if agreed := count[Status.AGREE]:
         said.append(f"For {_some(agreed, n)} both methods rank the sources alike.")
+    if unchecked := count[Status.UNCHECKED]:
+        said.append(
+            f"Attention rollout is refused for this model, so for {_some(unchecked, n)} no second method checks the "
+            f"gradients. The note below says why."
+        )
     referee = count_referee(targets)
     if asked := sum(referee.values()):
         said.append(
@@ -187,7 +194,7 @@ def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
             f"{referee['gradients']} of {asked} tokens, attention for {referee['attention']}, and does not tell for "
             f"{referee['neither']}."
         )
-    else:
+    if any(target["referee"] is None for target in targets):
         said.append("No referee was asked: nothing was taken away from the input to see which method is right.")
     return tuple(said)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmxai.report.groups import characters, sentences
 from llmxai.report.provenance import Provenance, build_provenance_box
-from llmxai.report.removal import Removal, build_removal, method_name
+from llmxai.report.removal import ROLLOUT, Removal, build_removal, method_name
 from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings
 from llmxai.report.units import Level, build_level
 from llmxai.report.verdict import LIMITS, Verdict, answer_text, build_verdict
@@ -37,8 +37,10 @@ class ReportView:
     removal: Removal | None
     """The parts of the input that were taken away; None where the referee was not asked."""
     variant: str | None
-    """Name of the rollout variant beside the plain one; None in explanations of schema /1."""
+    """Name of the rollout variant beside the plain one; None where it is refused, and in schema /1."""
     variant_source: Text
+    refused: Text
+    """Why attention rollout is refused; empty where it is not."""
     limits: tuple[str, ...]
     settings: tuple[Setting, ...]
     origin: tuple[Setting, ...]
@@ -60,7 +62,10 @@ def build_view(
     `home` is where the index of the run lies; `provenance` is for the box (llmxai/report/provenance.py).
     """
     explanation = upgraded(explanation)
+    refusals = explanation["refusals"]
     variant = explanation["variant"]
+    if variant and variant["method"] in refusals:
+        variant = None
     words = [(a, b) for a, b in explanation["words"]]
     groups = {"words": words, "tokens": characters(explanation["tokens"])}
     if len(explanation["tokens"]) > LONG:
@@ -76,6 +81,7 @@ def build_view(
         removal=build_removal(explanation),
         variant=method_name(variant["method"]) if variant else None,
         variant_source=visible(variant["source"] if variant else ""),
+        refused=visible(refusals.get(ROLLOUT, "")),
         limits=LIMITS,
         settings=build_settings(_settings(explanation)),
         origin=build_origin(explanation),

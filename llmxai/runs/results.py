@@ -27,6 +27,7 @@ ROW_SCHEMA = {
     "diluted": pa.int64(),
     "disagree": pa.int64(),
     "unconverged": pa.int64(),
+    "unchecked": pa.int64(),
     "worst_gap_ratio": pa.float64(),
     "median_spearman": pa.float64(),
     "target_f": pa.float64(),

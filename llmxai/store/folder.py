@@ -62,12 +62,15 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
 
 
 def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
-    """The maps, float32: [target, seq], and [target, unit] of the referee. Raises NonFiniteError in place of NaN."""
+    """The maps, float32: [target, seq], and [target, unit] of the referee; none for what is refused.
+
+    Raises NonFiniteError in place of NaN.
+    """
     maps = {
         "integrated_gradients": explanation.attribution.values.float().numpy(),
-        "rollout": explanation.rollout.rows.float().numpy(),
-        "rollout_variant": explanation.variant.rows.float().numpy(),
     }
+    rolled = {"rollout": explanation.rollout, "rollout_variant": explanation.variant}
+    maps |= {name: rollout.rows.float().numpy() for name, rollout in rolled.items() if rollout.refused is None}
     if explanation.ablations is not None:
         maps["leave_one_out"] = explanation.ablations.drop.float().numpy()
     for name, values in maps.items():
@@ -98,6 +101,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "words": [list(word) for word in generation.words],
         "targets": [_target(explanation, t) for t in range(generation.n_targets)],
         "ablations": _ablations(explanation.ablations),
+        "refusals": _refusals(explanation),
         "variant": dict(explanation.settings["variant"]),
         "settings": {name: value for name, value in explanation.settings.items() if name != "variant"},
         "environment": dict(explanation.environment),
@@ -135,14 +139,24 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "referee": _verdict(check.verdict),
         "sources": {
             "integrated_gradients": _sources(attribution.values[t].numpy(), features),
-            "rollout": _sources(explanation.rollout.rows[t].numpy(), features),
-            "rollout_variant": _sources(explanation.variant.rows[t].numpy(), features),
+            "rollout": _rolled_sources(explanation.rollout, t, features),
+            "rollout_variant": _rolled_sources(explanation.variant, t, features),
             "leave_one_out": _unit_sources(explanation.ablations, t),
         },
     }
 
 
-def _row(dilution: Dilution, rollout: Rollout, t: int) -> dict[str, Any]:
+def _rolled_sources(rollout: Rollout, t: int, features: np.ndarray) -> list[dict[str, Any]]:
+    return [] if rollout.refused is not None else _sources(rollout.rows[t].numpy(), features)
+
+
+def _refusals(explanation: Explanation) -> dict[str, str]:
+    return {one.method: one.refused for one in (explanation.rollout, explanation.variant) if one.refused is not None}
+
+
+def _row(dilution: Dilution | None, rollout: Rollout, t: int) -> dict[str, Any]:
+    if dilution is None:
+        return dict.fromkeys((*(part.name for part in fields(Dilution)), "lost_mass"))
     return {**asdict(dilution), "lost_mass": float(rollout.lost_mass[t])}
 
 
@@ -208,6 +222,9 @@ def _warnings(explanation: Explanation) -> list[str]:
         warnings.append("The answer was given, not generated: the model may never have said it by itself.")
     if quantization := explanation.environment["model"]["quantization"]:
         warnings.append(f"The model ran with {quantization}; the explanation is of those quantised weights.")
+    for reason in dict.fromkeys(_refusals(explanation).values()):
+        methods = " and ".join(name for name, why in _refusals(explanation).items() if why == reason)
+        warnings.append(f"{methods.replace('_', ' ').capitalize()} refused. {reason}")
     return warnings
 
 

@@ -41,9 +41,10 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document of schema /1 with the fields of /2 that it lacks, empty: it had no variant, no referee, no curve."""
+    """A document with what it lacks, empty: /1 had no variant, no referee and no curve, /2 at first no refusals."""
+    document = {"refusals": {}, **document}
     if "variant" in document:
-        return dict(document)
+        return document
     targets = [
         {
             **target,

@@ -163,7 +163,7 @@ def test_charts_count_every_row_once() -> None:
     rows = made_up(200)
     statuses, gaps, agreements = build_charts(rows)
     assert [bar.count for bar in statuses.bars] == [
-        sum(getattr(row, name) for row in rows) for name in ("agree", "diluted", "disagree", "unconverged")
+        sum(getattr(row, name) for row in rows) for name in ("agree", "diluted", "disagree", "unconverged", "unchecked")
     ]
     assert sum(bar.count for bar in gaps.bars) == sum(row.worst_gap_ratio is not None for row in rows)
     assert sum(bar.count for bar in agreements.bars) == sum(row.median_spearman is not None for row in rows)

@@ -16,18 +16,19 @@
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
   const plain = (text) => [text].flat(2).join("");
 
-  // ---- rows, as the data has them: [id, href, prompt, answer, failed, agree, diluted, disagree, unconverged, gap, spearman, seconds]
-  const AT = { id: 0, prompt: 2, answer: 3, agree: 5, diluted: 6, disagree: 7, unconverged: 8, gap: 9, spearman: 10, seconds: 11 };
+  // ---- rows, as the data has them: [id, href, prompt, answer, failed, agree, diluted, disagree, unconverged, unchecked, gap, spearman, seconds]
+  const AT = { id: 0, prompt: 2, answer: 3, agree: 5, diluted: 6, disagree: 7, unconverged: 8, unchecked: 9, gap: 10, spearman: 11, seconds: 12 };
   const fold = (text) => text.normalize("NFKC").toLowerCase();
   const rows = data.rows.map((row) => ({ row, text: fold([row[0], row[2], row[3]].map(plain).join("\n")) }));
   const kept = {
     all: () => true,
     failed: ([, , , , failed]) => failed,
-    agree: (row) => !row[4] && row[6] + row[7] + row[8] === 0,
-    flagged: (row) => row[6] + row[7] + row[8] > 0,
+    agree: (row) => !row[4] && row[6] + row[7] + row[8] + row[9] === 0,
+    flagged: (row) => row[6] + row[7] + row[8] + row[9] > 0,
     diluted: (row) => row[6] > 0,
     disagree: (row) => row[7] > 0,
     unconverged: (row) => row[8] > 0,
+    unchecked: (row) => row[9] > 0,
   };
   const collator = new Intl.Collator(undefined, { numeric: true });
 
@@ -47,15 +48,15 @@
     if (failed) said.prepend(make("span", { class: "warning" }, "failed: "));
     const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name), make("td", {}, make("span", { dir: "auto" }, ...pieces(prompt))), said);
     if (failed) {
-      row.append(make("td", { colspan: 7, class: "soft" }, "no explanation"));
+      row.append(make("td", { colspan: 8, class: "soft" }, "no explanation"));
       return row;
     }
-    numbers.slice(0, 4).forEach((count, i) => {
+    numbers.slice(0, 5).forEach((count, i) => {
       const status = data.statuses[i];
       const linked = count && href ? [make("a", { href: `${href}#${status}`, "aria-label": `${count} ${status}, go to the first` }, String(count))] : [String(count)];
       row.append(make("td", { class: `num${count ? ` status-${status}` : ""}` }, ...linked));
     });
-    numbers.slice(4).forEach((value, i) => row.append(make("td", { class: "num" }, value === null ? "–" : value.toFixed([2, 2, 1][i]).replace("-", "−"))));
+    numbers.slice(5).forEach((value, i) => row.append(make("td", { class: "num" }, value === null ? "–" : value.toFixed([2, 2, 1][i]).replace("-", "−"))));
     return row;
   }
 
@@ -66,7 +67,7 @@
     state.page = Math.min(Math.max(1, state.page), pages);
     const first = (state.page - 1) * data.page, shown = found.slice(first, first + data.page);
     body.replaceChildren(...shown.map(({ row }) => cells(row)));
-    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: 10 }, "No record fits.")));
+    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: 11 }, "No record fits.")));
     byId("found").textContent = `${found.length} of ${rows.length} records${shown.length ? `, ${first + 1} to ${first + shown.length} shown` : ""}.`;
     byId("page").textContent = `Page ${state.page} of ${pages}`;
     byId("previous").disabled = state.page === 1;

@@ -199,6 +199,7 @@
   }
 
   function attention(target) {
+    if (data.refused) return make("p", { class: "note" }, "Attention rollout: refused for this model.");
     return facts("Can attention be read", [
       ["On the first token (sink)", percent(target.sink_mass)],
       ["On start mark and template", percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))],
@@ -212,6 +213,7 @@
   }
 
   function agreement(target) {
+    if (data.refused) return make("p", { class: "note" }, "Agreement: there is no second method to compare with.");
     return facts("Do the two methods agree", [
       ["Rank agreement (Spearman)", either(target.spearman, (v) => plain(v, 2))],
       ["p against chance", either(target.spearman_p, chance)],
@@ -286,6 +288,15 @@
     return [make("section", attributes, details)];
   }
 
+  function rollout(target) {
+    const section = make("section", { "aria-label": "Sources by attention rollout", class: target.status === "diluted" ? "doubtful" : "" }, make("h4", {}, "Attention rollout"));
+    if (data.refused) section.append(make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.refused)));
+    else section.append(make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target, "diluted"),
+      make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
+      ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 }));
+    return section;
+  }
+
   const doubt = (target, status) => target.status !== status ? [] : [make("p", { class: `doubt status-${status}` }, `${data.statuses[status].sign} ${status}: do not read these bars`)];
 
   function fill(target) {
@@ -301,10 +312,7 @@
         make("section", { "aria-label": "Sources by integrated gradients", class: target.status === "unconverged" ? "doubtful" : "" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
           ...doubt(target, "unconverged"),
           ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })),
-        make("section", { "aria-label": "Sources by attention rollout", class: target.status === "diluted" ? "doubtful" : "" }, make("h4", {}, "Attention rollout"), make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target, "diluted"),
-          make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
-          ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 })),
-        ...variant(target), ...removal(target)),
+        rollout(target), ...variant(target), ...removal(target)),
       ...referee(target), ...dilution(target), likelihood(target), figures,
     );
   }
