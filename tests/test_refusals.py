@@ -12,6 +12,8 @@ from tiny import answered, make_loaded
 from llmxai import Status, explain, save
 from llmxai.crosscheck.status import Certificate, status_alone
 from llmxai.errors import UnsupportedModelError
+from llmxai.evidence import begin
+from llmxai.evidence.explained import explanation_record
 from llmxai.evidence.reading import read_log
 from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel
@@ -80,9 +82,10 @@ def test_folder_record_tables_and_replay(hybrid: LoadedModel, explained: Explana
     assert document["targets"][0]["sources"]["rollout"] == []
     assert summarize(document, record="x").unchecked == len(document["targets"])
     ((entry, _),) = read_log(folder)
-    assert entry.body["method"]["names"] == ["layer_integrated_gradients"]
-    assert entry.body["outcome"]["statuses"] == {"unchecked": len(document["targets"])}
-    assert any(reason in warning for warning in entry.body["warnings"])
+    record, _ = explanation_record(begin(tmp_path / "log"), explained, warnings=document["warnings"])
+    assert record.method.names == ("layer_integrated_gradients",)
+    assert record.outcome.statuses == {"unchecked": len(document["targets"])}
+    assert any(reason in warning for warning in record.warnings)
     export(folder, tmp_path / "tokens.csv")
     with (tmp_path / "tokens.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert {row["rollout.sink_mass"] for row in csv.DictReader(stream)} == {""}
