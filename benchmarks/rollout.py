@@ -43,17 +43,15 @@ TOP = 5
 
 
 def long_generation(loaded: LoadedModel, tokens: int) -> Generation:
-    """A prompt of exactly `tokens` tokens and an answer of `TARGETS`."""
-    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens // 6))
-    prompt = encode_prompt(loaded, text)
-    prompt = type(prompt)(ids=prompt.ids[:tokens], roles=prompt.roles[:tokens], request={"prompt": "long"})
-    answer = given(loaded, prompt, response=" ".join(f"word{i}" for i in range(TARGETS)))
-    n = tokens + TARGETS
+    """`tokens` tokens, the last `TARGETS` of them the answer."""
+    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(30))
+    short = given(loaded, encode_prompt(loaded, text), response="Shelf 31.")
+    whole = [i % short.prompt_len for i in range(tokens)]  # the same list of items again and again
     return Generation(
-        ids=answer.ids[:n],
-        prompt_len=tokens,
-        roles=answer.roles[:n],
-        texts=answer.texts[:n],
+        ids=tuple(short.ids[i] for i in whole),
+        prompt_len=tokens - TARGETS,
+        roles=tuple(short.roles[i] for i in whole[:-TARGETS]) + (short.roles[-1],) * TARGETS,
+        texts=tuple(short.texts[i] for i in whole),
         words=(),
         logprobs=None,
         stop="given",
@@ -96,13 +94,13 @@ def lengths_table(lengths: Sequence[int], weighted: Sequence[int]) -> list[str]:
     """Seconds and peak memory, beside what all eager maps at once would take."""
     lines = [
         f"## Time and memory, {TARGETS} targets\n",
-        "| method | prompt tokens | seconds | peak GiB of the process | of it before the method | eager maps, GiB |",
+        "| method | tokens | seconds | peak GiB of the process | of it before the method | eager maps, GiB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for method, some in (("attention_rollout", lengths), ("gradient_weighted_rollout", weighted)):
         for tokens in some:
             f = measure(method, tokens)
-            maps = 30 * 9 * (tokens + TARGETS) ** 2 * 4 / 2**30
+            maps = 30 * 9 * tokens**2 * 4 / 2**30
             lines.append(
                 f"| {method} | {tokens} | {f['seconds']:.1f} | {f['peak_gib']:.2f} | {f['before_gib']:.2f} | "
                 f"{maps:.1f} |"

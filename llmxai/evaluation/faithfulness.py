@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from llmxai.evaluation.contenders import as_shares
+from llmxai.methods._ablation import half_subsets
 from llmxai.methods._masks import random_masks
 from llmxai.methods._removal import Removal, removal_forward
 
@@ -83,13 +84,13 @@ def curves(removal: Removal, scores: Scores, *, points: int) -> dict[str, float]
 
 
 def lds(removal: Removal, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
-    """Linear datamodelling score: Spearman of F on random subsets with the sum of the scores kept (ContextCite, eq. 5).
+    """Linear datamodelling score: Spearman of F on random halves with the sum of the scores kept (ContextCite, eq. 5).
 
     Absent where either side is constant.
     """
-    subsets = random_masks(masks, len(scores), seed=seed)
+    subsets = half_subsets(len(scores), masks, seed=seed)
     f, foretold = removal.values(subsets).numpy(), (subsets.double() @ scores).numpy()
-    if np.ptp(f) == 0 or np.ptp(foretold) == 0:
+    if not len(f) or np.ptp(f) == 0 or np.ptp(foretold) <= 1e-12 * np.abs(foretold).max():
         return {}
     return {"lds": float(stats.spearmanr(f, foretold).statistic)}
 

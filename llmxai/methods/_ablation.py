@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Ablation:
     `units`: token, word, sentence, or auto (words; larger pieces where there are over `MOST_UNITS`). `operator`:
     `delete` takes the tokens out and closes the gap; `baseline` puts the embedding of a neutral token in their place
     (`baseline`, named as in `layer_integrated_gradients`), `mean` the mean embedding. `subsets`: random subsets,
-    each of which keeps every unit with probability one half.
+    each of which keeps half of the units.
     """
 
     units: str = "auto"
@@ -73,7 +74,7 @@ def ablate(
     Raises OptionError for an option that does not exist and NonFiniteError where the model gives NaN.
     """
     units, kind = prompt_units(generation, units=ablation.units)
-    kept = random_subsets(len(units), ablation.subsets, seed=ablation.seed)
+    kept = half_subsets(len(units), ablation.subsets, seed=ablation.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
     whole = torch.ones(1, len(units), dtype=torch.bool)
     size = ChunkSize(ablation.chunk_tokens)
@@ -105,21 +106,26 @@ def ablate(
     )
 
 
-def random_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"]:
-    """`n` different subsets, every unit kept with probability one half; all of them where there are no more than `n`.
+def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"]:
+    """`n` different subsets that keep `n_units // 2` of the units each; all of them where there are no more than `n`.
 
-    The empty subset and the full one are never among them.
+    Of one size, as in Park et al. 2023 (https://arxiv.org/abs/2303.14186, definition 3): were the sizes to vary, any
+    scores that are all positive would foretell F from the size alone wherever removing anything lowers it. None of
+    the subsets is empty or full.
     """
-    if 2**n_units - 2 <= n:
-        every = [mask for mask in product((True, False), repeat=n_units) if any(mask) and not all(mask)]
-        return torch.tensor(every, dtype=torch.bool).reshape(len(every), n_units)
-    rng = np.random.default_rng(seed)
-    found: dict[tuple[bool, ...], None] = {}
-    while len(found) < n:
-        mask = tuple(bool(keep) for keep in rng.random(n_units) < 0.5)
-        if any(mask) and not all(mask):
-            found[mask] = None
-    return torch.tensor(list(found), dtype=torch.bool).reshape(len(found), n_units)
+    size = n_units // 2
+    if size == 0:
+        return torch.zeros(0, n_units, dtype=torch.bool)
+    if comb(n_units, size) <= n:
+        chosen = [list(one) for one in combinations(range(n_units), size)]
+    else:
+        rng = np.random.default_rng(seed)
+        found: dict[tuple[int, ...], None] = {}
+        while len(found) < n:
+            found[tuple(sorted(rng.choice(n_units, size, replace=False).tolist()))] = None
+        chosen = [list(one) for one in found]
+    kept = torch.zeros(len(chosen), n_units, dtype=torch.bool)
+    return kept.scatter_(1, torch.tensor(chosen), value=True)
 
 
 def f_of_masks(

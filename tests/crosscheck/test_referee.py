@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from llmxai.crosscheck.referee import CEILING, difference_interval, unit_sums, verdicts
-from llmxai.methods._ablation import random_subsets
+from llmxai.methods._ablation import half_subsets
 from llmxai.types import Ablations
 
 N_UNITS, TARGETS = 12, 3
@@ -18,7 +18,7 @@ SEQ = 2 * N_UNITS + 4
 
 def additive(weights: torch.Tensor, *, noise: float = 0.0, subsets: int = 64) -> Ablations:
     """A world in which every unit adds its weight to F, whatever else is there."""
-    kept = random_subsets(N_UNITS, subsets, seed=0)
+    kept = half_subsets(N_UNITS, subsets, seed=0)
     rng = np.random.default_rng(0)
     f = weights @ kept.T.double() + noise * torch.from_numpy(rng.normal(size=(len(weights), len(kept))))
     full = weights.sum(dim=1)
@@ -132,7 +132,7 @@ def test_prompts_without_subsets_have_no_verdict(n_units: int) -> None:
     world = Ablations(
         operator="delete",
         units=UNITS[:n_units],
-        kept=random_subsets(n_units, 64, seed=0),
+        kept=half_subsets(n_units, 64, seed=0),
         f_full=torch.zeros(TARGETS, dtype=torch.float64),
         f_masked=torch.zeros(TARGETS, 0, dtype=torch.float64),
         f_without=torch.zeros(TARGETS, n_units, dtype=torch.float64),
@@ -140,3 +140,24 @@ def test_prompts_without_subsets_have_no_verdict(n_units: int) -> None:
     )
     got = verdicts(world, {"a": token_scores(weights()), "b": token_scores(weights(1))})
     assert [(v.better, v.scores["a"].lds) for v in got] == [(None, None)] * TARGETS
+
+
+def test_random_positive_scores_foretell_nothing() -> None:
+    """Where removing anything lowers F, a method is not credited for saying that less is left."""
+    true = torch.from_numpy(np.random.default_rng(0).uniform(1, 2, size=(TARGETS, N_UNITS)))
+    world, lds = additive(true, subsets=128), []
+    for seed in range(40):
+        random = torch.from_numpy(np.random.default_rng(1 + seed).uniform(size=(TARGETS, N_UNITS)))
+        for verdict in verdicts(world, {"a": token_scores(true), "b": token_scores(random)}):
+            assert verdict.scores["a"].lds == pytest.approx(1)
+            assert verdict.scores["b"].lds is not None
+            lds.append(verdict.scores["b"].lds)
+    # the spread of one is about 1 / sqrt(N_UNITS - 2) = 0.3, of the mean of 120 about 0.03
+    assert abs(np.mean(lds)) < 0.1
+
+
+def test_equal_scores_have_no_lds() -> None:
+    true = weights()
+    equal = torch.full((TARGETS, N_UNITS), 0.1, dtype=torch.float64)
+    for verdict in verdicts(additive(true), {"a": token_scores(true), "b": token_scores(equal)}):
+        assert verdict.scores["b"].lds is None

@@ -9,7 +9,7 @@ import torch
 
 from llmxai.crosscheck import RULE, cross_check, jensen_shannon, status_of
 from llmxai.crosscheck.status import Certificate
-from llmxai.methods._ablation import random_subsets
+from llmxai.methods._ablation import half_subsets
 from llmxai.types import (
     Ablations,
     Agreement,
@@ -209,7 +209,7 @@ def test_the_figures_are_those_of_the_rows() -> None:
 
 def test_the_referee_reads_all_three_methods() -> None:
     units = tuple((i, i + 1) for i in range(1, PROMPT))
-    true, kept = SAME[:, 1:PROMPT], random_subsets(len(units), 64, seed=0)
+    true, kept = SAME[:, 1:PROMPT], half_subsets(len(units), 64, seed=0)
     full = true.sum(dim=1)
     world = Ablations(
         operator="delete",

@@ -18,6 +18,7 @@ from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, soft_f
 from llmxai.evaluation.measure import leave_one_out_scores
 from llmxai.evaluation.sanity import histogram_entropy, max_sensitivity, randomisation, randomised
 from llmxai.methods import gradient_x_input, span_target
+from llmxai.methods._ablation import half_subsets
 from llmxai.methods._masks import random_masks
 from llmxai.methods._removal import Removal
 
@@ -85,19 +86,24 @@ def test_lds_and_infidelity_of_the_exact_scores(removal: Removal) -> None:
 
 
 def test_lds_and_infidelity_against_their_definitions(removal: Removal, scores: torch.Tensor) -> None:
-    masks = random_masks(30, 8, seed=4)
-    f = [float(removal.values(mask[None])[0]) for mask in masks]
-    foretold = [sum(float(s) for s, keep in zip(scores, mask, strict=True) if keep) for mask in masks]
+    halves, masks = half_subsets(8, 30, seed=4), random_masks(30, 8, seed=4)
+    found = []
+    for subsets in (halves, masks):
+        f = [float(removal.values(mask[None])[0]) for mask in subsets]
+        found.append((f, [sum(float(s) for s, keep in zip(scores, mask, strict=True) if keep) for mask in subsets]))
+    f, foretold = found[0]
     assert lds(removal, scores, masks=30, seed=4)["lds"] == pytest.approx(stats.spearmanr(foretold, f).statistic)
+    f, foretold = found[1]
     taken = np.array([float(scores.sum()) - x for x in foretold])
     fall = np.array([removal.full() - x for x in f])
     beta = (taken * fall).sum() / (taken**2).sum()
-    found = infidelity(removal, scores, masks=30, seed=4)["infidelity"]
-    assert found == pytest.approx(np.mean((beta * taken - fall) ** 2), rel=1e-5)
+    value = infidelity(removal, scores, masks=30, seed=4)["infidelity"]
+    assert value == pytest.approx(np.mean((beta * taken - fall) ** 2), rel=1e-5)
 
 
 def test_constant_scores_have_no_lds(removal: Removal) -> None:
-    assert lds(removal, torch.zeros(8, dtype=torch.float64), masks=10, seed=0) == {}
+    for value in (0.0, 0.1):
+        assert lds(removal, torch.full((8,), value, dtype=torch.float64), masks=10, seed=0) == {}
     assert infidelity(removal, torch.zeros(8, dtype=torch.float64), masks=10, seed=0) == {}
 
 
