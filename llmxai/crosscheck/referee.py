@@ -4,8 +4,8 @@ A method gives every unit of the prompt a score, the sum over its tokens. For a 
 the sum of the scores of what is kept, and its linear datamodelling score (LDS) the Spearman correlation of forecast
 and F over the subsets (Park et al. 2023, https://arxiv.org/abs/2303.14186, eq. 5; for contexts Cohen-Wang et al. 2024,
 https://arxiv.org/abs/2409.00729). All subsets keep the same number of units, so that scores which are equal, or
-positive and random, foretell nothing. The interval of a difference of two LDS is a bootstrap over the subsets, both methods read
-on the same ones.
+positive and random, foretell nothing. The interval of a difference of two LDS is a bootstrap over the subsets, both
+methods read on the same ones.
 """
 
 from __future__ import annotations
