@@ -16,6 +16,7 @@ from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.generation import (
     Decoding,
     PromptTokens,
+    classify,
     encode_messages,
     encode_prompt,
     generate,
@@ -37,7 +38,7 @@ from llmxai.methods import (
     roll_variant,
 )
 from llmxai.methods._path import require_path_options
-from llmxai.models import LoadedModel
+from llmxai.models import Kind, LoadedModel
 from llmxai.models.identity import identity
 from llmxai.models.loading import weights_digest
 from llmxai.models.planner import plan_for, require_fits
@@ -69,7 +70,8 @@ def explain(
     """Explain every generated token of one answer.
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
-    answer in place of a generated one. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
+    answer in place of a generated one. A classifier's answer is its most likely class, or the class that `response`
+    names. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
     `max_nodes` and `compute`, `attention_rollout` for `residual`. `variant` names the rollout variant that stands
     beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
     that better; None asks no referee. Without `compute` the memory is planned: the fastest settings that fit into what
@@ -86,10 +88,7 @@ def explain(
         require_path_options(model, features=features, baseline=referee.baseline)
     tokens = _encode(model, prompt, messages)
     report("generating", 0, 1)
-    if response is None:
-        generation = generate(model, tokens, decoding=decoding)
-    else:
-        generation = given(model, tokens, response=response)
+    generation = _answer(model, tokens, response, decoding)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
     if compute is None:
@@ -137,6 +136,14 @@ def explain(
         settings=_settings(attribution, rollout, beside) | {"replay_tolerance": replayed.tolerance},
         environment=environment(model),
     )
+
+
+def _answer(model: LoadedModel, tokens: PromptTokens, response: str | None, decoding: Decoding) -> Generation:
+    if model.kind is Kind.CLASSIFIER:
+        return classify(model, tokens, label=response)
+    if response is None:
+        return generate(model, tokens, decoding=decoding)
+    return given(model, tokens, response=response)
 
 
 def _or_refused(method: str, generation: Generation, work: Callable[[], Rollout]) -> Rollout:

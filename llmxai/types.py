@@ -41,11 +41,15 @@ class Generation:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each generated id as recorded while generating; None where the response was given."""
     stop: str
-    """Why the text ends: `eos`, `length` or `given`."""
+    """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
     """What was asked, as it came: `prompt` or `messages`, and `response` where one was given."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Decoding settings and seed; empty where the response was given."""
+    classes: tuple[str, ...] = ()
+    """Names of a classifier's classes. Its answer is one token: the id is the class's number, the text its name."""
+    read_at: tuple[int, ...] = ()
+    """The positions that a classifier's head reads (BERT: `[CLS]`); empty where they cannot be told."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)

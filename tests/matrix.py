@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from markupsafe import escape
-from tiny import ARCHITECTURES, HYBRIDS, make_loaded
+from tiny import ARCHITECTURES, CLASSES, CLASSIFIERS, HYBRIDS, make_classifier, make_loaded
 from torch import Tensor
 
 from llmxai import Decoding, explain, save
@@ -33,7 +33,7 @@ ROUTED = {"mixtral", "gpt_oss"}
 EVERY_EXPERT = {"num_experts_per_tok": 4}
 
 CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
-    **{name: (name, {}) for name in (*ARCHITECTURES, *HYBRIDS)},
+    **{name: (name, {}) for name in (*ARCHITECTURES, *HYBRIDS, *CLASSIFIERS)},
     **{f"{name}, every expert": (name, EVERY_EXPERT) for name in sorted(ROUTED)},
 }
 
@@ -71,10 +71,14 @@ class Row:
 def run(case: str, folder: Path) -> Row:
     """Generate, replay, integrate, roll out, cross-check, write, and read back."""
     name, changes = CASES[case]
-    scale = "init_std" if name == "opt" else "initializer_range"
-    loaded = make_loaded(name, **{scale: SCALE, **changes})
-    nodes = OPT_NODES if name == "opt" else 256
-    result = explain(loaded, messages=CHAT, decoding=Decoding(max_new_tokens=3), max_nodes=nodes)
+    if name in CLASSIFIERS:
+        loaded = make_classifier(name, initializer_range=SCALE)
+        result = explain(loaded, CHAT[1]["content"], max_nodes=256)
+    else:
+        scale = "init_std" if name == "opt" else "initializer_range"
+        loaded = make_loaded(name, **{scale: SCALE, **changes})
+        nodes = OPT_NODES if name == "opt" else 256
+        result = explain(loaded, messages=CHAT, decoding=Decoding(max_new_tokens=3), max_nodes=nodes)
     recorded = result.generation.logprobs or ()
     why = result.rollout.refused or ""
     naive = None if why else naive_rollout(loaded, result.generation)
@@ -95,6 +99,10 @@ def roles_are_right(generation: Generation) -> bool:
     for text, role in zip(generation.texts, generation.roles, strict=True):
         said[role] += text
     used = {role for role, text in said.items() if text}
+    if generation.classes:
+        same = "".join(said[Role.USER].split()) == "".join(CHAT[1]["content"].split())  # word pieces drop spaces
+        named = said[Role.GENERATED] == CLASSES[generation.generated_ids[0]]
+        return used == {Role.TEMPLATE, Role.USER, Role.GENERATED} and same and named
     return used == {Role.TEMPLATE, Role.SYSTEM, Role.USER, Role.GENERATED} and all(
         said[Role(message["role"])] == message["content"] for message in CHAT
     )
@@ -104,12 +112,15 @@ def naive_rollout(loaded: LoadedModel, generation: Generation) -> Tensor:
     """Whole maps of a copy that was built with eager attention, multiplied."""
     model = type(loaded.model)._from_config(loaded.model.config, attn_implementation="eager")
     model.load_state_dict(loaded.model.state_dict())
+    seen = generation.ids[: generation.prompt_len] if generation.classes else generation.ids
     with torch.no_grad():
-        maps = model.eval()(torch.tensor([generation.ids]), use_cache=False, output_attentions=True).attentions
-    identity = torch.eye(len(generation.ids), dtype=torch.float64)
+        maps = model.eval()(torch.tensor([seen]), output_attentions=True).attentions
+    identity = torch.eye(len(seen), dtype=torch.float64)
     product = identity
     for layer in maps:
         product = (identity + layer[0].double().mean(dim=0)) @ product / 2
+    if generation.classes:
+        return torch.nn.functional.pad(product[list(generation.read_at)].mean(dim=0, keepdim=True), (0, 1))
     return product[[predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]]
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import string
 from functools import cache
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from llmxai.generation import PromptTokens, encode_prompt, given
 from llmxai.models import LoadedModel, wrap
@@ -93,6 +100,20 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 }
 """Families with layers that mix tokens otherwise than by softmax attention alone."""
 
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "bert": SIZES,
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 3, "n_heads": 4, "initializer_range": 0.3},
+    "roberta": SIZES,
+    "modernbert": {
+        **SIZES,
+        "local_attention": 2 * WINDOW,
+        "global_attn_every_n_layers": 3,
+        "classifier_pooling": "mean",
+    },
+}
+"""Encoders with a classifier on top; ModernBERT with windows, and with a head that reads the mean."""
+CLASSES = {0: "negative", 1: "neutral", 2: "positive"}
+
 
 @cache
 def _trained() -> str:
@@ -146,6 +167,35 @@ def make_model(architecture: str = "llama", *, dtype: torch.dtype = torch.float3
 def make_loaded(architecture: str = "llama", *, dtype: torch.dtype = torch.float32, **changes: Any) -> LoadedModel:
     """`make_model` with the ChatML tokenizer."""
     return wrap(make_model(architecture, dtype=dtype, **changes), make_tokenizer(), name=f"tiny {architecture}")
+
+
+def make_piece_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-piece tokenizer as BERT's: `[CLS] text [SEP]`, a mask token, and no token for a space."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    letters = list(string.ascii_letters + string.digits + string.punctuation)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, initial_alphabet=letters, special_tokens=special, show_progress=False
+    )
+    backend.train_from_iterator(SENTENCES, trainer)
+    ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def make_classifier(architecture: str = "bert", **changes: Any) -> LoadedModel:
+    """An encoder with a head for three classes and BERT's kind of tokenizer."""
+    tokenizer = make_piece_tokenizer()
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    own = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None, "id2label": CLASSES, **ids}
+    config = AutoConfig.for_model(architecture, **{**own, **CLASSIFIERS[architecture], **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_config(config)
+    return wrap(model.eval().requires_grad_(False), tokenizer, name=f"tiny {architecture}")
 
 
 def prompt_tokens(loaded: LoadedModel, text: str = "The capital of France") -> PromptTokens:

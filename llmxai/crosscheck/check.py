@@ -36,7 +36,7 @@ def cross_check(
     the referee's verdict.
     """
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
-    plain, beside = (_agreements(attribution, rows, positions, rule) for rows in (rollout, variant))
+    plain, beside = (_agreements(generation, attribution, rows, positions, rule) for rows in (rollout, variant))
     dilution, dilution_beside = (_dilutions(attribution, rows, positions) for rows in (rollout, variant))
     ruled: tuple[Verdict | None, ...] = (None,) * len(positions)
     if ablations is not None:
@@ -84,7 +84,9 @@ def _dilutions(
     return dilutions(rollout, attribution.features, positions)
 
 
-def _agreements(attribution: Attribution, rollout: Rollout, positions: list[int], rule: Rule) -> tuple[Agreement, ...]:
+def _agreements(
+    generation: Generation, attribution: Attribution, rollout: Rollout, positions: list[int], rule: Rule
+) -> tuple[Agreement, ...]:
     if rollout.refused is not None:
         return (NOTHING,) * len(positions)
     found = []
@@ -92,5 +94,6 @@ def _agreements(attribution: Attribution, rollout: Rollout, positions: list[int]
         features = np.flatnonzero(attribution.features[t].numpy())
         gradients = attribution.values[t].abs().double().numpy()[features]
         row = rollout.rows[t].double().numpy()[features]
-        found.append(compare(gradients, row, position - features, top_k=rule.top_k))
+        near = np.abs(features - generation.read_at[0]) if generation.read_at else position - features
+        found.append(compare(gradients, row, near, top_k=rule.top_k))
     return corrected(found)

@@ -1,5 +1,6 @@
 """Prompt or chat to exact ids, what the model answered, and the proof that both fit together."""
 
+from llmxai.generation.classify import classify
 from llmxai.generation.decode import Decoding, generate, given
 from llmxai.generation.prompt import PromptTokens, encode_messages, encode_prompt
 from llmxai.generation.replay import replay
@@ -8,6 +9,7 @@ from llmxai.generation.words import group_words, token_texts
 __all__ = [
     "Decoding",
     "PromptTokens",
+    "classify",
     "encode_messages",
     "encode_prompt",
     "generate",

@@ -28,7 +28,7 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     n = generation.n_targets
     positions = [predicting_position(generation.prompt_len, t) for t in range(n)]
     with undisturbed(loaded.model), torch.no_grad():
-        embeds = embed(loaded.model, generation.ids)[None]
+        embeds = embed(loaded.model, generation.ids[: positions[-1] + 1])[None]
         logits = forward_logits(loaded.model, embeds, positions=positions)[0].double()
     chosen = torch.tensor(generation.generated_ids, device=logits.device)[:, None]
     logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0]

@@ -21,7 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import UnsupportedModelError
-from llmxai.methods._visible import Visible, visible_keys
+from llmxai.methods._visible import Visible, visible_in_map, visible_keys
 from llmxai.models import LoadedModel, embed, keeps_logits, transformer_depth
 from llmxai.models.seams import rollout_refusal, undisturbed
 
@@ -148,12 +148,12 @@ def through_interface(model: PreTrainedModel) -> bool:
 
 
 def require_every_layer(loaded: LoadedModel, found: int) -> None:
-    """Raise UnsupportedModelError where fewer layers than the model has attend by softmax."""
+    """Raise UnsupportedModelError where fewer layers than the model has gave their attention."""
     depth = transformer_depth(loaded.model)
     if found != depth:
         raise UnsupportedModelError(
-            f"{loaded.name}: {depth - found} of its {depth} layers have no softmax attention (linear attention or "
-            f"state space), so attention rollout is not defined for it."
+            f"{loaded.name}: {depth - found} of its {depth} layers give no attention weights (linear attention, state "
+            f"space, or an attention of their own that keeps them to itself), so there is no attention rollout for it."
         )
 
 
@@ -180,14 +180,15 @@ def _fused(call: AttentionCall, fuse: Fuse) -> LayerAttention:
 
 
 def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> list[LayerAttention]:
-    whole, n = slice(0, len(ids)), len(ids)
-    visible = visible_keys(None, n)
+    whole = slice(0, len(ids))
     layers: list[LayerAttention] = []
 
     def take(weights: Tensor) -> None:
         fused = fuse(at_least_float32(weights[0].detach()), None, whole)
         layers.append(
-            LayerAttention(blocks=lambda: iter([(whole, whole)]), rows=lambda q, k: fused[q, k], visible=visible)
+            LayerAttention(
+                blocks=lambda: iter([(whole, whole)]), rows=lambda q, k: fused[q, k], visible=visible_in_map(weights)
+            )
         )
 
     with eager_maps(model, take):
@@ -206,14 +207,16 @@ def attending(
     model: PreTrainedModel, output: Callable[[AttentionCall], Float[Tensor, "1 query head channel"]]
 ) -> Iterator[None]:
     """Let `model` attend through `output`; registry and model are put back afterwards."""
-    seen: dict[int, tuple[Tensor | None, Visible]] = {}  # layers share their masks
+    seen: dict[tuple[int, bool], tuple[Tensor | None, Visible]] = {}  # layers share their masks
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        if id(attention_mask) not in seen:
-            seen[id(attention_mask)] = attention_mask, visible_keys(attention_mask, query.shape[2])
-        visible = seen[id(attention_mask)][1]
+        causal = getattr(module, "is_causal", True)
+        key_of = (id(attention_mask), causal)
+        if key_of not in seen:
+            seen[key_of] = attention_mask, visible_keys(attention_mask, query.shape[2], causal=causal)
+        visible = seen[key_of][1]
         return output(AttentionCall(module, query, key, value, attention_mask, options, visible)), None
 
     before = model.config._attn_implementation

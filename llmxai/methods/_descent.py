@@ -27,8 +27,8 @@ from llmxai.methods._attention import (
     through_interface,
 )
 from llmxai.methods._targets import TargetRows, token_targets
-from llmxai.methods._visible import Visible, visible_keys
-from llmxai.models import LoadedModel, embed, forward_logits
+from llmxai.methods._visible import Visible, visible_in_map
+from llmxai.models import Kind, LoadedModel, embed, forward_logits
 from llmxai.models.seams import rollout_refusal, transformer_layers, undisturbed
 from llmxai.types import Generation
 
@@ -79,17 +79,20 @@ class Descent:
 
     calls: tuple[_LayerCall, ...]
     """One a layer, first layer first."""
-    top: Float[Tensor, "target hidden"]
-    """Gradient of each target with respect to the last layer's output at its predicting position; 0 elsewhere."""
-    positions: tuple[int, ...]
+    top: Float[Tensor, "1 seq hidden"]
+    """Gradient of the sum of all targets with respect to the last layer's output."""
+    positions: tuple[int, ...] | None
+    """Of each target, the one position that its part of `top` stands at; None for a single target that has it all."""
     taken: _Taken
 
     def cotangents(self, targets: Sequence[int]) -> list[Float[Tensor, "1 seq hidden"]]:
         """Gradients with respect to the last layer's output."""
+        if self.positions is None:
+            return [self.top.to(self.calls[-1].hidden.device)]
         found = []
         for t in targets:
             found.append(torch.zeros_like(self.calls[-1].hidden))
-            found[-1][0, self.positions[t]] = self.top[t].to(found[-1].device)
+            found[-1][0, self.positions[t]] = self.top[0, self.positions[t]].to(found[-1].device)
         return found
 
     def carry(
@@ -105,7 +108,7 @@ class Descent:
             output = self.calls[layer].again(hidden)
         moved = torch.zeros_like(mass)
         if self.taken.maps:
-            weights, visible = self.taken.maps[0], visible_keys(None, mass.shape[1])
+            weights, visible = self.taken.maps[0], visible_in_map(self.taken.maps[0])
             for t, cotangent in enumerate(cotangents):
                 cotangents[t], gradient = torch.autograd.grad(
                     output, (hidden, weights), cotangent.to(output.device), retain_graph=True
@@ -197,8 +200,8 @@ def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]
         require_every_layer(loaded, len(taken.cut) or len(taken.maps))
         taken.clear()
         taken.graph = True
-        (at_top,) = torch.autograd.grad(total, leaves[0])  # a position feeds one target only
-        yield Descent(tuple(calls), at_top[0, list(rows.positions)], rows.positions, taken)
+        (at_top,) = torch.autograd.grad(total, leaves[0])  # of a language model, a position feeds one target only
+        yield Descent(tuple(calls), at_top, None if loaded.kind is Kind.CLASSIFIER else rows.positions, taken)
 
 
 def first_of(output: Any) -> Tensor:

@@ -17,7 +17,7 @@ from llmxai.types import Generation, Role
 
 FEATURES = ("content", "prompt", "all")
 CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
-BASELINES = ("space", "zero", "eos", "pad", "mean")
+BASELINES = ("space", "zero", "eos", "pad", "mask", "mean")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
 def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int) -> Float[Tensor, "... hidden"]:
     """The embedding(s) where the path starts: [hidden], or [seq, hidden] for a tensor of that shape.
 
-    `space`: a single space token, neutral and in distribution; `zero`; `eos`, `pad`: that special token; `mean`: the
-    mean over the vocabulary; `id:N`: token N; `token:TEXT`: the one token that TEXT encodes to.
+    `space`: a single space token, neutral and in distribution (the mask token where the tokenizer drops spaces, as
+    BERT's does); `zero`; `eos`, `pad`, `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token
+    N; `token:TEXT`: the one token that TEXT encodes to.
     """
     width = int(embed(loaded.model, [0]).shape[-1])
     if isinstance(baseline, Tensor):
@@ -107,8 +108,9 @@ def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int)
 def baseline_token(loaded: LoadedModel, baseline: str) -> int:
     """The id of a baseline that is one token."""
     tokenizer = loaded.tokenizer
-    if baseline in ("eos", "pad"):
-        token = tokenizer.eos_token_id if baseline == "eos" else tokenizer.pad_token_id
+    special = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "mask": tokenizer.mask_token_id}
+    if baseline in special:
+        token = special[baseline]
         if token is None:
             raise OptionError(f"{loaded.name} has no {baseline} token. Use baseline space, zero or mean.")
         return int(token)
@@ -129,6 +131,8 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int:
         ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
         if ids and ids[-1] != tokenizer.unk_token_id:
             return int(ids[-1])
+        if not ids and special["mask"] is not None:
+            return int(special["mask"])
         raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
     raise OptionError(f"baseline {baseline!r} is unknown. Known: {', '.join(BASELINES)}, id:N, token:TEXT.")
 

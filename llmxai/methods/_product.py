@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.errors import OptionError
+from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods._attention import AttentionCall, Fuse, LayerAttention, Watch, capture_attention, mean_of_heads
 from llmxai.methods._curve import CurveRecorder
-from llmxai.models import LoadedModel
+from llmxai.models import Kind, LoadedModel
 from llmxai.types import Generation, Rollout, predicting_position
 
 TINY = 1e-30
@@ -39,6 +39,25 @@ def target_positions(generation: Generation) -> list[int]:
     return [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
 
 
+def starts(loaded: LoadedModel, generation: Generation) -> Float[Tensor, "target seq"]:
+    """Rows that a rollout begins with: 1 at the predicting position, or at what a classifier's head reads.
+
+    Where the head reads several positions (a mean), each has an equal part. Raises UnsupportedModelError where what it
+    reads is unknown.
+    """
+    positions = target_positions(generation)
+    if loaded.kind is not Kind.CLASSIFIER:
+        return one_hot(positions)
+    if not generation.read_at:
+        raise UnsupportedModelError(
+            f"{loaded.name}: the layers of {type(loaded.model).__name__} cannot be told apart, so the position that "
+            f"its classifier reads is unknown, and attention rollout has nowhere to begin; integrated gradients work."
+        )
+    row = torch.zeros(1, positions[-1] + 1, dtype=torch.float64)
+    row[0, list(generation.read_at)] = 1 / len(generation.read_at)
+    return row
+
+
 def roll_out(
     loaded: LoadedModel,
     generation: Generation,
@@ -60,10 +79,10 @@ def roll_out(
     if last_layers is not None and last_layers < 1:
         raise OptionError(f"last_layers is {last_layers}; expected at least 1.")
     positions = target_positions(generation)
+    rows = starts(loaded, generation)
     layers = capture_attention(loaded, generation.ids[: positions[-1] + 1], fuse=fuse, watch=watch)
     shares: list[float | Tensor] = list(residual) if isinstance(residual, Sequence) else [residual] * len(layers)
     count = min(last_layers or len(layers), len(layers))
-    rows = one_hot(positions)
     null = rows.clone()
     recorder = CurveRecorder.of(positions)
     for layer, r in list(zip(layers, shares, strict=True))[: -count - 1 : -1]:

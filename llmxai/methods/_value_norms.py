@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods._attention import AttentionCall, Fuse, at_least_float32
 
-PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
+PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo")
 KEYS = 64
 """Keys whose transformed values exist at the same time."""
 TINY = 1e-30

@@ -43,11 +43,18 @@ class Visible:
         return steps.flip(1).cumsum(1).flip(1).clamp(min=0)
 
 
-def visible_keys(mask: Tensor | None, n: int) -> Visible:
-    """From a mask [1, head, query, key], boolean or added to the scores; None is plain causal attention.
+def visible_in_map(weights: Float[Tensor, "1 head query key"]) -> Visible:
+    """From whole attention weights: causal where no query gives any to a later key."""
+    return visible_keys(None, weights.shape[2], causal=not weights.triu(1).any())
+
+
+def visible_keys(mask: Tensor | None, n: int, *, causal: bool = True) -> Visible:
+    """From a mask [1, head, query, key], boolean or added to the scores; None is causal attention, or to all keys.
 
     Raises UnsupportedModelError for a mask with holes.
     """
+    if mask is None and not causal:
+        return Visible(first=torch.zeros(n, dtype=torch.int64), end=torch.full((n,), n))
     if mask is None:
         return Visible(first=torch.zeros(n, dtype=torch.int64), end=torch.arange(1, n + 1))
     firsts, ends, holes = [], [], False

@@ -16,7 +16,7 @@ from torch import Tensor
 from llmxai.errors import NonFiniteError
 from llmxai.methods._curve import CurveRecorder, shares
 from llmxai.methods._descent import Descent, descending
-from llmxai.methods._product import one_hot, padded, target_positions
+from llmxai.methods._product import padded, starts, target_positions
 from llmxai.methods._registry import method
 from llmxai.models import LoadedModel
 from llmxai.types import Generation, Rollout
@@ -45,14 +45,14 @@ def gradient_weighted_rollout(
     Raises UnsupportedModelError for layers without softmax attention or that cannot be run one by one, NonFiniteError
     where a gradient is NaN or infinite.
     """
-    positions = target_positions(generation)
+    positions, start = target_positions(generation), starts(loaded, generation)
     with descending(loaded, generation) as descent:
         depth, size = len(descent.calls), max(1, GROUP_NUMBERS // descent.calls[-1].hidden.numel())
         downs: list[list[tuple[Tensor, Tensor]]] = []
         for first in range(0, len(positions), size):
             group, done = range(first, min(first + size, len(positions))), first * depth
             downs.append([])
-            for rows, null in _down(descent, group):
+            for rows, null in _down(descent, start[group.start : group.stop], group):
                 downs[-1].append((rows, null))
                 done += len(group)
                 progress(done, depth * len(positions))
@@ -62,9 +62,8 @@ def gradient_weighted_rollout(
             f"with --dtype float32 or bfloat16."
         )
     recorder = CurveRecorder.of(positions)
-    identity = one_hot(positions)
     for parts in zip(*downs, strict=True):  # one layer of every group
-        rows, null = (_as_shares(torch.cat(side), identity) for side in zip(*parts, strict=True))
+        rows, null = (_as_shares(torch.cat(side), start) for side in zip(*parts, strict=True))
         recorder.add(rows, null)
     return Rollout(
         method="gradient_weighted_rollout",
@@ -76,10 +75,9 @@ def gradient_weighted_rollout(
     )
 
 
-def _down(descent: Descent, targets: range) -> Iterator[tuple[Tensor, Tensor]]:
-    """R's rows and the null's after every layer, top layer first, with the identity still in them."""
-    rows = one_hot(descent.positions)[list(targets)]
-    null, cotangents = rows, descent.cotangents(targets)
+def _down(descent: Descent, start: Float[Tensor, "target seq"], targets: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """R's rows and the null's after every layer, top layer first, with what they began as still in them."""
+    rows, null, cotangents = start, start, descent.cotangents(targets)
     for layer in reversed(range(len(descent.calls))):
         moved, visible = descent.carry(layer, rows, cotangents)
         rows, null = rows + moved, null + visible.spread(null)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmxai.methods._attention import capture_attention
-from llmxai.methods._product import as_it_is, carry, one_hot, padded, target_positions
+from llmxai.methods._product import as_it_is, carry, padded, starts, target_positions
 from llmxai.methods._registry import method
 from llmxai.methods._value_norms import projections_watched, value_norms
 from llmxai.models import LoadedModel
@@ -25,7 +25,7 @@ def value_norm_attention(loaded: LoadedModel, generation: Generation) -> Rollout
     go straight into an output projection.
     """
     positions = target_positions(generation)
-    start = one_hot(positions)
+    start = starts(loaded, generation)
     with projections_watched() as watch:
         layers = capture_attention(loaded, generation.ids[: positions[-1] + 1], fuse=value_norms(), watch=watch)
     rows = torch.stack([carry(layer, start, as_it_is) for layer in layers]).mean(dim=0)

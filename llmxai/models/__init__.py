@@ -1,6 +1,7 @@
 """Models: load them, find their seams, leave no mark on them."""
 
 from llmxai.models.embedded import EMBEDDED
+from llmxai.models.kinds import Kind
 from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
 from llmxai.models.seams import (
     checkpointed,
@@ -15,6 +16,7 @@ from llmxai.models.seams import (
 
 __all__ = [
     "EMBEDDED",
+    "Kind",
     "LoadedModel",
     "checkpointed",
     "embed",

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from llmxai.models.finding import find_model, knows_text
+from llmxai.models.kinds import AUTO, Kind, kind_of
 from llmxai.models.loading import quantization_config, stored_dtype
 from llmxai.models.planner import MemoryPlan, free_memory, plan_memory, score_maps_of, weight_bytes
 from llmxai.models.seams import keeps_keys_and_values, keeps_logits, rollout_refusal, transformer_depth
@@ -63,7 +64,7 @@ def check_model(
     width = stored_dtype(found.config, dtype)
     quantization_config(quantize, dtype=width)
     with _quiet(), init_empty_weights():
-        model = AutoModelForCausalLM.from_config(found.config)
+        model = AUTO[found.kind].from_config(found.config)
     model.tie_weights()
     weights, share = weight_bytes(model, dtype=width, quantize=quantize)
     plan = plan_memory(
@@ -113,12 +114,18 @@ def _gradients(model: PreTrainedModel) -> Capability:
         return Capability("integrated gradients", False, f"{type(model).__name__} takes no inputs_embeds")
     if not isinstance(model.get_input_embeddings(), nn.Module):
         return Capability("integrated gradients", False, "transformers names no input embedding of it")
+    if kind_of(model) is Kind.CLASSIFIER:
+        return Capability(
+            "integrated gradients", True, f"of the log-prob of one of its {model.config.num_labels} classes"
+        )
     if keeps_logits(model):
         return Capability("integrated gradients", True, "the output head runs at the answer's positions only")
     return Capability("integrated gradients", True, "the output head runs at every position, which takes longer")
 
 
 def _prefix(model: PreTrainedModel) -> Capability:
+    if kind_of(model) is Kind.CLASSIFIER:
+        return Capability("cached prefix", False, "tokens are read both ways: all are computed at every node")
     if not keeps_keys_and_values(model):
         return Capability("cached prefix", False, "it keeps a recurrent state: held tokens are computed at every node")
     return Capability("cached prefix", True, "tokens before the first one that moves are computed once")

@@ -1,4 +1,4 @@
-"""From a name to the folder that transformers reads and a configuration of a causal model; no weight is read."""
+"""From a name to the folder that transformers reads, and the kind of model that it holds; no weight is read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers import (
 from llmxai.errors import ModelLoadError, UnsupportedModelError
 from llmxai.models._reasons import not_found
 from llmxai.models.embedded import EMBEDDED, dequantised_folder, embedded_gguf, file_digest
+from llmxai.models.kinds import Kind, class_for
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class FoundModel:
     digest: str | None
     """SHA-256 of the file behind it, where it is one file."""
     config: PreTrainedConfig
+    kind: Kind
 
 
 def find_model(name_or_path: str | Path, *, revision: str | None = None) -> FoundModel:
-    """Raises ModelLoadError where there is no such model, UnsupportedModelError where it is not a causal one."""
+    """Raises ModelLoadError where there is no such model, UnsupportedModelError where it is of no known kind."""
     name = str(name_or_path)
     place, digest = _resolve(name)
     config = _config(place, name=name, revision=revision)
-    _require_causal(config, name=name)
-    return FoundModel(name=name, place=place, digest=digest, config=config)
+    return FoundModel(name=name, place=place, digest=digest, config=config, kind=_kind(config, name=name))
 
 
 def _resolve(name: str) -> tuple[str, str | None]:
@@ -60,12 +61,31 @@ def _config(place: str, *, name: str, revision: str | None) -> PreTrainedConfig:
         raise not_found(name, error) from error
 
 
-def _require_causal(config: PreTrainedConfig, *, name: str) -> None:
+def _kind(config: PreTrainedConfig, *, name: str) -> Kind:
+    """Raises UnsupportedModelError where it is none."""
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    if architecture == class_for(Kind.CLASSIFIER, config) and not getattr(config, "is_encoder_decoder", False):
+        require_one_class(config, name=name)
+        return Kind.CLASSIFIER
+    _require_causal(config, architecture, name=name)
+    return Kind.CAUSAL
+
+
+def require_one_class(config: PreTrainedConfig, *, name: str) -> None:
+    """Raise UnsupportedModelError where the logits of a classifier are no distribution over its classes."""
+    kind = getattr(config, "problem_type", None)
+    if config.num_labels < 2 or kind not in (None, "single_label_classification"):
+        raise UnsupportedModelError(
+            f"{name}: its {config.num_labels} outputs are no classes that exclude each other "
+            f"({kind or 'a single number'}). llmxai explains the log-probability of one class among two or more."
+        )
+
+
+def _require_causal(config: PreTrainedConfig, architecture: str, *, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{name}: {architecture} is an encoder-decoder model. llmxai explains causal (decoder-only) language "
-            f"models; give one of those."
+            f"models and encoders with a classifier; give one of those."
         )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModelError(encoder_message(name, architecture))
@@ -78,7 +98,8 @@ def _require_causal(config: PreTrainedConfig, *, name: str) -> None:
 def encoder_message(name: str, architecture: str) -> str:
     return (
         f"{name}: {architecture} is not a causal language model: it does not generate text from left to right, so "
-        f"there is no generated token to explain. Give a causal model (for example `{EMBEDDED}`)."
+        f"there is no generated token to explain. Give a causal model (for example `{EMBEDDED}`), or a fine-tuned "
+        f"classifier (...ForSequenceClassification)."
     )
 
 

@@ -1,4 +1,4 @@
-"""From a name to a frozen causal language model with its tokenizer, or to one clear paragraph."""
+"""From a name to a frozen language model or classifier with its tokenizer, or to one clear paragraph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -25,7 +24,8 @@ from transformers import (
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.models._reasons import first_line, not_found
 from llmxai.models.embedded import file_digest
-from llmxai.models.finding import encoder_message, find_model, knows_text
+from llmxai.models.finding import FoundModel, encoder_message, find_model, knows_text, require_one_class
+from llmxai.models.kinds import AUTO, Kind, kind_of
 from llmxai.models.planner import free_memory, weight_bytes
 from llmxai.models.seams import undisturbed
 
@@ -56,6 +56,10 @@ class LoadedModel:
         return cast(torch.dtype, self.model.dtype)
 
     @property
+    def kind(self) -> Kind:
+        return kind_of(self.model)
+
+    @property
     def context_length(self) -> int | None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
@@ -70,7 +74,7 @@ def load(
     revision: str | None = None,
     adapter: str | Path | None = None,
 ) -> LoadedModel:
-    """Load a causal language model, frozen and in evaluation mode.
+    """Load a causal language model or a classifier of texts, frozen and in evaluation mode.
 
     `name_or_path`: `smollm2` (the embedded model), a `.gguf` file, a local HuggingFace folder, or a hub name.
     `dtype`: float32, bfloat16, float16, float64 or auto (what the checkpoint says; the default).
@@ -97,8 +101,8 @@ def load(
         "revision": revision,
     }
     if device_map in (None, "cpu"):
-        _require_memory(config, name=name, dtype=stored_dtype(config, dtype), quantize=quantize)
-    model, tokenizer = _from_pretrained(found.place, name=name, arguments=arguments)
+        _require_memory(found, dtype=stored_dtype(config, dtype), quantize=quantize)
+    model, tokenizer = _from_pretrained(found, arguments=arguments)
     if adapter is not None:
         model = _with_adapter(model, str(adapter))
     model.requires_grad_(False)
@@ -119,11 +123,14 @@ def load(
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
     """A model that is already in memory, as llmxai takes it. Nothing about it is changed.
 
-    Raises UnsupportedModelError where a later token changes an earlier token's logits: such a model is an encoder.
+    Raises UnsupportedModelError where a later token changes an earlier token's logits (such a model is an encoder),
+    and for a classifier whose classes do not exclude each other.
     """
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
-    if not _is_causal(model):
+    if loaded.kind is Kind.CLASSIFIER:
+        require_one_class(model.config, name=loaded.name)
+    elif not _is_causal(model):
         raise UnsupportedModelError(encoder_message(loaded.name, type(model).__name__))
     return loaded
 
@@ -191,26 +198,27 @@ def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> t
     return cast(torch.dtype, getattr(config, "dtype", None) or torch.float32)
 
 
-def _require_memory(config: PreTrainedConfig, *, name: str, dtype: torch.dtype, quantize: str | None) -> None:
+def _require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
     """Compare the bytes of the weights with the memory that is free, before anything is read."""
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = AUTO[found.kind].from_config(found.config)
     model.tie_weights()
     needed, free = weight_bytes(model, dtype=dtype, quantize=quantize)[0], free_memory()
     if needed > free:
         raise ModelLoadError(
-            f"{name}: its {model.num_parameters() / 1e9:.1f} billion weights need about {needed / 2**30:.1f} GiB and "
-            f"{free / 2**30:.1f} GiB are free. Use a smaller dtype (--dtype bfloat16), --quantize 4bit, or "
+            f"{found.name}: its {model.num_parameters() / 1e9:.1f} billion weights need about {needed / 2**30:.1f} GiB "
+            f"and {free / 2**30:.1f} GiB are free. Use a smaller dtype (--dtype bfloat16), --quantize 4bit, or "
             f"--device-map auto, which spreads layers over GPUs, memory and disk."
         )
 
 
 def _from_pretrained(
-    place: str, *, name: str, arguments: Mapping[str, Any]
+    found: FoundModel, *, arguments: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name = found.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=arguments["revision"])
-        model, found = AutoModelForCausalLM.from_pretrained(place, **arguments, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(found.place, revision=arguments["revision"])
+        model, told = AUTO[found.kind].from_pretrained(found.place, **arguments, output_loading_info=True)
     except ImportError as error:
         raise ModelLoadError(f"{name}: {first_line(error)}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -225,10 +233,10 @@ def _from_pretrained(
             f"{name}: there is no vocabulary of a tokenizer (it encodes no plain text). Expected tokenizer.json beside "
             f"the weights, as the tokenizer's save_pretrained writes it."
         )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(told["missing_keys"]):
         raise ModelLoadError(
             f"{name}: its files hold no weights for {len(missing)} of the parameters of {type(model).__name__} "
-            f"({missing[0]!r}, ...), which would have been random. Give the complete causal language model."
+            f"({missing[0]!r}, ...), which would have been random. Give the complete model."
         )
     return model, tokenizer
 

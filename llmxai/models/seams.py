@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
+from llmxai.models.kinds import Kind, kind_of
 
 SOFTMAX_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Entries of a configuration's `layer_types` for layers that mix tokens by softmax attention and nothing else."""
@@ -101,6 +103,8 @@ def forward_logits(
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` (indices into seq) only; differentiable in `inputs_embeds`.
 
+    A classifier has one row of logits for the whole of seq, which stands for any position.
+
     `prefix` holds the keys and values of what comes before seq, for a batch of one; it is left as it is.
     Raises UnsupportedModelError for a model that cannot start from embeddings.
     """
@@ -113,6 +117,8 @@ def forward_logits(
         grown = copy.deepcopy(prefix)
         grown.batch_repeat_interleave(len(inputs_embeds))
         past = {"use_cache": True, _cache_argument(model): grown}
+    if kind_of(model) is Kind.CLASSIFIER:
+        return torch.as_tensor(model(inputs_embeds=inputs_embeds).logits)[:, None].expand(-1, len(positions), -1)
     keep = torch.tensor(list(positions), device=inputs_embeds.device)
     if keeps_logits(model):
         return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
@@ -136,7 +142,9 @@ def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hid
 
 
 def keeps_keys_and_values(model: PreTrainedModel) -> bool:
-    """Whether all that the model remembers of earlier tokens is keys and values."""
+    """Whether all that the model remembers of earlier tokens is keys and values, which later ones leave as they are."""
+    if kind_of(model) is not Kind.CAUSAL:
+        return False
     return not getattr(model, "_is_stateful", False) and not layers_without_softmax(model.config)
 
 
@@ -162,6 +170,28 @@ def rollout_refusal(config: PreTrainedConfig) -> str | None:
         f"tokens by something else as well ({kinds}), so attention rollout is not defined for it; integrated gradients "
         f"are."
     )
+
+
+def positions_read(model: PreTrainedModel, ids: Sequence[int]) -> tuple[int, ...]:
+    """The positions of the last layer's output that a classifier's logits depend on, from their gradient.
+
+    Raises UnsupportedModelError where the layers cannot be told apart. Call inside `undisturbed(model)`.
+    """
+    leaves: list[Tensor] = []
+
+    def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
+        tensor = output[0] if isinstance(output, tuple) else output
+        leaves.append(tensor.detach().requires_grad_())
+        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+
+    handle = transformer_layers(model)[-1].register_forward_hook(cut)
+    try:
+        with torch.enable_grad():
+            logits = model(inputs_embeds=embed(model, ids)[None]).logits
+            (gradient,) = torch.autograd.grad(logits.float().square().sum(), leaves[0])
+    finally:
+        handle.remove()
+    return tuple(gradient[0].abs().amax(dim=-1).nonzero()[:, 0].tolist())
 
 
 def _cache_argument(model: PreTrainedModel) -> str:

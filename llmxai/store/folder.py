@@ -90,6 +90,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             "stop": generation.stop,
             "request": dict(generation.request),
             "decoding": dict(generation.decoding),
+            "classes": list(generation.classes),
             "answer": "".join(generation.texts[generation.prompt_len :]),
         },
         "tokens": [
@@ -220,6 +221,11 @@ def _warnings(explanation: Explanation) -> list[str]:
         warnings.append(f"The answer was cut at {generation.n_targets} tokens, before the model ended it.")
     if generation.stop == "given":
         warnings.append("The answer was given, not generated: the model may never have said it by itself.")
+    if generation.classes:
+        warnings.append(
+            f"The model is a classifier: the one token of the answer is its class {generation.generated_ids[0]} "
+            f"({generation.texts[-1]!r}) of {len(generation.classes)}, not a word that it wrote."
+        )
     if quantization := explanation.environment["model"]["quantization"]:
         warnings.append(f"The model ran with {quantization}; the explanation is of those quantised weights.")
     for reason in dict.fromkeys(_refusals(explanation).values()):

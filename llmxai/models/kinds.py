@@ -1,0 +1,40 @@
+"""What kind of model it is: what it reads, and what it answers with."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+
+class Kind(StrEnum):
+    """`causal`: tokens, one after the other, each from all before it. `classifier`: one of a few classes for a text."""
+
+    CAUSAL = "causal"
+    CLASSIFIER = "classifier"
+
+
+AUTO: dict[Kind, Any] = {
+    Kind.CAUSAL: AutoModelForCausalLM,
+    Kind.CLASSIFIER: AutoModelForSequenceClassification,
+}
+"""What transformers loads a kind with."""
+
+
+def kind_of(model: PreTrainedModel) -> Kind:
+    """The kind of a model in memory, from its class."""
+    if type(model).__name__ == class_for(Kind.CLASSIFIER, model.config):
+        return Kind.CLASSIFIER
+    return Kind.CAUSAL
+
+
+def class_for(kind: Kind, config: PreTrainedConfig) -> str | None:
+    """The name of the class that a configuration's models of this kind have; None where there is none."""
+    found = AUTO[kind]._model_mapping.get(type(config), None)
+    return None if found is None else str((found[0] if isinstance(found, tuple) else found).__name__)
