@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from llmxai.commands import evidence
-from llmxai.commands._console import log
+from llmxai.commands._console import Terminated, log
 from llmxai.commands.explain import explain
 from llmxai.commands.methods import methods
 from llmxai.commands.models import check
@@ -27,14 +28,13 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run a command: exit 0 when it did its work, 2 on a user's mistake (one paragraph), a traceback for a bug."""
+    """Run a command: exit 0 when it did its work, 2 on a user's mistake (one paragraph), 130 after Ctrl-C and 143 after
+    SIGTERM, a traceback for a bug."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except UserError as error:
         _refuse(" ".join([str(error), *getattr(error, "__notes__", ())]))
-    except KeyboardInterrupt as interrupt:
-        log.print("Interrupted; no explanation was written.", *getattr(interrupt, "__notes__", ()))
-        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
@@ -62,6 +62,10 @@ app.command()(report)
 app.command()(table)
 app.command()(run)
 app.add_typer(recipes, name="recipes")
+
+
+def _terminated(_signal: int, _frame: Any) -> NoReturn:
+    raise Terminated(143)
 
 
 def _refuse(paragraph: str) -> NoReturn:

@@ -11,7 +11,6 @@ import numpy as np
 from llmxai.errors import EvidenceError
 from llmxai.evidence import Attempt, begin, explained, signing_key
 from llmxai.evidence.files import describe
-from llmxai.evidence.keys import key_id
 from llmxai.evidence.provenance import provenance
 from llmxai.report import build_view, render_report
 from llmxai.store import FILES, evidence_folder, to_json, write_folder
@@ -53,7 +52,7 @@ def _page(
     told = provenance(
         attempt.id,
         run=attempt.folder.parent,
-        keyid=key_id(attempt.signer.public_key()) if attempt.signer else None,
+        keyid=attempt.keyid,
         digests=digests,
         model=document["environment"]["model"]["digest"],
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from ended import Ended
 from tiny import make_loaded
 
 import llmxai
+from llmxai import cli
 from llmxai.models import LoadedModel
 
 THREADS = torch.get_num_threads()
@@ -49,3 +54,23 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: LoadedMod
     tiny_llama.model.save_pretrained(folder)
     tiny_llama.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ended]:
+    """The command in this process, in an empty folder and without a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def start(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["llmxai", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        captured = capsys.readouterr()
+        return Ended(code=int(ended.value.code or 0), out=captured.out, err=captured.err)
+
+    return start

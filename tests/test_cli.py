@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ended import Run
 from tiny import make_model, make_tokenizer
 
 from llmxai import cli
@@ -23,32 +23,6 @@ STAGES = (
     *("loading the model", "generating", "replaying", "integrating gradients", "rolling attention out"),
     *("weighing attention", "taking the prompt apart", "writing the report"),
 )
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """The command in this process, in an empty folder and without a network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def start(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["llmxai", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Ended(code=int(ended.value.code or 0), out=captured.out, err=captured.err)
-
-    return start
 
 
 def explain(model: Path, *more: str | Path) -> list[str | Path]:

@@ -13,6 +13,21 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, of wh
 
 log = Console(stderr=True, highlight=False)
 
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception: what was begun is recorded and the log is closed, then the process ends with 143."""
+
+
+@contextmanager
+def told_when_interrupted(what: str) -> Iterator[None]:
+    """Say `what` after Ctrl-C or SIGTERM, with what the evidence log has to add."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as interrupt:
+        log.print(" ".join([what, *getattr(interrupt, "__notes__", ())]), soft_wrap=True)
+        raise
+
+
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, steps that are done, steps)."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmxai.commands._console import progress
+from llmxai.commands._console import progress, told_when_interrupted
 from llmxai.errors import OptionError, PromptError
 
 TEXTS = ("prompt", "response", "requester", "purpose", "key")
@@ -90,12 +90,14 @@ def explain(
     from llmxai.evidence import recording, secret_key, signing_key
     from llmxai.store import evidence_folder, require_replaceable
 
-    with recording(evidence_folder(out), entry="cli", requester=requester, purpose=purpose) as attempt:
+    with (
+        told_when_interrupted("Interrupted; no explanation was written."),
+        recording(evidence_folder(out), entry="cli", requester=requester, purpose=purpose) as attempt,
+    ):
         attempt.options = asked
         attempt.signer = signing_key(key)
         attempt.private = secret_key() if private else None
-        text = _prompt_text(prompt, prompt_file, messages)
-        turns = _read_messages(messages) if messages else None
+        text, turns = _prompt_text(prompt, prompt_file, messages), _read_messages(messages) if messages else None
         if chat and text is not None:
             text, turns = None, [{"role": "user", "content": text}]
         attempt.request = {"prompt": text, "messages": turns, "response": response}
@@ -108,7 +110,6 @@ def explain(
 
         disable_progress_bar()
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        wanted = Tolerance(relative=tolerance)
         compute = None  # planned from the memory that is free
         if (gradient_dtype, chunk_tokens, checkpoint) != (None, None, None):
             compute = Compute(
@@ -135,7 +136,7 @@ def explain(
                 decoding=decoding,
                 features=features,
                 baseline=baseline,
-                tolerance=wanted,
+                tolerance=Tolerance(relative=tolerance),
                 max_nodes=max_nodes,
                 compute=compute,
                 variant=variant,

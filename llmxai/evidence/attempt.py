@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.errors import EvidenceError, UserError
 from llmxai.evidence.content import SecretKey
+from llmxai.evidence.draft import Draft
 from llmxai.evidence.ids import new_id
-from llmxai.evidence.keys import signing_key
+from llmxai.evidence.keys import key_id, signing_key
 from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
 from llmxai.evidence.record import Entry, Error, Kind, Record
 from llmxai.evidence.sign import utc_now
@@ -50,11 +51,31 @@ class Attempt:
     request: Mapping[str, Any] = field(default_factory=dict)
     """`prompt` or `messages`, and `response` where one is given: what a refusal is recorded with."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    drafts: bool = False
+    """The record is not written here: it becomes a `draft`, for the one writer of the log."""
+    signed_by: str | None = None
+    """Id of the key that the log is signed with, where this attempt does not hold the key itself."""
     receipt: Receipt | None = None
     """Set once the record is written."""
+    draft: Draft | None = None
 
-    def keep(self, record: Record, texts: Mapping[str, str]) -> Receipt:
-        """Append the record of this attempt; the log's new root is signed here, or when an open log is closed."""
+    @property
+    def keyid(self) -> str | None:
+        """Id of the key that will sign the record; None: nobody will."""
+        return self.signed_by if self.signer is None else key_id(self.signer.public_key())
+
+    @property
+    def kept(self) -> bool:
+        return self.receipt is not None or self.draft is not None
+
+    def keep(self, record: Record, texts: Mapping[str, str]) -> Receipt | None:
+        """Append the record of this attempt; the log's new root is signed here, or when an open log is closed.
+
+        None where the record became a draft.
+        """
+        if self.drafts:
+            self.draft = Draft(record, texts)
+            return None
         if self.log is not None:
             self.receipt = self.log.append(record, texts=texts, private=self.private)
             return self.receipt
@@ -115,19 +136,45 @@ def recording(
         if attempt.log is None:
             attempt.signer = signer or signing_key()
         yield attempt
-        if attempt.receipt is None:
+        if not attempt.kept:
             raise EvidenceError("This attempt ended without an explanation being saved.")
     except BaseException as error:
-        if attempt.receipt is None:
+        if not attempt.kept:
             try:
-                attempt.keep(*_ended_by(error, attempt))
+                attempt.keep(*ended_by(error, attempt))
             except EvidenceError as trouble:
                 error.add_note(f"No record of this could be kept: {trouble}")
         raise
 
 
-def _ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str, str]]:
-    """A refusal (a UserError) or a failure (anything else), with what was asked and what was said."""
+@contextmanager
+def drafting(folder: Path, *, id: str, entry: Entry, purpose: str, signed_by: str | None) -> Iterator[Attempt]:
+    """Like `recording`, for one of several workers: whatever happens inside leaves `attempt.draft`, which the one
+    writer of the log in `folder` appends. An error inside is drafted and raised again.
+    """
+    attempt = Attempt(
+        folder=folder,
+        log=None,
+        id=id,
+        entry=entry,
+        started=utc_now(),
+        purpose=purpose,
+        drafts=True,
+        signed_by=signed_by,
+    )
+    try:
+        yield attempt
+        if not attempt.kept:
+            raise EvidenceError("This attempt ended without an explanation being saved.")
+    except BaseException as error:
+        if not attempt.kept:
+            attempt.keep(*ended_by(error, attempt))
+        raise
+
+
+def ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str, str]]:
+    """What records the end of an attempt: a refusal (a UserError) or a failure (anything else), with what was asked
+    and what was said."""
     refused = isinstance(error, UserError)
     record = Record(
         id=attempt.id,
@@ -139,7 +186,7 @@ def _ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str,
         requester=attempt.requester,
         purpose=attempt.purpose,
         options=attempt.options,
-        error=Error(type(error).__name__, interrupted=isinstance(error, KeyboardInterrupt)),
+        error=Error(type(error).__name__, interrupted=isinstance(error, KeyboardInterrupt | SystemExit)),
     )
     texts = request_texts(attempt.request)
     if attempt.request.get("response") is not None:

@@ -18,8 +18,9 @@ from llmxai.types import CrossCheck, Explanation
 
 def explained(
     attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
-) -> Receipt:
-    """Append the record of an explanation to the attempt's log. `save` does this for whoever saves."""
+) -> Receipt | None:
+    """Append the record of an explanation to the attempt's log (None: it became a draft). `save` does this for
+    whoever saves."""
     return attempt.keep(*explanation_record(attempt, explanation, artefacts=artefacts, warnings=warnings))
 
 

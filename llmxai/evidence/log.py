@@ -68,10 +68,15 @@ class EvidenceLog:
         self._prev, self._offset, self._prefix = GENESIS, 0, hashlib.sha256()
         self._frontier = Frontier()
         self._contents: set[bytes] = set()
+        self._ids: set[str] = set()
 
     def __len__(self) -> int:
         """Records that this writer has seen, its own among them."""
         return self._frontier.size
+
+    def __contains__(self, id: object) -> bool:
+        """Whether this writer has seen a record of that id."""
+        return id in self._ids
 
     def append(self, record: Record, *, texts: Texts | None = None, private: SecretKey | None = None) -> Receipt:
         """Append one record; when this returns, it is on the disk (fsync)."""
@@ -184,6 +189,7 @@ class EvidenceLog:
                 for entry, body in chained(self._counted(stream), seq=len(self), prev=self._prev):
                     self.log = self.log or entry.body["chain"]["log"]
                     self._prev = entry.hash
+                    self._ids.add(entry.id)
                     self._frontier.add(body)
                     if entry.content:
                         self._contents.add(bytes.fromhex(entry.content))

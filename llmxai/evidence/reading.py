@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from llmxai.errors import EvidenceError
@@ -25,6 +26,16 @@ def read_log(run: Path | str) -> Log:
     if not log:
         raise EvidenceError(f"{place / LOG}: there is no record.")
     return log
+
+
+def read_ids(run: Path | str) -> frozenset[str]:
+    """The ids of a run's records, as far as its log is whole; none where there is no log."""
+    ids = set()
+    lines, _ = split_lines(evidence_of(Path(run)) / LOG)
+    with suppress(BrokenLogError):
+        for entry, _ in chained(lines):
+            ids.add(entry.id)
+    return frozenset(ids)
 
 
 def find(log: Log, id: str) -> tuple[Entry, bytes]:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.evidence.files import replace_durably
 from llmxai.evidence.ids import new_id
-from llmxai.evidence.log import Receipt, open_log
+from llmxai.evidence.log import EvidenceLog, Receipt, open_log
 from llmxai.evidence.reading import Log, find, read_log
 from llmxai.evidence.record import Kind, Link, Record
 from llmxai.evidence.sign import utc_now
@@ -52,6 +52,21 @@ def prune(
         return None
     reason = f"retention: ended before {before.isoformat(timespec='seconds')}"
     return _remove(place, old, kind=Kind.PRUNE, reason=reason, by=by, signer=signer)
+
+
+def withdraw(log: EvidenceLog, folders: Sequence[Path], *, reason: str) -> Receipt | None:
+    """Remove the texts and files of the records whose files lie in `folders`, which other results take the place of;
+    None where no record names any."""
+    base = log.folder.parent.resolve()
+    prefixes = tuple(folder.resolve().relative_to(base).as_posix() + "/" for folder in folders)
+    entries = [
+        entry
+        for entry, _ in read_log(base)
+        if any(each["path"].startswith(prefixes) for each in entry.body["artefacts"])
+    ]
+    if not entries:
+        return None
+    return _remove(log.folder, entries, kind=Kind.PRUNE, reason=reason, by=None, signer=log.signer)
 
 
 def _ended(entry: Entry) -> datetime:

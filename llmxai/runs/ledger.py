@@ -1,9 +1,11 @@
-"""What is done: one small JSON file a row, written whole by one rename after everything else of the row is on disk.
+"""What is done: one small JSON file a row, written whole by one rename.
 
-A row counts as done if its file holds the row's key: a digest of its input, the model's digest and the settings. Killed
-at any moment, a run leaves each row either done or not done, and whatever a half-done row left is replaced. The one
-exception is a row whose evidence is in the log already: its record names the files by digest, so they must stay. Such a
-row was prepared before, and is taken as it is.
+A row goes through two states on disk. `ID.prepared`: all its files are on the disk, and so are its entry and the draft
+of its record. `ID.json`: its record is in the evidence log too, so it is done. Both hold the row's key: a digest of
+its input, the model's digest and the settings. Killed at any moment, a run leaves each row done, prepared (the
+writer of the log finishes it) or not done (whatever half of it there is gets replaced).
+
+`ID.aborted` is the draft of an attempt that was interrupted, until the writer of the log takes it in.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmxai.errors import OutputError
+from llmxai.evidence import Draft
 
 SCHEMA = "llmxai.row/1"
 
@@ -47,17 +50,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def key_of(**parts: Any) -> str:
     """SHA-256 over the parts as JSON with sorted keys."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 class Ledger:
-    """The rows of one run that are done."""
+    """The rows of one run."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "ledger"
@@ -69,35 +72,39 @@ class Ledger:
 
     def read(self, row_id: str) -> dict[str, Any] | None:
         """The row's entry, whatever its key; None where there is none that can be read."""
-        return _read(self.folder / f"{row_id}.json")
+        return _read(self._path(row_id, "json"))
 
-    def prepare(self, row_id: str, entry: Mapping[str, Any]) -> None:
-        """Keep what the row's entry will be, before its evidence is written; it does not count as done."""
-        write_json(self._prepared(row_id), {"schema": SCHEMA, **entry})
+    def prepare(self, row_id: str, entry: Mapping[str, Any], draft: Draft | None) -> None:
+        """Keep what the row's entry and its record will be. Everything else of the row must be on disk already."""
+        kept = None if draft is None else draft.to_json()
+        document = {"schema": SCHEMA, "key": entry["key"], "entry": dict(entry), "draft": kept}
+        write_json(self._path(row_id, "prepared"), document)
 
-    def prepared(self, row_id: str, *, key: str) -> bool:
-        """Whether the row is prepared under this key."""
-        entry = _read(self._prepared(row_id))
-        return entry is not None and entry.get("key") == key
-
-    def commit_prepared(self, row_id: str) -> None:
-        """Say that the prepared row is done."""
-        os.replace(self._prepared(row_id), self.folder / f"{row_id}.json")
+    def prepared(self, row_id: str, *, key: str) -> tuple[dict[str, Any], Draft | None] | None:
+        """The entry and the draft of the row, if it is prepared under this key."""
+        found = _read(self._path(row_id, "prepared"))
+        if found is None or found.get("key") != key:
+            return None
+        return found["entry"], None if found["draft"] is None else Draft.from_json(found["draft"])
 
     def commit(self, row_id: str, entry: Mapping[str, Any]) -> None:
-        """Say that the row is done. Everything else of it must be on disk already."""
-        write_json(self.folder / f"{row_id}.json", {"schema": SCHEMA, **entry})
-        self._prepared(row_id).unlink(missing_ok=True)
+        """Say that the row is done: its record is in the log."""
+        write_json(self._path(row_id, "json"), {"schema": SCHEMA, **entry})
+        self._path(row_id, "prepared").unlink(missing_ok=True)
 
-    def count(self) -> int:
-        """Rows that are done, by whichever process."""
-        try:
-            return sum(name.endswith(".json") and not name.startswith(".") for name in os.listdir(self.folder))
-        except FileNotFoundError:
-            return 0
+    def abort(self, row_id: str, draft: Draft) -> None:
+        """Keep the record of an attempt that was interrupted."""
+        write_json(self._path(row_id, "aborted"), {"schema": SCHEMA, "draft": draft.to_json()})
 
-    def _prepared(self, row_id: str) -> Path:
-        return self.folder / f"{row_id}.prepared"
+    def aborted(self) -> Iterator[tuple[Path, Draft]]:
+        """The records of interrupted attempts, each with its file."""
+        for path in sorted(self.folder.glob("*.aborted")):
+            found = _read(path)
+            if found is not None:
+                yield path, Draft.from_json(found["draft"])
+
+    def _path(self, row_id: str, state: str) -> Path:
+        return self.folder / f"{row_id}.{state}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -164,6 +164,13 @@ class EvaluateSettings(Strict):
         return self
 
 
+class WorkerSettings(Strict):
+    """How the work is spread; the results are the same."""
+
+    count: Positive | None = None
+    """Processes; by default one a GPU, or one."""
+
+
 class Recipe(Strict):
     """One run."""
 
@@ -177,6 +184,7 @@ class Recipe(Strict):
     explain: ExplainSettings | None = ExplainSettings()
     """null: no explanations, only the evaluation."""
     evaluate: EvaluateSettings | None = None
+    workers: WorkerSettings = WorkerSettings()
 
     @model_validator(mode="after")
     def _some_work(self) -> Recipe:

@@ -22,6 +22,7 @@ ROW_SCHEMA = {
     "error": pa.string(),
     "prompt": pa.string(),
     "answer": pa.string(),
+    "n_tokens": pa.int64(),
     "n_targets": pa.int64(),
     "agree": pa.int64(),
     "diluted": pa.int64(),
@@ -32,6 +33,10 @@ ROW_SCHEMA = {
     "median_spearman": pa.float64(),
     "target_f": pa.float64(),
     "seconds": pa.float64(),
+    "oom_halvings": pa.int64(),
+    "record": pa.string(),
+    "explanation_sha256": pa.string(),
+    "maps_sha256": pa.string(),
 }
 """Columns of rows.parquet, besides `metric.METHOD.FIGURE` (of the headlines) and `field.NAME` (what a suite knows)."""
 

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmxai.errors import OutputError
-from llmxai.evaluation.closed_form import build
-from llmxai.evaluation.marker import marker_folder
-from llmxai.explain import environment
-from llmxai.models import LoadedModel, load
-from llmxai.models.loading import weights_digest
-from llmxai.runs.data import count_rows, recipe_rows
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from llmxai.evaluation import Row
+from llmxai.evidence import begin, open_log, signing_key
+from llmxai.evidence.attempt import ended_by
+from llmxai.evidence.keys import key_id
+from llmxai.evidence.reading import read_ids
+from llmxai.runs.clerk import Clerk, News, Progress
+from llmxai.runs.data import FailedRow, count_rows, recipe_rows
+from llmxai.runs.engines import Engine, EngineName, Site, TeamEngine
+from llmxai.runs.jobs import Plan, Stop
 from llmxai.runs.ledger import Ledger, key_of, write_json
+from llmxai.runs.place import held_folder
 from llmxai.runs.processes import Processes, processes
-from llmxai.runs.recipe import ModelSettings, Recipe
+from llmxai.runs.recipe import Recipe
 from llmxai.runs.results import write_results
-from llmxai.runs.work import Worker, in_evidence
+from llmxai.runs.work import EVIDENCE
 
 SCHEMA = "llmxai.run/1"
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with (what is being done, rows that are done, rows in all or None)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class RunOutcome:
     failed: int
     leads: bool
     """Whether this is the process (of several) that speaks for all."""
+    stopped: bool = False
+    """Whether it was asked to stop before its end; the same call goes on."""
 
 
 def run_recipe(
@@ -48,170 +49,121 @@ def run_recipe(
     out: Path | str,
     *,
     root: Path | str = ".",
+    engine: EngineName = "local",
     retry_failed: bool = False,
-    progress: Progress = lambda _stage, _done, _all: None,
+    command: str | None = None,
+    progress: Progress = lambda _news: None,
+    stop: Stop = lambda: False,
 ) -> RunOutcome:
     """Run `recipe` into the folder `out` (docs/recipes.md says what it holds), going on where an earlier call stopped.
 
     `root`: the folder that the data's relative paths count from. Rows that failed stay failed unless `retry_failed`.
+    `command`: what was typed, for the manifest. `stop` is asked before every row; once it is true, what is in hand is
+    finished and nothing more is begun.
 
     Raises RecipeError, ModelLoadError and OutputError before the first row; what is wrong with a single row is recorded
     as that row.
     """
     out, team = Path(out), processes()
-    ledger = Ledger(out)
-    with _folder(out, recipe, team):
-        team.wait()
-        loaded = load_for(recipe.model, team, progress=progress)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+    ledger, ids = Ledger(out), list[str]()
+    with held_folder(out, recipe, team):
+        signer = signing_key() if recipe.explain is not None and team.leads else None
+        news = News("rows", engine=engine, total=count_rows(recipe))
+        with _clerk(out, recipe, ledger, signer, news, progress) if team.leads else nullcontext() as clerk:
+            team.wait()
+            computing = _engine(engine, recipe, out, team)
+            with _recorded_refusal(clerk, recipe):
+                site = computing.start(progress)
+            manifest = _manifest(recipe, site, engine=engine, command=command)
+            if team.leads:
+                write_json(out / "manifest.json", {**manifest, "status": "running"})
+            recorded: Container[str] = clerk.log if clerk is not None and clerk.log is not None else read_ids(out)
+            plan = Plan(recipe, site.model, site.tokenizer, ledger, recorded, retry_failed)
+            computing.perform(plan.windows(_noted(recipe_rows(recipe, root=Path(root)), ids)), clerk, stop)
+            team.wait()
+        outcome = _outcome(out, ledger, ids, leads=team.leads, stopped=stop())
         if team.leads:
-            write_json(out / "manifest.json", _manifest(recipe, loaded, status="running", started=started))
-        ids = _work(recipe, loaded, out, Path(root), ledger, team, retry_failed, progress)
-        team.wait()
-        entries = [entry for row_id in ids if (entry := ledger.read(row_id)) is not None]
-        outcome = RunOutcome(
-            folder=out,
-            ok=sum(entry["status"] == "ok" for entry in entries),
-            failed=sum(entry["status"] != "ok" for entry in entries),
-            leads=team.leads,
-        )
-        if team.leads:
-            progress("writing tables", len(entries), len(entries))
-            _drop_strangers(out, ids)
-            write_results(out, recipe, entries)
-            done = _manifest(recipe, loaded, status="finished", started=started)
-            write_json(out / "manifest.json", done | _ending(out, outcome))
+            if not outcome.stopped:
+                progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
+                write_results(out, recipe, [entry for row_id in ids if (entry := ledger.read(row_id)) is not None])
+            write_json(out / "manifest.json", manifest | _ending(out, outcome))
         team.wait()
     return outcome
 
 
-def load_for(
-    settings: ModelSettings, team: Processes, *, progress: Progress = lambda _stage, _done, _all: None
-) -> LoadedModel:
-    """The model of a recipe; `marker` and `closed_form` are those of the suites."""
-    progress("loading the model", 0, None)
-    if settings.name == "closed_form":
-        return build()
-    name: str | Path = settings.name
-    if settings.name == "marker":
-        if team.leads:
-            marker_folder(report=progress)
-        team.wait()
-        name = marker_folder()
-    device_map = settings.device_map if settings.device_map is not None else team.device_map
-    return load(name, **{**settings.model_dump(exclude={"name"}), "device_map": device_map})
-
-
-def _work(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    out: Path,
-    root: Path,
-    ledger: Ledger,
-    team: Processes,
-    retry_failed: bool,
-    progress: Progress,
-) -> list[str]:
-    """Do every row that is this process's and not done; the ids of all rows, in order."""
-    worker = Worker.of(loaded, recipe)
-    shared = {"model": weights_digest(loaded) or loaded.name, "settings": _settings(recipe)}
-    ids, total = [], count_rows(recipe)
-    for index, row in enumerate(recipe_rows(recipe, root=root)):
-        ids.append(row.id)
-        if not team.mine(index):
-            continue
-        key = key_of(row=asdict(row), **shared)
-        known = ledger.find(row.id, key=key)
-        if known is None or (retry_failed and known["status"] != "ok"):
-            if known is None and ledger.prepared(row.id, key=key) and in_evidence(out, row.id):
-                ledger.commit_prepared(row.id)
-            else:
-                shutil.rmtree(out / "records" / row.id, ignore_errors=True)  # of another key, or half a row's work
-                worker.do(row, key=key, run=out, ledger=ledger)
-        progress("rows", ledger.count(), total)
-    return ids
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What decides a row's numbers besides its input and the weights."""
-    return recipe.model_dump(mode="json", include={"version", "model", "decoding", "explain", "evaluate"})
+def _engine(name: EngineName, recipe: Recipe, out: Path, team: Processes) -> Engine:
+    signer = signing_key() if recipe.explain is not None else None
+    signed_by = None if signer is None else key_id(signer.public_key())
+    return TeamEngine(recipe, out, team, name=name, signed_by=signed_by)
 
 
 @contextmanager
-def _folder(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
-    """Hold the run's folder: one run in it at a time, and only of this recipe."""
-    if not team.leads:
-        yield
+def _clerk(
+    out: Path,
+    recipe: Recipe,
+    ledger: Ledger,
+    signer: Ed25519PrivateKey | None,
+    news: News,
+    progress: Progress,
+) -> Iterator[Clerk]:
+    """The one writer. However the run ends, what is prepared and what was interrupted is in the log before it is
+    closed and signed."""
+    if recipe.explain is None:
+        yield Clerk(None, ledger, news=news, progress=progress)
         return
-    try:
-        if out.exists() and not out.is_dir():
-            raise OutputError(f"{out}: is a file. Choose another folder with --out.")
-        strangers = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-        if strangers and not (out / ".lock").exists():
-            raise OutputError(
-                f"{out}: holds {sorted(strangers)[0]!r} and no run, so it is left alone. Choose a new or an empty "
-                f"folder with --out."
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a")
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
-    with lock:
+    with open_log(out / EVIDENCE, signer=signer) as log:
+        clerk = Clerk(log, ledger, news=news, progress=progress)
+        clerk.take_aborted()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{out}: another run is at work in it. Wait for it, or choose another --out.") from error
-        _require_same(out, recipe)
-        for scratch in [*out.glob(".*-*"), *out.glob("records/.*"), *out.glob("ledger/.*")]:
-            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
-        yield
+            yield clerk
+        finally:
+            clerk.advance()
+            clerk.take_aborted()
 
 
-def _require_same(out: Path, recipe: Recipe) -> None:
-    """A folder holds one recipe; only its rows may become more or fewer."""
+@contextmanager
+def _recorded_refusal(clerk: Clerk | None, recipe: Recipe) -> Iterator[None]:
+    """What goes wrong before the first row is recorded too."""
+    attempt = None
+    if clerk is not None and clerk.log is not None:
+        attempt = begin(clerk.log, entry="recipe", purpose=f"recipe {recipe.name}, before its rows")
     try:
-        before = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["recipe"]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError) as error:
-        raise OutputError(f"{out}: its manifest.json is not that of a run ({error}). Choose another --out.") from error
-    now = recipe.model_dump(mode="json")
-    for document in (before, now):
-        document["data"] = [{k: v for k, v in source.items() if k != "limit"} for source in document["data"]]
-        document.pop("description", None)
-    changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-    if changed:
-        raise OutputError(
-            f"{out}: holds a run of recipe {before.get('name')!r} with another {', '.join(changed)}. Choose another "
-            f"folder with --out, or remove this one."
-        )
+        yield
+    except BaseException as error:
+        if attempt is not None:
+            attempt.keep(*ended_by(error, attempt))
+        raise
 
 
-def _drop_strangers(out: Path, ids: list[str]) -> None:
-    """Rows of an earlier, longer run are no rows of this one."""
-    known = set(ids)
-    for path in (out / "ledger").glob("*"):
-        if path.stem not in known:
-            path.unlink()
-    for folder in (out / "records").glob("*"):
-        if folder.name not in known:
-            shutil.rmtree(folder)
+def _noted(rows: Iterable[Row | FailedRow], ids: list[str]) -> Iterator[Row | FailedRow]:
+    """The rows, with their ids noted as they pass."""
+    for row in rows:
+        ids.append(row.id)
+        yield row
 
 
-def _manifest(recipe: Recipe, loaded: LoadedModel, *, status: str, started: str) -> dict[str, Any]:
+def _outcome(out: Path, ledger: Ledger, ids: list[str], *, leads: bool, stopped: bool) -> RunOutcome:
+    statuses = [entry["status"] for row_id in ids if (entry := ledger.read(row_id)) is not None]
+    ok = statuses.count("ok")
+    return RunOutcome(out, ok=ok, failed=len(statuses) - ok, leads=leads, stopped=stopped)
+
+
+def _manifest(recipe: Recipe, site: Site, *, engine: EngineName, command: str | None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "status": status,
-        "started": started,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "engine": engine,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": key_of(recipe=recipe.model_dump(mode="json")),
-        "environment": environment(loaded),
+        "environment": site.environment,
     }
 
 
 def _ending(out: Path, outcome: RunOutcome) -> dict[str, Any]:
     files = sorted(path for path in out.glob("*.parquet"))
     return {
+        "status": "stopped" if outcome.stopped else "finished",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {"ok": outcome.ok, "failed": outcome.failed},
         "files": {

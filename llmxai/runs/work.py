@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llmxai.errors import EvidenceError, OutputError, UserError
+import torch
+
+from llmxai.errors import EvidenceError, OutputError, RecipeError, UserError
 from llmxai.evaluation import Bench, Competitor, Row, answer_row, make_case, measure
-from llmxai.evidence import recording
-from llmxai.evidence.verifier.folder import LOG
+from llmxai.evidence import Attempt, Draft, drafting
 from llmxai.explain import explain
 from llmxai.generation import Decoding
-from llmxai.methods import Tolerance
+from llmxai.methods import Compute, Tolerance
 from llmxai.models import LoadedModel
 from llmxai.runs.data import FailedRow
+from llmxai.runs.jobs import Job
 from llmxai.runs.ledger import Ledger
 from llmxai.runs.recipe import EvaluateSettings, Recipe
 from llmxai.save import save
@@ -27,58 +29,90 @@ EVIDENCE = "evidence"
 """The folder of a run's log."""
 PREVIEW = 240
 """Characters of a prompt that stand in its row."""
+LEAST_CHUNK = 64
+"""Tokens at once below which memory is not halved further."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What all rows share."""
+    """What all rows share. It writes the rows' files and prepares their entries; the log is its clerk's."""
 
     loaded: LoadedModel
     recipe: Recipe
     bench: Bench | None
+    run: Path
+    signed_by: str | None
+    """Id of the key that the log is signed with."""
 
     @classmethod
-    def of(cls, loaded: LoadedModel, recipe: Recipe) -> Worker:
+    def of(cls, loaded: LoadedModel, recipe: Recipe, *, run: Path, signed_by: str | None) -> Worker:
         bench = None if recipe.evaluate is None else _bench(loaded, recipe.evaluate)
-        return cls(loaded=loaded, recipe=recipe, bench=bench)
+        return cls(loaded=loaded, recipe=recipe, bench=bench, run=run, signed_by=signed_by)
 
-    def do(self, row: Row | FailedRow, *, key: str, run: Path, ledger: Ledger) -> None:
-        """Do the row's work, leave its record and its evidence in the run's folder, and enter it into the ledger.
+    def do(self, job: Job) -> None:
+        """Do the row's work, leave its files in the run's folder and prepare its entry and its record.
 
         Raises OutputError and EvidenceError: where nothing can be kept, going on makes no sense.
         """
-        started = time.perf_counter()
-        told: dict[str, Any] = {"id": row.id, "source": row.source, "key": key, "status": "ok", "error": ""}
-        if isinstance(row, FailedRow):
-            ledger.commit(row.id, told | {"status": "failed", "error": row.error, "seconds": 0.0})
-            return
-        told |= {"prompt": _preview(row.text), "fields": dict(row.fields)}
+        started, row, ledger = time.perf_counter(), job.row, Ledger(self.run)
+        told: dict[str, Any] = {"id": row.id, "source": row.source, "key": job.key, "status": "ok", "error": ""}
+        if isinstance(row, Row):
+            told |= {"prompt": _preview(row.text), "fields": dict(row.fields)}
+        attempt: Attempt | None = None
         try:
             if self.recipe.explain is None:
-                told |= self._evaluated(row, answer_row(self.loaded, row, decoding=self._decoding))
+                told |= self._evaluated(_whole(row), answer_row(self.loaded, _whole(row), decoding=self._decoding))
             else:
                 purpose = f"recipe {self.recipe.name}, row {row.id}"
-                with recording(run / EVIDENCE, entry="recipe", purpose=purpose) as attempt:
-                    attempt.request = _request(row)
-                    explanation = self._explained(row)
-                    told |= _summary(explanation) | self._evaluated(row, explanation.generation)
-                    ledger.prepare(row.id, told | {"seconds": time.perf_counter() - started})
-                    save(explanation, run / "records" / row.id, attempt=attempt)
-                ledger.commit_prepared(row.id)
-                return
-        except (OutputError, EvidenceError):
+                place = self.run / EVIDENCE
+                with drafting(
+                    place, id=job.record, entry="recipe", purpose=purpose, signed_by=self.signed_by
+                ) as attempt:
+                    told |= self._kept(row, attempt)
+        except (OutputError, EvidenceError, KeyboardInterrupt, SystemExit):
+            if attempt is not None and attempt.draft is not None:
+                with contextlib.suppress(OutputError):
+                    ledger.abort(row.id, attempt.draft)
             raise
         except UserError as error:
             told |= {"status": "failed", "error": str(error)}
         except Exception as error:  # a row's failure must never be the end of the run
             told |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        ledger.commit(row.id, told | {"seconds": time.perf_counter() - started})
+        draft = None if attempt is None else attempt.draft
+        told |= _evidence(draft) | {"seconds": time.perf_counter() - started}
+        ledger.prepare(row.id, told, draft)
 
     @property
     def _decoding(self) -> Decoding:
         return Decoding(**self.recipe.decoding.model_dump())
 
-    def _explained(self, row: Row) -> Explanation:
+    def _kept(self, row: Row | FailedRow, attempt: Attempt) -> dict[str, Any]:
+        """Explain the row and write its folder; the figures of its entry."""
+        row = _whole(row)
+        attempt.request = _request(row)
+        explanation, halvings = self._explained(row)
+        if halvings:
+            attempt.options = {"out_of_memory_halvings": halvings}
+        told = _summary(explanation) | self._evaluated(row, explanation.generation) | {"oom_halvings": halvings}
+        save(explanation, self.run / "records" / row.id, attempt=attempt)
+        return told
+
+    def _explained(self, row: Row) -> tuple[Explanation, int]:
+        """The explanation, and how often what goes through the model at once was halved because memory ran out."""
+        halvings, chunk = 0, Compute.chunk_tokens
+        while True:
+            try:
+                return self._explain(
+                    row, None if not halvings else Compute(chunk_tokens=chunk, checkpoint=True)
+                ), halvings
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or chunk // 2 < LEAST_CHUNK:
+                    raise
+            halvings, chunk = halvings + 1, chunk // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _explain(self, row: Row, compute: Compute | None) -> Explanation:
         settings = self.recipe.explain
         assert settings is not None
         return explain(
@@ -91,11 +125,16 @@ class Worker:
             baseline=settings.baseline,
             tolerance=Tolerance(relative=settings.tolerance),
             max_nodes=settings.max_nodes,
+            compute=compute,
         )
 
     def _evaluated(self, row: Row, generation: Generation) -> dict[str, Any]:
         answer = _preview("".join(generation.texts[generation.prompt_len :]))
-        told: dict[str, Any] = {"answer": answer, "n_targets": generation.n_targets}
+        told: dict[str, Any] = {
+            "answer": answer,
+            "n_targets": generation.n_targets,
+            "n_tokens": len(generation.ids),
+        }
         if self.bench is not None and self.recipe.evaluate is not None:
             case = make_case(self.loaded, row, generation, target=self.recipe.evaluate.target)
             compared = measure(self.bench, case)
@@ -103,13 +142,28 @@ class Worker:
         return told
 
 
-def in_evidence(run: Path, row_id: str) -> bool:
-    """Whether the run's log holds a record of the files that stand in the row's folder."""
-    try:
-        digest = hashlib.sha256((run / "records" / row_id / "explanation.json").read_bytes()).hexdigest()
-        return digest.encode() in (run / EVIDENCE / LOG).read_bytes()
-    except OSError:
-        return False
+def _whole(row: Row | FailedRow) -> Row:
+    """The row; raises RecipeError for one that could not be made."""
+    if isinstance(row, FailedRow):
+        raise RecipeError(row.error)
+    return row
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """The CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _evidence(draft: Draft | None) -> dict[str, Any]:
+    """What the run's table says of the record: its id, and the SHA-256 of its data files."""
+    if draft is None:
+        return {}
+    digests = {Path(each.path).name: each.sha256 for each in draft.record.artefacts}
+    return {
+        "record": draft.record.id,
+        "explanation_sha256": digests.get("explanation.json"),
+        "maps_sha256": digests.get("maps.safetensors"),
+    }
 
 
 def _request(row: Row) -> dict[str, Any]:

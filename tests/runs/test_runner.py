@@ -7,18 +7,24 @@ import fcntl
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from settings import FAILS, N, make_data, make_recipe
 
-from llmxai.errors import OutputError
-from llmxai.evidence import verify
+from llmxai.errors import ModelLoadError, OutputError
+from llmxai.evidence import Draft, verify
+from llmxai.evidence.reading import read_log
 from llmxai.evidence.verifier.folder import LOG
-from llmxai.runs import RunOutcome, run_recipe
+from llmxai.runs import News, RunOutcome, run_recipe
+from llmxai.runs import runner as runner_module
 from llmxai.runs import work as work_module
+from llmxai.runs.clerk import Clerk
+from llmxai.runs.jobs import Job
 from llmxai.runs.ledger import Ledger, write_json
 
 
@@ -53,9 +59,9 @@ def worked_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     real = work_module.Worker.do
 
-    def do(self: Any, row: Any, *, key: str, run: Path, ledger: Ledger) -> None:
-        done.append(row.id)
-        real(self, row, key=key, run=run, ledger=ledger)
+    def do(self: Any, job: Job) -> None:
+        done.append(job.row.id)
+        real(self, job)
 
     monkeypatch.setattr(work_module.Worker, "do", do)
     return done
@@ -130,7 +136,8 @@ def test_nothing_is_done_twice(run: Path, data: Path, model_folder: Path, monkey
 def test_what_is_missing_or_half_written_is_done(
     run: Path, data: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = pq.read_table(run / "rows.parquet").drop_columns("seconds")
+    its_own = ["seconds", "record", "explanation_sha256"]
+    before = pq.read_table(run / "rows.parquet").drop_columns(its_own)
     (run / "ledger" / "cities-00001.json").unlink()
     (run / "ledger" / "cities-00002.json").write_text('{"schema": "llmxai.row/1", "key"')
     (run / "records" / "cities-00002" / "maps.safetensors").write_bytes(b"half")
@@ -138,7 +145,7 @@ def test_what_is_missing_or_half_written_is_done(
     done = worked_on(monkeypatch)
     again(model_folder, run, data)
     assert done == ["cities-00001", "cities-00002"]
-    assert pq.read_table(run / "rows.parquet").drop_columns("seconds").equals(before)
+    assert pq.read_table(run / "rows.parquet").drop_columns(its_own).equals(before)
     assert not (run / "records" / ".cities-00003-x").exists()
 
 
@@ -153,19 +160,20 @@ def test_changed_input_and_changed_weights_are_done_again(
     again(model_folder, run, other)
     assert done == ["cities-00000"]
     assert pq.read_table(run / "rows.parquet")["answer"][0].as_py() == " Rome"
-    monkeypatch.setattr("llmxai.runs.runner.weights_digest", lambda _loaded: "other weights")
+    monkeypatch.setattr("llmxai.runs.engines.weights_digest", lambda _loaded: "other weights")
     done.clear()
     again(model_folder, run, other)
     assert len(done) == N
 
 
-def test_a_limit_may_change_and_what_is_beyond_it_goes(run: Path, data: Path, model_folder: Path) -> None:
+def test_a_limit_may_change_and_what_is_beyond_it_stays_evidence(run: Path, data: Path, model_folder: Path) -> None:
     recipe = make_recipe(model_folder)
     shorter = [{**recipe.data[0].model_dump(), "limit": 3}]
     outcome = again(model_folder, run, data, changes={"data": shorter})
     assert (outcome.ok, outcome.failed) == (3, 0)
-    assert sorted(path.name for path in (run / "records").iterdir()) == [f"cities-{i:05d}" for i in range(3)]
-    assert pq.read_table(run / "rows.parquet").num_rows == Ledger(run).count() == 3
+    assert pq.read_table(run / "rows.parquet").num_rows == 3
+    assert len(list((run / "records").iterdir())) == N - 1
+    assert verify(run).findings == []
 
 
 def test_failed_rows_are_done_again_only_when_asked(
@@ -203,37 +211,182 @@ def test_every_row_leaves_evidence_in_order(finished: Path) -> None:
     assert verify(finished).exit != 1
 
 
+def unfinished(run: Path, row_id: str) -> tuple[Path, Path]:
+    """Put the row back to prepared, as a kill before the ledger's entry leaves it."""
+    done = run / "ledger" / f"{row_id}.json"
+    entry = {name: value for name, value in json.loads(done.read_text()).items() if name != "schema"}
+    records = [json.loads(record) for _, record in read_log(run)]
+    (record,) = [each for each in records if each["id"] == entry["record"]]
+    record.pop("chain")
+    Ledger(run).prepare(row_id, entry, Draft.from_json({"record": record, "texts": {"input": "as it was"}}))
+    done.unlink()
+    return done, done.with_suffix(".prepared")
+
+
 def test_a_row_whose_evidence_is_in_the_log_is_taken_as_it_is(
     run: Path, data: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the record and the ledger: doing the row again would contradict its record."""
-    ledger = run / "ledger"
-    (ledger / "cities-00001.json").rename(ledger / "cities-00001.prepared")
-    before = (run / "records" / "cities-00001" / "explanation.json").read_bytes()
-    done = worked_on(monkeypatch)
+    done, prepared = unfinished(run, "cities-00001")
+    before, length = (run / "records" / "cities-00001" / "explanation.json").read_bytes(), len(read_log(run))
+    worked = worked_on(monkeypatch)
     again(model_folder, run, data)
-    assert done == []
-    assert (ledger / "cities-00001.json").exists()
-    assert not (ledger / "cities-00001.prepared").exists()
+    assert worked == []
+    assert done.exists()
+    assert not prepared.exists()
     assert (run / "records" / "cities-00001" / "explanation.json").read_bytes() == before
-    # prepared, but never recorded: done again
-    (ledger / "cities-00002.json").rename(ledger / "cities-00002.prepared")
-    (run / "records" / "cities-00002" / "explanation.json").write_text("half")
-    again(model_folder, run, data)
-    assert done == ["cities-00002"]
+    assert len(read_log(run)) == length, "nothing is recorded twice"
+
+
+def test_what_was_prepared_is_recorded_and_not_done_again(
+    data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the work and before the record."""
+    recipe = make_recipe(model_folder, evaluate=None)
+    monkeypatch.setattr(Clerk, "advance", stops_after(Clerk.advance, times=3))
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe, tmp_path / "run", root=data)
+    assert [path.name for path in (tmp_path / "run" / "ledger").glob("*.prepared")] == ["cities-00002.prepared"]
+    monkeypatch.undo()
+    worked = worked_on(monkeypatch)
+    run_recipe(recipe, tmp_path / "run", root=data)
+    assert worked == [f"cities-{i:05d}" for i in range(3, N)]
+    purposes = [json.loads(record)["purpose"] for _, record in read_log(tmp_path / "run")]
+    assert purposes == [f"recipe tiny, row cities-{i:05d}" for i in range(N)]
+    assert verify(tmp_path / "run").findings == []
+
+
+def stops_after(advance: Callable[[Clerk], None], *, times: int) -> Callable[[Clerk], None]:
+    calls = 0
+
+    def wrapped(clerk: Clerk) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > times:
+            raise ZeroDivisionError
+        advance(clerk)
+
+    return wrapped
+
+
+def test_an_interrupted_row_is_recorded_and_done_by_the_next_call(
+    data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = work_module.explain
+
+    def explain(model: Any, prompt: str, **how: Any) -> Any:
+        if "person 1" in prompt:
+            raise KeyboardInterrupt
+        return real(model, prompt, **how)
+
+    monkeypatch.setattr(work_module, "explain", explain)
+    recipe = make_recipe(model_folder, evaluate=None)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "run", root=data)
+    records = [json.loads(record) for _, record in read_log(tmp_path / "run")]
+    assert [record["kind"] for record in records] == ["explanation", "failure"]
+    assert records[1]["error"] == {"type": "KeyboardInterrupt", "interrupted": True}
+    assert verify(tmp_path / "run").findings == []
+    monkeypatch.setattr(work_module, "explain", real)
+    assert run_recipe(recipe, tmp_path / "run", root=data).ok == N - 1
+    again = [json.loads(record) for _, record in read_log(tmp_path / "run")][2]
+    assert again["purpose"] == records[1]["purpose"]
+    assert again["id"] != records[1]["id"]
+
+
+def test_asked_to_stop_it_ends_after_the_row_in_hand(data: Path, model_folder: Path, tmp_path: Path) -> None:
+    recipe, rows = make_recipe(model_folder, evaluate=None), list[int]()
+    outcome = run_recipe(
+        recipe,
+        tmp_path / "run",
+        root=data,
+        progress=lambda news: rows.append(news.rows),
+        stop=lambda: bool(rows) and rows[-1] == 2,
+    )
+    assert (outcome.ok, outcome.failed, outcome.stopped) == (2, 0, True)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "stopped"
+    assert len(read_log(tmp_path / "run")) == 2
+    assert not run_recipe(recipe, tmp_path / "run", root=data).stopped
+
+
+def test_a_row_that_fails_when_done_again_loses_its_files_and_the_log_says_so(
+    run: Path, data: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    lines = (data / "cities.jsonl").read_text().splitlines()
+    lines[0] = json.dumps({"name": "person 0", "city": ""})
+    (tmp_path / "cities.jsonl").write_text("\n".join(lines) + "\n")
+    assert again(model_folder, run, tmp_path).failed == 2
+    assert not (run / "records" / "cities-00000").exists()
+    last = json.loads(read_log(run)[-1][1])
+    assert (last["kind"], last["link"]["reason"]) == ("prune", "the row was done again and failed")
+    assert verify(run).exit == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_a_recorded_refusal(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError):
+        run_recipe(make_recipe(tmp_path / "nowhere"), tmp_path / "run", root=data)
+    ((_, record),) = read_log(tmp_path / "run")
+    assert (json.loads(record)["kind"], json.loads(record)["error"]["type"]) == ("refusal", "ModelLoadError")
+
+
+def test_the_log_is_read_once_however_many_rows(
+    data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a log reads all of it: once a row would be quadratic."""
+    opened = []
+    real = runner_module.open_log
+    monkeypatch.setattr(runner_module, "open_log", lambda *of, **how: opened.append(of) or real(*of, **how))
+    monkeypatch.setattr("llmxai.evidence.attempt.open_log", lambda *_of, **_how: pytest.fail("opened for one record"))
+    run_recipe(make_recipe(model_folder, evaluate=None), tmp_path / "run", root=data)
+    assert len(opened) == 1
+    points = (tmp_path / "run" / "evidence" / "checkpoints.jsonl").read_text().splitlines()
+    assert len(points) == 1, "one checkpoint, at the end"
+
+
+def test_memory_that_runs_out_is_halved_and_recorded(
+    data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, chunks = work_module.explain, list[int | None]()
+
+    def explain(model: Any, prompt: str, *, compute: Any, **how: Any) -> Any:
+        chunks.append(None if compute is None else compute.chunk_tokens)
+        if chunks[-1] is None or chunks[-1] > 256:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, prompt, compute=compute, **how)
+
+    monkeypatch.setattr(work_module, "explain", explain)
+    recipe = make_recipe(model_folder, evaluate=None)
+    one = [{**recipe.data[0].model_dump(), "limit": 1}]
+    run_recipe(make_recipe(model_folder, evaluate=None, data=one), tmp_path / "run", root=data)
+    assert chunks == [None, 512, 256]
+    (row,) = pq.read_table(tmp_path / "run" / "rows.parquet").to_pylist()
+    assert (row["status"], row["oom_halvings"]) == ("ok", 2)
+    ((_, record),) = read_log(tmp_path / "run")
+    assert json.loads(record)["options"] == {"out_of_memory_halvings": 2}
+
+
+def test_a_row_that_never_fits_is_that_rows_failure(
+    data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explain(*_what: Any, **_how: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(work_module, "explain", explain)
+    assert run_recipe(make_recipe(model_folder, evaluate=None), tmp_path / "run", root=data).failed == N
 
 
 def test_progress_counts_rows(data: Path, model_folder: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+    told: list[News] = []
     recipe = make_recipe(model_folder, evaluate=None)
     limited = [{**recipe.data[0].model_dump(), "limit": 2}]
     run_recipe(
         make_recipe(model_folder, evaluate=None, data=limited),
         tmp_path / "run",
         root=data,
-        progress=lambda *news: told.append(news),
+        progress=told.append,
     )
-    assert [news for news in told if news[0] == "rows"] == [("rows", 1, 2), ("rows", 2, 2)]
+    rows = [news for news in told if news.stage == "rows"]
+    assert [(news.rows, news.total, news.failed, news.fresh) for news in rows] == [(1, 2, 0, 1), (2, 2, 0, 2)]
+    assert rows[1].tokens > rows[0].tokens > rows[0].targets > 0
 
 
 def test_folders_that_are_left_alone(run: Path, data: Path, model_folder: Path, tmp_path: Path) -> None:

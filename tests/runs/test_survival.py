@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 from settings import FAILS, N, make_data, make_document, make_recipe
 
 from llmxai.evidence import verify
+from llmxai.evidence.reading import read_log
 from llmxai.runs import run_recipe
 
 HERE = Path(__file__).parent
-TIMES = {"seconds", "created"}
+TIMES = {"seconds", "created", "explanation_sha256"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,12 @@ def without_times(value: Any) -> Any:
     return [without_times(inner) for inner in value] if isinstance(value, list) else value
 
 
+def recorded(run: Path) -> list[tuple[str, str, str]]:
+    """Id, kind and row of every record of a row, in the order of the log."""
+    records = [json.loads(record) for _, record in read_log(run)]
+    return [(each["id"], each["kind"], each["purpose"]) for each in records if each["entry"] == "recipe"]
+
+
 def assert_same_run(out: Path, whole: Path) -> None:
     """Every row, measure and map is the one of the undisturbed run, and there is nothing else."""
     for name in ("rows.parquet", "measures.parquet"):
@@ -58,6 +65,9 @@ def assert_same_run(out: Path, whole: Path) -> None:
         maps, same = (load_file(run / "records" / name / "maps.safetensors") for run in (out, whole))
         assert maps.keys() == same.keys()
         assert all((maps[key] == same[key]).all() for key in maps)
+    found, wanted = (recorded(run) for run in (out, whole))
+    assert found == wanted, "the same ids in the same order"
+    assert len(found) == N
     left = [path.name for path in out.rglob(".*") if path.name != ".lock"]
     assert left == []
     assert json.loads((out / "manifest.json").read_text())["status"] == "finished"

@@ -1,0 +1,106 @@
+"""How far a run is: a bar on a terminal, a line every few seconds in a log file, or JSON lines for a pipeline."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from llmxai.commands._console import log
+
+if TYPE_CHECKING:
+    from llmxai.runs import News
+    from llmxai.runs.clerk import Progress as Report
+
+Kind = Literal["rich", "json", "none"]
+EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
+
+
+@contextmanager
+def run_progress(kind: Kind) -> Iterator[Report]:
+    """Where news of a run go; all of it to stderr."""
+    if kind == "none":
+        yield lambda _news: None
+    elif kind == "json":
+        yield _json_line
+    elif not log.is_terminal:
+        yield _Lines()
+    else:
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")),
+            *(TextColumn("{task.fields[told]}"), TimeElapsedColumn()),
+        )
+        with Progress(*columns, console=log, transient=True) as bar:
+            yield _Bar(bar)
+
+
+def _json_line(news: News) -> None:
+    figures = {name: None if value is None else round(value, 3) for name, value in _rates(news).items()}
+    sys.stderr.write(json.dumps({**asdict(news), **figures}) + "\n")
+    sys.stderr.flush()
+
+
+def _rates(news: News) -> dict[str, float | None]:
+    """Rows and targets a second of this call, and the seconds left at that rate; None where nothing can be said."""
+    seconds = news.seconds or None
+    rows = None if seconds is None or not news.fresh else news.fresh / seconds
+    return {
+        "rows_per_second": rows,
+        "targets_per_second": None if seconds is None or not news.fresh else news.targets / seconds,
+        "seconds_left": None if rows is None or news.total is None else (news.total - news.rows) / rows,
+    }
+
+
+def _words(news: News) -> str:
+    """Rate, tokens, failures and time left, as far as they are known."""
+    rates = _rates(news)
+    rows, targets, left = rates["rows_per_second"], rates["targets_per_second"], rates["seconds_left"]
+    words = [f"engine {news.engine}"]
+    if rows:
+        words.append(f"{rows:.1f} rows/s" if rows >= 1 else f"{1 / rows:.1f} s/row")
+        words.append(f"{news.tokens} tokens")
+        words.append(f"{targets or 0:.1f} targets/s")
+    words.append(f"{news.failed} failed")
+    if left is not None:
+        words.append(f"{left:.0f} s left")
+    return ", ".join(words)
+
+
+class _Bar:
+    """One task a stage; the one before goes."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.stage: str | None = None
+        self.task = TaskID(0)
+
+    def __call__(self, news: News) -> None:
+        if news.stage != self.stage:
+            for old in list(self.bar.task_ids):
+                self.bar.remove_task(old)
+            self.stage, self.task = news.stage, self.bar.add_task(news.stage, told="")
+        self.bar.update(self.task, completed=news.rows, total=news.total, told=_words(news))
+
+
+class _Lines:
+    """Plain lines for a log file: a new stage at once, rows every few seconds."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.last = 0.0
+
+    def __call__(self, news: News) -> None:
+        now = time.monotonic()
+        if news.stage == self.stage and now - self.last < EVERY and news.rows != news.total:
+            return
+        self.stage, self.last = news.stage, now
+        of = "" if news.total is None else f"/{news.total}"
+        count = f" {news.rows}{of} ({_words(news)})" if news.rows and news.stage == "rows" else ""
+        log.print(f"llmxai: {news.stage}{count}", soft_wrap=True)

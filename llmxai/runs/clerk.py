@@ -1,0 +1,104 @@
+"""The one writer of a run: takes in what workers prepared, in row order, into the evidence log, then the ledger."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from llmxai.evidence import EvidenceLog, withdraw
+from llmxai.runs.jobs import Job, Window
+from llmxai.runs.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class News:
+    """How far a run is."""
+
+    stage: str
+    engine: str = "local"
+    rows: int = 0
+    """Done, those of earlier calls included."""
+    total: int | None = None
+    failed: int = 0
+    fresh: int = 0
+    """Rows done by this call."""
+    tokens: int = 0
+    """Of prompts and answers that this call explained."""
+    targets: int = 0
+    seconds: float = 0.0
+    """Since the first row of this call."""
+
+
+Progress = Callable[[News], None]
+
+
+class Clerk:
+    """`log` is the run's open log (None: the recipe explains nothing, so nothing is recorded)."""
+
+    def __init__(self, log: EvidenceLog | None, ledger: Ledger, *, news: News, progress: Progress) -> None:
+        self.log, self.ledger, self.news, self.progress = log, ledger, news, progress
+        self._waiting: deque[Job] = deque()
+        self._began = time.monotonic()
+
+    @property
+    def waits(self) -> bool:
+        """Whether rows are still to be entered."""
+        return bool(self._waiting)
+
+    def expect(self, window: Window) -> None:
+        """These rows come next, in this order."""
+        for job in window.jobs:
+            if job.index in window.to_do or self.ledger.prepared(job.row.id, key=job.key) is not None:
+                self._waiting.append(job)
+            else:
+                self._count(self.ledger.read(job.row.id) or {}, fresh=False)
+
+    def advance(self) -> None:
+        """Enter every row that is prepared and has no unfinished one before it."""
+        while self._waiting:
+            job = self._waiting[0]
+            found = self.ledger.prepared(job.row.id, key=job.key)
+            if found is None:
+                return
+            entry, draft = found
+            if draft is not None and self.log is not None and draft.record.id not in self.log:
+                self.log.append(draft.record, texts=draft.texts)
+            if entry["status"] != "ok":
+                self._withdraw(job.row.id)
+            self.ledger.commit(job.row.id, entry)
+            self._waiting.popleft()
+            self._count(entry, fresh=True)
+            self.progress(self.news)
+
+    def take_aborted(self) -> None:
+        """Enter the records of attempts that were interrupted."""
+        if self.log is None:
+            return
+        for path, draft in self.ledger.aborted():
+            if draft.record.id not in self.log:
+                self.log.append(draft.record, texts=draft.texts)
+            path.unlink()
+
+    def _withdraw(self, row_id: str) -> None:
+        """A row that failed this time has no page: files of an earlier attempt go, and the log says so."""
+        place = self.ledger.folder.parent / "records" / row_id
+        if place.exists():
+            if self.log is not None:
+                withdraw(self.log, [place], reason="the row was done again and failed")
+            shutil.rmtree(place)
+
+    def _count(self, entry: dict[str, object], *, fresh: bool) -> None:
+        old = self.news
+        tokens, targets = (int(str(entry.get(name) or 0)) for name in ("n_tokens", "n_targets"))
+        self.news = replace(
+            old,
+            rows=old.rows + 1,
+            failed=old.failed + (entry.get("status") != "ok"),
+            fresh=old.fresh + fresh,
+            tokens=old.tokens + tokens * fresh,
+            targets=old.targets + targets * fresh,
+            seconds=time.monotonic() - self._began,
+        )

@@ -1,0 +1,152 @@
+"""What there is to do: rows with their keys, the ids of their records and their cost, and how work is dealt out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from llmxai.evaluation import Row
+from llmxai.evidence.ids import derived_id
+from llmxai.runs.data import FailedRow
+from llmxai.runs.ledger import Ledger, key_of
+from llmxai.runs.recipe import Recipe
+
+WINDOW = 128
+"""Rows among which work is balanced: the evidence log, which is in row order, is behind by no more than these."""
+BATCHES_A_WORKER = 4
+"""Parts that a worker's share of a window is cut into at least, so that the last ones even out."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to do."""
+
+    index: int
+    """Its place among all rows."""
+    row: Row | FailedRow
+    key: str
+    record: str
+    """Id of its evidence record."""
+    tokens: int
+    """Of prompt and answer, as far as that is known before."""
+    targets: int
+    """Tokens to explain at most."""
+
+    @property
+    def cost(self) -> int:
+        """Gradient work grows with both: every node is one forward over the tokens and one backward a target."""
+        return self.tokens * self.targets
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "failed": isinstance(self.row, FailedRow)}, default=list)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        document = json.loads(text)
+        row, failed = document.pop("row"), document.pop("failed")
+        if failed:
+            return cls(row=FailedRow(**row), **document)
+        messages = None if row["messages"] is None else tuple(row["messages"])
+        spans = tuple((start, end) for start, end in row["spans"])
+        return cls(row=Row(**{**row, "messages": messages, "spans": spans}), **document)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some rows that follow each other."""
+
+    jobs: tuple[Job, ...]
+    """All of them, in row order."""
+    to_do: frozenset[int]
+    """The indices of those that are neither done nor prepared."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What turns rows into jobs."""
+
+    recipe: Recipe
+    model: str
+    """Digest of the weights, or the model's name where they have none."""
+    tokenizer: Any
+    ledger: Ledger
+    recorded: Container[str]
+    """Ids of the records that were in the log before."""
+    retry_failed: bool
+
+    def windows(self, rows: Iterable[Row | FailedRow], *, size: int = WINDOW) -> Iterator[Window]:
+        """The rows as jobs, read a window at a time."""
+        numbered = enumerate(rows)
+        while some := list(islice(numbered, size)):
+            jobs = tuple(self.job(index, row) for index, row in some)
+            yield Window(jobs, frozenset(job.index for job in jobs if self.is_to_do(job)))
+
+    def job(self, index: int, row: Row | FailedRow) -> Job:
+        key = key_of(row=asdict(row), model=self.model, settings=decisive(self.recipe))
+        tokens, targets = self._size(row)
+        return Job(index, row, key, self._record(row, key), tokens, targets)
+
+    def is_to_do(self, job: Job) -> bool:
+        if self.ledger.prepared(job.row.id, key=job.key) is not None:
+            return False
+        known = self.ledger.find(job.row.id, key=job.key)
+        return known is None or (self.retry_failed and known["status"] != "ok")
+
+    def _record(self, row: Row | FailedRow, key: str) -> str:
+        """The same row under the same settings has the same id in every run, whoever computes it; an attempt after
+        one that is in the log has another."""
+        ids = (derived_id(self.recipe.name, row.id, key, str(attempt)) for attempt in range(1_000_000))
+        return next(id for id in ids if id not in self.recorded)
+
+    def _size(self, row: Row | FailedRow) -> tuple[int, int]:
+        if isinstance(row, FailedRow):
+            return 0, 0
+        asked = row.prompt if row.prompt is not None else "\n".join(turn["content"] for turn in row.messages or ())
+        targets = self._tokens(row.response) if row.response is not None else self.recipe.decoding.max_new_tokens
+        return self._tokens(asked) + targets, targets
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """What decides a row's numbers besides its input and the weights."""
+    return recipe.model_dump(mode="json", include={"version", "model", "decoding", "explain", "evaluate"})
+
+
+def share(jobs: Sequence[Job], count: int) -> list[list[Job]]:
+    """Deal jobs out to `count` workers so that their costs are about equal (longest first to the least loaded).
+
+    Every process that shares a run computes this for itself, so it depends on the jobs alone.
+    """
+    shares: list[list[Job]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for job in sorted(jobs, key=lambda job: (-job.cost, job.index)):
+        least = loads.index(min(loads))
+        shares[least].append(job)
+        loads[least] += job.cost
+    return shares
+
+
+def pack(jobs: Sequence[Job], *, budget: int, workers: int) -> list[list[Job]]:
+    """Cut jobs into batches of at most `budget` tokens (a longer row is a batch of its own), the costliest first.
+
+    No batch holds more than its part of all the cost, so that `workers` end at about the same time.
+    """
+    most = sum(job.cost for job in jobs) / (workers * BATCHES_A_WORKER)
+    batches: list[list[Job]] = []
+    tokens = cost = 0.0
+    for job in sorted(jobs, key=lambda job: (-job.cost, job.index)):
+        if not batches or tokens + job.tokens > budget or cost + job.cost > most:
+            batches.append([])
+            tokens = cost = 0
+        batches[-1].append(job)
+        tokens, cost = tokens + job.tokens, cost + job.cost
+    return batches
+
+
+Stop = Callable[[], bool]
+"""Whether no further row shall be begun."""
