@@ -58,7 +58,9 @@ def test_a_click_pins_and_recolours(open_page: Open) -> None:
     word.click()
     assert pinned(page) == ["is"]
     assert headline(page) == "is × disagree"
-    assert page.locator("#panel ol.bars").count() == 4  # gradients, rollout, its variant, removal
+    assert page.locator("#panel ol.bars").count() == 3  # gradients, rollout, removal
+    page.locator("#panel details.variant summary").click()
+    assert page.locator("#panel ol.bars").count() == 4  # and the variant, made when it is opened
     assert sorted(page.locator(".source").all_inner_texts()) == ["?", "It", "Which", "city"]
     assert "Pinned is: disagree. Top source:" in page.locator("#live").inner_text()
     assert page.url.endswith("#words-5")
@@ -79,11 +81,23 @@ def test_sources_have_signs_and_flags_have_symbols(open_page: Open) -> None:
         lines.add(flagged.evaluate("e => getComputedStyle(e).textDecorationStyle"))
     assert len(lines) == 4
     page.locator(".target").last.click()
-    assert set(page.locator("#given .source.pos").evaluate_all(f"all => all.map({above})")) == {"+"}
-    assert set(page.locator("#given .source.neg").evaluate_all(f"all => all.map({above})")) == {"−"}
-    both = page.locator("#answer .source.status-unconverged, #answer .source.status-diluted")
-    assert {text[0] for text in both.evaluate_all(f"all => all.map({above})")} <= {"+", "−"}
-    assert {text[1] for text in both.evaluate_all(f"all => all.map({above})")} <= {"~", "!"}
+    strokes = "e => getComputedStyle(e).backgroundImage.split('gradient').length - 1"  # a plus has two, a minus one
+    assert set(page.locator(".source.pos").evaluate_all(f"all => all.map({strokes})")) == {2}
+    assert set(page.locator(".source.neg").evaluate_all(f"all => all.map({strokes})")) == {1}
+    assert set(page.locator(".target:not(.source)").evaluate_all(f"all => all.map({strokes})")) == {0}
+    page.get_by_role("radio", name="attention rollout").check()  # shares have no sign
+    assert set(page.locator(".source").evaluate_all(f"all => all.map({strokes})")) == {0}
+
+
+def test_choosing_a_word_moves_no_other_word(open_page: Open) -> None:
+    """Signs take no room of their own; a text of thousands of words would be laid out anew otherwise."""
+    page = open_page(chat(), viewport={"width": 600, "height": 900})
+    places = """all => all.map(e => { const box = e.getBoundingClientRect(), said = e.closest('.said').getBoundingClientRect();
+      return [box.left - said.left, box.bottom - said.top, said.height].map(Math.round) })"""
+    before = page.locator(".text .unit").evaluate_all(places)
+    page.locator(".target").nth(7).click()
+    assert page.locator(".source").count() > 5
+    assert page.locator(".text .unit").evaluate_all(places) == before
 
 
 def test_keys(open_page: Open) -> None:
@@ -238,8 +252,12 @@ def test_hover_previews_and_a_link_pins(open_page: Open) -> None:
     linked = open_page(four(), fragment="#tokens-5")
     assert pinned(linked) == ["is"]
     assert linked.get_by_role("radio", name="tokens").is_checked()
+    fresh = open_page(four())
     for wrong in ("#words-999", "#words-1", "#__proto__-1", "#constructor-1"):
-        assert pinned(open_page(four(), fragment=wrong)) == []
+        fresh.goto(fresh.url.split("#")[0] + wrong)
+        assert pinned(fresh) == []
+    fresh.goto(fresh.url.split("#")[0] + "#words-5")
+    assert pinned(fresh) == ["is"]
 
 
 def test_hostile_text_does_nothing(open_page: Open) -> None:
@@ -324,7 +342,9 @@ def test_a_long_one_answers_and_shows_its_strongest_source(open_page: Open, long
     page = open_page(long_page)
     assert page.locator(".target").count() == 300
     page.locator(".target").nth(103).click()
-    assert page.locator("#panel ol.bars").count() == 8  # four methods, each with a folded rest
+    assert page.locator("#panel ol.bars").count() == 3  # the rest, and the variant, are made when they are opened
+    page.locator("#panel details.rest summary").first.click()
+    assert page.locator("#panel ol.bars[start='9'] li").count() == 12
     assert 20 <= page.locator(".source").count() <= 21
     frame = page.locator("#given").bounding_box()
     boxes = [source.bounding_box() for source in page.locator("#given .source").all()]

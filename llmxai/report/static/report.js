@@ -20,6 +20,15 @@
   };
   // A text is a string, or a list of strings and of [mark]
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
+  /** A part of the panel that is folded away, and made only when it is opened; what was open for the last word is open for this one. */
+  function folded(name, summary, fill) {
+    const details = make("details", { class: name }, make("summary", {}, summary));
+    const filled = () => details.open && details.childElementCount === 1 && details.append(...fill());
+    details.addEventListener("toggle", filled);
+    details.open = name !== "rest" && (panel.querySelector(`details.${name}`)?.open ?? false);
+    filled();
+    return details;
+  }
   const isStructure = (role) => role === "template" || role === "bos";
 
   // ---- numbers
@@ -100,6 +109,7 @@
     if (before && (content.length > 1 || before.length < content[0].length)) content[0] = content[0].slice(before.length);
     const kept = content[0] === text ? "" : before;
     const element = make(isStructure(role) ? "bdi" : "span", { class: "unit" }, ...content);
+    if (String(content.at(-1)).endsWith("\n")) element.classList.add("breaks"); // room after it would be a line of its own
     if (byUnit.has(i)) {
       element.classList.add("target", `status-${status}`);
       for (const [key, value] of Object.entries({ role: "button", tabindex: "-1", "aria-pressed": "false", "data-unit": i, "aria-label": `${name}, ${status}`, title: `${data.statuses[status].sign} ${status}` })) element.setAttribute(key, value);
@@ -153,7 +163,7 @@
   const partName = (part) => [data.removal.parts[part][0], ""];
   /** A ranked list: name and numbers on a line, a bar under it; signed bars start in the middle. */
   function bars(pairs, { scale, signed, share, named = unitName }) {
-    const most = largest(pairs), items = pairs.map(([number, whole]) => {
+    const most = largest(pairs), item = ([number, whole]) => {
       const value = whole / scale, [text, note] = named(number);
       const bar = make("span", { class: `bar${signed ? " signed" : ""}`, "aria-hidden": "true" });
       const fill = make("span", { class: `fill ${signed ? (value < 0 ? "neg" : "pos") : "mass"}` });
@@ -161,11 +171,11 @@
       bar.append(fill);
       return make("li", {}, make("span", { class: "named" }, make("bdi", {}, ...pieces(text)), make("span", { class: "soft" }, note)),
         make("span", { class: "num" }, signed ? nats(value) : percent(value), make("span", { class: "soft" }, ` · ${percent(share(value))}`)), bar);
-    });
-    if (!items.length) return [make("p", { class: "soft" }, "No source above rounding.")];
-    const list = make("ol", { class: "bars" }, ...items.slice(0, BARS));
-    if (items.length <= BARS) return [list];
-    return [list, make("details", {}, make("summary", {}, `${items.length - BARS} more`), make("ol", { class: "bars", start: BARS + 1 }, ...items.slice(BARS)))];
+    };
+    if (!pairs.length) return [make("p", { class: "soft" }, "No source above rounding.")];
+    const list = make("ol", { class: "bars" }, ...pairs.slice(0, BARS).map(item));
+    if (pairs.length <= BARS) return [list];
+    return [list, folded("rest", `${pairs.length - BARS} more`, () => [make("ol", { class: "bars", start: BARS + 1 }, ...pairs.slice(BARS).map(item))])];
   }
 
   function facts(title, rows) {
@@ -252,12 +262,10 @@
     const after = (i) => `after ${i + 1} of ${n} layers`;
     const said = `${half < 0 ? "The first token never holds more than half of the row" : `The first token holds more than half of the row ${after(half)}${gone < 0 ? "" : `, and more than 90% ${after(gone)}`}`}; at the end it holds ${percent(sink[n - 1] / 1000)}. The distance from the null ends at ${(far[n - 1] / 1000).toFixed(3)} bits.`;
     const head = ["layers", "first token", "distance from the null (bits)", "likeness to other words", "evenness"];
-    const table = make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "Dilution by layer"), make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
-      make("tbody", {}, ...sink.map((v, i) => make("tr", {}, make("th", { scope: "row" }, String(i + 1)), ...[percent(v / 1000), (far[i] / 1000).toFixed(3), (target.curve.similarity[i] / 1000).toFixed(3), (target.curve.entropy[i] / 1000).toFixed(3)].map((cell) => make("td", { class: "num" }, cell))))));
-    const details = make("details", { class: "layers" }, make("summary", {}, "The same as a table"), table);
-    details.open = panel.querySelector("details.layers")?.open ?? false;
+    const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "Dilution by layer"), make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...sink.map((v, i) => make("tr", {}, make("th", { scope: "row" }, String(i + 1)), ...[percent(v / 1000), (far[i] / 1000).toFixed(3), (target.curve.similarity[i] / 1000).toFixed(3), (target.curve.entropy[i] / 1000).toFixed(3)].map((cell) => make("td", { class: "num" }, cell))))))];
     return [make("section", { "aria-label": "Dilution by layer" }, make("h4", {}, "Dilution by layer"), chart,
-      make("p", { class: "unit-note" }, make("span", { class: "key-line sink", "aria-hidden": "true" }), " share on the first token, ", make("span", { class: "key-line far", "aria-hidden": "true" }), " distance from the null (bits)"), make("p", { class: "note" }, said), details)];
+      make("p", { class: "unit-note" }, make("span", { class: "key-line sink", "aria-hidden": "true" }), " share on the first token, ", make("span", { class: "key-line far", "aria-hidden": "true" }), " distance from the null (bits)"), make("p", { class: "note" }, said), folded("layers", "The same as a table", table))];
   }
 
   function removal(target) {
@@ -269,23 +277,19 @@
   function referee(target) {
     if (!target.referee) return [make("p", { class: "referee" }, make("b", {}, "Referee: "), "not asked. Nothing was taken away from the input to see which method is right.")];
     const score = (value) => make("td", { class: "num" }, value === null ? "–" : plain(value, 2));
-    const table = make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method foretells removal"),
+    const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method foretells removal"),
       make("thead", {}, make("tr", {}, ...["method", "random choices of parts (LDS)", "one part at a time"].map((name) => make("th", { scope: "col" }, name)))),
-      make("tbody", {}, ...target.referee.scores.map(({ name, lds, leave_one_out: alone }) => make("tr", {}, make("th", { scope: "row" }, name), score(lds), score(alone)))));
-    const details = make("details", { class: "scores" }, make("summary", {}, "How well each method foretells it"), table);
-    details.open = panel.querySelector("details.scores")?.open ?? false;
-    return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), details];
+      make("tbody", {}, ...target.referee.scores.map(({ name, lds, leave_one_out: alone }) => make("tr", {}, make("th", { scope: "row" }, name), score(lds), score(alone)))))];
+    return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), folded("scores", "How well each method foretells it", table)];
   }
 
   /** Beside a diluted plain rollout the variant stands open; elsewhere it is folded away. */
   function variant(target) {
     if (!data.variant) return [];
-    const list = [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
+    const list = () => [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
     const attributes = { "aria-label": `Sources by ${data.variant}` };
-    if (target.status === "diluted") return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "The variant beside the diluted rollout."), ...list)];
-    const details = make("details", { class: "variant" }, make("summary", {}, data.variant), ...list);
-    details.open = panel.querySelector("details.variant")?.open ?? false;
-    return [make("section", attributes, details)];
+    if (target.status === "diluted") return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "The variant beside the diluted rollout."), ...list())];
+    return [make("section", attributes, folded("variant", data.variant, list))];
   }
 
   function rollout(target) {
@@ -301,10 +305,8 @@
 
   function fill(target) {
     const own = level().units[state.shown], meaning = data.statuses[target.status];
-    const open = panel.querySelector("details.figures")?.open ?? false;
     const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are added up over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, make("bdi", { class: "quoted" }, ...pieces(target.judged)), ", the most doubtful one.")] : [];
-    const figures = make("details", { class: "figures" }, make("summary", {}, "All figures of this word"), make("div", { class: "pair" }, certainty(target), attention(target), agreement(target)));
-    figures.open = open;
+    const figures = folded("figures", "All figures of this word", () => [make("div", { class: "pair" }, certainty(target), attention(target), agreement(target))]);
     panel.replaceChildren(
       make("h3", { id: "panel-head" }, make("bdi", { class: "quoted" }, ...pieces(own[3])), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)),
       make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...joined,
@@ -439,10 +441,10 @@
   });
 
   // ---- paper: what is folded away prints too
-  const folded = document.querySelector("details.printed");
+  const printed = document.querySelector("details.printed");
   let opened = false;
-  addEventListener("beforeprint", () => { if (folded) [opened, folded.open] = [folded.open, true]; });
-  addEventListener("afterprint", () => { if (folded) folded.open = opened; });
+  addEventListener("beforeprint", () => { if (printed) [opened, printed.open] = [printed.open, true]; });
+  addEventListener("afterprint", () => { if (printed) printed.open = opened; });
 
   // ---- start, with the word that the address names
   function follow() {
