@@ -12,17 +12,19 @@ from llmxai.errors import EvidenceError
 from llmxai.evidence import Attempt, begin, explained, signing_key
 from llmxai.evidence.files import describe
 from llmxai.evidence.provenance import provenance
-from llmxai.report import build_view, render_report
+from llmxai.report import build_view, home_of, render_report
 from llmxai.store import FILES, evidence_folder, to_json, write_folder
 from llmxai.types import Explanation
 
 
-def save(explanation: Explanation, out: Path | str, *, attempt: Attempt | None = None) -> Path:
+def save(
+    explanation: Explanation, out: Path | str, *, attempt: Attempt | None = None, run: Path | str | None = None
+) -> Path:
     """Write `report.html`, `explanation.json` and `maps.safetensors` into the folder `out`, then append the record.
 
     `attempt`: from `llmxai.evidence.recording` or `begin`, for a record that says who asked, why and since when;
     without one, the record starts when saving starts and goes to `out/evidence`. A private attempt writes no file:
-    only the record, which holds no text.
+    only the record, which holds no text. `run`: the folder of a run, to whose index.html the page links back.
 
     Raises OutputError where `out` cannot be written or holds files that are not ours, and EvidenceError where the log
     is not whole or `out` lies outside the folder of the attempt's log.
@@ -40,14 +42,19 @@ def save(explanation: Explanation, out: Path | str, *, attempt: Attempt | None =
     if attempt.private is not None:
         explained(attempt, explanation, warnings=warnings)
         return out
-    folder = write_folder(explanation, out, render=lambda *parts: _page(attempt, *parts))
+    home = None if run is None else home_of(out, run=Path(run))
+    folder = write_folder(explanation, out, render=lambda *parts: _page(attempt, home, *parts))
     files = [describe(folder.resolve() / name, base=base.resolve()) for name in FILES]
     explained(attempt, explanation, artefacts=files, warnings=warnings)
     return folder
 
 
 def _page(
-    attempt: Attempt, document: Mapping[str, Any], maps: Mapping[str, np.ndarray], digests: Mapping[str, str]
+    attempt: Attempt,
+    home: str | None,
+    document: Mapping[str, Any],
+    maps: Mapping[str, np.ndarray],
+    digests: Mapping[str, str],
 ) -> str:
     told = provenance(
         attempt.id,
@@ -56,4 +63,4 @@ def _page(
         digests=digests,
         model=document["environment"]["model"]["digest"],
     )
-    return render_report(build_view(document, maps, provenance=told))
+    return render_report(build_view(document, maps, home=home, provenance=told))

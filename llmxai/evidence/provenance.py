@@ -54,6 +54,22 @@ def provenance_of(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def records_of(run: Path) -> dict[str, str]:
+    """By the name of its folder the id of the newest record of each explanation of a run; empty without a log."""
+    if not (run / "evidence" / LOG).exists():
+        return {}
+    try:
+        log = read_log(run)
+    except EvidenceError:
+        return {}
+    return {
+        artefact["path"].rpartition("/")[0].rpartition("/")[2]: entry.id
+        for entry, _ in log
+        for artefact in entry.body["artefacts"] or ()
+        if artefact["path"].endswith("/explanation.json")
+    }
+
+
 def _of_run(run: Path, log: Log) -> dict[str, Any]:
     keyid, last = _signer(run, len(log) - 1), log[-1][0]
     return {

@@ -2,7 +2,7 @@
 
 from llmxai.report.export import export
 from llmxai.report.index import IndexView, build_index
-from llmxai.report.rebuild import Rebuilt, rebuild, write_index, write_page
+from llmxai.report.rebuild import Rebuilt, home_of, rebuild, write_index, write_page
 from llmxai.report.render import render_index, render_report
 from llmxai.report.rows import RunRow, read_rows, summarize, to_columns
 from llmxai.report.view import ReportView, build_view
@@ -15,6 +15,7 @@ __all__ = [
     "build_index",
     "build_view",
     "export",
+    "home_of",
     "read_rows",
     "rebuild",
     "render_index",

@@ -22,6 +22,8 @@ class IndexRow:
     """One record."""
 
     id: Text
+    record: Text
+    """Its id in the log of evidence; empty where none is known."""
     href: str | None
     """Its page, relative to the index; None where there is none."""
     prompt: Text
@@ -60,19 +62,20 @@ def build_index(
     evaluation: str | None = None,
     manifest: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    records: Mapping[str, str] | None = None,
 ) -> IndexView:
     """What the index of the run `name` says.
 
     `place`: where the records' folders lie, relative to the index. `pages`: the ids that have a page; None: all that
     did not fail. `evaluation`: a page to link to. `manifest` (what the run was) and `provenance`
-    (llmxai/report/provenance.py) are shown as they are.
+    (llmxai/report/provenance.py) are shown as they are. `records`: ids in the log of evidence, by row id.
     """
     return IndexView(
         title=f"Run {plain(visible(name))}: {_records(len(rows))}",
         headline=visible(name),
         sentences=_sentences(rows),
         not_proof=NOT_PROOF,
-        rows=tuple(_row(row, place, pages) for row in rows),
+        rows=tuple(_row(row, place, pages, (records or {}).get(row.id, "")) for row in rows),
         charts=build_charts(rows),
         intervals=build_intervals(rows),
         evaluation=evaluation,
@@ -81,11 +84,12 @@ def build_index(
     )
 
 
-def _row(row: RunRow, place: str, pages: frozenset[str] | None) -> IndexRow:
+def _row(row: RunRow, place: str, pages: frozenset[str] | None, record: str) -> IndexRow:
     failed = row.status == FAILED
     has_page = not failed if pages is None else row.id in pages
     return IndexRow(
         id=label(row.id),
+        record=label(record) if record else (),
         href=f"{place}{quote(row.id, safe='', errors='replace')}/report.html" if has_page else None,
         prompt=label(row.prompt) if row.prompt else (),
         answer=label(row.error or "failed, no reason recorded") if failed else label(row.answer or "(nothing)"),

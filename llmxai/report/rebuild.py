@@ -26,6 +26,8 @@ EVIDENCE = "evidence"
 
 Provenances = Callable[[Path], Mapping[str, Any] | None]
 """From the folder of an explanation or of a run to its provenance box (llmxai/report/provenance.py)."""
+Records = Callable[[Path], Mapping[str, str]]
+"""From the folder of a run to the ids of its records in the log of evidence, by the names of their folders."""
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, steps that are done, steps)."""
 
@@ -43,8 +45,17 @@ def no_provenance(_folder: Path) -> None:
     """Nobody keeps records here."""
 
 
+def no_records(_run: Path) -> dict[str, str]:
+    """Nor gives them ids."""
+    return {}
+
+
 def rebuild(
-    folder: Path | str, *, provenance: Provenances = no_provenance, report: Report = lambda _stage, _done, _n: None
+    folder: Path | str,
+    *,
+    provenance: Provenances = no_provenance,
+    records: Records = no_records,
+    report: Report = lambda _stage, _done, _n: None,
 ) -> Rebuilt:
     """Write the pages of `folder`: `report.html` of one explanation; of a run, every record's and `index.html`.
 
@@ -57,14 +68,18 @@ def rebuild(
     failures = []
     for done, record in enumerate(folders):
         report("pages", done, len(folders))
-        home = os.path.relpath(folder / INDEX, record).replace(os.sep, "/")
         try:
-            write_page(record, home=home, provenance=provenance(record))
+            write_page(record, home=home_of(record, run=folder), provenance=provenance(record))
         except OutputError as error:
             failures.append(str(error))
     report("index", 0, 1)
-    index = write_index(folder, provenance=provenance(folder))
+    index = write_index(folder, provenance=provenance(folder), records=records(folder))
     return Rebuilt(index, len(folders) - len(failures) + 1, tuple(failures))
+
+
+def home_of(folder: Path, *, run: Path) -> str:
+    """The address of the index of `run`, relative to a page in `folder`."""
+    return os.path.relpath(run / INDEX, folder).replace(os.sep, "/")
 
 
 def write_page(folder: Path, *, home: str | None = None, provenance: Mapping[str, Any] | None = None) -> Path:
@@ -93,8 +108,13 @@ def _logged(folder: Path) -> bool:
     return folder.with_name(f"{folder.name}.{EVIDENCE}").is_dir() or any((at / EVIDENCE).is_dir() for at in places)
 
 
-def write_index(run: Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-    """`index.html` of a run, from rows.parquet or, where there is none, from each explanation.json."""
+def write_index(
+    run: Path, *, provenance: Mapping[str, Any] | None = None, records: Mapping[str, str] | None = None
+) -> Path:
+    """`index.html` of a run, from rows.parquet or, where there is none, from each explanation.json.
+
+    `records`: by the name of a record's folder its id in the log of evidence.
+    """
     rows = read_rows(run)
     place = "records/" if (run / "records").is_dir() else ""
     pages = frozenset(folder.name for folder in record_folders(run) if (folder / PAGE).is_file())
@@ -106,6 +126,7 @@ def write_index(run: Path, *, provenance: Mapping[str, Any] | None = None) -> Pa
         evaluation=EVALUATION if (run / EVALUATION).is_file() else None,
         manifest=_manifest(run / MANIFEST),
         provenance=provenance,
+        records=records,
     )
     return _replace(run / INDEX, render_index(view))
 

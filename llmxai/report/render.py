@@ -101,6 +101,7 @@ def index_data(view: IndexView) -> dict[str, Any]:
                 row.failed,
                 *row.counts,
                 *(None if value is None else round(value, 4) for value in (row.gap, row.spearman, row.seconds)),
+                _text(row.record),
             ]
             for row in view.rows
         ],

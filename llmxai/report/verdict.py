@@ -35,7 +35,8 @@ LIMITS = (
     "Signed values depend on the baseline: they compare the real words with a neutral one, as named in the settings. "
     "Another baseline gives other values.",
     "Tokens that are held real (the chat template, for example) get no gradient value, though the model does use them.",
-    "The thresholds behind the statuses are a first choice and are not calibrated on known sources yet.",
+    "The thresholds behind the statuses were set on questions whose sources are known, for one small model and a few "
+    "that were trained for it. For another model they are a starting point.",
     "Small values are little related to what happens when the word is removed. Read the first few bars, not the tail.",
 )
 
@@ -68,6 +69,8 @@ class MainSource:
 class Verdict:
     asked: tuple[Asked, ...]
     answer: Text
+    given: bool
+    """Whether the answer was given to the model, not written by it."""
     main_sources: tuple[MainSource, ...]
     removed_sources: tuple[MainSource, ...]
     """The same by removal of one part at a time; empty where the referee was not asked."""
@@ -82,11 +85,12 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
     return Verdict(
         asked=_asked(explanation),
         answer=visible(shorten(answer_text(explanation), limit=LONGEST_QUOTE)),
+        given=explanation["generation"]["stop"] == "given",
         main_sources=_main_sources(explanation, maps),
         removed_sources=_removed_sources(explanation, maps),
         counts=_counts(explanation["targets"]),
         n_tokens=len(explanation["targets"]),
-        sentences=_sentences(explanation["targets"]),
+        sentences=(*_chosen(explanation), *_sentences(explanation["targets"])),
         not_proof=NOT_PROOF,
     )
 
@@ -153,8 +157,23 @@ def _counts(targets: Sequence[Mapping[str, Any]]) -> tuple[StatusCount, ...]:
     counts = tuple(
         StatusCount(str(status), sign, sum(target["status"] == status for target in targets), meaning)
         for status, (sign, meaning) in STATUS_TEXT.items()
+        if status != Status.UNCHECKED or any(target["status"] == status for target in targets)
     )
     return tuple(each for each in counts if each.count or each.status != Status.UNCHECKED)
+
+
+def _chosen(explanation: Mapping[str, Any]) -> tuple[str, ...]:
+    """How far the answer is what the model would say by itself; nothing where it is in every token."""
+    generation, ranks = explanation["generation"], [target["rank"] for target in explanation["targets"]]
+    first = sum(rank == 1 for rank in ranks)
+    if generation["stop"] == "given":
+        return (
+            f"The model did not write this answer: it was given, and the page explains the probability that the model "
+            f"gives to it. {first} of its {len(ranks)} tokens would have been the model’s own first choice.",
+        )
+    if not generation["decoding"].get("do_sample"):
+        return ()
+    return (f"The answer was drawn at random: {first} of its {len(ranks)} tokens were the model’s first choice.",)
 
 
 def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

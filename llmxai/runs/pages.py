@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from llmxai.evaluation import Estimate
 from llmxai.evaluation.measure import BETTER
-from llmxai.evidence.provenance import provenance_of
+from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.report.rebuild import write_index
 from llmxai.runs.ledger import write_atomically
 from llmxai.runs.plots import CONTROLS, Plot, build_plot
@@ -64,7 +64,7 @@ def write_pages(out: Path, recipe: Recipe, entries: Sequence[Mapping[str, Any]],
             plots=[Markup(_svg(plot)) for plot in plots],
         )
         _write(out / "evaluation.html", page)
-    write_index(out, provenance=provenance_of(out))
+    write_index(out, provenance=provenance_of(out), records=records_of(out))
 
 
 def number(value: float) -> str:

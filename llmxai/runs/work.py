@@ -94,7 +94,7 @@ class Worker:
         if halvings:
             attempt.options = {"out_of_memory_halvings": halvings}
         told = _summary(explanation) | self._evaluated(row, explanation.generation) | {"oom_halvings": halvings}
-        save(explanation, self.run / "records" / row.id, attempt=attempt)
+        save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
         return told
 
     def _explained(self, row: Row) -> tuple[Explanation, int]:

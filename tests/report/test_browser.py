@@ -92,7 +92,8 @@ def test_sources_have_signs_and_flags_have_symbols(open_page: Open) -> None:
 def test_choosing_a_word_moves_no_other_word(open_page: Open) -> None:
     """Signs take no room of their own; a text of thousands of words would be laid out anew otherwise."""
     page = open_page(chat(), viewport={"width": 600, "height": 900})
-    places = """all => all.map(e => { const box = e.getBoundingClientRect(), said = e.closest('.said').getBoundingClientRect();
+    places = """all => all.map(e => { const box = e.getBoundingClientRect();
+      const said = e.closest('.said').getBoundingClientRect();
       return [box.left - said.left, box.bottom - said.top, said.height].map(Math.round) })"""
     before = page.locator(".text .unit").evaluate_all(places)
     page.locator(".target").nth(7).click()
@@ -202,7 +203,7 @@ def test_the_variant_stands_open_beside_a_diluted_rollout_only(open_page: Open) 
     page.get_by_role("button", name="return, diluted").click()
     beside = page.locator("section[aria-label='Sources by Gradient weighted rollout']")
     assert beside.locator("li").first.is_visible()
-    assert "The variant beside the diluted rollout." in beside.inner_text()
+    assert "Another way to follow attention" in beside.inner_text()
     page.get_by_role("button", name="def, disagree").click()
     assert not beside.locator("li").first.is_visible()
     beside.locator("summary").first.click()

@@ -16,10 +16,10 @@
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
   const plain = (text) => [text].flat(2).join("");
 
-  // ---- rows, as the data has them: [id, href, prompt, answer, failed, agree, diluted, disagree, unconverged, unchecked, gap, spearman, seconds]
+  // ---- rows, as the data has them: [id, href, prompt, answer, failed, agree, diluted, disagree, unconverged, unchecked, gap, spearman, seconds, record]
   const AT = { id: 0, prompt: 2, answer: 3, agree: 5, diluted: 6, disagree: 7, unconverged: 8, unchecked: 9, gap: 10, spearman: 11, seconds: 12 };
   const fold = (text) => text.normalize("NFKC").toLowerCase();
-  const rows = data.rows.map((row) => ({ row, text: fold([row[0], row[2], row[3]].map(plain).join("\n")) }));
+  const rows = data.rows.map((row) => ({ row, text: fold([row[0], row[2], row[3], row[13]].map(plain).join("\n")) }));
   const kept = {
     all: () => true,
     failed: ([, , , , failed]) => failed,
@@ -46,7 +46,7 @@
     const name = make("bdi", {}, ...pieces(id));
     const said = make("td", {}, make("span", { dir: "auto" }, ...pieces(answer)));
     if (failed) said.prepend(make("span", { class: "warning" }, "failed: "));
-    const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name), make("td", {}, make("span", { dir: "auto" }, ...pieces(prompt))), said);
+    const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name, ...(numbers[8].length ? [make("code", { class: "soft" }, ...pieces(numbers[8]))] : [])), make("td", {}, make("span", { dir: "auto" }, ...pieces(prompt))), said);
     if (failed) {
       row.append(make("td", { colspan: 8, class: "soft" }, "no explanation"));
       return row;
@@ -56,7 +56,7 @@
       const linked = count && href ? [make("a", { href: `${href}#${status}`, "aria-label": `${count} ${status}, go to the first` }, String(count))] : [String(count)];
       row.append(make("td", { class: `num${count ? ` status-${status}` : ""}` }, ...linked));
     });
-    numbers.slice(5).forEach((value, i) => row.append(make("td", { class: "num" }, value === null ? "–" : value.toFixed([2, 2, 1][i]).replace("-", "−"))));
+    numbers.slice(5, 8).forEach((value, i) => row.append(make("td", { class: "num" }, value === null ? "–" : value.toFixed([2, 2, 1][i]).replace("-", "−"))));
     return row;
   }
 

@@ -288,7 +288,7 @@
     if (!data.variant) return [];
     const list = () => [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
     const attributes = { "aria-label": `Sources by ${data.variant}` };
-    if (target.status === "diluted") return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "The variant beside the diluted rollout."), ...list())];
+    if (target.status === "diluted") return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "Another way to follow attention, shown because plain rollout cannot be read here."), ...list())];
     return [make("section", attributes, folded("variant", data.variant, list))];
   }
 
