@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmxai.names import Status
+from llmxai.report.dilution import is_diluted
 from llmxai.report.removal import Removal, build_referee, build_removal
 from llmxai.report.verdict import STATUS_TEXT
 from llmxai.report.visible import Text, label, plain, visible
@@ -106,6 +107,8 @@ class Row:
     rank: int
     status: str
     sign: str
+    diluted: bool
+    """Whether plain rollout cannot be read; the status may say something worse."""
     reason: str
     gap: str
     local_error: str
@@ -135,7 +138,10 @@ class Setting:
 def build_rows(explanation: Mapping[str, Any]) -> tuple[Row, ...]:
     """One row a generated token, in order."""
     tokens, removal = explanation["tokens"], build_removal(explanation)
-    return tuple(_row(tokens, target, number, removal) for number, target in enumerate(explanation["targets"], start=1))
+    return tuple(
+        _row(tokens, target, number, removal, diluted=is_diluted(target, explanation["settings"]))
+        for number, target in enumerate(explanation["targets"], start=1)
+    )
 
 
 def build_settings(values: Mapping[str, Any]) -> tuple[Setting, ...]:
@@ -164,7 +170,14 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def _row(tokens: Sequence[Mapping[str, Any]], target: Mapping[str, Any], number: int, removal: Removal | None) -> Row:
+def _row(
+    tokens: Sequence[Mapping[str, Any]],
+    target: Mapping[str, Any],
+    number: int,
+    removal: Removal | None,
+    *,
+    diluted: bool,
+) -> Row:
     sources, referee = target["sources"], build_referee(target["referee"])
     return Row(
         number=number,
@@ -173,6 +186,7 @@ def _row(tokens: Sequence[Mapping[str, Any]], target: Mapping[str, Any], number:
         rank=target["rank"],
         status=target["status"],
         sign=STATUS_TEXT[Status(target["status"])][0],
+        diluted=diluted,
         reason=plain(visible(target["reason"])),
         gap=signed(target["gap"]),
         local_error=f"{target['local_error']:.3f}",

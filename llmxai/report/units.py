@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
+from llmxai.report.dilution import is_diluted
 from llmxai.report.removal import Referee, build_referee, covered
 from llmxai.report.visible import Text, label, plain, visible
 
@@ -77,6 +78,8 @@ class Target:
     """Of the token `judged`."""
     judged: Text
     """The token whose status the unit carries; the agreement figures are that token's too."""
+    diluted: bool
+    """Whether plain rollout cannot be read for one of its tokens; the status may say something worse."""
     joined: int
     """Tokens in the unit. Log-probs, F, gaps and tolerances are sums over them; rollout figures are means."""
     logprob: float
@@ -177,7 +180,7 @@ def build_level(
                 "removal": _top(removal[which].sum(axis=0), scale=GRADIENT_SCALE, limit=TOP),
                 "removal_total": float(np.abs(removal[which].sum(axis=0)).sum()),
             }
-            built.append(Target(unit=number, **_figures(own, units[number].status), **sources))
+            built.append(Target(unit=number, **_figures(own, units[number].status, explanation["settings"]), **sources))
     ranges = [(a, b) for a, b in explanation["ablations"]["units"]] if explanation["ablations"] else []
     return Level(units, _turns(units), tuple(built), covered(ranges, groups))
 
@@ -204,7 +207,7 @@ def _turns(units: Sequence[Unit]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
+def _figures(own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One unit's numbers: sums where they add up, means of shares, and the agreement of the token it is judged by."""
     worst = next(target for target in own if target["status"] == status)
     recorded = [target["logprob"] for target in own if target["logprob"] is not None]
@@ -216,6 +219,7 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str) -> dict[str, Any]:
         "status": status,
         "reason": plain(visible(worst["reason"])),
         "judged": label(worst["text"]),
+        "diluted": any(is_diluted(target, settings) for target in own),
         "joined": len(own),
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
         "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
+from llmxai.report.dilution import is_diluted
 from llmxai.report.removal import count_referee
 from llmxai.report.visible import Text, label, shorten, visible
 
@@ -90,7 +91,7 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         removed_sources=_removed_sources(explanation, maps),
         counts=_counts(explanation["targets"]),
         n_tokens=len(explanation["targets"]),
-        sentences=(*_chosen(explanation), *_sentences(explanation["targets"])),
+        sentences=(*_chosen(explanation), *_sentences(explanation["targets"], explanation["settings"])),
         not_proof=NOT_PROOF,
     )
 
@@ -176,7 +177,7 @@ def _chosen(explanation: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"The answer was drawn at random: {first} of its {len(ranks)} tokens were the model’s first choice.",)
 
 
-def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[str, ...]:
     n = len(targets)
     converged = sum(target["converged"] for target in targets)
     count = {status: sum(target["status"] == status for target in targets) for status in Status}
@@ -191,11 +192,12 @@ def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
             f"The gradient values cannot be read for {_some(n - converged, n)}: they could not be computed accurately "
             f"enough. They are marked “!” and left out of the main sources."
         )
-    if diluted := count[Status.DILUTED]:
-        sink = float(np.median([t["rollout"]["sink_mass"] for t in targets if t["status"] == Status.DILUTED]))
+    if diluted := [target for target in targets if is_diluted(target, settings)]:
+        sink = float(np.median([target["rollout"]["sink_mass"] for target in diluted]))
         said.append(
-            f"Attention says nothing of use for {_some(diluted, n)}: typically {_most(sink)} of it ends on the very "
-            f"first token, or it spreads as it would for any text. For these do not read the bars of attention rollout."
+            f"Attention says nothing of use for {_some(len(diluted), n)}: typically {_most(sink)} of it ends on the "
+            f"very first token, or it spreads as it would for any text. For these do not read the bars of attention "
+            f"rollout."
         )
     if contradicted := count[Status.DISAGREE]:
         said.append(f"For {_some(contradicted, n)} the two methods contradict each other: trust neither alone.")
@@ -210,7 +212,7 @@ def _sentences(targets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     if asked := sum(referee.values()):
         said.append(
             f"The referee took parts of the input away and watched the answer. That bears out the gradients for "
-            f"{referee['gradients']} of {asked} tokens, attention for {referee['attention']}, and does not tell for "
+            f"{referee['gradients']} of {_of(asked)}, attention for {referee['attention']}, and does not tell for "
             f"{referee['neither']}."
         )
     if any(target["referee"] is None for target in targets):
@@ -226,5 +228,9 @@ def _all(n: int) -> str:
     return "the only token" if n == 1 else f"all {n} tokens"
 
 
+def _of(n: int) -> str:
+    return "1 token" if n == 1 else f"{n} tokens"
+
+
 def _some(count: int, n: int) -> str:
-    return _all(n) if count == n else f"{count} of {n} tokens"
+    return _all(n) if count == n else f"{count} of the {n} tokens"

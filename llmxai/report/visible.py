@@ -46,7 +46,7 @@ NAMES = {
     "\ufeff": "BOM",
     "\uffa0": "FILLER",
 }
-LINE_BREAK, TAB, SPACE = "¶", "⇥", "␣"
+LINE_BREAK, TAB = "¶", "⇥"
 JOINER = "\u200d"
 SIGN_PARTS = ("So", "Sk")
 """Categories of emoji and of their skin tones; between two of these a joiner makes one sign of several."""
@@ -84,9 +84,13 @@ def label(text: str) -> Text:
     """What a lone word or token is called in a list or a table: on one line, and never empty."""
     kept = text.strip(" ")
     if not kept:
-        return (Piece(SPACE * len(text) if text else "part of a character", mark=True),)
+        return (Piece(_blank(len(text)), mark=True),)
     lined = ((piece.text.replace("\n", ""), piece.mark) for piece in visible(kept.replace("\t", TAB)))
     return tuple(Piece(text, mark) for text, mark in lined if text)
+
+
+def _blank(spaces: int) -> str:
+    return ("part of a character", "space")[spaces] if spaces < 2 else f"{spaces} spaces"
 
 
 def plain(text: Text) -> str:

@@ -59,7 +59,8 @@ def test_a_mark_is_not_the_same_letters_in_the_text() -> None:
     ("text", "name"),
     [
         (" Paris", "Paris"),
-        ("  ", "[␣␣]"),
+        (" ", "[space]"),
+        ("  ", "[2 spaces]"),
         ("\n", "[¶]"),
         ("a\nb", "a[¶]b"),
         ("", "[part of a character]"),
@@ -94,12 +95,12 @@ def test_the_small_example_in_full() -> None:
         ("!", 1, "unconverged"),
     ]
     assert verdict.sentences == (
-        "The gradient values cannot be read for 1 of 17 tokens: they could not be computed accurately enough. They are "
-        "marked “!” and left out of the main sources.",
-        "Attention says nothing of use for 2 of 17 tokens: typically more than 99% of it ends on the very first token, "
-        "or it spreads as it would for any text. For these do not read the bars of attention rollout.",
-        "For 2 of 17 tokens the two methods contradict each other: trust neither alone.",
-        "For 12 of 17 tokens both methods rank the sources alike.",
+        "The gradient values cannot be read for 1 of the 17 tokens: they could not be computed accurately enough. They "
+        "are marked “!” and left out of the main sources.",
+        "Attention says nothing of use for 2 of the 17 tokens: typically more than 99% of it ends on the very first "
+        "token, or it spreads as it would for any text. For these do not read the bars of attention rollout.",
+        "For 2 of the 17 tokens the two methods contradict each other: trust neither alone.",
+        "For 12 of the 17 tokens both methods rank the sources alike.",
         "The referee took parts of the input away and watched the answer. That bears out the gradients for 12 of 17 "
         "tokens, attention for 2, and does not tell for 3.",
     )
@@ -381,3 +382,32 @@ def test_an_explanation_of_schema_1_has_a_page_without_what_it_lacks() -> None:
     assert (target.kendall, target.similarity, target.spearman) == (None, None, 0.62)
     assert "radio" in render_report(view)
     assert 'value="variant"' not in render_report(view)
+
+
+def test_attention_of_an_unconverged_token_may_be_diluted_too() -> None:
+    """The status says the worse of the two; the bars of attention must not be read all the same."""
+    document, maps = sample(["<s>", " a", " b"], [" x", " y", " z"], statuses=["unconverged", "unconverged", "agree"])
+    document["settings"]["crosscheck"] = {"most_sink": 0.55, "least_divergence": 0.007}
+    document["targets"][0]["rollout"]["sink_mass"] = 0.99
+    view = build_view(document, maps)
+    assert [row.diluted for row in view.rows] == [True, False, False]
+    assert [target.diluted for target in view.levels["tokens"].targets] == [True, False, False]
+    assert any(
+        said.startswith("Attention says nothing of use for 1 of the 3 tokens") for said in view.verdict.sentences
+    )
+    page = render_report(view)
+    assert page.count('<span class="soft">not to be read</span>') == 3
+    assert page.count("Attention rollout: not to be read") == 1
+    del document["settings"]["crosscheck"]  # before thresholds were kept, the status was all there is
+    assert not any(row.diluted for row in build_view(document, maps).rows)
+
+
+def test_an_answer_that_was_given_is_called_so() -> None:
+    document, maps = sample(["<s>", " a"], [" x", " y", " z"], stop="given")
+    page = render_report(build_view(document, maps))
+    assert "The answer that it was given to explain" in page
+    assert "1 of its 3 tokens would have been the model’s own first choice." in page
+    document["generation"] |= {"stop": "length", "decoding": {"do_sample": True}}
+    page = render_report(build_view(document, maps))
+    assert "It answered" in page
+    assert "drawn at random: 1 of its 3 tokens were the model’s first choice." in page

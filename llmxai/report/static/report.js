@@ -82,6 +82,8 @@
     variant: () => [...target.variant_structure, ...target.variant],
     removal: () => spread(target.removal),
   })[state.method]();
+  /** Whether the figures of the chosen method must not be read for this word. */
+  const unreadable = (target) => state.method === "gradients" ? target.status === "unconverged" : state.method === "rollout" && target.diluted;
   const largest = (pairs) => Math.max(1, ...pairs.map(([, value]) => Math.abs(value)));
 
   // ---- the text
@@ -153,6 +155,7 @@
       where.append(key);
     }
     where.append(signed() ? " raises, in nats" : state.method === "variant" ? " of its row" : " of all attention");
+    if (unreadable(target)) where.append(make("b", {}, " · not to be read for this word"));
   }
 
   // ---- the panel
@@ -288,20 +291,20 @@
     if (!data.variant) return [];
     const list = () => [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
     const attributes = { "aria-label": `Sources by ${data.variant}` };
-    if (target.status === "diluted") return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "Another way to follow attention, shown because plain rollout cannot be read here."), ...list())];
+    if (target.diluted) return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "Another way to follow attention, shown because plain rollout cannot be read here."), ...list())];
     return [make("section", attributes, folded("variant", data.variant, list))];
   }
 
   function rollout(target) {
-    const section = make("section", { "aria-label": "Sources by attention rollout", class: target.status === "diluted" ? "doubtful" : "" }, make("h4", {}, "Attention rollout"));
+    const section = make("section", { "aria-label": "Sources by attention rollout", class: target.diluted ? "doubtful" : "" }, make("h4", {}, "Attention rollout"));
     if (data.refused) section.append(make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.refused)));
-    else section.append(make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target, "diluted"),
+    else section.append(make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target.diluted, "diluted"),
       make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
       ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 }));
     return section;
   }
 
-  const doubt = (target, status) => target.status !== status ? [] : [make("p", { class: `doubt status-${status}` }, `${data.statuses[status].sign} ${status}: do not read these bars`)];
+  const doubt = (holds, status) => !holds ? [] : [make("p", { class: `doubt status-${status}` }, `${data.statuses[status].sign} ${status}: do not read these bars`)];
 
   function fill(target) {
     const own = level().units[state.shown], meaning = data.statuses[target.status];
@@ -312,7 +315,7 @@
       make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...joined,
       make("div", { class: "pair" },
         make("section", { "aria-label": "Sources by integrated gradients", class: target.status === "unconverged" ? "doubtful" : "" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
-          ...doubt(target, "unconverged"),
+          ...doubt(target.status === "unconverged", "unconverged"),
           ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })),
         rollout(target), ...variant(target), ...removal(target)),
       ...referee(target), ...dilution(target), likelihood(target), figures,
@@ -356,7 +359,7 @@
     nodes[number].setAttribute("aria-pressed", "true");
     reach(nodes[number]);
     reveal(target);
-    live.textContent = `Pinned ${name(number)}: ${target.status}.${best ? ` Top source: ${source}.` : ""}`;
+    live.textContent = `Pinned ${name(number)}: ${target.status}.${unreadable(target) ? " These colours are not to be read." : best ? ` Top source: ${source}.` : ""}`;
     remember(`#${state.level}-${number}`);
   }
 
