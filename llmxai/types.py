@@ -46,6 +46,8 @@ class Generation:
     """What was asked, as it came: `prompt` or `messages`, and `response` where one was given."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Decoding settings and seed; empty where the response was given."""
+    source_len: int = 0
+    """Of an encoder-decoder, the tokens that the encoder reads; the decoder's follow, from its start token on."""
     classes: tuple[str, ...] = ()
     """Names of a classifier's classes. Its answer is one token: the id is the class's number, the text its name."""
     read_at: tuple[int, ...] = ()

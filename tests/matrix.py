@@ -12,8 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from markupsafe import escape
-from tiny import ARCHITECTURES, CLASSES, CLASSIFIERS, HYBRIDS, make_classifier, make_loaded
+from tiny import (
+    ARCHITECTURES,
+    CLASSES,
+    CLASSIFIERS,
+    ENCODER_DECODERS,
+    HYBRIDS,
+    make_classifier,
+    make_encoder_decoder,
+    make_loaded,
+)
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmxai import Decoding, explain, save
 from llmxai.models import LoadedModel
@@ -33,7 +43,7 @@ ROUTED = {"mixtral", "gpt_oss"}
 EVERY_EXPERT = {"num_experts_per_tok": 4}
 
 CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
-    **{name: (name, {}) for name in (*ARCHITECTURES, *HYBRIDS, *CLASSIFIERS)},
+    **{name: (name, {}) for name in (*ARCHITECTURES, *HYBRIDS, *CLASSIFIERS, *ENCODER_DECODERS)},
     **{f"{name}, every expert": (name, EVERY_EXPERT) for name in sorted(ROUTED)},
 }
 
@@ -74,6 +84,9 @@ def run(case: str, folder: Path) -> Row:
     if name in CLASSIFIERS:
         loaded = make_classifier(name, initializer_range=SCALE)
         result = explain(loaded, CHAT[1]["content"], max_nodes=256)
+    elif name in ENCODER_DECODERS:
+        loaded = make_encoder_decoder(name)
+        result = explain(loaded, CHAT[1]["content"], decoding=Decoding(max_new_tokens=3), max_nodes=512)
     else:
         scale = "init_std" if name == "opt" else "initializer_range"
         loaded = make_loaded(name, **{scale: SCALE, **changes})
@@ -103,6 +116,8 @@ def roles_are_right(generation: Generation) -> bool:
         same = "".join(said[Role.USER].split()) == "".join(CHAT[1]["content"].split())  # word pieces drop spaces
         named = said[Role.GENERATED] == CLASSES[generation.generated_ids[0]]
         return used == {Role.TEMPLATE, Role.USER, Role.GENERATED} and same and named
+    if generation.source_len:
+        return used == {Role.TEMPLATE, Role.USER, Role.GENERATED} and said[Role.USER] == CHAT[1]["content"]
     return used == {Role.TEMPLATE, Role.SYSTEM, Role.USER, Role.GENERATED} and all(
         said[Role(message["role"])] == message["content"] for message in CHAT
     )
@@ -112,6 +127,8 @@ def naive_rollout(loaded: LoadedModel, generation: Generation) -> Tensor:
     """Whole maps of a copy that was built with eager attention, multiplied."""
     model = type(loaded.model)._from_config(loaded.model.config, attn_implementation="eager")
     model.load_state_dict(loaded.model.state_dict())
+    if generation.source_len:
+        return naive_two_sides(model.eval(), generation)
     seen = generation.ids[: generation.prompt_len] if generation.classes else generation.ids
     with torch.no_grad():
         maps = model.eval()(torch.tensor([seen]), output_attentions=True).attentions
@@ -121,6 +138,25 @@ def naive_rollout(loaded: LoadedModel, generation: Generation) -> Tensor:
         product = (identity + layer[0].double().mean(dim=0)) @ product / 2
     if generation.classes:
         return torch.nn.functional.pad(product[list(generation.read_at)].mean(dim=0, keepdim=True), (0, 1))
+    return product[[predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]]
+
+
+def naive_two_sides(model: PreTrainedModel, generation: Generation) -> Tensor:
+    """The same for encoder and decoder on one axis, every attention a block of a matrix."""
+    cut, n = generation.source_len, len(generation.ids)
+    source, own = slice(0, cut), slice(cut, n)
+    given, written = (torch.tensor([generation.ids[side]]) for side in (source, own))
+    with torch.no_grad():
+        output = model(input_ids=given, decoder_input_ids=written, output_attentions=True, use_cache=False)
+    blocks = [(layer, source, source) for layer in output.encoder_attentions]
+    for mine, cross in zip(output.decoder_attentions, output.cross_attentions, strict=True):
+        blocks += [(mine, own, own), (cross, own, source)]
+    product = torch.eye(n, dtype=torch.float64)
+    for weights, queries, keys in blocks:
+        layer = torch.eye(n, dtype=torch.float64)
+        layer[queries, queries] /= 2
+        layer[queries, keys] += weights[0].double().mean(dim=0) / 2
+        product = layer @ product
     return product[[predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]]
 
 

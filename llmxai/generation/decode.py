@@ -44,7 +44,8 @@ def generate(loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = 
     """
     model = loaded.model
     limit = loaded.context_length
-    room = decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - len(prompt.ids))
+    own = prompt.ids[prompt.source_len :]  # what stands on the side that answers
+    room = decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - len(own))
     sampled = decoding.temperature > 0
     config = copy.deepcopy(model.generation_config)
     config.update(
@@ -64,12 +65,13 @@ def generate(loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = 
     if config.pad_token_id is None:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else (eos if eos is not None else 0)
-    ids = torch.tensor([prompt.ids], device=input_device(model))
+    ids = torch.tensor([prompt.ids[: prompt.source_len] or prompt.ids], device=input_device(model))
+    begin = {"decoder_input_ids": torch.tensor([own], device=ids.device)} if prompt.source_len else {}
     devices = [ids.device.index or 0] if ids.device.type == "cuda" else []
     with undisturbed(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(decoding.seed)
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    answer = output.sequences[0, len(prompt.ids) :].tolist()
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **begin)
+    answer = output.sequences[0, len(own) :].tolist()
     logprobs = []
     for t, (token, logits) in enumerate(zip(answer, output.logits, strict=True)):
         logprob = float(torch.log_softmax(logits[0].double(), dim=-1)[token])
@@ -99,7 +101,8 @@ def given(loaded: LoadedModel, prompt: PromptTokens, *, response: str) -> Genera
     ids = loaded.tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
     if not ids:
         raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
-    require_fits(loaded, len(prompt.ids) + len(ids), what="The prompt with the response")
+    own = len(prompt.ids) - prompt.source_len
+    require_fits(loaded, own + len(ids), what="The prompt with the response")
     return _generation(loaded, prompt, list(ids), logprobs=None, stop="given", decoding={}, response=response)
 
 
@@ -115,7 +118,9 @@ def _generation(
 ) -> Generation:
     ids = (*prompt.ids, *answer)
     roles = prompt.roles + (Role.GENERATED,) * len(answer)
-    texts = token_texts(loaded.tokenizer, ids)
+    # the two sides of an encoder-decoder are two texts
+    sides = (ids[: prompt.source_len], ids[prompt.source_len :])
+    texts = tuple(text for side in sides for text in token_texts(loaded.tokenizer, side))
     return Generation(
         ids=ids,
         prompt_len=len(prompt.ids),
@@ -126,4 +131,5 @@ def _generation(
         stop=stop,
         request=dict(prompt.request) | ({} if response is None else {"response": response}),
         decoding=decoding,
+        source_len=prompt.source_len,
     )

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from llmxai.errors import PromptError
+from llmxai.errors import PromptError, UnsupportedModelError
 from llmxai.generation.words import token_texts
-from llmxai.models import LoadedModel
+from llmxai.models import Kind, LoadedModel
 from llmxai.types import Role
 
 Message = Mapping[str, Any]
@@ -46,6 +46,8 @@ class PromptTokens:
     ids: tuple[int, ...]
     roles: tuple[Role, ...]
     request: Mapping[str, Any]
+    source_len: int = 0
+    """Of an encoder-decoder: how many of them the encoder reads."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,32 @@ def _finish(
     require_fits(loaded, len(ids) + 1, what="The prompt with room for one answer token")
     starts = ids[0] == loaded.tokenizer.bos_token_id and roles[0] == Role.TEMPLATE
     first = Role.BOS if starts else roles[0]
-    return PromptTokens(ids=tuple(ids), roles=(first, *roles[1:]), request=request)
+    return with_decoder_start(loaded, PromptTokens(ids=tuple(ids), roles=(first, *roles[1:]), request=request))
+
+
+def with_decoder_start(loaded: LoadedModel, prompt: PromptTokens) -> PromptTokens:
+    """For an encoder-decoder, the source with the tokens that its decoder always begins with behind it.
+
+    They are the start token, and the token that the model is made to say first where it has one (BART, mBART): nobody
+    chose it, so it is held and not explained. Raises UnsupportedModelError where no start token is known.
+    """
+    if loaded.kind is not Kind.ENCODER_DECODER:
+        return prompt
+    config = loaded.model.generation_config
+    start = config.decoder_start_token_id
+    start = start if start is not None else loaded.model.config.decoder_start_token_id
+    if start is None:
+        raise UnsupportedModelError(
+            f"{loaded.name}: neither its configuration nor its generation settings name a decoder_start_token_id, so "
+            f"its answer has nowhere to begin."
+        )
+    begin = [start] if config.forced_bos_token_id is None else [start, config.forced_bos_token_id]
+    return replace(
+        prompt,
+        ids=(*prompt.ids, *begin),
+        roles=(*prompt.roles, *[Role.TEMPLATE] * len(begin)),
+        source_len=len(prompt.ids),
+    )
 
 
 def _require_messages(messages: Sequence[Message]) -> None:

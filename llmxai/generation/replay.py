@@ -29,7 +29,7 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     positions = [predicting_position(generation.prompt_len, t) for t in range(n)]
     with undisturbed(loaded.model), torch.no_grad():
         embeds = embed(loaded.model, generation.ids[: positions[-1] + 1])[None]
-        logits = forward_logits(loaded.model, embeds, positions=positions)[0].double()
+        logits = forward_logits(loaded.model, embeds, positions=positions, source=generation.source_len)[0].double()
     chosen = torch.tensor(generation.generated_ids, device=logits.device)[:, None]
     logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0]
     if not torch.isfinite(logprobs).all():

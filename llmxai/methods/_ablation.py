@@ -177,6 +177,8 @@ class _Prompt:
     """What stands in for a removed token; None where removed tokens are taken out."""
     owner: Tensor
     """[live]: the unit of each token, or -1."""
+    source: int
+    """Of an encoder-decoder: how many of the tokens go into the encoder."""
 
     @classmethod
     def of(
@@ -203,6 +205,7 @@ class _Prompt:
             real=x[first:],
             substitute=substitute,
             owner=owner[first:],
+            source=generation.source_len,
         )
 
     def stays(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
@@ -225,7 +228,13 @@ class _Prompt:
             x = torch.where(removed[..., None], self.substitute, x)
         gone = len(self.owner) - length
         positions = [position - self.first - gone for position in self.rows.positions]
-        logits = forward_logits(self.loaded.model, x.to(self.loaded.dtype), positions=positions, prefix=self.prefix)
+        logits = forward_logits(
+            self.loaded.model,
+            x.to(self.loaded.dtype),
+            positions=positions,
+            prefix=self.prefix,
+            source=max(0, self.source - gone),  # units stand in the source, where there is one
+        )
         values = self.rows.values(logits).double().cpu()
         if not torch.isfinite(values).all():
             raise NonFiniteError(

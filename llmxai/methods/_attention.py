@@ -22,7 +22,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods._visible import Visible, visible_in_map, visible_keys
-from llmxai.models import LoadedModel, embed, keeps_logits, transformer_depth
+from llmxai.models import Kind, LoadedModel, embed, keeps_logits, transformer_depth
 from llmxai.models.seams import rollout_refusal, undisturbed
 
 CAPTURE = "llmxai_capture"
@@ -37,9 +37,9 @@ class AttentionCall:
     """What one layer attends with: enough to compute its weights again, for any block of queries."""
 
     module: nn.Module
-    query: Float[Tensor, "1 head seq channel"]
-    key: Float[Tensor, "1 kv_head seq channel"]
-    value: Float[Tensor, "1 kv_head seq channel"]
+    query: Float[Tensor, "1 head query channel"]
+    key: Float[Tensor, "1 kv_head key channel"]
+    value: Float[Tensor, "1 kv_head key channel"]
     mask: Tensor | None
     """[1, 1, query, key], True where a query sees a key (or added to the scores, where a model makes its own)."""
     options: Mapping[str, Any]
@@ -61,8 +61,11 @@ class AttentionCall:
         if mask is not None and mask.dtype == torch.bool:
             least = torch.finfo(query.dtype).min
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, least)
+        options = dict(self.options)
+        if isinstance(bias := options.get("position_bias"), Tensor):  # T5
+            options["position_bias"] = bias[:, :, queries, keys]
         eager = sys.modules[type(self.module).__module__].eager_attention_forward
-        output, weights = eager(self.module, query, key, value, mask, **self.options)
+        output, weights = eager(self.module, query, key, value, mask, **options)
         return output, weights
 
     def weights(self, queries: slice, keys: slice) -> Float[Tensor, "head query key"]:
@@ -116,6 +119,11 @@ def capture_attention(
     if (refusal := rollout_refusal(loaded.model.config)) is not None:
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model = loaded.model
+    if loaded.kind is Kind.ENCODER_DECODER:
+        raise UnsupportedModelError(
+            f"{loaded.name}: an encoder-decoder has three attentions, and this variant is defined for one stack of "
+            f"layers only. attention_rollout and gradient_weighted_rollout are defined across both."
+        )
     with undisturbed(model), torch.no_grad():
         if through_interface(model):
             calls: list[AttentionCall] = []
@@ -207,16 +215,17 @@ def attending(
     model: PreTrainedModel, output: Callable[[AttentionCall], Float[Tensor, "1 query head channel"]]
 ) -> Iterator[None]:
     """Let `model` attend through `output`; registry and model are put back afterwards."""
-    seen: dict[tuple[int, bool], tuple[Tensor | None, Visible]] = {}  # layers share their masks
+    seen: dict[tuple[int, bool, int, int], tuple[Tensor | None, Visible]] = {}  # layers share their masks
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
         causal = getattr(module, "is_causal", True)
-        key_of = (id(attention_mask), causal)
-        if key_of not in seen:
-            seen[key_of] = attention_mask, visible_keys(attention_mask, query.shape[2], causal=causal)
-        visible = seen[key_of][1]
+        case = (id(attention_mask), causal, query.shape[2], key.shape[2])
+        if case not in seen:
+            keys = None if causal else key.shape[2]
+            seen[case] = attention_mask, visible_keys(attention_mask, query.shape[2], keys=keys)
+        visible = seen[case][1]
         return output(AttentionCall(module, query, key, value, attention_mask, options, visible)), None
 
     before = model.config._attn_implementation

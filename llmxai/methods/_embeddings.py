@@ -59,7 +59,10 @@ def score_tokens(
     chosen = visible_features(generation, targets, features=features)
     with undisturbed(loaded.model), seeded(seed, device=loaded.model.device):
         x = embed(loaded.model, generation.ids)[None]
-        rows = [work(_forward(loaded, target), x).detach().double().cpu() for target in targets]
+        rows = [
+            work(_forward(loaded, target, source=generation.source_len), x).detach().double().cpu()
+            for target in targets
+        ]
     return TokenScores(
         method=method,
         values=torch.stack(rows) * chosen,
@@ -69,12 +72,12 @@ def score_tokens(
     )
 
 
-def _forward(loaded: LoadedModel, target: Target) -> Forward:
+def _forward(loaded: LoadedModel, target: Target, *, source: int) -> Forward:
     rows = TargetRows.of([target])
 
     def forward(embeddings: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, " batch"]:
         seen = embeddings[:, : target.last + 1]
-        return rows.values(forward_logits(loaded.model, seen, positions=rows.positions))[:, 0]
+        return rows.values(forward_logits(loaded.model, seen, positions=rows.positions, source=source))[:, 0]
 
     return forward
 

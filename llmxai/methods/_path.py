@@ -27,6 +27,8 @@ class Path:
     input: Float[Tensor, "seq hidden"]
     baseline: Float[Tensor, "seq hidden"]
     moving: Bool[Tensor, " seq"]
+    source: int = 0
+    """Of an encoder-decoder: how many of the tokens go into the encoder."""
 
     @property
     def delta(self) -> Float[Tensor, "seq hidden"]:
@@ -51,7 +53,7 @@ def make_path(loaded: LoadedModel, generation: Generation, *, features: str, bas
     x = embed(loaded.model, generation.ids).to(wide)
     b = baseline_embedding(loaded, baseline, seq=len(generation.ids)).to(x)
     moving = moving_tokens(generation, features=features).to(x.device)
-    return Path(input=x, baseline=b.expand_as(x), moving=moving)
+    return Path(input=x, baseline=b.expand_as(x), moving=moving, source=generation.source_len)
 
 
 def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:

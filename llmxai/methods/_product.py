@@ -34,6 +34,12 @@ def _with_sums_of_the_mean(fused: Tensor, weights: Tensor) -> Tensor:
     return fused * (wanted / fused.sum(dim=1, keepdim=True).clamp(min=TINY))
 
 
+def require_share(residual: float) -> None:
+    """Raise OptionError for a residual outside [0, 1)."""
+    if not 0 <= residual < 1:
+        raise OptionError(f"residual is {residual}; expected a share from 0 up to, but not including, 1.")
+
+
 def target_positions(generation: Generation) -> list[int]:
     """The predicting position of every generated token."""
     return [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
@@ -74,8 +80,8 @@ def roll_out(
 
     `residual` is r, one number or one a layer and query. `sink_removed` hides key 0 and scales each row to sum 1 again.
     """
-    if not isinstance(residual, Sequence) and not 0 <= residual < 1:
-        raise OptionError(f"residual is {residual}; expected a share from 0 up to, but not including, 1.")
+    if not isinstance(residual, Sequence):
+        require_share(residual)
     if last_layers is not None and last_layers < 1:
         raise OptionError(f"last_layers is {last_layers}; expected at least 1.")
     positions = target_positions(generation)

@@ -47,6 +47,11 @@ class Removal:
 
     def __post_init__(self) -> None:
         require_operator(self.operator)
+        if self.generation.source_len and self.operator == "delete":
+            raise OptionError(
+                f"{self.loaded.name}: an encoder-decoder has two sides, and this method does not take tokens out of "
+                f"both. Choose the operator baseline or mean."
+            )
         if not self.features or self.features[-1] > min(self.target.positions):
             raise OptionError(
                 f"{len(self.features)} features, the last at {self.features[-1:]}: expected at least one, none after "
@@ -97,7 +102,11 @@ class Removal:
         positions = [position - self.live - removed for position in rows.positions]
         with undisturbed(self.loaded.model), torch.no_grad():
             logits = forward_logits(
-                self.loaded.model, inputs.to(self.loaded.dtype), positions=positions, prefix=self.prefix
+                self.loaded.model,
+                inputs.to(self.loaded.dtype),
+                positions=positions,
+                prefix=self.prefix,
+                source=self.generation.source_len,
             )
         self.forwards += len(inputs)
         return rows.values(logits)[:, 0].double().cpu()

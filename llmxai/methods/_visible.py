@@ -45,16 +45,16 @@ class Visible:
 
 def visible_in_map(weights: Float[Tensor, "1 head query key"]) -> Visible:
     """From whole attention weights: causal where no query gives any to a later key."""
-    return visible_keys(None, weights.shape[2], causal=not weights.triu(1).any())
+    return visible_keys(None, weights.shape[2], keys=weights.shape[3] if weights.triu(1).any() else None)
 
 
-def visible_keys(mask: Tensor | None, n: int, *, causal: bool = True) -> Visible:
-    """From a mask [1, head, query, key], boolean or added to the scores; None is causal attention, or to all keys.
+def visible_keys(mask: Tensor | None, n: int, *, keys: int | None = None) -> Visible:
+    """From a mask [1, head, query, key], boolean or added to the scores; None is causal, or to all `keys`.
 
     Raises UnsupportedModelError for a mask with holes.
     """
-    if mask is None and not causal:
-        return Visible(first=torch.zeros(n, dtype=torch.int64), end=torch.full((n,), n))
+    if mask is None and keys is not None:
+        return Visible(first=torch.zeros(n, dtype=torch.int64), end=torch.full((n,), keys))
     if mask is None:
         return Visible(first=torch.zeros(n, dtype=torch.int64), end=torch.arange(1, n + 1))
     firsts, ends, holes = [], [], False

@@ -124,7 +124,9 @@ class PathFunction:
 
     def _logits(self, points: Float[Tensor, "node live hidden"]) -> Float[Tensor, "node row vocab"]:
         positions = [position - self.live.start for position in self.rows.positions]
-        return forward_logits(self.loaded.model, points, positions=positions, prefix=self.prefix)
+        return forward_logits(
+            self.loaded.model, points, positions=positions, prefix=self.prefix, source=self.path.source
+        )
 
     def _within_memory(self, work: Callable[[], T], *, nodes: int) -> T | None:
         return within_memory(work, size=self.size, each=len(self.path.moving[self.live]), items=nodes)

@@ -8,9 +8,10 @@ carried from the top layer down as [target, seq] and no layer's map is ever whol
 from __future__ import annotations
 
 from llmxai.errors import OptionError
-from llmxai.methods._product import FUSIONS, roll_out
+from llmxai.methods._product import FUSIONS, require_share, roll_out
 from llmxai.methods._registry import method
-from llmxai.models import LoadedModel
+from llmxai.methods._two_sides import roll_out_two_sides
+from llmxai.models import Kind, LoadedModel
 from llmxai.types import Generation, Rollout
 
 
@@ -26,13 +27,24 @@ def attention_rollout(
 
     `residual` is the share of each layer that stays in place; `head_fusion` is how heads become one map: mean, or max
     or min scaled back to the sums of the mean. The null is the same product with every attention row uniform over
-    what its mask allows. Rows sum to 1 minus `lost_mass`.
+    what its mask allows. Rows sum to 1 minus `lost_mass`. Of an encoder-decoder, the product goes on from the decoder's
+    self- and cross-attention, each with its own residual share, through the encoder (`_two_sides`).
 
     Raises OptionError for a residual outside [0, 1) or an unknown fusion, and UnsupportedModelError for layers without
     softmax attention.
     """
     if head_fusion not in FUSIONS:
         raise OptionError(f"head_fusion {head_fusion!r} is unknown. Known: {', '.join(FUSIONS)}.")
+    if loaded.kind is Kind.ENCODER_DECODER:
+        require_share(residual)
+        return roll_out_two_sides(
+            loaded,
+            generation,
+            name="attention_rollout",
+            residual=residual,
+            fuse=FUSIONS[head_fusion],
+            settings={"residual": residual, "head_fusion": head_fusion},
+        )
     return roll_out(
         loaded,
         generation,

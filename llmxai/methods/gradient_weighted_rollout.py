@@ -7,7 +7,7 @@ and the row is that of its predicting position, where the paper reads a class to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,8 @@ from llmxai.methods._curve import CurveRecorder, shares
 from llmxai.methods._descent import Descent, descending
 from llmxai.methods._product import padded, starts, target_positions
 from llmxai.methods._registry import method
-from llmxai.models import LoadedModel
+from llmxai.methods._two_sides import weighted_two_sides
+from llmxai.models import Kind, LoadedModel
 from llmxai.types import Generation, Rollout
 
 GROUP_NUMBERS = 2**27
@@ -42,10 +43,16 @@ def gradient_weighted_rollout(
     scaled to sum 1, so `lost_mass` is 0; a row without any positive weight is 1 at the predicting position. The null is
     the same recursion for uniform attention. Costs one forward pass, one more of each layer, and one backward a target.
 
+    Of an encoder-decoder, the recursion runs over source and answer together, cross-attention being a block of the
+    joined map (the paper's eq. 10 also mixes in the encoder's own R; this does not), and all maps exist at once.
+
     Raises UnsupportedModelError for layers without softmax attention or that cannot be run one by one, NonFiniteError
     where a gradient is NaN or infinite.
     """
     positions, start = target_positions(generation), starts(loaded, generation)
+    if loaded.kind is Kind.ENCODER_DECODER:
+        steps = list(weighted_two_sides(loaded, generation))
+        return _rollout(loaded, generation, start, [steps])
     with descending(loaded, generation) as descent:
         depth, size = len(descent.calls), max(1, GROUP_NUMBERS // descent.calls[-1].hidden.numel())
         downs: list[list[tuple[Tensor, Tensor]]] = []
@@ -56,12 +63,22 @@ def gradient_weighted_rollout(
                 downs[-1].append((rows, null))
                 done += len(group)
                 progress(done, depth * len(positions))
+    return _rollout(loaded, generation, start, downs)
+
+
+def _rollout(
+    loaded: LoadedModel,
+    generation: Generation,
+    start: Float[Tensor, "target seq"],
+    downs: Sequence[Sequence[tuple[Tensor, Tensor]]],
+) -> Rollout:
+    """From the rows and the null's after every layer, of every group of targets."""
     if not all(torch.isfinite(down[-1][0]).all() for down in downs):
         raise NonFiniteError(
             f"{loaded.name}: NaN or infinity in the gradients of attention, computed in {loaded.dtype}. Load the model "
             f"with --dtype float32 or bfloat16."
         )
-    recorder = CurveRecorder.of(positions)
+    recorder = CurveRecorder.of(target_positions(generation))
     for parts in zip(*downs, strict=True):  # one layer of every group
         rows, null = (_as_shares(torch.cat(side), start) for side in zip(*parts, strict=True))
         recorder.add(rows, null)
@@ -69,9 +86,9 @@ def gradient_weighted_rollout(
         method="gradient_weighted_rollout",
         rows=padded(rows, generation),
         null_rows=padded(null, generation),
-        lost_mass=torch.zeros(len(positions), dtype=rows.dtype),
+        lost_mass=torch.zeros(len(rows), dtype=rows.dtype),
         curve=recorder.curve(),
-        settings={"target": "logprob", "head_fusion": "mean", "layers": depth},
+        settings={"target": "logprob", "head_fusion": "mean", "layers": len(recorder.steps)},
     )
 
 

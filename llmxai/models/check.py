@@ -118,6 +118,8 @@ def _gradients(model: PreTrainedModel) -> Capability:
         return Capability(
             "integrated gradients", True, f"of the log-prob of one of its {model.config.num_labels} classes"
         )
+    if kind_of(model) is Kind.ENCODER_DECODER:
+        return Capability("integrated gradients", True, "of source and earlier answer together, on one path")
     if keeps_logits(model):
         return Capability("integrated gradients", True, "the output head runs at the answer's positions only")
     return Capability("integrated gradients", True, "the output head runs at every position, which takes longer")
@@ -126,6 +128,8 @@ def _gradients(model: PreTrainedModel) -> Capability:
 def _prefix(model: PreTrainedModel) -> Capability:
     if kind_of(model) is Kind.CLASSIFIER:
         return Capability("cached prefix", False, "tokens are read both ways: all are computed at every node")
+    if kind_of(model) is Kind.ENCODER_DECODER:
+        return Capability("cached prefix", False, "the source is read both ways: all is computed at every node")
     if not keeps_keys_and_values(model):
         return Capability("cached prefix", False, "it keeps a recurrent state: held tokens are computed at every node")
     return Capability("cached prefix", True, "tokens before the first one that moves are computed once")
@@ -135,6 +139,8 @@ def _rollout(config: PreTrainedConfig) -> Capability:
     refusal = rollout_refusal(config)
     if refusal is not None:
         return Capability("attention rollout", False, refusal)
+    if getattr(config, "is_encoder_decoder", False):
+        return Capability("attention rollout", True, "cross-attention and both self-attentions, down to the source")
     kinds = Counter(getattr(config.get_text_config(), "layer_types", None) or [])
     windows = kinds["sliding_attention"] + kinds["chunked_attention"]
     within = f", {windows} of them within a window" if windows else ""

@@ -67,6 +67,8 @@ def _kind(config: PreTrainedConfig, *, name: str) -> Kind:
     if architecture == class_for(Kind.CLASSIFIER, config) and not getattr(config, "is_encoder_decoder", False):
         require_one_class(config, name=name)
         return Kind.CLASSIFIER
+    if getattr(config, "is_encoder_decoder", False) and architecture == class_for(Kind.ENCODER_DECODER, config):
+        return Kind.ENCODER_DECODER
     _require_causal(config, architecture, name=name)
     return Kind.CAUSAL
 
@@ -84,8 +86,8 @@ def require_one_class(config: PreTrainedConfig, *, name: str) -> None:
 def _require_causal(config: PreTrainedConfig, architecture: str, *, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
-            f"{name}: {architecture} is an encoder-decoder model. llmxai explains causal (decoder-only) language "
-            f"models and encoders with a classifier; give one of those."
+            f"{name}: {architecture} is an encoder-decoder model without a language-modelling head. llmxai explains "
+            f"those that write text (...ForConditionalGeneration); give one of those."
         )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModelError(encoder_message(name, architecture))

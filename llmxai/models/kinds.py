@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -14,15 +15,20 @@ from transformers import (
 
 
 class Kind(StrEnum):
-    """`causal`: tokens, one after the other, each from all before it. `classifier`: one of a few classes for a text."""
+    """`causal`: tokens, one after the other, each from all before it. `classifier`: one of a few classes for a text.
+
+    `encoder-decoder`: tokens, one after the other, each from a source that is read whole and from all before it.
+    """
 
     CAUSAL = "causal"
     CLASSIFIER = "classifier"
+    ENCODER_DECODER = "encoder-decoder"
 
 
 AUTO: dict[Kind, Any] = {
     Kind.CAUSAL: AutoModelForCausalLM,
     Kind.CLASSIFIER: AutoModelForSequenceClassification,
+    Kind.ENCODER_DECODER: AutoModelForSeq2SeqLM,
 }
 """What transformers loads a kind with."""
 
@@ -31,6 +37,8 @@ def kind_of(model: PreTrainedModel) -> Kind:
     """The kind of a model in memory, from its class."""
     if type(model).__name__ == class_for(Kind.CLASSIFIER, model.config):
         return Kind.CLASSIFIER
+    if getattr(model.config, "is_encoder_decoder", False):
+        return Kind.ENCODER_DECODER
     return Kind.CAUSAL
 
 

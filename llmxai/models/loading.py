@@ -27,7 +27,7 @@ from llmxai.models.embedded import file_digest
 from llmxai.models.finding import FoundModel, encoder_message, find_model, knows_text, require_one_class
 from llmxai.models.kinds import AUTO, Kind, kind_of
 from llmxai.models.planner import free_memory, weight_bytes
-from llmxai.models.seams import undisturbed
+from llmxai.models.seams import embed, forward_logits, input_device, undisturbed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
@@ -74,7 +74,7 @@ def load(
     revision: str | None = None,
     adapter: str | Path | None = None,
 ) -> LoadedModel:
-    """Load a causal language model or a classifier of texts, frozen and in evaluation mode.
+    """Load a language model (causal or encoder-decoder) or a classifier of texts, frozen and in evaluation mode.
 
     `name_or_path`: `smollm2` (the embedded model), a `.gguf` file, a local HuggingFace folder, or a hub name.
     `dtype`: float32, bfloat16, float16, float64 or auto (what the checkpoint says; the default).
@@ -124,12 +124,15 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     """A model that is already in memory, as llmxai takes it. Nothing about it is changed.
 
     Raises UnsupportedModelError where a later token changes an earlier token's logits (such a model is an encoder),
-    and for a classifier whose classes do not exclude each other.
+    for a classifier whose classes do not exclude each other, and for an encoder-decoder that does not give the same
+    from embeddings as from ids.
     """
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
     if loaded.kind is Kind.CLASSIFIER:
         require_one_class(model.config, name=loaded.name)
+    elif loaded.kind is Kind.ENCODER_DECODER:
+        _require_same_from_embeddings(loaded)
     elif not _is_causal(model):
         raise UnsupportedModelError(encoder_message(loaded.name, type(model).__name__))
     return loaded
@@ -252,6 +255,24 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
             f"adapter_config.json and adapter_model.safetensors made for the same base model."
         ) from error
     return model
+
+
+@torch.no_grad()
+def _require_same_from_embeddings(loaded: LoadedModel) -> None:
+    """Raise UnsupportedModelError where an encoder-decoder answers otherwise to embeddings than to their ids.
+
+    Encoder and decoder then embed differently, or scale on the way (Marian), and one path cannot stand for the other.
+    """
+    model, ids = loaded.model, list(range(3))
+    with undisturbed(model):
+        token_ids = torch.tensor([ids], device=input_device(model))
+        want = model(input_ids=token_ids, decoder_input_ids=token_ids, use_cache=False).logits
+        got = forward_logits(model, embed(model, ids + ids)[None], positions=[3, 4, 5], source=3)
+    if not torch.allclose(want.float(), got.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise UnsupportedModelError(
+            f"{loaded.name}: {type(model).__name__} gives other logits from embeddings than from ids (its two sides "
+            f"embed differently, or it scales on the way), so its embeddings cannot be moved along a path."
+        )
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ the gate keep (1 to 6 x intermediate). tests/models/test_planner.py compares thi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,7 @@ class Shape:
         if experts:
             wide = experts * (_first(text, "moe_intermediate_size") or wide)
         return cls(
-            depth=int(text.num_hidden_layers),
+            depth=_depth(config),
             hidden=hidden,
             heads=heads,
             head_dim=_first(text, "head_dim") or hidden // heads,
@@ -114,6 +115,14 @@ def kept_per_token(shape: Shape, *, itemsize: int) -> int:
     norm = itemsize + 4 if shape.rms and itemsize < 4 else itemsize
     heads = shape.heads * shape.head_dim
     return shape.norms * shape.hidden * norm + (4 * heads + shape.kept * shape.intermediate) * itemsize
+
+
+def _depth(config: PreTrainedConfig) -> int:
+    """Layers; one of a decoder that also attends to an encoder counts for one and a half."""
+    layers = int(config.get_text_config().num_hidden_layers)
+    if not getattr(config, "is_encoder_decoder", False):
+        return layers
+    return layers + math.ceil(1.5 * (_first(config, "num_decoder_layers", "decoder_layers") or layers))
 
 
 def _kept_by_activation(config: PreTrainedConfig) -> int:

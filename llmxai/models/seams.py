@@ -55,7 +55,7 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
     Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Layers whose weights Accelerate loads for a moment load them
     again, so that the graph does not keep them alive. No key-value cache may be passed in: it would grow twice.
     """
-    layers = list(transformer_layers(model))
+    layers = [layer for stack in layer_stacks(model) for layer in stack]
     own = [layer.__dict__.get("forward") for layer in layers]  # Accelerate's hooks put one there
     try:
         for layer in layers:
@@ -100,10 +100,12 @@ def forward_logits(
     *,
     positions: Sequence[int],
     prefix: DynamicCache | None = None,
+    source: int = 0,
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` (indices into seq) only; differentiable in `inputs_embeds`.
 
-    A classifier has one row of logits for the whole of seq, which stands for any position.
+    A classifier has one row of logits for the whole of seq, which stands for any position. Of an encoder-decoder, the
+    first `source` embeddings go into the encoder and the rest into the decoder.
 
     `prefix` holds the keys and values of what comes before seq, for a batch of one; it is left as it is.
     Raises UnsupportedModelError for a model that cannot start from embeddings.
@@ -120,10 +122,22 @@ def forward_logits(
     if kind_of(model) is Kind.CLASSIFIER:
         return torch.as_tensor(model(inputs_embeds=inputs_embeds).logits)[:, None].expand(-1, len(positions), -1)
     keep = torch.tensor(list(positions), device=inputs_embeds.device)
+    if kind_of(model) is Kind.ENCODER_DECODER:
+        logits = torch.as_tensor(model(**two_sided(inputs_embeds, source)).logits)
+        return logits[:, (keep - source).to(logits.device)]
     if keeps_logits(model):
         return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
     output = model(inputs_embeds=inputs_embeds, **past)
     return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
+
+
+def two_sided(inputs_embeds: Float[Tensor, "batch seq hidden"], source: int) -> dict[str, Any]:
+    """What an encoder-decoder is called with for one sequence: its first `source` embeddings and the decoder's."""
+    return {
+        "inputs_embeds": inputs_embeds[:, :source],
+        "decoder_inputs_embeds": inputs_embeds[:, source:],
+        "use_cache": False,
+    }
 
 
 def keeps_logits(model: PreTrainedModel) -> bool:
@@ -208,6 +222,19 @@ def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise UnsupportedModelError(
         f"{type(model).__name__} holds no list of {depth} layers, so its layers cannot be told apart."
     )
+
+
+def layer_stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """The one stack of layers, or the encoder's and the decoder's."""
+    if kind_of(model) is not Kind.ENCODER_DECODER:
+        return [transformer_layers(model)]
+    found = []
+    for side, module in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        stack = next((part for part in module.modules() if isinstance(part, nn.ModuleList)), None)
+        if stack is None:
+            raise UnsupportedModelError(f"The {side} of {type(model).__name__} holds no list of layers.")
+        found.append(stack)
+    return found
 
 
 def transformer_depth(model: PreTrainedModel) -> int:

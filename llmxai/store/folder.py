@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from llmxai.errors import NonFiniteError, OutputError
 from llmxai.store.reading import SCHEMA
+from llmxai.store.warnings import refusals_of, warnings_of
 from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Rollout, Verdict
 
 TOP_SOURCES = 20
@@ -90,6 +91,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             "stop": generation.stop,
             "request": dict(generation.request),
             "decoding": dict(generation.decoding),
+            "source_len": generation.source_len,
             "classes": list(generation.classes),
             "answer": "".join(generation.texts[generation.prompt_len :]),
         },
@@ -102,11 +104,11 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "words": [list(word) for word in generation.words],
         "targets": [_target(explanation, t) for t in range(generation.n_targets)],
         "ablations": _ablations(explanation.ablations),
-        "refusals": _refusals(explanation),
+        "refusals": refusals_of(explanation),
         "variant": dict(explanation.settings["variant"]),
         "settings": {name: value for name, value in explanation.settings.items() if name != "variant"},
         "environment": dict(explanation.environment),
-        "warnings": list(_warnings(explanation)),
+        "warnings": list(warnings_of(explanation)),
     }
 
 
@@ -149,10 +151,6 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
 
 def _rolled_sources(rollout: Rollout, t: int, features: np.ndarray) -> list[dict[str, Any]]:
     return [] if rollout.refused is not None else _sources(rollout.rows[t].numpy(), features)
-
-
-def _refusals(explanation: Explanation) -> dict[str, str]:
-    return {one.method: one.refused for one in (explanation.rollout, explanation.variant) if one.refused is not None}
 
 
 def _row(dilution: Dilution | None, rollout: Rollout, t: int) -> dict[str, Any]:
@@ -212,26 +210,6 @@ def _sources(values: np.ndarray, features: np.ndarray) -> list[dict[str, Any]]:
         }
         for i in order
     ]
-
-
-def _warnings(explanation: Explanation) -> list[str]:
-    generation = explanation.generation
-    warnings = []
-    if generation.stop == "length":
-        warnings.append(f"The answer was cut at {generation.n_targets} tokens, before the model ended it.")
-    if generation.stop == "given":
-        warnings.append("The answer was given, not generated: the model may never have said it by itself.")
-    if generation.classes:
-        warnings.append(
-            f"The model is a classifier: the one token of the answer is its class {generation.generated_ids[0]} "
-            f"({generation.texts[-1]!r}) of {len(generation.classes)}, not a word that it wrote."
-        )
-    if quantization := explanation.environment["model"]["quantization"]:
-        warnings.append(f"The model ran with {quantization}; the explanation is of those quantised weights.")
-    for reason in dict.fromkeys(_refusals(explanation).values()):
-        methods = " and ".join(name for name, why in _refusals(explanation).items() if why == reason)
-        warnings.append(f"{methods.replace('_', ' ').capitalize()} refused. {reason}")
-    return warnings
 
 
 def require_replaceable(out: Path) -> None:

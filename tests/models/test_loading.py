@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from tiny import GROUPED, answered, make_loaded, make_model, make_tokenizer
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 import llmxai.models.embedded
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
@@ -162,10 +162,10 @@ def test_an_encoder_in_memory_is_refused() -> None:
         wrap(model, make_tokenizer())
 
 
-def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_decoder_without_a_head_is_refused(tmp_path: Path) -> None:
     sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
-    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", vocab_size=len(make_tokenizer()), **sizes))
-    with pytest.raises(UnsupportedModelError, match="is an encoder-decoder model"):
+    model = AutoModel.from_config(AutoConfig.for_model("t5", vocab_size=len(make_tokenizer()), **sizes))
+    with pytest.raises(UnsupportedModelError, match="is an encoder-decoder model without a language-modelling head"):
         load(save_with_tokenizer(model, tmp_path))
 
 

@@ -89,7 +89,7 @@ AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overla
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): "schema created generation tokens words targets ablations refusals variant settings environment warnings",
-    ("generation",): "prompt_len stop request decoding classes answer",
+    ("generation",): "prompt_len stop request decoding source_len classes answer",
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
     ("targets", 0, "agreement"): AGREEMENT,
