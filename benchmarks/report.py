@@ -7,7 +7,6 @@ numbers: size and speed do not depend on them.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
+from benchmarks.machine import processor
 from llmxai.report import build_index, build_view, render_index, render_report
 from llmxai.report.pdf import find_chromium
 from tests.report.run_sample import made_up
@@ -97,7 +97,8 @@ def report(rows: list[tuple[str, str, str]], version: str) -> str:
             "`make bench-report`. A page of 300 generated and 4,000 input tokens, every method and a referee; an index "
             "of 5,000 records. Numbers are made up.",
             "",
-            f"Chromium {version}, {platform.machine()}, {os.cpu_count()} cores, load average {load:.1f} at the end.",
+            f"Chromium {version}, {processor()}, {os.cpu_count()} cores, load average {load:.1f} at the end: other work "
+            "ran beside it where that is above 1, and times are longer for it.",
             "",
             "| what | measured | wanted |",
             "| --- | --- | --- |",

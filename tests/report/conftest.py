@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from llmxai.report import build_view, render_report
 from tests.report.sample import Sample, long
@@ -44,8 +44,17 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
+@pytest.fixture(scope="session")
+def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
+    """One context for every set of options; the pages keep nothing in it."""
+    made: dict[str, BrowserContext] = {}
+    yield made
+    for context in made.values():
+        context.close()
+
+
 @pytest.fixture
-def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
+def open_page(browser: Browser, contexts: dict[str, BrowserContext], tmp_path: Path) -> Iterator[Open]:
     """Open a sample's report, a page's text or a file; a console message, an error or a request for anything but an
     HTML page of the test's own folder fails the test."""
     complaints: list[str] = []
@@ -57,7 +66,9 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
             what = render_report(build_view(*what))
         if isinstance(what, str):
             path.write_text(what, encoding="utf-8")
-        page = browser.new_page(**options)
+        if repr(options) not in contexts:
+            contexts[repr(options)] = browser.new_context(**options)
+        page = contexts[repr(options)].new_page()
         ours = tmp_path.as_uri() if path.is_relative_to(tmp_path) else path.parent.as_uri()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
