@@ -83,7 +83,7 @@ bench-report: setup ## size and speed of the pages in Chromium; writes benchmark
 	$(BIN)/python -m benchmarks.report
 
 gallery: setup ## explain a few short questions with the embedded model; writes reports/gallery
-	$(BIN)/python reports/make_gallery.py
+	rm -rf reports/gallery && $(BIN)/llmxai run reports/gallery.yaml --out reports/gallery
 
 report: setup ## make the pages of a folder again from its stored data (RUN=folder)
 	@$(BIN)/llmxai report $(RUN)

@@ -97,8 +97,8 @@ def report(rows: list[tuple[str, str, str]], version: str) -> str:
             "`make bench-report`. A page of 300 generated and 4,000 input tokens, every method and a referee; an index "
             "of 5,000 records. Numbers are made up.",
             "",
-            f"Chromium {version}, {processor()}, {os.cpu_count()} cores, load average {load:.1f} at the end: other work "
-            "ran beside it where that is above 1, and times are longer for it.",
+            f"Chromium {version}, {processor()}, {os.cpu_count()} cores, load average {load:.1f} at the end: other "
+            "work ran beside it where that is above 1, and times are longer for it.",
             "",
             "| what | measured | wanted |",
             "| --- | --- | --- |",

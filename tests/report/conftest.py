@@ -45,16 +45,22 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
-    """One context for every set of options; the pages keep nothing in it."""
+def new_page(browser: Browser) -> Iterator[Open]:
+    """A page with these options. One context serves all that have the same; the pages keep nothing in it."""
     made: dict[str, BrowserContext] = {}
-    yield made
+
+    def new(**options: object) -> Page:
+        if repr(options) not in made:
+            made[repr(options)] = browser.new_context(**options)
+        return made[repr(options)].new_page()
+
+    yield new
     for context in made.values():
         context.close()
 
 
 @pytest.fixture
-def open_page(browser: Browser, contexts: dict[str, BrowserContext], tmp_path: Path) -> Iterator[Open]:
+def open_page(new_page: Open, tmp_path: Path) -> Iterator[Open]:
     """Open a sample's report, a page's text or a file; a console message, an error or a request for anything but an
     HTML page of the test's own folder fails the test."""
     complaints: list[str] = []
@@ -66,9 +72,7 @@ def open_page(browser: Browser, contexts: dict[str, BrowserContext], tmp_path: P
             what = render_report(build_view(*what))
         if isinstance(what, str):
             path.write_text(what, encoding="utf-8")
-        if repr(options) not in contexts:
-            contexts[repr(options)] = browser.new_context(**options)
-        page = contexts[repr(options)].new_page()
+        page = new_page(**options)
         ours = tmp_path.as_uri() if path.is_relative_to(tmp_path) else path.parent.as_uri()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
