@@ -56,6 +56,7 @@ def explain(
     *,
     messages: Sequence[Message] | None = None,
     response: str | None = None,
+    generation: Generation | None = None,
     decoding: Decoding = Decoding(),
     features: str = "content",
     baseline: str | Tensor = "space",
@@ -71,8 +72,8 @@ def explain(
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. A classifier's answer is its most likely class, or the class that `response`
-    names. See `layer_integrated_gradients` for `features`, `baseline`, `tolerance`,
-    `max_nodes` and `compute`, `attention_rollout` for `residual`. `variant` names the rollout variant that stands
+    names. `generation` is an answer that is there already, such as one of `generate_many`. See
+    `layer_integrated_gradients` for `features`, `baseline`, `tolerance`, `max_nodes` and `compute`, `attention_rollout` for `residual`. `variant` names the rollout variant that stands
     beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
     that better; None asks no referee. Without `compute` the memory is planned: the fastest settings that fit into what
     is free, or InsufficientMemoryError before gradients are computed.
@@ -86,9 +87,12 @@ def explain(
     require_variant(variant)
     if referee is not None:
         require_path_options(model, features=features, baseline=referee.baseline)
-    tokens = _encode(model, prompt, messages)
-    report("generating", 0, 1)
-    generation = _answer(model, tokens, response, decoding)
+    if sum(source is not None for source in (prompt, messages, generation)) != 1:
+        raise OptionError("Give either a prompt, messages or a generation: exactly one of them.")
+    if generation is None:
+        tokens = _encode(model, prompt, messages)
+        report("generating", 0, 1)
+        generation = _answer(model, tokens, response, decoding)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
     if compute is None:
@@ -176,8 +180,6 @@ def _planned(model: LoadedModel, generation: Generation, report: Report) -> Comp
 
 
 def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:
-    if (prompt is None) == (messages is None):
-        raise OptionError("Give either a prompt or messages: exactly one of them.")
     if messages is not None:
         return encode_messages(model, messages)
     assert prompt is not None

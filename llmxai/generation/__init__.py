@@ -1,5 +1,6 @@
 """Prompt or chat to exact ids, what the model answered, and the proof that both fit together."""
 
+from llmxai.generation.batch import generate_many
 from llmxai.generation.classify import classify
 from llmxai.generation.decode import Decoding, generate, given
 from llmxai.generation.prompt import PromptTokens, encode_messages, encode_prompt
@@ -13,6 +14,7 @@ __all__ = [
     "encode_messages",
     "encode_prompt",
     "generate",
+    "generate_many",
     "given",
     "group_words",
     "replay",

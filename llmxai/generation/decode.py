@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmxai.errors import NonFiniteError, OptionError, PromptError
 from llmxai.generation.prompt import PromptTokens, require_fits, require_text
@@ -42,10 +46,76 @@ def generate(loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = 
 
     The caller's random state is left as it was. Raises NonFiniteError where the logits are NaN.
     """
-    model = loaded.model
+    return generate_together(loaded, [prompt], decoding=decoding)[0]
+
+
+def room_for(loaded: LoadedModel, prompt: PromptTokens, decoding: Decoding) -> int:
+    """Tokens that the answer may have at most: what was asked for, within the model's context."""
     limit = loaded.context_length
-    own = prompt.ids[prompt.source_len :]  # what stands on the side that answers
-    room = decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - len(own))
+    own = len(prompt.ids) - prompt.source_len  # what stands on the side that answers
+    return decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - own)
+
+
+def generate_together(
+    loaded: LoadedModel, prompts: Sequence[PromptTokens], *, decoding: Decoding = Decoding()
+) -> list[Generation]:
+    """Generate after every prompt in one pass a step, rows padded on the left; see `generate_many` for who may."""
+    model, room = loaded.model, room_for(loaded, prompts[0], decoding)
+    config = _config(model, decoding, room)
+    devices = [device.index or 0] if (device := input_device(model)).type == "cuda" else []
+    given_ids, begin = _inputs(prompts, pad=config.pad_token_id, device=device)
+    with undisturbed(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(decoding.seed)
+        output = model.generate(**given_ids, **begin, generation_config=config)
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    width = output.sequences.shape[1] - len(output.logits)
+    found = []
+    for row, prompt in enumerate(prompts):
+        answer = output.sequences[row, width:].tolist()
+        end = next((t + 1 for t, token in enumerate(answer) if token in eos), len(answer))
+        found.append(
+            _generation(
+                loaded,
+                prompt,
+                answer[:end],
+                logprobs=_recorded(loaded, answer[:end], [logits[row] for logits in output.logits[:end]]),
+                stop="eos" if answer[end - 1] in eos else "length",
+                decoding=asdict(decoding) | {"max_new_tokens": room, "do_sample": decoding.temperature > 0},
+            )
+        )
+    return found
+
+
+def _inputs(
+    prompts: Sequence[PromptTokens], *, pad: int, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Ids with their mask, padded on the left; and where a decoder begins, of an encoder-decoder."""
+    sides = [prompt.ids[: prompt.source_len] or prompt.ids for prompt in prompts]
+    width = max(map(len, sides))
+    ids = torch.tensor([[pad] * (width - len(side)) + list(side) for side in sides], device=device)
+    mask = torch.tensor([[0] * (width - len(side)) + [1] * len(side) for side in sides], device=device)
+    begin = [prompt.ids[prompt.source_len :] for prompt in prompts if prompt.source_len]
+    return {"inputs": ids, "attention_mask": mask}, (
+        {"decoder_input_ids": torch.tensor(begin, device=device)} if begin else {}
+    )
+
+
+def _recorded(loaded: LoadedModel, answer: Sequence[int], rows: Sequence[Tensor]) -> tuple[float, ...]:
+    """The log-prob of every id under its own logits."""
+    logprobs = []
+    for t, (token, logits) in enumerate(zip(answer, rows, strict=True)):
+        logprob = float(torch.log_softmax(logits.double(), dim=-1)[token])
+        if not torch.isfinite(logits.amax()) or logprob != logprob:
+            raise NonFiniteError(
+                f"{loaded.name}: the logits for generated token {t} hold NaN or infinity in {loaded.dtype}. Load it "
+                f"with --dtype float32 (or bfloat16), or check the weights."
+            )
+        logprobs.append(logprob)
+    return tuple(logprobs)
+
+
+def _config(model: PreTrainedModel, decoding: Decoding, room: int) -> Any:
+    """The model's own generation settings with what was asked for."""
     sampled = decoding.temperature > 0
     config = copy.deepcopy(model.generation_config)
     config.update(
@@ -65,31 +135,7 @@ def generate(loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = 
     if config.pad_token_id is None:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else (eos if eos is not None else 0)
-    ids = torch.tensor([prompt.ids[: prompt.source_len] or prompt.ids], device=input_device(model))
-    begin = {"decoder_input_ids": torch.tensor([own], device=ids.device)} if prompt.source_len else {}
-    devices = [ids.device.index or 0] if ids.device.type == "cuda" else []
-    with undisturbed(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(decoding.seed)
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **begin)
-    answer = output.sequences[0, len(own) :].tolist()
-    logprobs = []
-    for t, (token, logits) in enumerate(zip(answer, output.logits, strict=True)):
-        logprob = float(torch.log_softmax(logits[0].double(), dim=-1)[token])
-        if not torch.isfinite(logits[0].amax()) or logprob != logprob:
-            raise NonFiniteError(
-                f"{loaded.name}: the logits for generated token {t} hold NaN or infinity in {loaded.dtype}. Load it "
-                f"with --dtype float32 (or bfloat16), or check the weights."
-            )
-        logprobs.append(logprob)
-    eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return _generation(
-        loaded,
-        prompt,
-        answer,
-        logprobs=tuple(logprobs),
-        stop="eos" if answer[-1] in eos_ids else "length",
-        decoding=asdict(decoding) | {"max_new_tokens": room, "do_sample": sampled},
-    )
+    return config
 
 
 def given(loaded: LoadedModel, prompt: PromptTokens, *, response: str) -> Generation:

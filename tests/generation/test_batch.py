@@ -1,0 +1,98 @@
+"""Several prompts in one pass: the same answers as one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, make_encoder_decoder, make_loaded
+
+from llmxai import explain
+from llmxai.errors import OptionError
+from llmxai.generation import Decoding, PromptTokens, encode_prompt, generate, generate_many
+from llmxai.models import LoadedModel
+from llmxai.models.seams import pads_well
+
+TEXTS = ("Hello", "The capital of France is Paris, and the capital of Italy is", "Which city?", "A person asked")
+SHORT = Decoding(max_new_tokens=5)
+
+
+def prompts(loaded: LoadedModel) -> list[PromptTokens]:
+    return [encode_prompt(loaded, text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_gives_what_one_by_one_gives(architecture: str) -> None:
+    """Left padding moves no position and is seen by nobody: the same ids, log-probs within 1e-4 nats."""
+    loaded = make_loaded(architecture)
+    alone = [generate(loaded, prompt, decoding=SHORT) for prompt in prompts(loaded)]
+    together = generate_many(loaded, prompts(loaded), decoding=SHORT, batch_size=3)
+    for one, other in zip(alone, together, strict=True):
+        assert (one.ids, one.texts, one.roles, one.stop) == (other.ids, other.texts, other.roles, other.stop)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        assert dict(one.decoding) == dict(other.decoding)
+
+
+def test_a_row_that_ends_early_ends_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama")
+    alone = [generate(loaded, prompt, decoding=SHORT) for prompt in prompts(loaded)]
+    ends = alone[0].generated_ids[1]  # the first row's second token shall end it
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", ends)
+    one_by_one = [generate(loaded, prompt, decoding=SHORT) for prompt in prompts(loaded)]
+    together = generate_many(loaded, prompts(loaded), decoding=SHORT)
+    assert [each.ids for each in together] == [each.ids for each in one_by_one]
+    assert [each.stop for each in together] == [each.stop for each in one_by_one]
+    assert together[0].n_targets == 2
+    assert together[0].stop == "eos"
+    assert len({each.n_targets for each in together}) > 1
+
+
+def test_passes_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama")
+    batches: list[int] = []
+    whole = loaded.model.generate
+
+    def counted(*, inputs: torch.Tensor, **options: object) -> object:
+        batches.append(len(inputs))
+        return whole(inputs=inputs, **options)
+
+    monkeypatch.setattr(loaded.model, "generate", counted)
+    generate_many(loaded, prompts(loaded), decoding=SHORT, batch_size=3)
+    assert batches == [3, 1]
+
+
+def test_sampling_has_a_stream_for_every_prompt() -> None:
+    loaded = make_loaded("llama")
+    sampled = Decoding(max_new_tokens=5, temperature=1.5, seed=4)
+    alone = [generate(loaded, prompt, decoding=sampled).ids for prompt in prompts(loaded)]
+    assert [each.ids for each in generate_many(loaded, prompts(loaded), decoding=sampled)] == alone
+
+
+def test_a_prompt_near_the_end_of_the_context_keeps_its_own_room() -> None:
+    loaded = make_loaded("llama", max_position_embeddings=16)
+    alone = [generate(loaded, prompt, decoding=SHORT) for prompt in prompts(loaded)]
+    together = generate_many(loaded, prompts(loaded), decoding=SHORT)
+    assert [each.ids for each in together] == [each.ids for each in alone]
+    assert len({each.decoding["max_new_tokens"] for each in alone}) > 1
+
+
+@pytest.mark.parametrize("loaded", [make_loaded("lfm2"), make_encoder_decoder("t5")], ids=["lfm2", "t5"])
+def test_others_go_one_by_one(loaded: LoadedModel) -> None:
+    assert not pads_well(loaded.model)
+    alone = [generate(loaded, prompt, decoding=SHORT).ids for prompt in prompts(loaded)]
+    assert [each.ids for each in generate_many(loaded, prompts(loaded), decoding=SHORT)] == alone
+
+
+def test_an_answer_that_is_there_is_explained_as_its_prompt_is() -> None:
+    loaded = make_loaded("llama", initializer_range=0.1)
+    first, second = generate_many(loaded, prompts(loaded)[1:3], decoding=SHORT)
+    want = explain(loaded, TEXTS[1], decoding=SHORT, referee=None)
+    got = explain(loaded, generation=first, referee=None)
+    assert torch.allclose(got.attribution.values, want.attribution.values, atol=1e-5)
+    assert dict(got.generation.request) == dict(want.generation.request)
+    with pytest.raises(OptionError, match="exactly one"):
+        explain(loaded, TEXTS[2], generation=second)
+
+
+def test_a_bad_batch_size() -> None:
+    with pytest.raises(OptionError, match="batch_size is 0"):
+        generate_many(make_loaded("llama"), [], batch_size=0)
