@@ -26,9 +26,10 @@ dependencies() {
     # development stay out
     "$venv/bin/python" - "$root/pyproject.toml" "$pins" > "$pins.wanted" <<'PYTHON'
 import re, sys, tomllib
-extras = tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+extras = project["optional-dependencies"]
 names = lambda lines: {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
-tools = names(extras["dev"]) - names(extras["peft"])
+tools = names(extras["dev"]) - names(extras["peft"]) - names(project["dependencies"])
 print("".join(line for line in open(sys.argv[2]) if not names([line]) & tools))
 PYTHON
     $pip --no-deps --requirement "$pins.wanted"

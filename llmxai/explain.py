@@ -73,8 +73,9 @@ def explain(
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. A classifier's answer is its most likely class, or the class that `response`
     names. `generation` is an answer that is there already, such as one of `generate_many`. See
-    `layer_integrated_gradients` for `features`, `baseline`, `tolerance`, `max_nodes` and `compute`, `attention_rollout` for `residual`. `variant` names the rollout variant that stands
-    beside the plain one (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
+    `layer_integrated_gradients` for `features`, `baseline`, `tolerance`, `max_nodes` and `compute`,
+    `attention_rollout` for `residual`. `variant` names the rollout variant that stands beside the plain one
+    (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
     that better; None asks no referee. Without `compute` the memory is planned: the fastest settings that fit into what
     is free, or InsufficientMemoryError before gradients are computed.
 

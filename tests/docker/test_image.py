@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,3 +190,18 @@ def test_the_notebook_lock_agrees_with_the_other_one() -> None:
         ROOT / "requirements.lock", DOCKER / "notebook.lock")]  # fmt: skip
     assert "jupyterlab" in pins[1]
     assert not {name.lower() for name in pins[0]} & {name.lower() for name in pins[1]}
+
+
+def test_no_dependency_is_filtered_out_with_the_tools(tmp_path: Path) -> None:
+    """What install.sh leaves of the lock files holds every package that llmxai itself names, and no tool."""
+    script = (ROOT / "docker" / "install.sh").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"<<'PYTHON'\n(.*?)\nPYTHON\n", script, flags=re.S)
+    pins = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    (tmp_path / "pins").write_text("".join(line for line in pins.splitlines(True) if not line.startswith("torch==")))
+    command = [sys.executable, "-c", snippet, str(ROOT / "pyproject.toml"), str(tmp_path / "pins")]
+    wanted = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    left = {re.match(r"[\w.-]+", line)[0].lower() for line in wanted.splitlines() if "==" in line}  # type: ignore[index]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {re.match(r"[\w.-]+", line)[0].lower() for line in project["dependencies"]}  # type: ignore[index]
+    assert named - left == {"torch"}
+    assert not left & {"pytest", "ruff", "mypy", "playwright"}
