@@ -2,8 +2,8 @@
 
 Every sample is a generated token whose source in the prompt is known. It is positive where plain rollout misses the
 source in its top 5 features and negative where it finds it. The real model answers questions whose answer stands in the
-prompt among others of its kind (checked: the answer's log-prob falls when the source is ablated); small models are
-trained here to look items up. Prints tables in Markdown.
+prompt among others of its kind; small models are trained here to look items up. Only tokens count that the model says
+and takes from the source: their log-prob falls when a neutral token stands in its place. Prints tables in Markdown.
 
 Usage: python benchmarks/calibrate.py [--questions 10] [--samples FILE]
 """
@@ -26,25 +26,28 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the planted task is also what the tests train on
 
-from planted import lookups, trained_lookup  # noqa: E402
+from planted import NEUTRAL, lookups, trained_lookup  # noqa: E402
 from questions import FAMILIES, Question, make_question  # noqa: E402
 
-from llmxai import LoadedModel, attention_rollout, load  # noqa: E402
-from llmxai.crosscheck import RULE, dilutions, why_diluted  # noqa: E402
+from llmxai import LoadedModel, attention_rollout, layer_integrated_gradients, load  # noqa: E402
+from llmxai.crosscheck import RULE, cross_check, dilutions, missed, sources_of, unit_sums, why_diluted  # noqa: E402
 from llmxai.generation import encode_messages, given  # noqa: E402
+from llmxai.methods import BEST_EVIDENCED, METHODS, Ablation, ablate  # noqa: E402
 from llmxai.methods._ablation import CHUNK_TOKENS, f_of_masks  # noqa: E402
 from llmxai.methods._path import moving_tokens  # noqa: E402
 from llmxai.methods._vjp import ChunkSize  # noqa: E402
-from llmxai.types import Dilution, Generation, predicting_position  # noqa: E402
+from llmxai.names import Status  # noqa: E402
+from llmxai.types import Ablations, CrossCheck, Dilution, Generation, Rollout, predicting_position  # noqa: E402
 
 TOP = 5
 LEAST_PROBABILITY = 0.1
 LEAST_FALL = 2.0
 """Nats by which an answer's log-prob falls without its source, for the token to count as answered from it."""
-FIT, CHECK, ASIDE = "fit", "check", "aside"
-SMALL = ((2, 0, FIT), (2, 1, CHECK), (3, 1, ASIDE))
-"""Layers, seed, and which half. With two layers rollout finds nearly every source. With three it misses some though
-nothing is diluted, which no figure of the row alone can tell: that model stands aside and is reported for itself."""
+FIT, CHECK = "fit", "check"
+SMALL = ((2, 0, FIT), (2, 1, CHECK), (3, 0, FIT), (3, 1, CHECK))
+"""Layers, seed, and which half. With two layers rollout finds nearly every source; with three it misses some though
+nothing is diluted, which no figure of the row alone can tell."""
+NEUTRAL_ITEM = f"id:{NEUTRAL}"
 REAL = {"city": FIT, "code": FIT, "place": CHECK, "name": CHECK}
 FALSE_ALARMS = 0.1
 """What a threshold may flag of the tokens whose source rollout finds."""
@@ -64,6 +67,10 @@ class Sample:
     entropy: float
     similarity: float
     feature_mass: float
+    lacked: int
+    """Sources by removal that rollout does not have among its first."""
+    status: str
+    """By the whole rule; empty for the real model, whose gradients would take hours here."""
 
 
 def samples_of(
@@ -74,9 +81,13 @@ def samples_of(
     model: str,
     half: str,
     name: str,
+    gradients: bool,
 ) -> list[Sample]:
     """A sample for each target in `sources`, which gives the positions of its source."""
     rollout = attention_rollout(loaded, generation)
+    ablations = ablate(loaded, generation, ablation=Ablation(subsets=0, units="token" if gradients else "auto"))
+    rolled = unit_sums(rollout.rows, ablations.units)
+    checks = checked(loaded, generation, rollout, ablations) if gradients else None
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
     seq = torch.arange(len(generation.ids))
     features = moving_tokens(generation, features="content") & (seq <= torch.tensor(positions)[:, None])
@@ -97,9 +108,20 @@ def samples_of(
                 entropy=one.entropy or 0.0,
                 similarity=one.similarity,
                 feature_mass=one.feature_mass,
+                lacked=len(missed(rolled[t], sources_of(ablations.drop[t].numpy()))),
+                status=str(checks[t].status) if checks else "",
             )
         )
     return found
+
+
+def checked(
+    loaded: LoadedModel, generation: Generation, rollout: Rollout, ablations: Ablations
+) -> tuple[CrossCheck, ...]:
+    """The whole cross-check of a small model."""
+    gradients = layer_integrated_gradients(loaded, generation, baseline=NEUTRAL_ITEM)
+    beside = METHODS[BEST_EVIDENCED].function(loaded, generation)
+    return cross_check(generation, gradients, rollout, beside, ablations)
 
 
 def real_samples(loaded: LoadedModel, *, questions: int) -> list[Sample]:
@@ -109,9 +131,15 @@ def real_samples(loaded: LoadedModel, *, questions: int) -> list[Sample]:
         for family in FAMILIES:
             question = make_question(family, seed=seed)
             generation, sources = locate(loaded, question)
-            answered = from_source(loaded, generation, sources)
+            answered = from_source(loaded, generation, sources, baseline="space")
             found += samples_of(
-                loaded, generation, answered, model="smollm2", half=REAL[family], name=f"{family} {seed}"
+                loaded,
+                generation,
+                answered,
+                model="smollm2",
+                half=REAL[family],
+                name=f"{family} {seed}",
+                gradients=False,
             )
             print(f"{family} {seed}: {len(answered)} of {len(sources)} tokens", file=sys.stderr, flush=True)
     return found
@@ -140,13 +168,13 @@ def locate(loaded: LoadedModel, question: Question) -> tuple[Generation, dict[in
 
 
 def from_source(
-    loaded: LoadedModel, generation: Generation, sources: Mapping[int, Sequence[int]]
+    loaded: LoadedModel, generation: Generation, sources: Mapping[int, Sequence[int]], *, baseline: str
 ) -> dict[int, Sequence[int]]:
     """The targets that the model says, and says less when their own source is ablated."""
     units = tuple((min(where), max(where) + 1) for where in sources.values())
     masks = torch.cat([torch.ones(1, len(units), dtype=torch.bool), ~torch.eye(len(units), dtype=torch.bool)])
     f = f_of_masks(
-        loaded, generation, units, masks, operator="baseline", baseline="space", size=ChunkSize(CHUNK_TOKENS)
+        loaded, generation, units, masks, operator="baseline", baseline=baseline, size=ChunkSize(CHUNK_TOKENS)
     )
     return {
         t: where
@@ -163,8 +191,17 @@ def small_samples(*, questions: int) -> list[Sample]:
         loaded = trained_lookup(layers=layers, seed=seed)
         name = f"lookup, {layers} layers"
         for i, lookup in enumerate(lookups(loaded, count=questions, seed=1000 + seed)):
-            sources = {t: [where] for t, where in enumerate(lookup.sources) if where is not None}
-            found += samples_of(loaded, lookup.generation, sources, model=name, half=half, name=f"{name} {i}")
+            planted = {t: [where] for t, where in enumerate(lookup.sources) if where is not None}
+            sources = from_source(loaded, lookup.generation, planted, baseline=NEUTRAL_ITEM)
+            found += samples_of(
+                loaded,
+                lookup.generation,
+                sources,
+                model=name,
+                half=half,
+                name=f"{name}, seed {seed}: {i}",
+                gradients=True,
+            )
         print(f"{name}, seed {seed}: trained and read", file=sys.stderr, flush=True)
     return found
 
@@ -182,7 +219,7 @@ FIGURES: dict[str, Figure] = {
 
 def auc(samples: Sequence[Sample], figure: Figure) -> float:
     """Probability that a missed source has the larger figure than a found one (Mann-Whitney, ties half)."""
-    positive, negative = ([figure(s) for s in samples if s.missed is missed] for missed in (True, False))
+    positive, negative = ([figure(s) for s in samples if s.missed is truth] for truth in (True, False))
     if not positive or not negative:
         return float("nan")
     return float(stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
@@ -225,7 +262,7 @@ def _over(figure: Figure, cut: float, sample: Sample) -> bool:
 
 
 def flagged_by_rule(sample: Sample) -> bool:
-    """What `RULE` says of the sample's row."""
+    """Whether `RULE` warns of rollout: diluted, or a source by removal is not among its first."""
     dilution = Dilution(
         sink_mass=sample.sink_mass,
         feature_mass=sample.feature_mass,
@@ -233,7 +270,18 @@ def flagged_by_rule(sample: Sample) -> bool:
         null_divergence=sample.null_divergence,
         similarity=sample.similarity,
     )
-    return why_diluted(dilution, RULE) is not None
+    return why_diluted(dilution, RULE) is not None or sample.lacked > 0
+
+
+def status_table(samples: Sequence[Sample]) -> list[str]:
+    """What the whole rule says of the small models' tokens."""
+    statuses = [str(status) for status in Status if any(s.status == status for s in samples)]
+    rows = [f"| rollout | tokens | {' | '.join(statuses)} |", "| --- | --- |" + " --- |" * len(statuses)]
+    for key in sorted({(s.model, s.missed) for s in samples if s.status}):
+        mine = [s.status for s in samples if (s.model, s.missed) == key]
+        counts = " | ".join(str(mine.count(status)) for status in statuses)
+        rows.append(f"| {key[0]}: source {'missed' if key[1] else 'found'} | {len(mine)} | {counts} |")
+    return rows
 
 
 def model_auc(samples: Sequence[Sample]) -> float:
@@ -266,7 +314,7 @@ def figures_table(fit: Sequence[Sample], check: Sequence[Sample]) -> list[str]:
     for name, figure in FIGURES.items():
         cut = best_threshold(fit, figure)
         over = partial(_over, figure, cut)
-        caught, false = (share(check, over, missed=missed) for missed in (True, False))
+        caught, false = (share(check, over, missed=truth) for truth in (True, False))
         rows.append(
             f"| {name} | {auc(fit, figure):.2f} | {interval(check, partial(auc, figure=figure))} | {cut:.4g} | "
             f"{caught:.0%} | {false:.0%} |"
@@ -282,14 +330,14 @@ def rule_table(halves: Mapping[str, Sequence[Sample]]) -> list[str]:
     ]
     for name, samples in halves.items():
         counts = []
-        for missed in (True, False):
-            mine = [s for s in samples if s.missed is missed]
+        for truth in (True, False):
+            mine = [s for s in samples if s.missed is truth]
             counts.append(f"{sum(map(flagged_by_rule, mine))} of {len(mine)}")
         caught, false = (
-            interval(samples, partial(share, flagged=flagged_by_rule, missed=missed))
-            if any(s.missed is missed for s in samples)
+            interval(samples, partial(share, flagged=flagged_by_rule, missed=truth))
+            if any(s.missed is truth for s in samples)
             else "-"
-            for missed in (True, False)
+            for truth in (True, False)
         )
         rows.append(f"| {name} | {len(samples)} | {counts[0]} | {counts[1]} | {caught} | {false} |")
     return rows
@@ -312,8 +360,9 @@ def main() -> None:
     fit, check = ([s for s in samples if s.half == half] for half in (FIT, CHECK))
     halves = {"the fitted half": fit, "the other half": check}
     for model in sorted({s.model for s in samples}):
-        halves[f"{model}, not fitted"] = [s for s in samples if s.model == model and s.half != FIT]
-    print("\n".join([*data_table(samples), "", *figures_table(fit, check), "", *rule_table(halves), ""]))
+        halves[f"{model}, other half"] = [s for s in check if s.model == model]
+    tables = [data_table(samples), figures_table(fit, check), rule_table(halves), status_table(samples)]
+    print("\n".join(line for table in tables for line in [*table, ""]))
     print(f"Sink mass, smollm2's tokens against the 2-layer model's, other half: AUC {model_auc(check):.2f}.")
 
 

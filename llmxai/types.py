@@ -223,6 +223,10 @@ class Verdict:
     """LDS of integrated gradients minus LDS of plain rollout."""
     interval: tuple[float, float] | None
     """95 % bootstrap interval of the difference, over the random subsets."""
+    sources: tuple[int, ...]
+    """The units whose removal lowers F much: by a nat, and by a share of the largest fall (`Rule`)."""
+    missed: Mapping[str, tuple[int, ...]]
+    """By method name, those of `sources` that are not among the method's own first units."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,12 @@ def test_the_sentence_without_a_referee_and_without_ranks() -> None:
     fine = Certificate(converged=True, local_error=0.01, tolerance=0.02)
     assert "No referee was asked" in status_alone(fine, None)[1]
     nothing = Verdict(
-        scores={"layer_integrated_gradients": Score(None, None)}, better=None, difference=None, interval=None
+        scores={"layer_integrated_gradients": Score(None, None)},
+        better=None,
+        difference=None,
+        interval=None,
+        sources=(),
+        missed={},
     )
     assert "does not test them" in status_alone(fine, nothing)[1]
 

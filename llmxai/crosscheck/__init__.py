@@ -4,7 +4,7 @@ from llmxai.crosscheck.agreement import kendall, rank_biased_overlap, spearman, 
 from llmxai.crosscheck.check import cross_check
 from llmxai.crosscheck.dilution import dilutions, jensen_shannon, normalised_entropy
 from llmxai.crosscheck.nulls import rank_test, recency_p
-from llmxai.crosscheck.referee import verdicts
+from llmxai.crosscheck.referee import missed, sources_of, unit_sums, verdicts
 from llmxai.crosscheck.status import RULE, Rule, status_alone, status_of, why_diluted
 
 __all__ = [
@@ -14,14 +14,17 @@ __all__ = [
     "dilutions",
     "jensen_shannon",
     "kendall",
+    "missed",
     "normalised_entropy",
     "rank_biased_overlap",
     "rank_test",
     "recency_p",
+    "sources_of",
     "spearman",
     "status_alone",
     "status_of",
     "top_k_overlap",
+    "unit_sums",
     "verdicts",
     "why_diluted",
 ]

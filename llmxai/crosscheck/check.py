@@ -42,7 +42,7 @@ def cross_check(
     if ablations is not None:
         rolled = {one.method: one.rows for one in (rollout, variant) if one.refused is None}
         beside_gradients = rolled if rollout.refused is None else {}
-        ruled = verdicts(ablations, {attribution.method: attribution.values} | beside_gradients)
+        ruled = verdicts(ablations, {attribution.method: attribution.values} | beside_gradients, rule=rule)
     checks = []
     for t in range(len(positions)):
         certificate = Certificate(

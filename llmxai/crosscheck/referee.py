@@ -6,6 +6,9 @@ and F over the subsets (Park et al. 2023, https://arxiv.org/abs/2303.14186, eq. 
 https://arxiv.org/abs/2409.00729). All subsets keep the same number of units, so that scores which are equal, or
 positive and random, foretell nothing. The interval of a difference of two LDS is a bootstrap over the subsets, both
 methods read on the same ones.
+
+A source is a unit whose removal alone lowers F much. A method that lacks one among its first units misses what the
+answer hangs on, however it ranks the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 from llmxai.crosscheck.agreement import spearman
+from llmxai.crosscheck.status import RULE, Rule
 from llmxai.types import Ablations, Score, Verdict
 
 RESAMPLES = 1000
@@ -29,7 +33,7 @@ CONSTANT = 1e-9
 
 
 def verdicts(
-    ablations: Ablations, methods: Mapping[str, Float[Tensor, "target seq"]], *, seed: int = 0
+    ablations: Ablations, methods: Mapping[str, Float[Tensor, "target seq"]], *, rule: Rule = RULE, seed: int = 0
 ) -> tuple[Verdict, ...]:
     """A verdict on every target; of `methods` (by name) the first is compared with the second, if any; all get scores.
 
@@ -58,8 +62,35 @@ def verdicts(
         better = None
         if interval is not None and (interval[0] > 0 or interval[1] < 0):
             better = first if interval[0] > 0 else second
-        found.append(Verdict(scores=scores, better=better, difference=difference, interval=interval))
+        sources = sources_of(drop, rule=rule)
+        found.append(
+            Verdict(
+                scores=scores,
+                better=better,
+                difference=difference,
+                interval=interval,
+                sources=sources,
+                missed={name: missed(summed[name][t], sources, rule=rule) for name in summed},
+            )
+        )
     return tuple(found)
+
+
+def sources_of(drop: Float[np.ndarray, " unit"], *, rule: Rule = RULE) -> tuple[int, ...]:
+    """The units whose removal lowers F by at least `rule.least_fall` nats and `rule.fall_share` of the largest fall."""
+    largest = drop.max(initial=0.0)
+    return tuple(np.flatnonzero(drop >= max(rule.least_fall, rule.fall_share * largest)).tolist())
+
+
+def missed(scores: Float[np.ndarray, " unit"], sources: tuple[int, ...], *, rule: Rule = RULE) -> tuple[int, ...]:
+    """Those of `sources` that are not among the first units by |score|; the earlier unit wins a tie.
+
+    The first are `rule.top_k`, but no more than a quarter of the units, so that chance seldom finds one, and no fewer
+    than there are sources.
+    """
+    k = max(1, min(rule.top_k, len(scores) // 4), len(sources))
+    first = set(np.argsort(-np.abs(scores), kind="stable")[:k].tolist())
+    return tuple(unit for unit in sources if unit not in first)
 
 
 def unit_sums(

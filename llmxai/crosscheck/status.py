@@ -9,9 +9,9 @@ from llmxai.types import Agreement, Dilution, Status, Verdict
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds of the status. Those of dilution come from `make calibrate`."""
+    """Thresholds of the status. Those of dilution come from `make calibrate`, which also checks the others."""
 
-    version: int = 2
+    version: int = 3
     most_sink: float = 0.55
     """Share of the row on position 0, above which rollout is diluted."""
     least_divergence: float = 0.007
@@ -19,9 +19,14 @@ class Rule:
     significance: float = 0.05
     """Corrected p-value of the rank correlation, up to which the methods agree."""
     top_k: int = 5
+    least_fall: float = 1.0
+    """Nats by which F falls at least without a unit that counts as a source."""
+    fall_share: float = 0.3
+    """Share of the largest fall that a source must reach, too."""
 
 
 RULE = Rule()
+METHOD_WORDS = {"layer_integrated_gradients": "the gradients", "attention_rollout": "attention rollout"}
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,16 @@ def status_of(
 ) -> tuple[Status, str]:
     """The status and one plain sentence: the rule's figures that gave it.
 
-    `agreement` and `dilution` are those of plain rollout, which alone decide; the sentence names the variant where
-    plain rollout is diluted, and the referee's answer where the methods contradict each other.
+    Plain rollout decides on dilution. Then the sources that removal found decide: the methods agree where both have
+    all of them among their first, and disagree where one lacks any. Only where no removal mattered, or none was asked
+    for, does the rank correlation decide.
     """
     if not certificate.converged:
         return Status.UNCONVERGED, _unconverged(certificate)
     if why := why_diluted(dilution, rule):
         return Status.DILUTED, f"{why}: do not read attention here. {_variant_clause(variant, variant_name, rule)}"
+    if verdict is not None and verdict.sources:
+        return _by_sources(verdict, agreement)
     if agreement.adjusted_p is None:
         return Status.DISAGREE, f"Too few features, or a constant row, to compare the two methods. {_ruling(verdict)}"
     if agreement.adjusted_p <= rule.significance:
@@ -59,6 +67,18 @@ def status_of(
     return Status.DISAGREE, (
         f"The two methods do not rank the sources alike: {_figures(agreement)}. {_ruling(verdict)}"
     )
+
+
+def _by_sources(verdict: Verdict, agreement: Agreement) -> tuple[Status, str]:
+    n = len(verdict.sources)
+    parts = f"{n} part{'s' if n > 1 else ''} of the prompt without which the log-prob falls much"
+    ranks = (
+        "" if agreement.spearman is None else f" Over all features their ranks have Spearman {agreement.spearman:.2f}."
+    )
+    lacking = [f"{METHOD_WORDS[name]} without {len(units)}" for name in METHOD_WORDS if (units := verdict.missed[name])]
+    if lacking:
+        return Status.DISAGREE, f"Among their first sources, {' and '.join(lacking)} of the {parts}.{ranks}"
+    return Status.AGREE, f"Both methods have among their first sources the {parts}.{ranks}"
 
 
 def status_alone(certificate: Certificate, verdict: Verdict | None) -> tuple[Status, str]:
@@ -118,8 +138,7 @@ def _ruling(verdict: Verdict | None) -> str:
     if verdict.better is None or verdict.interval is None:
         return "Taking parts of the prompt away does not tell which of them is right."
     low, high = verdict.interval
-    winner = "the gradients" if verdict.better == "layer_integrated_gradients" else "attention rollout"
     return (
-        f"Taking parts of the prompt away bears out {winner} (difference of LDS {verdict.difference:.2f}, "
-        f"95 % interval {low:.2f} to {high:.2f})."
+        f"Taking parts of the prompt away bears out {METHOD_WORDS[verdict.better]} "
+        f"(difference of LDS {verdict.difference:.2f}, 95 % interval {low:.2f} to {high:.2f})."
     )

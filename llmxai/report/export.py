@@ -76,6 +76,8 @@ def _token(target: Mapping[str, Any]) -> dict[str, Any]:
         "referee.better": referee.get("better"),
         "referee.difference": referee.get("difference"),
         **{f"lds.{method}": score["lds"] for method, score in referee.get("scores", {}).items()},
+        "referee.sources": len(referee["sources"]) if referee else None,
+        **{f"missed.{method}": len(units) for method, units in referee.get("missed", {}).items()},
     }
 
 

@@ -17,9 +17,12 @@ MAIN_SOURCES = 5
 LONGEST_QUOTE = 600
 """Characters of a turn or of the answer in the verdict; the whole text follows on the page."""
 STATUS_TEXT = {
-    Status.AGREE: ("✓", "both methods could be read, and they rank the sources alike beyond chance"),
+    Status.AGREE: ("✓", "both methods could be read, and both put the same sources first"),
     Status.DILUTED: ("~", "attention says no more here than it would for any text: do not read its bars"),
-    Status.DISAGREE: ("×", "both methods could be read, and they do not rank the sources alike: trust neither alone"),
+    Status.DISAGREE: (
+        "×",
+        "both methods could be read, and they contradict each other or the removals: trust neither alone",
+    ),
     Status.UNCONVERGED: ("!", "the gradient values could not be computed accurately enough: do not read them"),
     Status.UNCHECKED: ("?", "the gradient values can be read, but attention rollout is refused for this model"),
 }
@@ -202,7 +205,7 @@ def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
     if contradicted := count[Status.DISAGREE]:
         said.append(f"For {_some(contradicted, n)} the two methods contradict each other: trust neither alone.")
     if agreed := count[Status.AGREE]:
-        said.append(f"For {_some(agreed, n)} both methods rank the sources alike.")
+        said.append(f"For {_some(agreed, n)} both methods put the same sources first.")
     if unchecked := count[Status.UNCHECKED]:
         said.append(
             f"Attention rollout is refused for this model, so for {_some(unchecked, n)} no second method checks the "

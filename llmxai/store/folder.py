@@ -173,6 +173,8 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
         "difference": verdict.difference,
         "interval": None if verdict.interval is None else list(verdict.interval),
         "scores": {name: asdict(score) for name, score in verdict.scores.items()},
+        "sources": list(verdict.sources),
+        "missed": {name: list(units) for name, units in verdict.missed.items()},
     }
 
 

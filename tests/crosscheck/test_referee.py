@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from llmxai.crosscheck.referee import CEILING, difference_interval, unit_sums, verdicts
+from llmxai.crosscheck.referee import CEILING, difference_interval, missed, sources_of, unit_sums, verdicts
 from llmxai.methods._ablation import half_subsets
 from llmxai.types import Ablations
 
@@ -161,3 +161,31 @@ def test_equal_scores_have_no_lds() -> None:
     equal = torch.full((TARGETS, N_UNITS), 0.1, dtype=torch.float64)
     for verdict in verdicts(additive(true), {"a": token_scores(true), "b": token_scores(equal)}):
         assert verdict.scores["b"].lds is None
+
+
+def test_sources_are_what_f_hangs_on() -> None:
+    drop = np.array([0.2, 5.0, 1.6, 1.4, -7.0, 0.9])
+    assert sources_of(drop) == (1, 2)  # 30 % of 5 nats is 1.5
+    assert sources_of(drop / 5) == (1,)  # no other reaches a nat
+    assert sources_of(drop / 6) == ()
+    assert sources_of(np.zeros(0)) == ()
+
+
+def test_missed_sources_by_counting_ranks() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 3, 8, 21, 40):
+        scores = rng.normal(size=n)
+        sources = tuple(sorted(rng.choice(n, size=min(n, 3), replace=False).tolist()))
+        k = max(1, min(5, n // 4), len(sources))
+        ranks = [1 + sum(abs(other) > abs(scores[unit]) for other in scores) for unit in range(n)]
+        assert missed(scores, sources) == tuple(unit for unit in sources if ranks[unit] > k)
+    assert missed(np.array([1.0, 1.0, 1.0, 1.0]), (1,)) == (1,)  # of equal scores the first one leads
+
+
+def test_verdicts_say_which_method_misses_what() -> None:
+    """Unit 4 alone matters: the method that ranks it first has it, the one that ranks it last misses it."""
+    true = torch.full((TARGETS, N_UNITS), 0.1, dtype=torch.float64)
+    true[:, 4] = 3.0
+    for verdict in verdicts(additive(true), {"a": token_scores(true), "b": token_scores(1 / true)}):
+        assert verdict.sources == (4,)
+        assert verdict.missed == {"a": (), "b": (4,)}

@@ -40,9 +40,12 @@ CLEAR = Dilution(sink_mass=0.1, feature_mass=0.8, entropy=0.7, null_divergence=0
 SUNK = replace(CLEAR, sink_mass=0.996)
 FINE = Certificate(converged=True, local_error=0.01, tolerance=0.02)
 OFF = Certificate(converged=False, local_error=0.5, tolerance=0.02)
-GRADIENTS = Verdict(scores={}, better="layer_integrated_gradients", difference=0.4, interval=(0.2, 0.6))
-ATTENTION = Verdict(scores={}, better="attention_rollout", difference=-0.4, interval=(-0.6, -0.2))
-OPEN = Verdict(scores={}, better=None, difference=0.1, interval=(-0.2, 0.3))
+OPEN = Verdict(scores={}, better=None, difference=0.1, interval=(-0.2, 0.3), sources=(), missed={})
+GRADIENTS = replace(OPEN, better="layer_integrated_gradients", difference=0.4, interval=(0.2, 0.6))
+ATTENTION = replace(OPEN, better="attention_rollout", difference=-0.4, interval=(-0.6, -0.2))
+FOUND = replace(OPEN, sources=(3, 7), missed={"layer_integrated_gradients": (), "attention_rollout": ()})
+ROLLOUT_MISSED = replace(FOUND, missed={"layer_integrated_gradients": (), "attention_rollout": (7,)})
+BOTH_MISSED = replace(FOUND, missed={"layer_integrated_gradients": (3,), "attention_rollout": (3, 7)})
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,11 @@ OPEN = Verdict(scores={}, better=None, difference=0.1, interval=(-0.2, 0.3))
         (FINE, UNLIKE, CLEAR, ALIKE, ATTENTION, Status.DISAGREE, "bears out attention rollout"),
         (FINE, UNLIKE, CLEAR, ALIKE, OPEN, Status.DISAGREE, "does not tell which of them is right"),
         (FINE, UNDEFINED, CLEAR, ALIKE, OPEN, Status.DISAGREE, "Too few features"),
+        (FINE, UNLIKE, CLEAR, ALIKE, FOUND, Status.AGREE, "the 2 parts of the prompt"),
+        (FINE, ALIKE, CLEAR, ALIKE, ROLLOUT_MISSED, Status.DISAGREE, "attention rollout without 1 of the 2 parts"),
+        (FINE, UNDEFINED, CLEAR, ALIKE, BOTH_MISSED, Status.DISAGREE, "the gradients without 1 and attention rollout"),
+        (FINE, ALIKE, SUNK, ALIKE, FOUND, Status.DILUTED, "99.6%"),
+        (OFF, ALIKE, CLEAR, ALIKE, FOUND, Status.UNCONVERGED, "do not read it here"),
     ],
 )
 def test_the_status_rule(
@@ -230,5 +238,7 @@ def test_the_referee_reads_all_three_methods() -> None:
         ]
         assert check.verdict.better == "layer_integrated_gradients"
         assert check.verdict.scores["variant"].lds == pytest.approx(1)
-        if check.status == Status.DISAGREE:
-            assert "bears out the gradients" in check.reason
+        assert check.verdict.missed["layer_integrated_gradients"] == check.verdict.missed["variant"] == ()
+        if check.verdict.missed["attention_rollout"]:
+            assert check.status == Status.DISAGREE
+            assert "attention rollout without" in check.reason

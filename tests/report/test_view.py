@@ -100,7 +100,7 @@ def test_the_small_example_in_full() -> None:
         "Attention says nothing of use for 2 of the 17 tokens: typically more than 99% of it ends on the very first "
         "token, or it spreads as it would for any text. For these do not read the bars of attention rollout.",
         "For 2 of the 17 tokens the two methods contradict each other: trust neither alone.",
-        "For 12 of the 17 tokens both methods rank the sources alike.",
+        "For 12 of the 17 tokens both methods put the same sources first.",
         "The referee took parts of the input away and watched the answer. That bears out the gradients for 12 of 17 "
         "tokens, attention for 2, and does not tell for 3.",
     )
@@ -120,7 +120,7 @@ def test_the_small_example_in_full() -> None:
 def test_one_status_for_all_and_a_single_token() -> None:
     said, agreed, _ = build_view(*sample(["<s>", " a", " b"], [" x", " y"])).verdict.sentences
     assert said.startswith("The gradient values can be read for all 2 tokens")
-    assert agreed == "For all 2 tokens both methods rank the sources alike."
+    assert agreed == "For all 2 tokens both methods put the same sources first."
     assert "the only token" in build_view(*sample(["<s>", " a"], [" x"])).verdict.sentences[0]
 
 

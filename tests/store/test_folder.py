@@ -97,7 +97,8 @@ KEYS = {
     ("targets", 0, "rollout"): ROLLOUT,
     ("targets", 0, "rollout_variant"): ROLLOUT,
     ("targets", 0, "curve"): "sink_mass entropy null_divergence similarity",
-    ("targets", 0, "referee"): "better difference interval scores",
+    ("targets", 0, "referee"): "better difference interval scores sources missed",
+    ("targets", 0, "referee", "missed"): ("layer_integrated_gradients attention_rollout gradient_weighted_rollout"),
     ("targets", 0, "referee", "scores"): (
         "layer_integrated_gradients attention_rollout gradient_weighted_rollout leave_one_out"
     ),
