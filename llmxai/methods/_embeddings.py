@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llmxai.methods._path import moving_tokens
+from llmxai.methods._path import chosen_tokens
 from llmxai.methods._scores import TokenScores
 from llmxai.methods._targets import Target, TargetRows, token_targets
 from llmxai.models import LoadedModel, embed, forward_logits
@@ -36,8 +36,8 @@ def seeded(seed: int, *, device: torch.device) -> Iterator[None]:
 
 
 def visible_features(generation: Generation, targets: Sequence[Target], *, features: str) -> Bool[Tensor, "target seq"]:
-    """The chosen tokens (see `moving_tokens`) up to each target's last predicting position."""
-    chosen = moving_tokens(generation, features=features)
+    """The chosen tokens (see `chosen_tokens`) up to each target's last predicting position."""
+    chosen = chosen_tokens(generation, features=features)
     last = torch.tensor([target.last for target in targets])
     return chosen & (torch.arange(len(chosen)) <= last[:, None])
 

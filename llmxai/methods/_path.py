@@ -65,16 +65,25 @@ def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | 
 
 
 def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
-    """Which tokens move.
+    """Which tokens move along the path: the chosen ones (see `chosen_tokens`).
 
-    `content`: what people and the model wrote (system, user, tool, context, generated); template, BOS and the first
-    token of the sequence are held (the first only if another token of the prompt moves): the attention sink is there,
-    and a path that moves it seldom converges (docs/convergence.md).
-    `prompt`: every prompt token; the generated ones are held (Captum's convention). `all`: every token.
+    With `content` the first token of the sequence is held as well, if another token of the prompt moves: the attention
+    sink is there, and a path that moves it seldom converges (docs/convergence.md).
+    """
+    moving = chosen_tokens(generation, features=features)
+    if features == "content" and moving[1 : generation.prompt_len].any():
+        moving[0] = False
+    return moving
+
+
+def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
+    """The tokens that a method may score.
+
+    `content`: what people and the model wrote (system, user, tool, context, generated), neither template nor BOS.
+    `prompt`: every prompt token, none of the generated ones (Captum's convention). `all`: every token.
     """
     if features == "content":
         chosen = [role in CONTENT for role in generation.roles]
-        chosen[0] = chosen[0] and not any(chosen[1 : generation.prompt_len])
     elif features == "prompt":
         chosen = [i < generation.prompt_len for i in range(len(generation.ids))]
     elif features == "all":

@@ -31,12 +31,12 @@ from llmxai.models.seams import undisturbed
 LINEAR = build()
 EXACT = {
     "gradient_x_input": {},
-    "gradient_shap": {"baseline": "zero"},
-    "deep_lift": {"baseline": "zero"},
+    "gradient_shap": {"baseline": "zero", "features": "all"},
+    "deep_lift": {"baseline": "zero", "features": "all"},
 }
 EXACT_AGAINST_SPACE = {
-    "gradient_shap": {"baseline": "space"},
-    "deep_lift": {"baseline": "space"},
+    "gradient_shap": {"baseline": "space", "features": "all"},
+    "deep_lift": {"baseline": "space", "features": "all"},
     "kernel_shap": {"operator": "baseline", "samples": 200},
     "lime": {"operator": "baseline", "samples": 200, "alpha": 1e-6},
     "context_cite": {"operator": "baseline", "masks": 60, "alpha": 1e-6},
