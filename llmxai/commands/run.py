@@ -24,11 +24,11 @@ def run(
     settings: Annotated[list[str], typer.Option("--set", help="Change one setting: a.b=value, data.0.limit=5.")] = [],  # noqa: B006  (Typer wants a list)
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed rows again.")] = False,
     engine: Annotated[
-        Literal["local", "accelerate"],
-        typer.Option(help="What computes: this process, or several of `accelerate launch`."),
+        Literal["local", "accelerate", "ray"],
+        typer.Option(help="What computes: this process, several of them, or the actors of Ray Data."),
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; the recipe's workers.count, or one a GPU.")
+        int | None, typer.Option(min=1, help="Processes or actors; the recipe's workers.count, or one a GPU.")
     ] = None,
     progress: Annotated[
         Literal["rich", "json", "none"], typer.Option(help="How progress is told, on stderr: json is a line a row.")
@@ -36,7 +36,7 @@ def run(
 ) -> None:
     """Run a recipe: explain and evaluate every row of its data. The same command goes on where a run stopped.
 
-    Ctrl-C ends after the rows in hand, a second one at once.
+    Ctrl-C ends after the rows in hand, a second one at once. Several machines: docs/scale.md.
     """
     from llmxai.runs import find_recipe, read_recipe, run_recipe
 
@@ -55,6 +55,7 @@ def run(
             folder,
             root=path.parent,
             engine=engine,
+            workers=workers,
             retry_failed=retry_failed,
             command=shlex.join(["llmxai", *sys.argv[1:]]),
             progress=report,

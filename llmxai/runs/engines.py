@@ -1,4 +1,4 @@
-"""Where the rows are computed: in this process, and those beside it."""
+"""Where the rows are computed: in this process and those beside it, or (cluster.py) by the actors of Ray Data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmxai.runs.processes import Processes
 from llmxai.runs.recipe import ModelSettings, Recipe
 from llmxai.runs.work import Worker
 
-EngineName = Literal["local", "accelerate"]
+EngineName = Literal["local", "accelerate", "ray"]
 POLL = 0.05
 """Seconds between looks at what other processes prepared."""
 
@@ -36,11 +36,14 @@ class Site:
 
 @runtime_checkable
 class Engine(Protocol):
-    """`start` comes first; `perform` returns when every row is entered, or `stop` said that no more shall begin."""
+    """`start` comes first, `close` last; `perform` returns when every row is entered, or `stop` said that no more shall
+    begin."""
 
     def start(self, progress: Progress) -> Site: ...
 
     def perform(self, windows: Iterable[Window], clerk: Clerk | None, stop: Stop) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class TeamEngine:
@@ -72,6 +75,9 @@ class TeamEngine:
         while clerk is not None and clerk.waits and not stop():
             time.sleep(POLL)
             clerk.advance()
+
+    def close(self) -> None:
+        pass
 
 
 def site_of(loaded: LoadedModel) -> Site:

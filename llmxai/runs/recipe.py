@@ -168,7 +168,13 @@ class WorkerSettings(Strict):
     """How the work is spread; the results are the same."""
 
     count: Positive | None = None
-    """Processes; by default one a GPU, or one."""
+    """Processes (accelerate) or actors (ray); by default one a GPU, or one."""
+    cpus: Annotated[float, Field(gt=0)] = 1
+    """CPUs of a Ray actor."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a Ray actor; by default one where the cluster has any."""
+    token_budget: Positive = 16384
+    """Tokens (of prompts and answers) that are handed to an actor at a time."""
 
 
 class Recipe(Strict):

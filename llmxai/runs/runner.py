@@ -50,6 +50,7 @@ def run_recipe(
     *,
     root: Path | str = ".",
     engine: EngineName = "local",
+    workers: int | None = None,
     retry_failed: bool = False,
     command: str | None = None,
     progress: Progress = lambda _news: None,
@@ -57,9 +58,9 @@ def run_recipe(
 ) -> RunOutcome:
     """Run `recipe` into the folder `out` (docs/recipes.md says what it holds), going on where an earlier call stopped.
 
-    `root`: the folder that the data's relative paths count from. Rows that failed stay failed unless `retry_failed`.
-    `command`: what was typed, for the manifest. `stop` is asked before every row; once it is true, what is in hand is
-    finished and nothing more is begun.
+    `root`: the folder that the data's relative paths count from. `engine`: docs/scale.md. `workers`: actors of Ray, by
+    default the recipe's. Rows that failed stay failed unless `retry_failed`. `command`: what was typed, for the
+    manifest. `stop` is asked before every row; once it is true, what is in hand is finished and nothing more is begun.
 
     Raises RecipeError, ModelLoadError and OutputError before the first row; what is wrong with a single row is recorded
     as that row.
@@ -71,16 +72,16 @@ def run_recipe(
         news = News("rows", engine=engine, total=count_rows(recipe))
         with _clerk(out, recipe, ledger, signer, news, progress) if team.leads else nullcontext() as clerk:
             team.wait()
-            computing = _engine(engine, recipe, out, team)
-            with _recorded_refusal(clerk, recipe):
-                site = computing.start(progress)
-            manifest = _manifest(recipe, site, engine=engine, command=command)
-            if team.leads:
-                write_json(out / "manifest.json", {**manifest, "status": "running"})
-            recorded: Container[str] = clerk.log if clerk is not None and clerk.log is not None else read_ids(out)
-            plan = Plan(recipe, site.model, site.tokenizer, ledger, recorded, retry_failed)
-            computing.perform(plan.windows(_noted(recipe_rows(recipe, root=Path(root)), ids)), clerk, stop)
-            team.wait()
+            with _engine(engine, recipe, out, team, workers) as computing:
+                with _recorded_refusal(clerk, recipe):
+                    site = computing.start(progress)
+                manifest = _manifest(recipe, site, engine=engine, command=command)
+                if team.leads:
+                    write_json(out / "manifest.json", {**manifest, "status": "running"})
+                recorded: Container[str] = clerk.log if clerk is not None and clerk.log is not None else read_ids(out)
+                plan = Plan(recipe, site.model, site.tokenizer, ledger, recorded, retry_failed)
+                computing.perform(plan.windows(_noted(recipe_rows(recipe, root=Path(root)), ids)), clerk, stop)
+                team.wait()
         outcome = _outcome(out, ledger, ids, leads=team.leads, stopped=stop())
         if team.leads:
             if not outcome.stopped:
@@ -91,10 +92,21 @@ def run_recipe(
     return outcome
 
 
-def _engine(name: EngineName, recipe: Recipe, out: Path, team: Processes) -> Engine:
+@contextmanager
+def _engine(name: EngineName, recipe: Recipe, out: Path, team: Processes, workers: int | None) -> Iterator[Engine]:
     signer = signing_key() if recipe.explain is not None else None
     signed_by = None if signer is None else key_id(signer.public_key())
-    return TeamEngine(recipe, out, team, name=name, signed_by=signed_by)
+    engine: Engine
+    if name == "ray":
+        from llmxai.runs.cluster import RayEngine
+
+        engine = RayEngine(recipe, out, workers=workers, signed_by=signed_by)
+    else:
+        engine = TeamEngine(recipe, out, team, name=name, signed_by=signed_by)
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @contextmanager

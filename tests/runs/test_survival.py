@@ -88,9 +88,8 @@ def test_killed_at_random_moments(whole: Path, data: Path, model_folder: Path, t
 def test_two_processes_give_what_one_gives(whole: Path, data: Path, model_folder: Path, tmp_path: Path) -> None:
     recipe = data / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(make_document(model_folder)), encoding="utf-8")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["-m", "llmxai", "run", str(recipe), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "llmxai", "run", str(recipe), "--out", str(tmp_path / "run")]
+    command += ["--engine", "accelerate", "--workers", "2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr

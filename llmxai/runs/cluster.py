@@ -1,0 +1,233 @@
+"""The rows on the actors of Ray Data: several workers of one machine, or of many (docs/scale.md).
+
+Batches of rows are Parquet files in the run's folder, which every node must see. Ray Data streams their numbers to
+actors that hold the model; an actor reads its batch, prepares each row in the run's folder as any worker does, and
+answers with the ids. Whoever started the run is the only one who writes the evidence log, the ledger and the tables.
+An actor that dies is replaced (Ray Data restarts it as often as it takes) and given its batch again; the rows of it
+that are prepared stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmxai.errors import LlmxaiError, OptionError
+from llmxai.runs.clerk import Clerk, News, Progress
+from llmxai.runs.data import FailedRow
+from llmxai.runs.engines import POLL, Site, load_for, site_of
+from llmxai.runs.jobs import Job, Stop, Window, pack
+from llmxai.runs.ledger import Ledger
+from llmxai.runs.processes import Processes
+from llmxai.runs.recipe import Recipe
+from llmxai.runs.work import Worker
+
+OBJECT_STORE = 256 * 2**20
+"""Bytes of the object store of a cluster that we start: only ids and rows of data go through it."""
+DEATHS = 3
+"""So often may a row's worker die before the row counts as failed."""
+STOP = "stop"
+
+
+class RayEngine:
+    """Connects to the cluster that RAY_ADDRESS names; without one, starts one on this machine and ends it again."""
+
+    def __init__(self, recipe: Recipe, run: Path, *, workers: int | None, signed_by: str | None) -> None:
+        self.recipe, self.run, self.signed_by = recipe, run.absolute(), signed_by
+        self.ray: Any = None
+        self.own = False
+        self.workers = workers or recipe.workers.count
+        self.gpus = recipe.workers.gpus
+
+    def start(self, progress: Progress) -> Site:
+        progress(News("starting Ray", engine="ray"))
+        self.ray = _ray()
+        if not self.ray.is_initialized():
+            self._connect()
+        available = self.ray.cluster_resources()
+        if self.gpus is None:
+            self.gpus = 1.0 if available.get("GPU") else 0.0
+        if self.workers is None:
+            kind, each = ("GPU", self.gpus) if self.gpus else ("CPU", self.recipe.workers.cpus)
+            self.workers = max(1, int((available.get(kind, 1) - (kind == "CPU")) / each))
+        progress(News("loading the model", engine="ray"))
+        look = self.ray.remote(num_cpus=self.recipe.workers.cpus, num_gpus=self.gpus, max_retries=0)(_look)
+        with _unwrapped():
+            site: Site = self.ray.get(look.remote(self.recipe.model_dump_json(), os.getcwd()))
+        return site
+
+    def perform(self, windows: Iterable[Window], clerk: Clerk | None, stop: Stop) -> None:
+        assert clerk is not None
+        assert self.workers is not None
+        batches = Path(tempfile.mkdtemp(dir=self.run, prefix=".batches-"))
+        try:
+            count = self._write(windows, batches, clerk)
+            if not count:
+                return
+            with _told(stop, batches / STOP), _unwrapped():
+                for _done in self._explained(count, batches).iter_batches(batch_size=None, prefetch_batches=0):
+                    clerk.advance()
+        finally:
+            shutil.rmtree(batches, ignore_errors=True)
+
+    def close(self) -> None:
+        if self.own:
+            self.ray.shutdown()
+
+    def _connect(self) -> None:
+        handler = signal.getsignal(signal.SIGTERM)
+        quiet = {"log_to_driver": False, "logging_level": "error"}
+        if "RAY_ADDRESS" in os.environ:
+            self.ray.init(**quiet)
+        else:
+            actors = (self.workers or 1) * self.recipe.workers.cpus
+            self.ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, int(actors) + 1),  # one more, so that reading is never shut out
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                **quiet,
+            )
+            self.own = True
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+
+    def _write(self, windows: Iterable[Window], batches: Path, clerk: Clerk) -> int:
+        """One Parquet file a batch, the costliest of each window first; how many."""
+        count, workers = 0, self.workers or 1
+        for window in windows:
+            clerk.expect(window)
+            clerk.advance()
+            jobs = [job for job in window.jobs if job.index in window.to_do]
+            for batch in pack(jobs, budget=self.recipe.workers.token_budget, workers=workers):
+                pq.write_table(pa.table({"job": [job.to_json() for job in batch]}), _file(batches, count))
+                count += 1
+        return count
+
+    def _explained(self, count: int, batches: Path) -> Any:
+        data = self.ray.data
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        return data.range(count, override_num_blocks=count).map_batches(
+            Explainer,
+            batch_size=None,
+            compute=data.ActorPoolStrategy(size=min(self.workers or 1, count), max_tasks_in_flight_per_actor=2),
+            num_cpus=self.recipe.workers.cpus,
+            num_gpus=self.gpus,
+            fn_constructor_kwargs={
+                "recipe": self.recipe.model_dump_json(),
+                "run": str(self.run),
+                "batches": str(batches),
+                "signed_by": self.signed_by,
+                "home": os.getcwd(),
+            },
+        )
+
+
+class Explainer:
+    """What an actor holds: the model, loaded once."""
+
+    def __init__(self, recipe: str, run: str, batches: str, signed_by: str | None, home: str) -> None:
+        read = Recipe.model_validate_json(recipe)
+        _at_home(home)
+        self.worker = Worker.of(load_for(read.model, Processes()), read, run=Path(run), signed_by=signed_by)
+        self.ledger, self.batches = Ledger(Path(run)), Path(batches)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Do the rows of these batches that are not prepared yet; the ids of all that are."""
+        done = []
+        tables = [pq.read_table(_file(self.batches, int(n))) for n in batch["id"]]
+        for job in [Job.from_json(text) for table in tables for text in table["job"].to_pylist()]:
+            if self.ledger.prepared(job.row.id, key=job.key) is None:
+                if (self.batches / STOP).exists():
+                    break
+                self.worker.do(self._begun(job))
+            done.append(job.row.id)
+        return {"done": np.array(done, dtype=object)}
+
+    def _begun(self, job: Job) -> Job:
+        """The job, or in its place one that fails where the row takes its worker down each time."""
+        marks = self.batches / f"{job.row.id}.begun"
+        with marks.open("ab") as stream:
+            stream.write(b".")
+        if marks.stat().st_size <= DEATHS:
+            return job
+        told = f"Its worker died {DEATHS} times while computing it (out of memory?)."
+        return replace(job, row=FailedRow(job.row.id, job.row.source, told))
+
+
+def _file(batches: Path, n: int) -> Path:
+    return batches / f"{n:07d}.parquet"
+
+
+def _look(recipe: str, home: str) -> Site:
+    """In a task with the actors' resources: what the weights are, and the tokenizer that costs are counted with."""
+    _at_home(home)
+    return site_of(load_for(Recipe.model_validate_json(recipe).model, Processes()))
+
+
+def _at_home(home: str) -> None:
+    """Relative names of models count from where the run was started, where that folder exists."""
+    if Path(home).is_dir():
+        os.chdir(home)
+
+
+def _ray() -> Any:
+    try:
+        import ray.data
+    except ImportError as error:
+        raise OptionError(
+            f"--engine ray needs Ray Data, which is not installed ({error}): pip install 'llmxai[ray]'."
+        ) from error
+    for name in ("ray.data", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return ray
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """An error of ours inside a task is that error again, without Ray's wrapping."""
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None:
+            cause = getattr(inner, "cause", None) or inner.__cause__
+            if isinstance(cause, LlmxaiError):
+                raise cause from None
+            inner = cause
+        raise
+
+
+@contextmanager
+def _told(stop: Stop, file: Path) -> Iterator[None]:
+    """Put `file` there as soon as `stop` says so: the actors look for it before every row."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL * 4):
+            if stop():
+                file.touch()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()

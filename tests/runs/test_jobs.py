@@ -1,0 +1,45 @@
+"""How work is dealt out: nothing lost, nothing twice, about equal, within the budget."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmxai.evaluation import Row
+from llmxai.runs.data import FailedRow
+from llmxai.runs.jobs import BATCHES_A_WORKER, Job, pack, share
+
+sizes = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 300)), max_size=60)
+
+
+def jobs_of(sizes: list[tuple[int, int]]) -> list[Job]:
+    return [Job(i, Row(f"r{i}", "s", prompt="x"), "key", "id", tokens, n) for i, (tokens, n) in enumerate(sizes)]
+
+
+@given(sizes, st.integers(1, 9))
+def test_shares_are_about_equal(sizes: list[tuple[int, int]], count: int) -> None:
+    jobs = jobs_of(sizes)
+    shares = share(jobs, count)
+    assert sorted(job.index for part in shares for job in part) == list(range(len(jobs)))
+    loads = [sum(job.cost for job in part) for part in shares]
+    assert max(loads) - min(loads) <= max((job.cost for job in jobs), default=0)
+
+
+@given(sizes, st.integers(1, 5000), st.integers(1, 9))
+def test_batches_keep_the_budget(sizes: list[tuple[int, int]], budget: int, workers: int) -> None:
+    jobs = jobs_of(sizes)
+    batches = pack(jobs, budget=budget, workers=workers)
+    assert sorted(job.index for batch in batches for job in batch) == list(range(len(jobs)))
+    most = sum(job.cost for job in jobs) / (workers * BATCHES_A_WORKER)
+    for batch in batches:
+        assert len(batch) == 1 or sum(job.tokens for job in batch) <= budget
+        assert len(batch) == 1 or sum(job.cost for job in batch) <= most
+    costs = [job.cost for batch in batches for job in batch]
+    assert costs == sorted(costs, reverse=True), "the costliest first"
+
+
+def test_a_job_survives_its_way_to_an_actor() -> None:
+    messages = ({"role": "user", "content": "ß </script>"},)
+    row = Row("a", "s", messages=messages, response=" b", spans=((0, 1), (3, 4)), fields={"depth": 0.5})
+    for job in (Job(3, row, "k", "id", 5, 2), Job(4, FailedRow("b", "s", "why"), "k", "id", 0, 0)):
+        assert Job.from_json(job.to_json()) == job
