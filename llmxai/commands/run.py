@@ -17,6 +17,9 @@ import typer
 from llmxai.commands._console import Terminated, log, told_when_interrupted
 from llmxai.commands._progress import run_progress
 
+LAUNCHED = "LLMXAI_LAUNCHED"
+"""In the environment of processes that `--engine accelerate` started: they start no more."""
+
 
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (in recipes/) or file.")],
@@ -42,8 +45,12 @@ def run(
 
     path = find_recipe(recipe)
     read = read_recipe(path, settings=settings)
-    if engine == "accelerate" and "LOCAL_RANK" not in os.environ:
-        raise typer.Exit(_launch(workers or read.workers.count))
+    if engine == "accelerate" and not {"LOCAL_RANK", LAUNCHED} & os.environ.keys():
+        import torch
+
+        count = workers or read.workers.count or torch.cuda.device_count()
+        if count > 1:
+            raise typer.Exit(_launch(count))
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -89,15 +96,10 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _launch(workers: int | None) -> int:
-    """This same command in several processes of `accelerate launch`; its exit code."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(workers or gpus or 1)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [*([] if gpus else ["--cpu"]), "-m", "llmxai", *sys.argv[1:]]
-    with subprocess.Popen(command) as launched:
+def _launch(workers: int) -> int:
+    """This same command in `workers` processes, as `accelerate launch` starts them for several GPUs; its exit code."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(workers)]
+    with subprocess.Popen([*command, "-m", "llmxai", *sys.argv[1:]], env=os.environ | {LAUNCHED: "1"}) as launched:
         while True:
             try:
                 return launched.wait()

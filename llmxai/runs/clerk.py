@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llmxai.evidence import EvidenceLog, withdraw
-from llmxai.runs.jobs import Job, Window
+from llmxai.runs.jobs import Window
 from llmxai.runs.ledger import Ledger
 
 
@@ -40,7 +40,7 @@ class Clerk:
 
     def __init__(self, log: EvidenceLog | None, ledger: Ledger, *, news: News, progress: Progress) -> None:
         self.log, self.ledger, self.news, self.progress = log, ledger, news, progress
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[tuple[str, str]] = deque()
         self._began = time.monotonic()
 
     @property
@@ -52,23 +52,23 @@ class Clerk:
         """These rows come next, in this order."""
         for job in window.jobs:
             if job.index in window.to_do or self.ledger.prepared(job.row.id, key=job.key) is not None:
-                self._waiting.append(job)
+                self._waiting.append((job.row.id, job.key))
             else:
                 self._count(self.ledger.read(job.row.id) or {}, fresh=False)
 
     def advance(self) -> None:
         """Enter every row that is prepared and has no unfinished one before it."""
         while self._waiting:
-            job = self._waiting[0]
-            found = self.ledger.prepared(job.row.id, key=job.key)
+            row_id, key = self._waiting[0]
+            found = self.ledger.prepared(row_id, key=key)
             if found is None:
                 return
             entry, draft = found
             if draft is not None and self.log is not None and draft.record.id not in self.log:
                 self.log.append(draft.record, texts=draft.texts)
             if entry["status"] != "ok":
-                self._withdraw(job.row.id)
-            self.ledger.commit(job.row.id, entry)
+                self._withdraw(row_id)
+            self.ledger.commit(row_id, entry)
             self._waiting.popleft()
             self._count(entry, fresh=True)
             self.progress(self.news)

@@ -30,10 +30,12 @@ class Processes:
 
 
 def processes() -> Processes:
-    """As `accelerate launch` started us; a single process otherwise."""
+    """As torchrun or `accelerate launch` started us; a single process otherwise."""
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(timeout=LONGEST_WAIT)
+    # without cpu=True several processes on CPUs would each be told that they are alone
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     if state.num_processes == 1:
         return Processes()
     on_gpu = state.device.type == "cuda"

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from llmxai.errors import EvidenceError, OutputError, RecipeError, UserError
 from llmxai.evaluation import Bench, Competitor, Row, answer_row, make_case, measure
 from llmxai.evidence import Attempt, Draft, drafting
 from llmxai.explain import explain
 from llmxai.generation import Decoding
-from llmxai.methods import Compute, Tolerance
+from llmxai.methods import Tolerance
 from llmxai.models import LoadedModel
 from llmxai.runs.data import FailedRow
 from llmxai.runs.jobs import Job
@@ -25,12 +25,11 @@ from llmxai.runs.recipe import EvaluateSettings, Recipe
 from llmxai.save import save
 from llmxai.types import Explanation, Generation, Status
 
+_HOST = platform.node()
 EVIDENCE = "evidence"
 """The folder of a run's log."""
 PREVIEW = 240
 """Characters of a prompt that stand in its row."""
-LEAST_CHUNK = 64
-"""Tokens at once below which memory is not halved further."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Worker:
         except Exception as error:  # a row's failure must never be the end of the run
             told |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         draft = None if attempt is None else attempt.draft
-        told |= _evidence(draft) | {"seconds": time.perf_counter() - started}
+        told |= _evidence(draft) | {"seconds": time.perf_counter() - started, "worker": f"{_HOST}:{os.getpid()}"}
         ledger.prepare(row.id, told, draft)
 
     @property
@@ -90,29 +89,12 @@ class Worker:
         """Explain the row and write its folder; the figures of its entry."""
         row = _whole(row)
         attempt.request = _request(row)
-        explanation, halvings = self._explained(row)
-        if halvings:
-            attempt.options = {"out_of_memory_halvings": halvings}
-        told = _summary(explanation) | self._evaluated(row, explanation.generation) | {"oom_halvings": halvings}
+        explanation = self._explained(row)
+        told = _summary(explanation) | self._evaluated(row, explanation.generation)
         save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
         return told
 
-    def _explained(self, row: Row) -> tuple[Explanation, int]:
-        """The explanation, and how often what goes through the model at once was halved because memory ran out."""
-        halvings, chunk = 0, Compute.chunk_tokens
-        while True:
-            try:
-                return self._explain(
-                    row, None if not halvings else Compute(chunk_tokens=chunk, checkpoint=True)
-                ), halvings
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or chunk // 2 < LEAST_CHUNK:
-                    raise
-            halvings, chunk = halvings + 1, chunk // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    def _explain(self, row: Row, compute: Compute | None) -> Explanation:
+    def _explained(self, row: Row) -> Explanation:
         settings = self.recipe.explain
         assert settings is not None
         return explain(
@@ -125,7 +107,6 @@ class Worker:
             baseline=settings.baseline,
             tolerance=Tolerance(relative=settings.tolerance),
             max_nodes=settings.max_nodes,
-            compute=compute,
         )
 
     def _evaluated(self, row: Row, generation: Generation) -> dict[str, Any]:
@@ -147,11 +128,6 @@ def _whole(row: Row | FailedRow) -> Row:
     if isinstance(row, FailedRow):
         raise RecipeError(row.error)
     return row
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """The CPU's allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _evidence(draft: Draft | None) -> dict[str, Any]:
@@ -190,6 +166,7 @@ def _summary(explanation: Explanation) -> dict[str, Any]:
     return {
         **{str(status): statuses.count(status) for status in Status},
         "worst_gap_ratio": float((attribution.local_error / attribution.tolerance).max()),
+        "oom_halvings": explanation.settings.get("chunk_halvings", 0),
         "median_spearman": median(agreements) if agreements else None,
     }
 

@@ -13,7 +13,7 @@ import pytest
 from logs import KEY, make_run
 from tiny import make_loaded
 
-from llmxai import Decoding, UserError, explain, save
+from llmxai import Ablation, Decoding, UserError, explain, save
 from llmxai.errors import EvidenceError
 from llmxai.evidence import (
     SecretKey,
@@ -358,3 +358,22 @@ def test_provenance_of_a_record_in_a_run_and_of_none(explanation: Explanation, t
     assert (of_run["records"], of_run["last record"], of_run["verify"]) == (1, attempt.id, f"llmxai verify {run}")
     assert of_run["signature"] == "unsigned: nobody vouches for this log"
     assert provenance_of(tmp_path) is None
+
+
+def test_a_replay_takes_the_settings_of_the_record(loaded: LoadedModel, tmp_path: Path) -> None:
+    other = explain(
+        loaded,
+        messages=MESSAGES,
+        decoding=Decoding(max_new_tokens=2),
+        max_nodes=8,
+        variant="sink_free_rollout",
+        referee=Ablation(operator="mean", units="token", subsets=5, seed=3),
+    )
+    save(other, tmp_path / "run")
+    found = recompute(tmp_path / "run", only(tmp_path / "run")["id"], model=loaded)
+    assert found.outcome == "within"
+    assert {"leave_one_out", "rollout_variant"} <= set(found.maps)
+    assert max(each.relative for each in found.maps.values()) < 1e-6
+    redact(tmp_path / "run", only(tmp_path / "run")["id"], reason="asked")
+    with pytest.raises(EvidenceError, match="redacted or pruned"):
+        recompute(tmp_path / "run", read_log(tmp_path / "run")[0][0].id, model=loaded)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from settings import N, make_data, make_recipe
-from test_survival import assert_same_run
+from test_survival import assert_same_run, worked_by
 
 from llmxai.errors import ModelLoadError, OptionError
 from llmxai.evaluation import Row
@@ -61,6 +62,7 @@ def two_nodes() -> Iterator[None]:
 
     paths = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
     os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    handler = signal.getsignal(signal.SIGTERM)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     node = {"num_cpus": 2, "object_store_memory": STORE, "include_dashboard": False}
     with warnings.catch_warnings():
@@ -68,6 +70,7 @@ def two_nodes() -> Iterator[None]:
         cluster = Cluster(initialize_head=True, head_node_args=node)
         cluster.add_node(num_cpus=2, object_store_memory=STORE)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        signal.signal(signal.SIGTERM, handler)
         assert sum(node["Alive"] for node in ray.nodes()) == 2
         try:
             yield
@@ -103,6 +106,7 @@ class TestCluster:
         )
         assert (outcome.ok, outcome.failed) == (N - 1, 1)
         assert_same_run(tmp_path / "run", whole)
+        assert len(worked_by(tmp_path / "run")) == 2, "each of the two actors did some of the rows"
         rows = [news for news in told if news.stage == "rows"]
         assert [news.rows for news in rows] == list(range(1, N + 1))
         assert (rows[-1].engine, rows[-1].failed) == ("ray", 1)

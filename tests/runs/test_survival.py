@@ -45,6 +45,11 @@ def without_times(value: Any) -> Any:
     return [without_times(inner) for inner in value] if isinstance(value, list) else value
 
 
+def worked_by(run: Path) -> set[str]:
+    """The processes that did a row, by the ledger."""
+    return {json.loads(path.read_text())["worker"] for path in (run / "ledger").glob("*.json")}
+
+
 def recorded(run: Path) -> list[tuple[str, str, str]]:
     """Id, kind and row of every record of a row, in the order of the log."""
     records = [json.loads(record) for _, record in read_log(run)]
@@ -94,5 +99,6 @@ def test_two_processes_give_what_one_gives(whole: Path, data: Path, model_folder
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"rows: {N - 1} done, 1 failed") == 1, done.stdout
+    assert len(worked_by(tmp_path / "run")) == 2, "each of the two did some of the rows"
     assert_same_run(tmp_path / "run", whole)
     assert pq.read_table(tmp_path / "run" / "rows.parquet")["status"].to_pylist()[FAILS] == "failed"

@@ -129,7 +129,7 @@ def _check_signatures(
             verdict.add("tampered", f"a checkpoint over {point.size} records: its signature does not verify")
         elif point.keyid == wanted and point in points:
             covered = max(covered, point.size)
-        elif point in held:
+        elif point in held and point not in points:
             verdict.add("note", "the checkpoint that was held is not signed by this key; it is taken as it is")
     if covered:
         verdict.signature = f"records 0 to {covered - 1} signed by key {wanted}"
