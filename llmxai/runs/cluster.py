@@ -148,11 +148,11 @@ class Explainer:
         self.ledger, self.batches = Ledger(Path(run)), Path(batches)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Do the rows of these batches that are not prepared yet; the ids of all that are."""
+        """Do the rows of these batches that are neither prepared nor done yet; the ids of all that are."""
         done = []
         tables = [pq.read_table(_file(self.batches, int(n))) for n in batch["id"]]
         for job in [Job.from_json(text) for table in tables for text in table["job"].to_pylist()]:
-            if self.ledger.prepared(job.row.id, key=job.key) is None:
+            if not self.ledger.has(job.row.id, key=job.key, attempt=job.record):
                 if (self.batches / STOP).exists():
                     break
                 self.worker.do(self._begun(job))

@@ -87,6 +87,13 @@ class Ledger:
             return None
         return found["entry"], None if found["draft"] is None else Draft.from_json(found["draft"])
 
+    def has(self, row_id: str, *, key: str, attempt: str) -> bool:
+        """Whether this very attempt at the row is prepared, or done: a batch may be given out again after that."""
+        if self.prepared(row_id, key=key) is not None:  # looked at first: what is done was prepared until then
+            return True
+        entry = self.find(row_id, key=key)
+        return entry is not None and entry.get("attempt") == attempt
+
     def commit(self, row_id: str, entry: Mapping[str, Any]) -> None:
         """Say that the row is done: its record is in the log."""
         write_json(self._path(row_id, "json"), {"schema": SCHEMA, **entry})

@@ -54,7 +54,8 @@ class Worker:
         Raises OutputError and EvidenceError: where nothing can be kept, going on makes no sense.
         """
         started, row, ledger = time.perf_counter(), job.row, Ledger(self.run)
-        told: dict[str, Any] = {"id": row.id, "source": row.source, "key": job.key, "status": "ok", "error": ""}
+        told: dict[str, Any] = {"id": row.id, "source": row.source, "key": job.key, "attempt": job.record}
+        told |= {"status": "ok", "error": ""}
         if isinstance(row, Row):
             told |= {"prompt": _preview(row.text), "fields": dict(row.fields)}
         attempt: Attempt | None = None

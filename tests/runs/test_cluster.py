@@ -196,3 +196,8 @@ def test_a_row_that_takes_its_worker_down_fails_in_the_end(
     found = Ledger(tmp_path / "run").prepared("a", key="key")
     assert found is not None
     assert (found[0]["status"], "died 3 times" in found[0]["error"]) == ("failed", True)
+    Ledger(tmp_path / "run").commit("a", found[0])
+    monkeypatch.setattr(cluster.Worker, "do", lambda _self, _job: pytest.fail("done again"))
+    assert list(actor({"id": np.array([0])})["done"]) == ["a"], (
+        "a batch that is given out again after its rows are done"
+    )
