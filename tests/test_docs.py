@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import torch
 from tiny import ARCHITECTURES, answered, make_loaded
 
 from llmxai.methods import METHODS, layer_integrated_gradients
+from llmxai.runs import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "reports" / "README.md"])
@@ -84,3 +86,17 @@ def test_the_example_of_how_to_add_a_family_works(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(matrix.CASES, "cohere", ("cohere", {}))
     row = matrix.run("cohere", tmp_path / "out")
     assert row.right, row
+
+
+def test_how_to_add_a_recipe_is_right(tmp_path: Path) -> None:
+    """Its rows and its recipe are taken from the page as they stand."""
+    text = (ROOT / "docs" / "add-a-recipe.md").read_text(encoding="utf-8")
+    rows, recipe = (
+        "\n".join(line[3:] for line in re.findall(rf"```{kind}\n(.*?)\n   ```", text, flags=re.S)[0].splitlines())
+        for kind in ("json", "yaml")
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "capitals.jsonl").write_text(rows, encoding="utf-8")
+    (tmp_path / "capitals.yaml").write_text(recipe, encoding="utf-8")
+    assert read_recipe(tmp_path / "capitals.yaml").name == "capitals"
+    assert [json.loads(row)["evidence"] for row in rows.splitlines()] == ["Paris", "Rome"]
