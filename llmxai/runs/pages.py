@@ -15,8 +15,6 @@ from markupsafe import Markup
 
 from llmxai.evaluation import Estimate
 from llmxai.evaluation.measure import BETTER
-from llmxai.evidence.provenance import provenance_of, records_of
-from llmxai.report.rebuild import write_index
 from llmxai.runs.ledger import write_atomically
 from llmxai.runs.plots import CONTROLS, Plot, build_plot
 from llmxai.runs.recipe import Recipe
@@ -32,7 +30,7 @@ PAGES = Environment(
 
 
 def write_pages(out: Path, recipe: Recipe, entries: Sequence[Mapping[str, Any]], tables: Tables) -> None:
-    """Write tables/, plots/ and evaluation.html (where something was measured), and index.html from rows.parquet."""
+    """Write tables/, plots/ and evaluation.html (where something was measured)."""
     style = PAGES.loader.get_source(PAGES, "page.css")[0] if PAGES.loader else ""
     shared = {
         "recipe": recipe,
@@ -64,7 +62,6 @@ def write_pages(out: Path, recipe: Recipe, entries: Sequence[Mapping[str, Any]],
             plots=[Markup(_svg(plot)) for plot in plots],
         )
         _write(out / "evaluation.html", page)
-    write_index(out, provenance=provenance_of(out), records=records_of(out))
 
 
 def number(value: float) -> str:

@@ -16,7 +16,9 @@ from llmxai.evaluation import Row
 from llmxai.evidence import begin, open_log, signing_key
 from llmxai.evidence.attempt import ended_by
 from llmxai.evidence.keys import key_id
+from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.reading import read_ids
+from llmxai.report import write_index
 from llmxai.runs.clerk import Clerk, News, Progress
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows
 from llmxai.runs.engines import Engine, EngineName, Site, TeamEngine
@@ -88,6 +90,8 @@ def run_recipe(
                 progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
                 write_results(out, recipe, [entry for row_id in ids if (entry := ledger.read(row_id)) is not None])
             write_json(out / "manifest.json", manifest | _ending(out, outcome))
+            if not outcome.stopped:  # the index shows the manifest, so it comes last
+                write_index(out, provenance=provenance_of(out), records=records_of(out))
         team.wait()
     return outcome
 

@@ -19,8 +19,10 @@ from settings import FAILS, N, make_data, make_recipe
 
 from llmxai.errors import ModelLoadError, OutputError
 from llmxai.evidence import Draft, verify
+from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.reading import read_log
 from llmxai.evidence.verifier.folder import LOG
+from llmxai.report import rebuild
 from llmxai.runs import News, RunOutcome, run_recipe
 from llmxai.runs import runner as runner_module
 from llmxai.runs import work as work_module
@@ -123,6 +125,21 @@ def test_tables_and_pages(finished: Path) -> None:
     index = (finished / "index.html").read_text()
     assert "records/cities-00000/report.html" in index
     assert 'href="evaluation.html"' in index
+
+
+def test_the_index_and_the_pages_lead_to_each_other_and_to_the_evidence(finished: Path) -> None:
+    before = (finished / "index.html").read_text(encoding="utf-8")
+    folders = list((finished / "records").iterdir())
+    assert folders
+    for folder in folders:
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert 'href="../../index.html"' in page
+        assert f'href="records/{folder.name}/report.html"' in before
+        assert records_of(finished)[folder.name] in before
+        assert records_of(finished)[folder.name] in page
+    rebuild(finished, provenance=provenance_of, records=records_of)
+    assert (finished / "index.html").read_text(encoding="utf-8") == before
+    assert not list(finished.rglob("report.rebuilt.html"))  # the same pages to the byte, so the log holds for them
 
 
 def test_nothing_is_done_twice(run: Path, data: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
