@@ -38,6 +38,7 @@
   };
   const plain = (value, digits = 3) => (value < 0 ? "−" : "") + Math.abs(value).toFixed(digits);
   const percent = (value) => {
+    if (value === 0) return "0%";
     if (value > 0 && value < 0.00001) return `${(100 * value).toPrecision(1).replace("e-", "·10⁻").replace(/⁻(\d+)/, (_, n) => "⁻" + [...n].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join(""))}%`;
     return `${(100 * value).toFixed(value < 0.0005 ? 4 : value < 0.9995 || value === 1 ? 1 : 3)}%`;
   };
