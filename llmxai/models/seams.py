@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -101,13 +101,11 @@ def forward_logits(
     positions: Sequence[int],
     prefix: DynamicCache | None = None,
     source: int = 0,
-    mask: Bool[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` (indices into seq) only; differentiable in `inputs_embeds`.
 
     A classifier has one row of logits for the whole of seq, which stands for any position. Of an encoder-decoder, the
-    first `source` embeddings go into the encoder and the rest into the decoder. `mask` is False where a causal model's
-    row is padded, on the left: those positions are not seen, and the first that is real has position 0.
+    first `source` embeddings go into the encoder and the rest into the decoder.
 
     `prefix` holds the keys and values of what comes before seq, for a batch of one; it is left as it is.
     Raises UnsupportedModelError for a model that cannot start from embeddings.
@@ -116,7 +114,7 @@ def forward_logits(
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no inputs_embeds, so its embeddings cannot be moved along a path."
         )
-    past: dict[str, object] = {"use_cache": False, **({} if mask is None else padding(model, mask))}
+    past: dict[str, object] = {"use_cache": False}
     if prefix is not None:
         grown = copy.deepcopy(prefix)
         grown.batch_repeat_interleave(len(inputs_embeds))
@@ -131,17 +129,6 @@ def forward_logits(
         return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
     output = model(inputs_embeds=inputs_embeds, **past)
     return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
-
-
-def padding(model: PreTrainedModel, mask: Bool[Tensor, "batch seq"]) -> dict[str, Tensor]:
-    """What tells a causal model where its rows are padded: the mask, and positions that begin behind the padding.
-
-    OPT and models with alibi read the positions from the mask.
-    """
-    told = {"attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        told["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    return told
 
 
 def pads_well(model: PreTrainedModel) -> bool:
