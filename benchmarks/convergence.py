@@ -3,11 +3,12 @@
 Panel errors need F only (a panel's integral of dF/da is F(hi) - F(lo)), so rules are compared on densely sampled curves
 without computing one gradient. The curves are kept in runs/convergence; the plot goes to docs/convergence.svg.
 
-Usage: python benchmarks/convergence.py
+Usage: python benchmarks/convergence.py [--prompts 8] [--default-only]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -233,19 +234,26 @@ def plot(default: dict[str, np.ndarray], usual: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    prompts = json.loads((HERE / "prompts.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=8, help="how many of benchmarks/prompts.json")
+    parser.add_argument("--default-only", action="store_true", help="the tables of the default path, no plot")
+    options = parser.parse_args()
+    prompts = json.loads((HERE / "prompts.json").read_text())[: options.prompts]
     default = curves("default", prompts, features="content", baseline="space")
-    usual = curves("captum", prompts[:1], features="prompt", baseline="id:0")
-    others = {
-        f"{features}, {baseline}": curves(f"{features}-{baseline}", prompts[:1], features=features, baseline=baseline)
-        for features, baseline in OTHER_PATHS
-    }
     print("\nDefault features and baseline:", end=" ")
     tables([Curve(values[:, t]) for values in default.values() for t in range(values.shape[1])])
+    if not options.default_only:
+        other_paths(default, prompts[:1])
+
+
+def other_paths(default: dict[str, np.ndarray], prompts: Sequence[dict]) -> None:
+    """Captum's convention, other features and baselines on the first prompt, and the plot."""
+    usual = curves("captum", prompts, features="prompt", baseline="id:0")
     print("\nCaptum's convention, first prompt:", end=" ")
     tables([Curve(values[:, t]) for values in usual.values() for t in range(values.shape[1])])
-    for name, found in others.items():
-        print(f"\n{name}, first prompt:", end=" ")
+    for features, baseline in OTHER_PATHS:
+        found = curves(f"{features}-{baseline}", prompts, features=features, baseline=baseline)
+        print(f"\n{features}, {baseline}, first prompt:", end=" ")
         found_curves = [Curve(values[:, t]) for values in found.values() for t in range(values.shape[1])]
         print(f"{len(found_curves)} targets\n")
         for label, results in (
