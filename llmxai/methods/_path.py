@@ -68,10 +68,10 @@ def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
     """Which tokens move along the path: the chosen ones (see `chosen_tokens`).
 
     With `content` the first token of the sequence is held as well, if another token of the prompt moves: the attention
-    sink is there, and a path that moves it seldom converges (docs/convergence.md).
+    sink is there, and a path that moves it seldom converges (docs/convergence.md). An encoder's source has none.
     """
     moving = chosen_tokens(generation, features=features)
-    if features == "content" and moving[1 : generation.prompt_len].any():
+    if features == "content" and not generation.source_len and moving[1 : generation.prompt_len].any():
         moving[0] = False
     return moving
 
