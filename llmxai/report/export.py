@@ -76,7 +76,7 @@ def _token(target: Mapping[str, Any]) -> dict[str, Any]:
         "referee.better": referee.get("better"),
         "referee.difference": referee.get("difference"),
         **{f"lds.{method}": score["lds"] for method, score in referee.get("scores", {}).items()},
-        "referee.sources": len(referee["sources"]) if referee else None,
+        "referee.sources": len(referee["sources"]) if "sources" in referee else None,  # rule 3 and later
         **{f"missed.{method}": len(units) for method, units in referee.get("missed", {}).items()},
     }
 

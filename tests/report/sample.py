@@ -182,6 +182,8 @@ def _referee(status: str) -> dict[str, Any]:
             VARIANT: {"lds": 0.5, "leave_one_out": 0.4},
             "leave_one_out": {"lds": 0.9, "leave_one_out": None},
         },
+        "sources": [0, 1],
+        "missed": {"layer_integrated_gradients": [], "attention_rollout": [1], VARIANT: []},
     }
 
 

@@ -197,6 +197,7 @@ def test_tables_hold_what_is_stored(tmp_path: Path) -> None:
     assert float(tokens[4]["gap"]) == 0.5
     assert tokens[4]["status"] == "unconverged"
     assert "agreement.spearman" in tokens[0]
+    assert (tokens[0]["referee.sources"], tokens[0]["missed.attention_rollout"]) == ("2", "1")
     rows = export(run, tmp_path / "sources.parquet", table="sources")
     table = pq.read_table(tmp_path / "sources.parquet").to_pylist()
     assert len(table) == rows > 400
