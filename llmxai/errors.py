@@ -18,6 +18,9 @@
 A `UserError` prints one paragraph and exits 2; anything else keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class LlmxaiError(Exception):
     """The root of the tree."""
@@ -73,3 +76,9 @@ class ReplayError(NumericalError):
 
 class NonFiniteError(NumericalError):
     """NaN or infinity where a number was needed."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence, with the space before it, that names the nearest of `known`; empty where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.errors import RecipeError
+from llmxai.errors import RecipeError, did_you_mean
 from llmxai.evaluation.case import Case
 from llmxai.methods import METHODS, TokenScores
 from llmxai.models import LoadedModel
@@ -46,13 +45,13 @@ def require_method(name: str, options: Mapping[str, Any], *, where: str) -> None
     """Raise RecipeError for a method or an option that does not exist, with the nearest one that does."""
     if name not in METHODS:
         raise RecipeError(
-            f"{where}: unknown method {name!r}.{_near(name, METHODS)} Known: {', '.join(sorted(METHODS))}."
+            f"{where}: unknown method {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(sorted(METHODS))}."
         )
     known = method_options(name)
     for option in options:
         if option not in known:
             raise RecipeError(
-                f"{where}: method {name!r} has no option {option!r}.{_near(option, known)} It has: "
+                f"{where}: method {name!r} has no option {option!r}.{did_you_mean(option, known)} It has: "
                 f"{', '.join(known) or 'none'}."
             )
 
@@ -79,8 +78,3 @@ def as_shares(scores: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
     """Scores moved and scaled to [0, 1]: least 0, most 1; all 1/2 where they are equal."""
     low, high = scores.min(), scores.max()
     return torch.full_like(scores, 0.5) if high == low else (scores - low) / (high - low)
-
-
-def _near(word: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -38,9 +38,9 @@ def replace_durably(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
+            stream.flush()
             os.fsync(stream.fileno())
-        if path.exists():
-            os.chmod(scratch, path.stat().st_mode & 0o777)
+        os.chmod(scratch, path.stat().st_mode & 0o777 if path.exists() else 0o644)
         os.replace(scratch, path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)

@@ -10,14 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llmxai.errors import OptionError
+from llmxai.methods._ablation import CHUNK_TOKENS, OPERATORS
 from llmxai.methods._path import baseline_embedding
 from llmxai.methods._targets import Target, TargetRows
 from llmxai.models import LoadedModel, embed, forward_logits, prefix_cache
 from llmxai.models.seams import undisturbed
 from llmxai.types import Generation
-
-OPERATORS = ("delete", "baseline", "mean")
-CHUNK_TOKENS = 1024
 
 
 def require_operator(operator: str) -> None:

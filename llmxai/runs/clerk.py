@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from llmxai.evidence import EvidenceLog, withdraw
+from llmxai.evidence import Draft, EvidenceLog, withdraw
 from llmxai.runs.jobs import Window
 from llmxai.runs.ledger import Ledger
 
@@ -64,8 +64,8 @@ class Clerk:
             if found is None:
                 return
             entry, draft = found
-            if draft is not None and self.log is not None and draft.record.id not in self.log:
-                self.log.append(draft.record, texts=draft.texts)
+            if draft is not None:
+                self._record(draft)
             if entry["status"] != "ok":
                 self._withdraw(row_id)
             self.ledger.commit(row_id, entry)
@@ -78,9 +78,13 @@ class Clerk:
         if self.log is None:
             return
         for path, draft in self.ledger.aborted():
-            if draft.record.id not in self.log:
-                self.log.append(draft.record, texts=draft.texts)
+            self._record(draft)
             path.unlink()
+
+    def _record(self, draft: Draft) -> None:
+        """Append the record, unless the log has it from before this process was killed."""
+        if self.log is not None and draft.record.id not in self.log:
+            self.log.append(draft.record, texts=draft.texts)
 
     def _withdraw(self, row_id: str) -> None:
         """A row that failed this time has no page: files of an earlier attempt go, and the log says so."""

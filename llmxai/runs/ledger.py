@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmxai.errors import OutputError
 from llmxai.evidence import Draft
+from llmxai.evidence.files import replace_durably
 
 SCHEMA = "llmxai.row/1"
 
@@ -28,22 +27,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Put `data` into `path`, whole or not at all, also across a power cut. Raises OutputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_durably(path, data)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from llmxai.errors import RecipeError
+from llmxai.errors import RecipeError, did_you_mean
 from llmxai.evaluation import require_method, require_suite
 from llmxai.runs.recipe import VERSION, Recipe
 
@@ -38,7 +37,7 @@ def find_recipe(name: str) -> Path:
     known = {found.stem: found for found in list_recipes()}
     if name in known:
         return known[name]
-    raise RecipeError(f"{name}: no such recipe file{_did_you_mean(name, list(known))} Known: {_listed(known)}.")
+    raise RecipeError(f"{name}: no such recipe file.{did_you_mean(name, known)} Known: {_listed(known)}.")
 
 
 def read_recipe(path: Path | str, *, settings: Sequence[str] = ()) -> Recipe:
@@ -114,8 +113,8 @@ def _faults(error: ValidationError) -> list[str]:
         place = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             known = sorted(_fields_at(Recipe, fault["loc"][:-1]))
-            near = _did_you_mean(str(fault["loc"][-1]), known)
-            faults.append(f"unknown key {place!r}{near} Known there: {_listed(known)}".rstrip("."))
+            near = did_you_mean(str(fault["loc"][-1]), known)
+            faults.append(f"unknown key {place!r}.{near} Known there: {_listed(known)}".rstrip("."))
         elif fault["type"] == "missing":
             faults.append(f"{place!r} is missing")
         elif fault["type"] == "value_error":
@@ -143,11 +142,6 @@ def _arguments(annotation: Any) -> list[Any]:
     for argument in typing.get_args(annotation):
         found += [argument, *_arguments(argument)]
     return found
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f". Did you mean {near[0]!r}?" if near else "."
 
 
 def _listed(names: Iterable[str]) -> str:

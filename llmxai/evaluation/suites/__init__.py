@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from llmxai.errors import RecipeError
+from llmxai.errors import RecipeError, did_you_mean
 from llmxai.evaluation.rows import Row
 from llmxai.evaluation.suites import linguistic, retrieval, toy  # noqa: F401  (they enter their suites)
 from llmxai.evaluation.suites._registry import SUITES, SuiteEntry, fresh
@@ -21,15 +20,14 @@ __all__ = ["ROWS", "SUITES", "SuiteEntry", "require_suite", "suite_rows"]
 def require_suite(name: str, options: Mapping[str, Any], *, where: str) -> None:
     """Raise RecipeError for a suite or an option that does not exist, with the nearest one that does."""
     if name not in SUITES:
-        near = difflib.get_close_matches(name, SUITES, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"{where}: unknown suite {name!r}.{meant} Known: {', '.join(sorted(SUITES))}.")
+        raise RecipeError(
+            f"{where}: unknown suite {name!r}.{did_you_mean(name, SUITES)} Known: {', '.join(sorted(SUITES))}."
+        )
     for option in options:
         if option not in (known := SUITES[name].options):
-            near = difflib.get_close_matches(option, known, n=1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
             raise RecipeError(
-                f"{where}: suite {name!r} has no option {option!r}.{meant} It has: {', '.join(known) or 'none'}."
+                f"{where}: suite {name!r} has no option {option!r}.{did_you_mean(option, known)} It has: "
+                f"{', '.join(known) or 'none'}."
             )
 
 
