@@ -20,6 +20,9 @@ METHOD_NAMES = {
     CEILING: "Removal of one part at a time",
 }
 
+MOST_NAMED = 5
+"""Parts that a sentence names."""
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -79,15 +82,16 @@ def covered(ranges: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]
     return tuple((owner[a], owner[b - 1] + 1) for a, b in ranges)
 
 
-def build_referee(referee: Mapping[str, Any] | None) -> Referee | None:
+def build_referee(referee: Mapping[str, Any] | None, removal: Removal | None) -> Referee | None:
     """One target's verdict; None where the referee was not asked."""
-    if referee is None:
+    if referee is None or removal is None:
         return None
     scores = tuple(
         Score(method_name(method), score["lds"], score["leave_one_out"]) for method, score in referee["scores"].items()
     )
     lds = {method: score["lds"] for method, score in referee["scores"].items()}
-    return Referee(_better(referee), _said(referee, lds), scores)
+    said = " ".join(filter(None, (_said(referee, lds), _found(referee, removal.parts))))
+    return Referee(_better(referee), said, scores)
 
 
 def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -99,6 +103,26 @@ def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _better(referee: Mapping[str, Any]) -> str:
     return {GRADIENTS: "gradients", ROLLOUT: "attention"}.get(referee["better"], "neither")
+
+
+def _found(referee: Mapping[str, Any], parts: Sequence[Text]) -> str:
+    """The parts without which the log-prob falls much, and which of them each method lacks; since rule 3."""
+    if not (sources := referee.get("sources")):
+        return ""
+    said = [f"What matters when removed: {_named(sources, parts)}."]
+    for method, missing in referee["missed"].items():
+        if method != CEILING:
+            said.append(
+                f"{method_name(method)} lacks {_named(missing, parts)}."
+                if missing
+                else f"{method_name(method)} has all of it among its first sources."
+            )
+    return " ".join(said)
+
+
+def _named(units: Sequence[int], parts: Sequence[Text]) -> str:
+    more = f" and {len(units) - MOST_NAMED} more" if len(units) > MOST_NAMED else ""
+    return ", ".join(f"“{plain(parts[unit])}”" for unit in units[:MOST_NAMED]) + more
 
 
 def _said(referee: Mapping[str, Any], lds: Mapping[str, float | None]) -> str:

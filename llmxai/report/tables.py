@@ -178,7 +178,7 @@ def _row(
     *,
     diluted: bool,
 ) -> Row:
-    sources, referee = target["sources"], build_referee(target["referee"])
+    sources, referee = target["sources"], build_referee(target["referee"], removal)
     return Row(
         number=number,
         text=label(target["text"]),

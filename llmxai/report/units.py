@@ -11,7 +11,7 @@ import numpy as np
 
 from llmxai.names import Role, Status
 from llmxai.report.dilution import is_diluted
-from llmxai.report.removal import Referee, build_referee, covered
+from llmxai.report.removal import Referee, Removal, build_referee, build_removal, covered
 from llmxai.report.visible import Text, label, plain, visible
 
 TOP = 20
@@ -165,6 +165,7 @@ def build_level(
     none = np.zeros_like(maps["integrated_gradients"])  # where a rollout was refused
     rollout = np.add.reduceat(maps.get("rollout", none).astype(float), starts, axis=1)
     variant = np.add.reduceat(_scaled(maps.get("rollout_variant", none).astype(float)), starts, axis=1)
+    parts = build_removal(explanation)
     removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
     owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
@@ -180,9 +181,9 @@ def build_level(
                 "removal": _top(removal[which].sum(axis=0), scale=GRADIENT_SCALE, limit=TOP),
                 "removal_total": float(np.abs(removal[which].sum(axis=0)).sum()),
             }
-            built.append(Target(unit=number, **_figures(own, units[number].status, explanation["settings"]), **sources))
-    ranges = [(a, b) for a, b in explanation["ablations"]["units"]] if explanation["ablations"] else []
-    return Level(units, _turns(units), tuple(built), covered(ranges, groups))
+            figures = _figures(own, units[number].status, explanation["settings"], parts)
+            built.append(Target(unit=number, **figures, **sources))
+    return Level(units, _turns(units), tuple(built), covered(parts.ranges if parts else (), groups))
 
 
 def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Unit:
@@ -207,7 +208,9 @@ def _turns(units: Sequence[Unit]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _figures(own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(
+    own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[str, Any], removal: Removal | None
+) -> dict[str, Any]:
     """One unit's numbers: sums where they add up, means of shares, and the agreement of the token it is judged by."""
     worst = next(target for target in own if target["status"] == status)
     recorded = [target["logprob"] for target in own if target["logprob"] is not None]
@@ -229,7 +232,7 @@ def _figures(own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[st
         **{name: worst["agreement"][name] for name in AGREEMENT},
         "variant_spearman": worst["agreement_variant"]["spearman"],
         "variant_p": worst["agreement_variant"]["adjusted_p"],
-        "referee": build_referee(worst["referee"]),
+        "referee": build_referee(worst["referee"], removal),
         "curve": _curve([target["curve"] for target in own]),
     }
 

@@ -130,7 +130,7 @@ def _target(
         "rollout": _row(rollout, features, null_divergence=0.002 if status == "diluted" else 0.2),
         "rollout_variant": _row(maps["rollout_variant"][t], features, null_divergence=0.3),
         "curve": _curve(float(rollout[0])),
-        "referee": _referee(status) if "leave_one_out" in maps else None,
+        "referee": _referee(status, maps["leave_one_out"].shape[1]) if "leave_one_out" in maps else None,
         "sources": {
             "integrated_gradients": _sources(gradients, features),
             "rollout": _sources(rollout, features),
@@ -169,7 +169,7 @@ def _curve(sink: float) -> dict[str, list[float]]:
     }
 
 
-def _referee(status: str) -> dict[str, Any]:
+def _referee(status: str, n_parts: int) -> dict[str, Any]:
     better, gradients, rollout = BETTER[status]
     difference = None if gradients is None else gradients - rollout
     return {
@@ -182,8 +182,8 @@ def _referee(status: str) -> dict[str, Any]:
             VARIANT: {"lds": 0.5, "leave_one_out": 0.4},
             "leave_one_out": {"lds": 0.9, "leave_one_out": None},
         },
-        "sources": [0, 1],
-        "missed": {"layer_integrated_gradients": [], "attention_rollout": [1], VARIANT: []},
+        "sources": [0, 1][:n_parts],
+        "missed": {"layer_integrated_gradients": [], "attention_rollout": [1][: n_parts - 1], VARIANT: []},
     }
 
 

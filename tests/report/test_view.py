@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmxai.report import ReportView, build_view, render_report
-from llmxai.report.removal import build_referee
+from llmxai.report.removal import Removal, build_referee
 from llmxai.report.tables import build_settings, percent, signed
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, Target
 from llmxai.report.verdict import MainSource
@@ -296,15 +296,20 @@ def test_the_chat_has_a_status_for_each_token() -> None:
 
 
 def test_the_referee_in_plain_words() -> None:
-    said = {target.status: target.referee.said for target in build_view(*chat()).levels["tokens"].targets}
+    view = build_view(*chat())
+    said = {target.status: target.referee.said for target in view.levels["tokens"].targets}
+    first, second = (plain(part) for part in view.removal.parts[:2])
     assert said["agree"] == (
         "Taking parts of the input away bears out the gradients: integrated gradients foretell the effect with 0.70, "
-        "attention rollout with 0.10 (difference 0.60, 95% interval 0.25 to 0.95)."
+        "attention rollout with 0.10 (difference 0.60, 95% interval 0.25 to 0.95). "
+        f"What matters when removed: “{first}”, “{second}”. "
+        "Integrated gradients has all of it among its first sources. "
+        f"Attention rollout lacks “{second}”. Gradient weighted rollout has all of it among its first sources."
     )
     assert said["disagree"].startswith("Taking parts of the input away bears out attention: ")
     assert "with −0.10" in said["disagree"]
     assert said["diluted"].startswith("Taking parts of the input away does not tell which method is right: ")
-    assert said["unconverged"].endswith("the effects cannot be ranked here.")
+    assert "the effects cannot be ranked here. What matters" in said["unconverged"]
     worthless = {
         "better": "attention_rollout",
         "difference": -0.3,
@@ -314,8 +319,15 @@ def test_the_referee_in_plain_words() -> None:
             "attention_rollout": {"lds": -0.2, "leave_one_out": None},
         },
     }
-    assert build_referee(worthless).said.endswith("Yet even the better one foretells nothing: trust neither.")
-    assert build_referee(None) is None
+    removal = Removal(parts=tuple(label(f"part {n}") for n in range(7)), ranges=(), operator="", masks=1)
+    said_of = build_referee(worthless, removal)  # a record of rule 2 names no sources
+    assert said_of.said.endswith("Yet even the better one foretells nothing: trust neither.")
+    many = {**worthless, "sources": list(range(7)), "missed": {"attention_rollout": [6]}}
+    assert build_referee(many, removal).said.endswith(
+        "What matters when removed: “part 0”, “part 1”, “part 2”, “part 3”, “part 4” and 2 more. "
+        "Attention rollout lacks “part 6”."
+    )
+    assert build_referee(None, removal) is None
 
 
 def test_without_a_referee_the_page_says_so() -> None:
