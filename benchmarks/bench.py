@@ -1,15 +1,15 @@
 """Integrated gradients side by side with Captum and Inseq: one run, the embedded model, medians. Writes RESULTS.md.
 
 Every measurement is a process of its own (benchmarks/worker.py), one after the other, so that peak memory is its own.
+Every part takes the place of its earlier section in the file.
 
-Usage: python benchmarks/bench.py [--repeats 3]
+Usage: python benchmarks/bench.py [--repeats 3] [--parts same_work certificates growing]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import processor
+from machine import surroundings, write_section
 
 HERE = Path(__file__).parent
 PROMPTS = json.loads((HERE / "prompts.json").read_text())
@@ -69,7 +69,8 @@ def nats(values: list[float]) -> str:
     return ", ".join(f"{value:.2g}" for value in values)
 
 
-def same_work(repeats: int, ceilings: dict[str, float]) -> list[str]:
+def same_work(repeats: int) -> list[str]:
+    ceilings = {dtype: measure("matmul", dtype=dtype, repeats=3)["gflops"] for dtype in ("float32", "bfloat16")}
     captum = measure("captum", n_steps=50, repeats=repeats)
     inseq = measure("inseq", n_steps=50, repeats=repeats)
     full = measure("llmxai", **USUAL, repeats=repeats)
@@ -83,7 +84,8 @@ def same_work(repeats: int, ceilings: dict[str, float]) -> list[str]:
         return f"| {what} | {result['median']:.1f} | {c:.2f}x | {i:.2f}x | {result['peak_gib']:.2f} | {note} |"
 
     lines = [
-        "## One prompt, 8 targets (`capital`: 38 prompt tokens)\n",
+        f"Matrix products of the model's shape: {ceilings['float32']:.0f} GFLOP/s in fp32, {ceilings['bfloat16']:.0f} "
+        f"in bf16.\n",
         "| work | seconds | against Captum | against Inseq | peak GiB | |",
         "| --- | --- | --- | --- | --- | --- |",
         line(f"Captum {version('captum')}, fp32, 50 nodes", captum, "baseline id 0, all prompt tokens move"),
@@ -153,16 +155,15 @@ def arithmetic(captum: dict[str, Any], full: dict[str, Any], ceiling: float) -> 
     ]
 
 
-def certificates() -> list[str]:
+def certificates(repeats: int) -> list[str]:
     lines = [
-        "## To the certificate, fp32, default path\n",
         "| prompt | seconds | gradient nodes a target | largest error / tolerance | converged |",
         "| --- | --- | --- | --- | --- |",
     ]
     nodes: list[int] = []
     converged: list[bool] = []
     for number, prompt in enumerate(PROMPTS):
-        result = measure("llmxai", prompt=number)
+        result = measure("llmxai", prompt=number, repeats=repeats)
         nodes += result["nodes"]
         converged += result["converged"]
         worst = max(e / t for e, t in zip(result["local_errors"], result["tolerances"], strict=True))
@@ -179,38 +180,42 @@ def certificates() -> list[str]:
     ]
 
 
-def growing() -> list[str]:
+def growing(repeats: int) -> list[str]:
     lines = [
-        "## Growth, fp32, every token moves, no cached prefix\n",
         "| prompt tokens | targets | milliseconds a (target x node) | GiB beside the weights and libraries |",
         "| --- | --- | --- | --- |",
     ]
     for tokens in (64, 256, 1024):
         for targets in (8, 32):
-            result = measure("growth", tokens=tokens, targets=targets)
+            result = measure("growth", tokens=tokens, targets=targets, repeats=repeats)
             each = 1000 * result["median"] / (2 * targets)
             extra = result["peak_gib"] - result["before_gib"]
             lines.append(f"| {tokens} | {targets} | {each:.0f} | {extra:.2f} |")
     return [*lines, ""]
 
 
+PARTS: dict[str, tuple[str, Callable[[int], list[str]]]] = {
+    "same_work": ("One prompt, 8 targets (`capital`: 38 prompt tokens)", same_work),
+    "certificates": ("To the certificate, fp32, default path", certificates),
+    "growing": ("Growth, fp32, every token moves, no cached prefix", growing),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    ceilings = {dtype: measure("matmul", dtype=dtype, repeats=3)["gflops"] for dtype in ("float32", "bfloat16")}
-    text = [
-        "# Results\n",
-        f"`make bench`, {repeats} repeats after a warm-up, medians. {processor()}, {torch.get_num_threads()} threads, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}. "
-        f"Matrix products of the model's shape: {ceilings['float32']:.0f} GFLOP/s in fp32, "
-        f"{ceilings['bfloat16']:.0f} in bf16.\n",
-        *same_work(repeats, ceilings),
-        *certificates(),
-        *growing(),
-    ]
-    (HERE / "RESULTS.md").write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    asked = parser.parse_args()
+    often = f"{asked.repeats} repeats after a warm-up, medians" if asked.repeats > 1 else "one run each, no warm-up"
+    for title, part in (PARTS[name] for name in asked.parts):
+        head = f"{surroundings()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
+        head += f"{version('transformers')}; {often}.\n"
+        write_section(
+            HERE / "RESULTS.md",
+            title,
+            [head, *part(asked.repeats)],
+            introduction="# Results\n\nWritten by `make bench`.\n",
+        )
 
 
 if __name__ == "__main__":

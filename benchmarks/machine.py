@@ -1,8 +1,11 @@
-"""The machine that a benchmark ran on, as its results name it."""
+"""The machine that a benchmark ran on, as its results name it, and the file that its sections go into."""
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -11,3 +14,21 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def surroundings() -> str:
+    """Date, processor and how busy it is: the first line of a section."""
+    return f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}"
+
+
+def write_section(path: Path, title: str, lines: Sequence[str], *, introduction: str) -> None:
+    """Put the section into the Markdown file, in the place of an earlier one of that title, and print it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else introduction
+    head = f"## {title}\n"
+    before, _, after = text.partition(head)
+    after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
+    told = "\n".join(lines)
+    print(f"{head}\n{told}", flush=True)
+    path.write_text(
+        f"{before.rstrip()}\n\n{head}\n{told.rstrip()}\n" + (f"\n{after}" if after else ""), encoding="utf-8"
+    )

@@ -127,14 +127,13 @@ def soft_faithfulness(removal: Removal, scores: Scores, *, samples: int, seed: i
     """
     shares = as_shares(scores)
     generator = torch.Generator().manual_seed(seed)
-    everything = torch.ones(1, len(scores), dtype=torch.bool)
-    width = removal.x.shape[-1]
+    width = removal.real.shape[-1]
+    places = [place - removal.first for place in removal.features]
 
     def p_of(keep: Float[Tensor, "sample feature hidden"]) -> float:
-        x = removal.x.repeat(len(keep), 1, 1)
-        places = list(removal.features)
+        x = removal.real.repeat(len(keep), 1, 1)
         x[:, places] = x[:, places] * keep.to(x)
-        return float(probability(removal, removal.compute(x[:, removal.live :], everything.expand(len(x), -1))).mean())
+        return float(probability(removal, removal.compute(x)).mean())
 
     def drawn(shares: Scores) -> Float[Tensor, "sample feature hidden"]:
         return (torch.rand(samples, len(scores), width, generator=generator) < shares[:, None]).double()

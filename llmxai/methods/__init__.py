@@ -1,8 +1,9 @@
 """Attribution methods: one file and one decorated function each."""
 
-from llmxai.methods._ablation import OPERATORS, Ablation, ablate
+from llmxai.methods._ablation import Ablation, ablate
 from llmxai.methods._product import refused_rollout
 from llmxai.methods._registry import METHODS, Method
+from llmxai.methods._removal import OPERATORS
 from llmxai.methods._scores import TokenScores
 from llmxai.methods._targets import Target, contrast_target, span_target, token_targets
 from llmxai.methods._variants import BEST_EVIDENCED, require_variant, roll_variant, variant_names

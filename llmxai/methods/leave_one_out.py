@@ -6,8 +6,9 @@ divided by F). It is a measurement and no estimate, but of a prompt that nobody 
 
 from __future__ import annotations
 
-from llmxai.methods._ablation import Ablation, Progress, ablate
+from llmxai.methods._ablation import Ablation, ablate
 from llmxai.methods._registry import method
+from llmxai.methods._removal import Progress
 from llmxai.models import LoadedModel
 from llmxai.types import Ablations, Generation
 

@@ -18,7 +18,7 @@ from llmxai.evaluation.measure import BETTER
 from llmxai.runs.ledger import write_atomically
 from llmxai.runs.plots import CONTROLS, Plot, build_plot
 from llmxai.runs.recipe import Recipe
-from llmxai.runs.tables import Tables
+from llmxai.runs.tables import ALL, Tables
 
 PAGES = Environment(
     loader=PackageLoader("llmxai.runs", "templates"),
@@ -43,6 +43,7 @@ def write_pages(out: Path, recipe: Recipe, entries: Sequence[Mapping[str, Any]],
     if recipe.evaluate is not None:
         _write(out / "tables" / "figures.csv", _figures_csv(tables))
         _write(out / "tables" / "cost.csv", _cost_csv(tables))
+        _write(out / "tables" / "summary.md", _markdown(tables))
         plots = [
             plot
             for figure in tables.figures
@@ -58,7 +59,7 @@ def write_pages(out: Path, recipe: Recipe, entries: Sequence[Mapping[str, Any]],
             controls=CONTROLS,
             best=lambda source, figure: _best(tables, source, figure),
             signed=lambda value: f"{value:+.2g}",
-            csv=("figures.csv", "cost.csv"),
+            files=("figures.csv", "cost.csv", "summary.md"),
             plots=[Markup(_svg(plot)) for plot in plots],
         )
         _write(out / "evaluation.html", page)
@@ -101,6 +102,38 @@ def _three(estimate: Estimate | None) -> list[float | None]:
 def _cost_csv(tables: Tables) -> str:
     head = ["method", "median_seconds", "median_nodes", "converged_share", "errors"]
     return _csv([head, *([c.method, c.seconds, c.nodes, c.converged, " ".join(c.errors)] for c in tables.costs)])
+
+
+def _markdown(tables: Tables) -> str:
+    """One table a source, the best first by the first figure: what documents and pull requests can hold."""
+    costs = {cost.method: cost for cost in tables.costs}
+    said = []
+    for source in tables.sources:
+        cells = {(c.method, c.figure): c.value for c in tables.cells if c.source == source}
+        figures = [figure for figure in tables.figures if any(key[1] == figure for key in cells)]
+        columns = ["method", *figures, "seconds", "nodes", "converged"]
+        rows = []
+        for method in sorted(tables.methods, key=lambda name: _rank(cells.get((name, figures[0])), figures[0])):
+            cost = costs[method]
+            held = "" if cost.converged is None else f"{cost.converged:.0%}"
+            nodes = "" if cost.nodes is None else number(cost.nodes)
+            values = [_interval(cells.get((method, figure))) for figure in figures]
+            rows.append([method, *values, number(cost.seconds), nodes, held])
+        n = max(value.n for value in cells.values())
+        lines = [columns, ["---"] * len(columns), *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        said.append(f"## {'All' if source == ALL else source}, {n} question{'' if n == 1 else 's'}\n\n{table}\n")
+    return "\n".join(said)
+
+
+def _rank(value: Estimate | None, figure: str) -> float:
+    return float("inf") if value is None else -BETTER[figure] * value.mean
+
+
+def _interval(value: Estimate | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.2f}" + ("" if value.low is None else f" ({value.low:.2f} to {value.high:.2f})")
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:

@@ -20,7 +20,9 @@ from llmxai.evaluation.sanity import histogram_entropy, max_sensitivity, randomi
 from llmxai.methods import gradient_x_input, span_target
 from llmxai.methods._ablation import half_subsets
 from llmxai.methods._masks import random_masks
+from llmxai.methods._path import baseline_embedding
 from llmxai.methods._removal import Removal
+from llmxai.models import embed
 
 LINEAR = build()
 
@@ -37,12 +39,17 @@ def scores() -> torch.Tensor:
     return torch.randn(8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
+def embeddings(removal: Removal) -> torch.Tensor:
+    return embed(LINEAR.model, removal.generation.ids)[: removal.target.last + 1].clone()
+
+
 def p(removal: Removal, kept: set[int]) -> float:
     """sigmoid(F) with only `kept`, from a forward pass over embeddings put together by hand."""
-    x = removal.x.clone()
+    x = embeddings(removal)
+    space = baseline_embedding(LINEAR, "space", seq=len(x))
     for i, place in enumerate(removal.features):
         if i not in kept:
-            x[place] = removal.replacement
+            x[place] = space
     f = removal.loaded.model(inputs_embeds=x[None]).logits[0, removal.target.last]
     return float(torch.sigmoid(f[removal.target.ids[0]] - f[removal.target.foils[0]]).detach())
 
@@ -112,7 +119,7 @@ def test_soft_faithfulness_of_hard_scores(removal: Removal) -> None:
     hard = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1], dtype=torch.float64)
 
     def p_with(kept: torch.Tensor) -> float:
-        x = removal.x.clone()
+        x = embeddings(removal)
         x[list(removal.features)] *= kept[:, None]
         f = LINEAR.model(inputs_embeds=x[None]).logits[0, removal.target.last]
         return float(torch.sigmoid(f[removal.target.ids[0]] - f[removal.target.foils[0]]).detach())

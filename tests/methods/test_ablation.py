@@ -12,8 +12,10 @@ from tiny import answered, make_loaded, prompt_tokens
 from llmxai.errors import NonFiniteError, OptionError
 from llmxai.generation import encode_messages, given
 from llmxai.methods import Ablation, ablate, leave_one_out
-from llmxai.methods._ablation import f_of_masks, half_subsets
+from llmxai.methods._ablation import half_subsets
 from llmxai.methods._path import baseline_embedding
+from llmxai.methods._removal import f_of_masks
+from llmxai.methods._targets import token_targets
 from llmxai.methods._units import MOST_UNITS, prompt_units
 from llmxai.methods._vjp import ChunkSize
 from llmxai.models import LoadedModel, embed
@@ -90,9 +92,9 @@ def test_the_chunk_changes_nothing(gpt64: LoadedModel, chunk_tokens: int) -> Non
 
 
 def test_memory_that_runs_out_halves_the_chunk(gpt64: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmxai.methods import _ablation
+    from llmxai.methods import _removal
 
-    generation, forward, sizes = chat_answer(gpt64), _ablation.forward_logits, []
+    generation, forward, sizes = chat_answer(gpt64), _removal.forward_logits, []
 
     def limited(model: object, embeds: torch.Tensor, **options: object) -> torch.Tensor:
         sizes.append(len(embeds))
@@ -101,7 +103,7 @@ def test_memory_that_runs_out_halves_the_chunk(gpt64: LoadedModel, monkeypatch: 
         return forward(model, embeds, **options)  # type: ignore[arg-type]
 
     want = ablate(gpt64, generation, ablation=Ablation(operator="mean", subsets=9))
-    monkeypatch.setattr(_ablation, "forward_logits", limited)
+    monkeypatch.setattr(_removal, "forward_logits", limited)
     got = ablate(gpt64, generation, ablation=Ablation(operator="mean", subsets=9))
     assert max(sizes) > 2
     assert got.settings["chunk_halvings"] > 0
@@ -272,7 +274,9 @@ def test_masks_of_units_are_what_they_say(gpt64: LoadedModel) -> None:
     generation = chat_answer(gpt64)
     units = prompt_units(generation)[0][:3]
     joined = ((units[0][0], units[1][1]), units[2])
-    options = {"operator": "delete", "baseline": "space"}
-    two = f_of_masks(gpt64, generation, units, torch.tensor([[False, False, True]]), size=ChunkSize(999), **options)
-    one = f_of_masks(gpt64, generation, joined, torch.tensor([[False, True]]), size=ChunkSize(999), **options)
+    options, targets = {"operator": "delete", "baseline": "space"}, token_targets(generation)
+    two = f_of_masks(
+        gpt64, generation, targets, units, torch.tensor([[False, False, True]]), size=ChunkSize(999), **options
+    )
+    one = f_of_masks(gpt64, generation, targets, joined, torch.tensor([[False, True]]), size=ChunkSize(999), **options)
     assert torch.allclose(one, two, atol=1e-12)

@@ -116,6 +116,11 @@ def test_tables_and_pages(finished: Path) -> None:
     assert float(mine["mean"]) == pytest.approx(sum(values) / len(values))
     assert float(mine["minus_leave_one_out"]) == pytest.approx((sum(values) - sum(others)) / len(values))
     assert float(mine["low"]) <= float(mine["mean"]) <= float(mine["high"])
+    table = [line.split(" | ") for line in (finished / "tables" / "summary.md").read_text().splitlines() if "|" in line]
+    (told,) = [line for line in table if line[0] == "| saliency"]
+    interval = f"({float(mine['low']):.2f} to {float(mine['high']):.2f})"
+    assert told[table[0].index("mrr")] == f"{float(mine['mean']):.2f} {interval}"
+    assert len({len(line) for line in table}) == 1
     page = (finished / "evaluation.html").read_text()
     assert "Removal operator: delete" in page
     assert "Captum&#39;s DeepLIFT has no rule" in page
