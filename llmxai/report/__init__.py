@@ -3,12 +3,13 @@
 from llmxai.report.export import export
 from llmxai.report.index import IndexView, build_index
 from llmxai.report.rebuild import Rebuilt, home_of, rebuild, write_index, write_page
-from llmxai.report.render import render_index, render_report
+from llmxai.report.render import LongIndex, render_index, render_long_index, render_report
 from llmxai.report.rows import RunRow, read_rows, summarize, to_columns
 from llmxai.report.view import ReportView, build_view
 
 __all__ = [
     "IndexView",
+    "LongIndex",
     "Rebuilt",
     "ReportView",
     "RunRow",
@@ -19,6 +20,7 @@ __all__ = [
     "read_rows",
     "rebuild",
     "render_index",
+    "render_long_index",
     "render_report",
     "summarize",
     "to_columns",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmxai.errors import OutputError
 from llmxai.report.index import build_index
-from llmxai.report.render import render_index, render_report
+from llmxai.report.render import DATA, DATA_ROWS, LongIndex, render_index, render_long_index, render_report
 from llmxai.report.rows import read_rows, record_folders
 from llmxai.report.view import build_view
 from llmxai.store import read_folder
@@ -21,6 +22,8 @@ from llmxai.store import read_folder
 PAGE, INDEX, MANIFEST, EVALUATION = "report.html", "index.html", "manifest.json", "evaluation.html"
 REBUILT = "report.rebuilt.html"
 """Name of a page made again beside one that the evidence log holds by its digest: that one must stay as it is."""
+SCRATCH = ".page-"
+DATA_PAGE = re.compile(r"\d{5}-[0-9a-f]{12}\.html")
 EVIDENCE = "evidence"
 """Name, or ending of the name, of the folder of the log."""
 
@@ -111,24 +114,40 @@ def _logged(folder: Path) -> bool:
 def write_index(
     run: Path, *, provenance: Mapping[str, Any] | None = None, records: Mapping[str, str] | None = None
 ) -> Path:
-    """`index.html` of a run, from rows.parquet or, where there is none, from each explanation.json.
+    """`index.html` of a run, from rows.parquet or, where there is none, from each explanation.json. Where the run has
+    more than 5,000 records, their texts go into data pages in `index-data/`.
 
     `records`: by the name of a record's folder its id in the log of evidence.
     """
     rows = read_rows(run)
     place = "records/" if (run / "records").is_dir() else ""
-    pages = frozenset(folder.name for folder in record_folders(run) if (folder / PAGE).is_file())
+    explained = frozenset(folder.name for folder in record_folders(run) if (folder / PAGE).is_file())
     view = build_index(
         rows,
         name=run.resolve().name,
         place=place,
-        pages=pages,
+        pages=explained,
         evaluation=EVALUATION if (run / EVALUATION).is_file() else None,
         manifest=_manifest(run / MANIFEST),
         provenance=provenance,
         records=records,
     )
-    return _replace(run / INDEX, render_index(view))
+    pages = LongIndex(render_index(view), {}) if len(rows) <= DATA_ROWS else render_long_index(view, size=DATA_ROWS)
+    for name, page in pages.data.items():
+        _replace(run / name, page)
+    index = _replace(run / INDEX, pages.page)
+    _remove_others(run / DATA, {Path(name).name for name in pages.data})
+    return index
+
+
+def _remove_others(folder: Path, kept: Collection[str]) -> None:
+    """Take away the data pages of an earlier index, and what was left of one that was interrupted."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in kept and (DATA_PAGE.fullmatch(path.name) or path.name.startswith(SCRATCH)):
+            path.unlink(missing_ok=True)
+    if not kept:
+        with contextlib.suppress(OSError):  # there is none, or somebody else's files are in it
+            folder.rmdir()
 
 
 def _manifest(path: Path) -> Mapping[str, Any]:
@@ -145,7 +164,8 @@ def _replace(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
     scratch = None
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".page-", encoding="utf-8", delete=False) as file:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=SCRATCH, encoding="utf-8", delete=False) as file:
             scratch = Path(file.name)
             file.write(text)
         scratch.chmod(0o644)

@@ -1,12 +1,12 @@
-"""From a view to one self-contained HTML page."""
+"""From a view to one self-contained HTML page; the index of a long run has data pages beside it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmxai.report.index import IndexView
+from llmxai.report.index import IndexRow, IndexView
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, Target
 from llmxai.report.verdict import STATUS_TEXT
 from llmxai.report.view import ReportView
@@ -22,7 +22,11 @@ from llmxai.report.visible import Text, plain
 
 UNSAFE_IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 PAGE_SIZE = 50
-"""Records on a page of the index."""
+"""Records on a page of the index's table."""
+DATA = "index-data"
+"""The folder of a long index's data pages, beside it."""
+DATA_ROWS = 5000
+"""Records whose texts are in one file: up to so many the index holds them itself."""
 COLUMNS = (
     ("id", "record", ""),
     ("prompt", "asked", ""),
@@ -43,25 +47,91 @@ def render_report(view: ReportView) -> str:
         "report.html.j2",
         style=_static("report.css"),
         script=_static("report.js"),
-        data=page_data(view),
+        data=_json(page_data(view)),
         values={"view": view, "structure": STRUCTURE},
     )
 
 
+@dataclass(frozen=True)
+class LongIndex:
+    """The index of a run that has too many records for one page."""
+
+    page: str
+    """index.html: every record's figures, the texts of the first ones, and the SHA-256 of each data page's data."""
+    data: Mapping[str, str]
+    """By its path relative to the index, each data page: the names and texts of some records."""
+
+
 def render_index(view: IndexView) -> str:
     """The index of a run as HTML text, made as the page of one explanation is."""
+    return _index(view, _texts(view.rows), parts=None)
+
+
+def render_long_index(view: IndexView, *, size: int = DATA_ROWS) -> LongIndex:
+    """The index with a data page for every `size` records.
+
+    A browser reads no file from the disk for a page, and would run a script from there unchecked. So a data page is a
+    page itself, with its data and the one script that its policy names by hash; the index shows it in a sandboxed
+    frame, which hands the data over as a text. The index takes a text only if it has the SHA-256 that it names.
+    """
+    pages, files = {}, []
+    for first in range(0, len(view.rows), size):
+        some = view.rows[first : first + size]
+        data = _json(_texts(some))
+        digest = hashlib.sha256(data.encode()).hexdigest()
+        name = f"{DATA}/{first // size + 1:05d}-{digest[:12]}.html"
+        pages[name] = _page(
+            "data.html.j2",
+            style="",
+            script=_static("data.js"),
+            data=data,
+            values={"first": first + 1, "last": first + len(some), "index": "index.html"},
+        )
+        files.append((name, digest))
+    parts = {"size": size, "files": files}
+    return LongIndex(_index(view, _texts(view.rows[:PAGE_SIZE]), parts=parts), pages)
+
+
+def _index(view: IndexView, texts: list[list[Any]], *, parts: Mapping[str, Any] | None) -> str:
+    data = {
+        "page": PAGE_SIZE,
+        "statuses": [str(status) for status in STATUS_TEXT],
+        "figures": [
+            [
+                int(row.failed),
+                *row.counts,
+                *(None if value is None else round(value, 4) for value in (row.gap, row.spearman, row.seconds)),
+            ]
+            for row in view.rows
+        ],
+        "texts": texts,
+        "parts": parts,
+    }
     return _page(
         "index.html.j2",
         style=_static("report.css") + _static("index.css"),
         script=_static("index.js"),
-        data=index_data(view),
-        values={"view": view, "page_size": PAGE_SIZE, "columns": COLUMNS},
+        data=_json(data),
+        values={"view": view, "page_size": PAGE_SIZE, "columns": COLUMNS, "parts": parts},
+        frames=parts is not None,
     )
 
 
-def _page(template: str, *, style: str, script: str, data: object, values: Mapping[str, Any]) -> str:
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+def _texts(rows: Sequence[IndexRow]) -> list[list[Any]]:
+    return [[_text(row.id), row.href, _text(row.prompt), _text(row.answer), _text(row.record)] for row in rows]
+
+
+def _page(template: str, *, style: str, script: str, data: str, values: Mapping[str, Any], frames: bool = False) -> str:
+    """`data`: JSON as `_json` writes it. `frames`: whether the page may show others of its folder in frames."""
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_hash(style)}",
+            f"script-src {_hash(script)}",
+            *(["frame-src 'self'"] if frames else []),
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
     )
     return (
         _environment()
@@ -70,7 +140,7 @@ def _page(template: str, *, style: str, script: str, data: object, values: Mappi
             policy=policy,
             style=Markup(style),  # our own files
             script=Markup(script),
-            data=Markup(_json(data)),  # escaped for script elements
+            data=Markup(data),  # escaped for script elements
             **values,
         )
     )
@@ -85,27 +155,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def index_data(view: IndexView) -> dict[str, Any]:
-    """What the script of the index gets: one list a record."""
-    return {
-        "page": PAGE_SIZE,
-        "statuses": [str(status) for status in STATUS_TEXT],
-        "rows": [
-            [
-                _text(row.id),
-                row.href,
-                _text(row.prompt),
-                _text(row.answer),
-                row.failed,
-                *row.counts,
-                *(None if value is None else round(value, 4) for value in (row.gap, row.spearman, row.seconds)),
-                _text(row.record),
-            ]
-            for row in view.rows
-        ],
-    }
 
 
 def page_data(view: ReportView) -> dict[str, Any]:

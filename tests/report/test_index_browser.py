@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Page
 
-from llmxai.report import RunRow, build_index, rebuild, render_index
+from llmxai.report import RunRow, build_index, rebuild, render_index, to_columns
 from tests.report.conftest import Open, assert_accessible, look
 from tests.report.run_sample import hostile_rows, made_up, write_run
 
+rebuild_module = importlib.import_module("llmxai.report.rebuild")
 pytestmark = pytest.mark.browser
 
 
@@ -176,3 +181,121 @@ def test_the_index_prints(open_page: Open, tmp_path: Path) -> None:
     page = open_page(index(made_up(30)))
     page.pdf(path=tmp_path / "index.pdf")
     assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "index.pdf").read_bytes())) >= 2
+
+
+class TestLongRun:
+    """An index with data pages of 20 records, beside it on the disk."""
+
+    N, SIZE = 130, 20
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(rebuild_module, "DATA_ROWS", self.SIZE)
+        run = tmp_path / "run"
+        (run / "records").mkdir(parents=True)
+        pq.write_table(pa.table(to_columns(made_up(self.N))), run / "rows.parquet")
+        rebuild_module.write_index(run)
+        return run
+
+    def pages_of(self, run: Path) -> list[Path]:
+        return sorted((run / "index-data").iterdir())
+
+    def test_it_does_what_one_page_does(self, run: Path, open_page: Open) -> None:
+        """Whatever is done to it, the same records are listed as by an index that holds all of them."""
+        whole = open_page(index(made_up(self.N), pages=frozenset()))
+        page = open_page(run / "index.html")
+        assert len(self.pages_of(run)) == 7
+        assert page.locator("iframe").count() == 0, "nothing is read before it is needed"
+        steps: list[Callable[[Page], None]] = [
+            lambda page: page.bring_to_front(),
+            lambda page: page.get_by_role("button", name="Next").click(),
+            lambda page: page.get_by_role("button", name="error / allowed").click(),
+            lambda page: page.get_by_label("Show").select_option("disagree"),
+            lambda page: page.locator("#search").fill("chad peru"),
+            lambda page: page.get_by_label("Show").select_option("failed"),
+            lambda page: page.get_by_role("button", name="Clear").click(),
+            lambda page: page.get_by_role("button", name="answered").click(),
+            lambda page: page.get_by_role("button", name="answered").click(),
+        ]
+        for number, step in enumerate(steps):
+            for each in (whole, page):
+                step(each)
+            page.wait_for_selector("#found:not([aria-busy])", state="attached")
+            assert found(page) == found(whole), number
+            assert page.locator("#rows").inner_text() == whole.locator("#rows").inner_text(), number
+            assert page.locator("#page").inner_text() == whole.locator("#page").inner_text(), number
+        assert page.locator(".charts").inner_text() == whole.locator(".charts").inner_text()
+        assert page.locator("iframe").count() == 0
+        assert not page.locator("#trouble").is_visible()
+
+    def test_only_the_data_pages_that_are_shown_are_read(self, run: Path, open_page: Open) -> None:
+        page = open_page(run / "index.html")
+        read: list[str] = []
+        page.on("request", lambda request: read.append(Path(request.url).name))
+        page.get_by_role("button", name="Next").click()
+        page.wait_for_function("document.querySelector('#rows th').innerText === 'r00050'")
+        assert sorted(read) == [path.name for path in self.pages_of(run)[2:5]]
+
+    @pytest.mark.parametrize("fault", ["changed", "missing", "script"])
+    def test_a_data_page_that_is_not_the_one_is_not_shown(self, run: Path, new_page: Open, fault: str) -> None:
+        victim = self.pages_of(run)[3]
+        text = victim.read_text(encoding="utf-8")
+        if fault == "changed":
+            victim.write_text(text.replace("r00061", "r99999"), encoding="utf-8")
+        elif fault == "missing":
+            victim.unlink()
+        else:
+            attack = "try { parent.document.title = 'hacked' } catch {} parent.postMessage('[[1,2,3,4,5]]', '*')"
+            victim.write_text(f"<script>{attack}</script>", encoding="utf-8")
+        page = new_page()
+        page.goto((run / "index.html").as_uri())
+        page.locator("#search").fill("r0006")
+        page.wait_for_selector("#trouble:not([hidden])")
+        page.wait_for_selector("#found:not([aria-busy])", state="attached")
+        said = page.locator("#trouble").inner_text()
+        assert victim.name in said
+        assert ("is missing" if fault == "missing" else "is not the one") in said
+        assert "r99999" not in page.content()
+        assert page.title().startswith("Run run")
+        assert found(page) == "0 of 130 records."
+        page.get_by_role("button", name="Clear").click()
+        page.get_by_role("button", name="Next").click()
+        names = listed(page)
+        assert names[:2] == ["r00050", "r00051"]
+        assert names[10:30] == [f"record {n}" for n in range(61, 81)]
+        assert_accessible(page)
+        page.close()
+
+    def test_a_data_page_alone_says_what_it_is(self, run: Path, open_page: Open) -> None:
+        page = open_page(self.pages_of(run)[1])
+        assert page.locator("h1").inner_text() == "Records 21 to 40: data"
+        page.get_by_role("link").click()
+        assert page.url == (run / "index.html").as_uri()
+
+    def test_no_fault_by_axe(self, run: Path, open_page: Open) -> None:
+        page = open_page(run / "index.html")
+        page.locator("#search").fill("chad")
+        page.wait_for_function("document.querySelector('#found').innerText.includes(' shown.')")
+        look(page, "index-long")
+        assert_accessible(page)
+
+    def test_hostile_texts_do_nothing(self, run: Path, open_page: Open) -> None:
+        pq.write_table(pa.table(to_columns([*made_up(60), *hostile_rows()])), run / "rows.parquet")
+        rebuild_module.write_index(run)
+        page = open_page(run / "index.html")
+        page.get_by_label("Show").select_option("failed")
+        page.wait_for_function("document.querySelectorAll('#rows tr').length > 20")
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img, main script").count() == 0
+
+    def test_pages_of_an_earlier_index_go(self, run: Path) -> None:
+        before = self.pages_of(run)
+        (run / "index-data" / "notes.txt").write_text("mine")
+        pq.write_table(pa.table(to_columns(made_up(self.N - 1, seed=1))), run / "rows.parquet")
+        rebuild_module.write_index(run)
+        assert len(self.pages_of(run)) == 8
+        assert not {path.name for path in before} & {path.name for path in self.pages_of(run)}
+        pq.write_table(pa.table(to_columns(made_up(self.SIZE))), run / "rows.parquet")
+        rebuild_module.write_index(run)
+        assert [path.name for path in self.pages_of(run)] == ["notes.txt"]
+        assert "index-data" not in (run / "index.html").read_text(encoding="utf-8")

@@ -16,37 +16,101 @@
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
   const plain = (text) => [text].flat(2).join("");
 
-  // ---- rows, as the data has them: [id, href, prompt, answer, failed, agree, diluted, disagree, unconverged, unchecked, gap, spearman, seconds, record]
-  const AT = { id: 0, prompt: 2, answer: 3, agree: 5, diluted: 6, disagree: 7, unconverged: 8, unchecked: 9, gap: 10, spearman: 11, seconds: 12 };
+  // ---- records: data.figures has [failed, agree, diluted, disagree, unconverged, unchecked, gap, spearman, seconds] of every one, in the order of the run
+  const figures = data.figures;
+  // [id, href, prompt, answer, record]; of a long run only the first, until the data page of the others is read
+  const texts = [...data.texts];
+  const NUMBERS = { agree: 1, diluted: 2, disagree: 3, unconverged: 4, unchecked: 5, gap: 6, spearman: 7, seconds: 8 };
+  const WORDS = { id: 0, prompt: 2, answer: 3 };
   const fold = (text) => text.normalize("NFKC").toLowerCase();
-  const rows = data.rows.map((row) => ({ row, text: fold([row[0], row[2], row[3], row[13]].map(plain).join("\n")) }));
+  const cased = []; // what a search looks at, made when it is first needed
+  const searched = (i) => cased[i] ??= fold([0, 2, 3, 4].map((at) => plain(texts[i][at])).join("\n"));
   const kept = {
     all: () => true,
-    failed: ([, , , , failed]) => failed,
-    agree: (row) => !row[4] && row[6] + row[7] + row[8] + row[9] === 0,
-    flagged: (row) => row[6] + row[7] + row[8] + row[9] > 0,
-    diluted: (row) => row[6] > 0,
-    disagree: (row) => row[7] > 0,
-    unconverged: (row) => row[8] > 0,
-    unchecked: (row) => row[9] > 0,
+    failed: ([failed]) => failed,
+    agree: (row) => !row[0] && row[2] + row[3] + row[4] + row[5] === 0,
+    flagged: (row) => row[2] + row[3] + row[4] + row[5] > 0,
+    diluted: (row) => row[2] > 0,
+    disagree: (row) => row[3] > 0,
+    unconverged: (row) => row[4] > 0,
+    unchecked: (row) => row[5] > 0,
   };
   const collator = new Intl.Collator(undefined, { numeric: true });
 
-  /** Rows without a value stay last in either order. */
-  function sorted(found) {
-    const key = state.sort.replace(/^-/, "");
-    if (!Object.hasOwn(AT, key)) return found;
-    const at = AT[key], way = state.sort.startsWith("-") ? -1 : 1;
-    const of = at <= 3 ? ({ row }) => plain(row[at]) : ({ row }) => row[4] ? null : row[at];
-    const compare = at <= 3 ? (a, b) => collator.compare(a, b) : (a, b) => a - b;
-    return found.map((entry) => [of(entry), entry]).sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : way * compare(a, b))).map(([, entry]) => entry);
+  // ---- data pages of a long run. Each is shown in a frame that may not touch this page, and hands over its text as a
+  // message. What does not have the digest that this page names is not taken.
+  const files = data.parts ? data.parts.files : [], size = data.parts ? data.parts.size : 1;
+  const AT_ONCE = 4, GRACE = 3000; // a message may come after the frame says that it has loaded
+  const asked = new Set(), queue = [], trouble = [];
+  let reading = 0;
+
+  const posted = (file) => new Promise((resolve, reject) => {
+    const frame = make("iframe", { sandbox: "allow-scripts", src: file, title: "data of the records", hidden: "" });
+    const end = (how, what) => {
+      removeEventListener("message", listen);
+      frame.remove();
+      how(what);
+    };
+    const listen = (event) => {
+      if (event.source === frame.contentWindow && typeof event.data === "string") end(resolve, event.data);
+    };
+    addEventListener("message", listen);
+    frame.addEventListener("load", () => setTimeout(() => end(reject, new Error("is missing or cannot be read")), GRACE));
+    document.body.append(frame);
+  });
+
+  async function checked(text, digest) {
+    if (!globalThis.crypto?.subtle) throw new Error("cannot be checked here: open this page from a file, from localhost or over https");
+    const found = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text)));
+    if ([...found].map((byte) => byte.toString(16).padStart(2, "0")).join("") !== digest) throw new Error("is not the one that this page was made with");
+    return JSON.parse(text);
   }
 
-  function cells([id, href, prompt, answer, failed, ...numbers]) {
+  async function read(part) {
+    const [file, digest] = files[part], first = part * size, end = Math.min(figures.length, first + size);
+    try {
+      (await checked(await posted(file), digest)).forEach((row, i) => { texts[first + i] = row; });
+    } catch (error) {
+      for (let i = first; i < end; i += 1) texts[i] ??= [`record ${i + 1}`, null, "", "(its data page cannot be read)", ""];
+      trouble.push(`${file} ${error.message}.`);
+    }
+    reading -= 1;
+    next();
+    draw();
+  }
+
+  function next() {
+    for (; reading < AT_ONCE && queue.length; reading += 1) read(queue.shift());
+  }
+
+  /** Whether the texts of these records are here. If not, their data pages are asked for, and the table is drawn again when they are. */
+  function have(wanted) {
+    const missing = new Set();
+    for (const i of wanted) if (!texts[i]) missing.add(Math.floor(i / size));
+    for (const part of missing) {
+      if (!asked.has(part)) queue.push(part);
+      asked.add(part);
+    }
+    next();
+    return !missing.size;
+  }
+
+  const sortKey = () => state.sort.replace(/^-/, "");
+
+  /** Rows without a value stay last in either order. */
+  function sorted(found) {
+    const key = sortKey(), way = state.sort.startsWith("-") ? -1 : 1;
+    if (Object.hasOwn(WORDS, key)) return found.map((i) => [plain(texts[i][WORDS[key]]), i]).sort(([a], [b]) => way * collator.compare(a, b)).map(([, i]) => i);
+    if (!Object.hasOwn(NUMBERS, key)) return found;
+    const of = (i) => figures[i][0] ? null : figures[i][NUMBERS[key]];
+    return found.map((i) => [of(i), i]).sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : way * (a - b))).map(([, i]) => i);
+  }
+
+  function cells([id, href, prompt, answer, record], [failed, ...numbers]) {
     const name = make("bdi", {}, ...pieces(id));
     const said = make("td", {}, make("span", { dir: "auto" }, ...pieces(answer)));
     if (failed) said.prepend(make("span", { class: "warning" }, "failed: "));
-    const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name, ...(numbers[8].length ? [make("code", { class: "soft" }, ...pieces(numbers[8]))] : [])), make("td", {}, make("span", { dir: "auto" }, ...pieces(prompt))), said);
+    const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name, ...(record.length ? [make("code", { class: "soft" }, ...pieces(record))] : [])), make("td", {}, make("span", { dir: "auto" }, ...pieces(prompt))), said);
     if (failed) {
       row.append(make("td", { colspan: 8, class: "soft" }, "no explanation"));
       return row;
@@ -62,13 +126,16 @@
 
   function draw() {
     const words = fold(state.q).split(/\s+/).filter(Boolean);
-    const found = sorted(rows.filter(({ row, text }) => kept[state.only](row) && words.every((word) => text.includes(word))));
+    const filtered = [...figures.keys()].filter((i) => kept[state.only](figures[i]));
+    if ((words.length || Object.hasOwn(WORDS, sortKey())) && !have(filtered)) return wait();
+    const found = sorted(words.length ? filtered.filter((i) => words.every((word) => searched(i).includes(word))) : filtered);
     const pages = Math.max(1, Math.ceil(found.length / data.page));
     state.page = Math.min(Math.max(1, state.page), pages);
     const first = (state.page - 1) * data.page, shown = found.slice(first, first + data.page);
-    body.replaceChildren(...shown.map(({ row }) => cells(row)));
+    if (!have(shown)) return wait();
+    body.replaceChildren(...shown.map((i) => cells(texts[i], figures[i])));
     if (!shown.length) body.append(make("tr", {}, make("td", { colspan: 11 }, "No record fits.")));
-    byId("found").textContent = `${found.length} of ${rows.length} records${shown.length ? `, ${first + 1} to ${first + shown.length} shown` : ""}.`;
+    say(`${found.length} of ${figures.length} records${shown.length ? `, ${first + 1} to ${first + shown.length} shown` : ""}.`);
     byId("page").textContent = `Page ${state.page} of ${pages}`;
     byId("previous").disabled = state.page === 1;
     byId("next").disabled = state.page === pages;
@@ -76,6 +143,21 @@
       const way = state.sort === head.dataset.key ? "ascending" : state.sort === `-${head.dataset.key}` ? "descending" : "none";
       head.setAttribute("aria-sort", way);
       head.querySelector(".way").textContent = { ascending: "▲", descending: "▼", none: "" }[way];
+    }
+  }
+
+  function wait() {
+    say(`Reading the records’ texts: ${asked.size - reading - queue.length} of ${asked.size} data pages.`);
+    byId("found").setAttribute("aria-busy", "true");
+  }
+
+  function say(text) {
+    byId("found").textContent = text;
+    byId("found").removeAttribute("aria-busy");
+    const told = byId("trouble");
+    if (told && trouble.length) {
+      told.textContent = `${trouble.join(" ")} The records in it are listed without their texts and are found by no search. “llmxai report” with this folder’s name writes the index again.`;
+      told.hidden = false;
     }
   }
 
@@ -107,7 +189,7 @@
     const button = make("button", { type: "button", class: "sort" }, name, make("span", { class: "way", "aria-hidden": "true" }));
     head.replaceChildren(button);
     button.addEventListener("click", () => {
-      const down = AT[key] > 3; // numbers: the largest first
+      const down = Object.hasOwn(NUMBERS, key); // numbers: the largest first
       const turns = down ? [`-${key}`, key] : [key, `-${key}`];
       update({ sort: turns[(turns.indexOf(state.sort) + 1) % 2], page: 1 });
     });
