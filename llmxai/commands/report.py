@@ -17,14 +17,14 @@ def report(
     ] = False,
 ) -> None:
     """Make the HTML pages of an explanation or a run again from its stored data; no model is loaded."""
-    from llmxai.evidence.provenance import provenance_of, records_of
+    from llmxai.evidence.provenance import provenances_of, records_of
     from llmxai.report.pdf import find_chromium, write_pdf
     from llmxai.report.rebuild import rebuild
 
     if pdf:
         find_chromium()
     with progress() as said:
-        done = rebuild(folder, provenance=provenance_of, records=records_of, report=said)
+        done = rebuild(folder, provenance=provenances_of(folder), records=records_of, report=said)
     for failure in done.failures:
         log.print(f"llmxai: {failure}", markup=False, soft_wrap=True)
     typer.echo(f"pages: {done.pages}")

@@ -132,19 +132,10 @@ def recording(
     says so. Raises EvidenceError at once where the log is not whole.
     """
     attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
-    try:
+    with _kept(attempt):
         if attempt.log is None:
             attempt.signer = signer or signing_key()
         yield attempt
-        if not attempt.kept:
-            raise EvidenceError("This attempt ended without an explanation being saved.")
-    except BaseException as error:
-        if not attempt.kept:
-            try:
-                attempt.keep(*ended_by(error, attempt))
-            except EvidenceError as trouble:
-                error.add_note(f"No record of this could be kept: {trouble}")
-        raise
 
 
 @contextmanager
@@ -162,13 +153,23 @@ def drafting(folder: Path, *, id: str, entry: Entry, purpose: str, signed_by: st
         drafts=True,
         signed_by=signed_by,
     )
-    try:
+    with _kept(attempt):
         yield attempt
+
+
+@contextmanager
+def _kept(attempt: Attempt) -> Iterator[None]:
+    """An attempt that saved nothing is an error, and an error is kept before it goes on."""
+    try:
+        yield
         if not attempt.kept:
             raise EvidenceError("This attempt ended without an explanation being saved.")
     except BaseException as error:
         if not attempt.kept:
-            attempt.keep(*ended_by(error, attempt))
+            try:
+                attempt.keep(*ended_by(error, attempt))
+            except EvidenceError as trouble:
+                error.add_note(f"No record of this could be kept: {trouble}")
         raise
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from llmxai.errors import EvidenceError
+from llmxai.evidence.files import replacing
 from llmxai.evidence.reading import Log, find, read_log
 from llmxai.evidence.verifier.bundle import BUNDLE_SCHEMA, CONSISTENCY_SCHEMA
 from llmxai.evidence.verifier.checkpoint import Checkpoint, read_checkpoint
@@ -133,12 +132,9 @@ def _last_line(path: Path) -> bytes:
 def _write(out: Path, members: dict[str, bytes]) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
-        with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bundle:
+        with replacing(out) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bundle:
             for name, data in members.items():
                 bundle.writestr(name, data)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, out)
     except OSError as error:
         raise EvidenceError(f"{out}: cannot be written ({error}).") from error
     return out

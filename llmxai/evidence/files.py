@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from llmxai.evidence.record import File
 
@@ -34,10 +37,17 @@ def cut_to(path: Path, size: int) -> None:
 
 def replace_durably(path: Path, data: bytes) -> None:
     """Put `data` in the place of the file by one rename."""
+    with replacing(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """What is written to the stream takes the place of the file by one rename, durably; nothing does after an error."""
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
+        with os.fdopen(descriptor, "w+b") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(scratch, path.stat().st_mode & 0o777 if path.exists() else 0o644)

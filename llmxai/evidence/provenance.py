@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmxai.errors import EvidenceError
-from llmxai.evidence.reading import Log, read_log
 from llmxai.evidence.verifier.checkpoint import read_checkpoint
 from llmxai.evidence.verifier.folder import CHECKPOINTS, LOG
-from llmxai.evidence.verifier.lines import Entry, split_lines
+from llmxai.evidence.verifier.lines import BrokenLogError, Entry, chained, split_lines
 
 UNSIGNED = "unsigned: nobody vouches for this record"
 
@@ -41,62 +40,109 @@ def provenance_of(folder: Path) -> dict[str, Any] | None:
     """
     for run in (folder, folder.parent, folder.parent.parent):
         if (run / "evidence" / LOG).exists():
-            try:
-                log = read_log(run)
-            except EvidenceError:
+            log = _Log.of(run)
+            if log is None:
                 return None
             prefix = folder.resolve().relative_to(run.resolve()).as_posix()
-            name = "explanation.json" if prefix == "." else f"{prefix}/explanation.json"
-            found = [entry for entry, _ in log if name in [artefact["path"] for artefact in entry.body["artefacts"]]]
-            if not found and run == folder:
-                return _of_run(run, log)
-            return _told(run, found[-1], log) if found else None
+            found = log.told("explanation.json" if prefix == "." else f"{prefix}/explanation.json")
+            if found is None and run == folder:
+                return log.told_of_run()
+            return found
     return None
+
+
+def provenances_of(run: Path) -> Callable[[Path], dict[str, Any] | None]:
+    """`provenance_of` for the folders of one run, with its log read once instead of once a folder."""
+    log = _Log.of(run) if (run / "evidence" / LOG).exists() else None
+    base = run.resolve()
+
+    def of(folder: Path) -> dict[str, Any] | None:
+        if log is None or folder.resolve() == base:
+            return provenance_of(folder)
+        return log.told(f"{folder.resolve().relative_to(base).as_posix()}/explanation.json")
+
+    return of
 
 
 def records_of(run: Path) -> dict[str, str]:
     """By the name of its folder the id of the newest record of each explanation of a run; empty without a log."""
-    if not (run / "evidence" / LOG).exists():
+    log = _Log.of(run) if (run / "evidence" / LOG).exists() else None
+    if log is None:
         return {}
-    try:
-        log = read_log(run)
-    except EvidenceError:
-        return {}
-    return {
-        artefact["path"].rpartition("/")[0].rpartition("/")[2]: entry.id
-        for entry, _ in log
-        for artefact in entry.body["artefacts"] or ()
-        if artefact["path"].endswith("/explanation.json")
-    }
+    return {path.rpartition("/")[0].rpartition("/")[2]: known.id for path, known in log.known.items()}
 
 
-def _of_run(run: Path, log: Log) -> dict[str, Any]:
-    keyid, last = _signer(run, len(log) - 1), log[-1][0]
-    return {
-        "verify": f"llmxai verify {shlex.quote(str(run))}{' --pubkey KEY.pub' if keyid else ''}",
-        "log": last.body["chain"]["log"],
-        "records": len(log),
-        "last record": last.id,
-        "signature": f"Ed25519, key {keyid}" if keyid else UNSIGNED.replace("record", "log"),
-    }
+@dataclass
+class _Known:
+    """What a page says of the newest record that names its explanation.json."""
+
+    id: str
+    seq: int
+    digests: dict[str, str]
+    model: str | None
+    decisions: list[str]
 
 
-def _told(run: Path, entry: Entry, log: Log) -> dict[str, Any]:
-    body = json.loads(log[entry.seq][1])
-    names = {artefact["path"].rpartition("/")[2]: artefact["sha256"] for artefact in body["artefacts"]}
-    told = provenance(
-        entry.id,
-        run=run,
-        keyid=_signer(run, entry.seq),
-        digests={name: digest for name, digest in sorted(names.items()) if name != "report.html"},
-        model=(body["model"] or {}).get("digest"),
-    )
-    decisions = [
-        f"{each['link']['decision']} by {each['link']['by']}, {each['ended']} (record {each['id']})"
-        for each in (json.loads(record) for _, record in log[entry.seq :])
-        if each["kind"] == "review" and entry.id in each["link"]["records"]
-    ]
-    return told | ({"reviews": decisions} if decisions else {})
+class _Log:
+    """What pages say of a log, gathered in one pass: a long log is never held whole."""
+
+    def __init__(self, run: Path) -> None:
+        """Raises BrokenLogError."""
+        self.run = run
+        self.known: dict[str, _Known] = {}
+        self.last: Entry | None = None
+        owners: dict[str, _Known] = {}
+        for entry, record in chained(split_lines(run / "evidence" / LOG)[0]):
+            self.last = entry
+            files = {artefact["path"]: artefact["sha256"] for artefact in entry.body["artefacts"]}
+            for path in files:
+                if path.rpartition("/")[2] == "explanation.json":
+                    self.known[path] = owners[entry.id] = _known(entry, files, record)
+            if entry.body["kind"] == "review":
+                for id in entry.body["link"]["records"]:
+                    if id in owners:
+                        owners[id].decisions.append(_decision(entry))
+
+    @classmethod
+    def of(cls, run: Path) -> _Log | None:
+        """None where there is no record, or the log is not whole."""
+        try:
+            log = cls(run)
+        except BrokenLogError:
+            return None
+        return None if log.last is None else log
+
+    def told(self, path: str) -> dict[str, Any] | None:
+        """What the page of the explanation says; None where no record names it."""
+        known = self.known.get(path)
+        if known is None:
+            return None
+        told = provenance(
+            known.id, run=self.run, keyid=_signer(self.run, known.seq), digests=known.digests, model=known.model
+        )
+        return told | ({"reviews": known.decisions} if known.decisions else {})
+
+    def told_of_run(self) -> dict[str, Any]:
+        assert self.last is not None
+        keyid = _signer(self.run, self.last.seq)
+        return {
+            "verify": f"llmxai verify {shlex.quote(str(self.run))}{' --pubkey KEY.pub' if keyid else ''}",
+            "log": self.last.body["chain"]["log"],
+            "records": self.last.seq + 1,
+            "last record": self.last.id,
+            "signature": f"Ed25519, key {keyid}" if keyid else UNSIGNED.replace("record", "log"),
+        }
+
+
+def _known(entry: Entry, files: Mapping[str, str], record: bytes) -> _Known:
+    names = {path.rpartition("/")[2]: sha256 for path, sha256 in files.items()}
+    digests = {name: digest for name, digest in sorted(names.items()) if name != "report.html"}
+    return _Known(entry.id, entry.seq, digests, (json.loads(record)["model"] or {}).get("digest"), [])
+
+
+def _decision(review: Entry) -> str:
+    link = review.body["link"]
+    return f"{link['decision']} by {link['by']}, {review.body['ended']} (record {review.id})"
 
 
 def _signer(run: Path, seq: int) -> str | None:

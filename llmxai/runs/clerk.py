@@ -5,12 +5,17 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 from llmxai.evidence import Draft, EvidenceLog, withdraw
 from llmxai.runs.jobs import Window
 from llmxai.runs.ledger import Ledger
+
+GROUP = 100
+"""Rows that are entered at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -51,40 +56,49 @@ class Clerk:
     def expect(self, window: Window) -> None:
         """These rows come next, in this order."""
         for job in window.jobs:
-            if job.index in window.to_do or self.ledger.prepared(job.row.id, key=job.key) is not None:
+            if job.index in window.to_do or self.ledger.is_prepared(job.row.id, key=job.key):
                 self._waiting.append((job.row.id, job.key))
             else:
                 self._count(self.ledger.read(job.row.id) or {}, fresh=False)
 
     def advance(self) -> None:
-        """Enter every row that is prepared and has no unfinished one before it."""
-        while self._waiting:
-            row_id, key = self._waiting[0]
+        """Enter every row that is prepared and has no unfinished one before it: into the log, durably, many at once
+        where many are ready, and then into the ledger."""
+        while ready := self._ready():
+            self._record([draft for _, _, draft in ready if draft is not None])
+            for row_id, entry, _ in ready:
+                if entry["status"] != "ok":
+                    self._withdraw(row_id)
+                self.ledger.commit(row_id, entry)
+                self._waiting.popleft()
+                self._count(entry, fresh=True)
+                self.progress(self.news)
+
+    def _ready(self) -> list[tuple[str, dict[str, Any], Draft | None]]:
+        """The next rows that are prepared, up to one that failed: what is said of it follows its own record."""
+        ready: list[tuple[str, dict[str, Any], Draft | None]] = []
+        for row_id, key in islice(self._waiting, GROUP):
             found = self.ledger.prepared(row_id, key=key)
             if found is None:
-                return
-            entry, draft = found
-            if draft is not None:
-                self._record(draft)
-            if entry["status"] != "ok":
-                self._withdraw(row_id)
-            self.ledger.commit(row_id, entry)
-            self._waiting.popleft()
-            self._count(entry, fresh=True)
-            self.progress(self.news)
+                break
+            ready.append((row_id, *found))
+            if found[0]["status"] != "ok":
+                break
+        return ready
 
     def take_aborted(self) -> None:
         """Enter the records of attempts that were interrupted."""
         if self.log is None:
             return
         for path, draft in self.ledger.aborted():
-            self._record(draft)
+            self._record([draft])
             path.unlink()
 
-    def _record(self, draft: Draft) -> None:
-        """Append the record, unless the log has it from before this process was killed."""
-        if self.log is not None and draft.record.id not in self.log:
-            self.log.append(draft.record, texts=draft.texts)
+    def _record(self, drafts: Iterable[Draft]) -> None:
+        """Append the records that the log does not have from before this process was killed."""
+        if self.log is not None:
+            log = self.log
+            log.append_many((draft.record, draft.texts) for draft in drafts if draft.record.id not in log)
 
     def _withdraw(self, row_id: str) -> None:
         """A row that failed this time has no page: files of an earlier attempt go, and the log says so."""

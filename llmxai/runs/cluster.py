@@ -16,16 +16,20 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmxai.errors import LlmxaiError, OptionError
+from llmxai.evaluation import Row
+from llmxai.evidence import drafting
+from llmxai.evidence.sign import utc_now
 from llmxai.runs.clerk import Clerk, News, Progress
 from llmxai.runs.data import FailedRow
 from llmxai.runs.engines import POLL, Site, load_for, site_of
@@ -33,12 +37,14 @@ from llmxai.runs.jobs import Job, Stop, Window, pack
 from llmxai.runs.ledger import Ledger
 from llmxai.runs.processes import Processes
 from llmxai.runs.recipe import Recipe
-from llmxai.runs.work import Worker
+from llmxai.runs.work import EVIDENCE, Worker, request_of
 
 OBJECT_STORE = 256 * 2**20
 """Bytes of the object store of a cluster that we start: only ids and rows of data go through it."""
 DEATHS = 3
 """So often may a row's worker die before the row counts as failed."""
+PATIENCE = 20.0
+"""Seconds that the actors of a cluster of ours get to end."""
 STOP = "stop"
 
 
@@ -49,8 +55,14 @@ class RayEngine:
         self.recipe, self.run, self.signed_by = recipe, run.absolute(), signed_by
         self.ray: Any = None
         self.own = False
-        self.workers = workers or recipe.workers.count
+        self.wanted = workers or recipe.workers.count
+        self.batches: Path | None = None
+        """While rows are performed, or were interrupted."""
         self.gpus = recipe.workers.gpus
+
+    @property
+    def workers(self) -> int:
+        return self.wanted or 1
 
     def start(self, progress: Progress) -> Site:
         progress(News("starting Ray", engine="ray"))
@@ -60,9 +72,9 @@ class RayEngine:
         available = self.ray.cluster_resources()
         if self.gpus is None:
             self.gpus = 1.0 if available.get("GPU") else 0.0
-        if self.workers is None:
+        if self.wanted is None:
             kind, each = ("GPU", self.gpus) if self.gpus else ("CPU", self.recipe.workers.cpus)
-            self.workers = max(1, int((available.get(kind, 1) - (kind == "CPU")) / each))
+            self.wanted = max(1, int((available.get(kind, 1) - (kind == "CPU")) / each))
         progress(News("loading the model", engine="ray"))
         look = self.ray.remote(num_cpus=self.recipe.workers.cpus, num_gpus=self.gpus, max_retries=0)(_look)
         with _unwrapped():
@@ -71,21 +83,27 @@ class RayEngine:
 
     def perform(self, windows: Iterable[Window], clerk: Clerk | None, stop: Stop) -> None:
         assert clerk is not None
-        assert self.workers is not None
-        batches = Path(tempfile.mkdtemp(dir=self.run, prefix=".batches-"))
-        try:
-            count = self._write(windows, batches, clerk)
-            if not count:
-                return
+        batches = self.batches = Path(tempfile.mkdtemp(dir=self.run, prefix=".batches-"))
+        if count := self._write(windows, batches, clerk):
             with _told(stop, batches / STOP), _unwrapped():
                 for _done in self._explained(count, batches).iter_batches(batch_size=None, prefetch_batches=0):
                     clerk.advance()
-        finally:
-            shutil.rmtree(batches, ignore_errors=True)
+        shutil.rmtree(batches, ignore_errors=True)
+        self.batches = None
 
     def close(self) -> None:
+        """End the cluster if it is ours. After an interruption, draft a record for every row in hand.
+
+        Actors on a cluster of somebody else may still be at work when this returns, so nothing is said of their rows.
+        """
         if self.own:
+            actors = [child for child in psutil.Process().children(recursive=True) if _is_actor(child)]
             self.ray.shutdown()
+            _, alive = psutil.wait_procs(actors, timeout=PATIENCE)
+            if self.batches is not None and not alive:
+                draft_begun(self.batches, self.run, self.recipe, signed_by=self.signed_by)
+        if self.batches is not None:
+            shutil.rmtree(self.batches, ignore_errors=True)
 
     def _connect(self) -> None:
         handler = signal.getsignal(signal.SIGTERM)
@@ -93,7 +111,7 @@ class RayEngine:
         if "RAY_ADDRESS" in os.environ:
             self.ray.init(**quiet)
         else:
-            actors = (self.workers or 1) * self.recipe.workers.cpus
+            actors = self.workers * self.recipe.workers.cpus
             self.ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, int(actors) + 1),  # one more, so that reading is never shut out
@@ -107,12 +125,12 @@ class RayEngine:
 
     def _write(self, windows: Iterable[Window], batches: Path, clerk: Clerk) -> int:
         """One Parquet file a batch, the costliest of each window first; how many."""
-        count, workers = 0, self.workers or 1
+        count = 0
         for window in windows:
             clerk.expect(window)
             clerk.advance()
             jobs = [job for job in window.jobs if job.index in window.to_do]
-            for batch in pack(jobs, budget=self.recipe.workers.token_budget, workers=workers):
+            for batch in pack(jobs, budget=self.recipe.workers.token_budget, workers=self.workers):
                 pq.write_table(pa.table({"job": [job.to_json() for job in batch]}), _file(batches, count))
                 count += 1
         return count
@@ -125,7 +143,7 @@ class RayEngine:
         return data.range(count, override_num_blocks=count).map_batches(
             Explainer,
             batch_size=None,
-            compute=data.ActorPoolStrategy(size=min(self.workers or 1, count), max_tasks_in_flight_per_actor=2),
+            compute=data.ActorPoolStrategy(size=min(self.workers, count), max_tasks_in_flight_per_actor=2),
             num_cpus=self.recipe.workers.cpus,
             num_gpus=self.gpus,
             fn_constructor_kwargs={
@@ -162,12 +180,43 @@ class Explainer:
     def _begun(self, job: Job) -> Job:
         """The job, or in its place one that fails where the row takes its worker down each time."""
         marks = self.batches / f"{job.row.id}.begun"
-        with marks.open("ab") as stream:
-            stream.write(b".")
-        if marks.stat().st_size <= DEATHS:
+        with marks.open("a", encoding="utf-8") as stream:
+            stream.write(f"{utc_now()} {job.to_json()}\n")
+        if len(marks.read_text(encoding="utf-8").splitlines()) <= DEATHS:
             return job
         told = f"Its worker died {DEATHS} times while computing it (out of memory?)."
         return replace(job, row=FailedRow(job.row.id, job.row.source, told))
+
+
+def draft_begun(batches: Path, run: Path, recipe: Recipe, *, signed_by: str | None) -> None:
+    """For every row that was begun, and is neither prepared nor done, the draft of a record that says so."""
+    ledger = Ledger(run)
+    for marks in sorted(batches.glob("*.begun")):
+        told = marks.read_text(encoding="utf-8")
+        if not told.endswith("\n"):  # its actor did not come as far as the row
+            continue
+        started, _, text = told.splitlines()[-1].partition(" ")
+        job = Job.from_json(text)
+        if recipe.explain is None or ledger.has(job.row.id, key=job.key, attempt=job.record):
+            continue
+        purpose = f"recipe {recipe.name}, row {job.row.id}"
+        with (
+            suppress(KeyboardInterrupt),
+            drafting(run / EVIDENCE, id=job.record, entry="recipe", purpose=purpose, signed_by=signed_by) as attempt,
+        ):
+            attempt.started = started
+            if isinstance(job.row, Row):
+                attempt.request = request_of(job.row)
+            raise KeyboardInterrupt("Ray was ended while an actor computed this row.")
+        if attempt.draft is not None:
+            ledger.abort(job.row.id, attempt.draft)
+
+
+def _is_actor(process: psutil.Process) -> bool:
+    try:
+        return Explainer.__name__ in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _file(batches: Path, n: int) -> Path:

@@ -39,6 +39,11 @@ class Engine(Protocol):
     """`start` comes first, `close` last; `perform` returns when every row is entered, or `stop` said that no more shall
     begin."""
 
+    @property
+    def workers(self) -> int:
+        """How many work at the same time; known after `start`."""
+        ...
+
     def start(self, progress: Progress) -> Site: ...
 
     def perform(self, windows: Iterable[Window], clerk: Clerk | None, stop: Stop) -> None: ...
@@ -52,6 +57,10 @@ class TeamEngine:
     def __init__(self, recipe: Recipe, run: Path, team: Processes, *, name: EngineName, signed_by: str | None) -> None:
         self.recipe, self.run, self.team, self.name, self.signed_by = recipe, run, team, name, signed_by
         self.worker: Worker | None = None
+
+    @property
+    def workers(self) -> int:
+        return self.team.count
 
     def start(self, progress: Progress) -> Site:
         loaded = load_for(self.recipe.model, self.team, progress=progress, engine=self.name)

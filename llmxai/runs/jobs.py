@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from llmxai.evaluation import Row
@@ -15,7 +15,9 @@ from llmxai.runs.ledger import Ledger, key_of
 from llmxai.runs.recipe import Recipe
 
 WINDOW = 128
-"""Rows among which work is balanced: the evidence log, which is in row order, is behind by no more than these."""
+"""Rows among which work is balanced, at least: the evidence log, which is in row order, is behind by about these."""
+ROWS_A_WORKER = 16
+"""So many rows a worker has a window where there are many workers."""
 BATCHES_A_WORKER = 4
 """Parts that a worker's share of a window is cut into at least, so that the last ones even out."""
 
@@ -77,8 +79,9 @@ class Plan:
     """Ids of the records that were in the log before."""
     retry_failed: bool
 
-    def windows(self, rows: Iterable[Row | FailedRow], *, size: int = WINDOW) -> Iterator[Window]:
-        """The rows as jobs, read a window at a time."""
+    def windows(self, rows: Iterable[Row | FailedRow], *, workers: int) -> Iterator[Window]:
+        """The rows as jobs, read a window at a time: 128 of them, or 16 a worker where that is more."""
+        size = max(WINDOW, ROWS_A_WORKER * workers)
         numbered = enumerate(rows)
         while some := list(islice(numbered, size)):
             jobs = tuple(self.job(index, row) for index, row in some)
@@ -90,7 +93,7 @@ class Plan:
         return Job(index, row, key, self._record(row, key), tokens, targets)
 
     def is_to_do(self, job: Job) -> bool:
-        if self.ledger.prepared(job.row.id, key=job.key) is not None:
+        if self.ledger.is_prepared(job.row.id, key=job.key):
             return False
         known = self.ledger.find(job.row.id, key=job.key)
         return known is None or (self.retry_failed and known["status"] != "ok")
@@ -98,7 +101,7 @@ class Plan:
     def _record(self, row: Row | FailedRow, key: str) -> str:
         """The same row under the same settings has the same id in every run, whoever computes it; an attempt after
         one that is in the log has another."""
-        ids = (derived_id(self.recipe.name, row.id, key, str(attempt)) for attempt in range(1_000_000))
+        ids = (derived_id(self.recipe.name, row.id, key, str(attempt)) for attempt in count())
         return next(id for id in ids if id not in self.recorded)
 
     def _size(self, row: Row | FailedRow) -> tuple[int, int]:

@@ -71,9 +71,14 @@ class Ledger:
             return None
         return found["entry"], None if found["draft"] is None else Draft.from_json(found["draft"])
 
+    def is_prepared(self, row_id: str, *, key: str) -> bool:
+        """Whether the row is prepared under this key."""
+        found = _read(self._path(row_id, "prepared"))
+        return found is not None and found.get("key") == key
+
     def has(self, row_id: str, *, key: str, attempt: str) -> bool:
         """Whether this very attempt at the row is prepared, or done: a batch may be given out again after that."""
-        if self.prepared(row_id, key=key) is not None:  # looked at first: what is done was prepared until then
+        if self.is_prepared(row_id, key=key):  # looked at first: what is done was prepared until then
             return True
         entry = self.find(row_id, key=key)
         return entry is not None and entry.get("attempt") == attempt

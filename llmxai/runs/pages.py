@@ -6,7 +6,7 @@ import base64
 import csv
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,15 @@ PAGES = Environment(
 )
 
 
-def write_pages(out: Path, recipe: Recipe, entries: Sequence[Mapping[str, Any]], tables: Tables) -> None:
-    """Write tables/, plots/ and evaluation.html (where something was measured)."""
+def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: int) -> None:
+    """Write tables/, plots/ and evaluation.html (where something was measured) of a run with `ok` and `failed` rows."""
     style = PAGES.loader.get_source(PAGES, "page.css")[0] if PAGES.loader else ""
     shared = {
         "recipe": recipe,
         "style": Markup(style),
         "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        "n_ok": sum(entry["status"] == "ok" for entry in entries),
-        "n_failed": sum(entry["status"] != "ok" for entry in entries),
+        "n_ok": ok,
+        "n_failed": failed,
         "number": number,
     }
     if recipe.evaluate is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmxai.runs.ledger import write_atomically
+from llmxai.errors import OutputError
+from llmxai.evidence.files import replacing
 from llmxai.runs.pages import write_pages
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.tables import tabulate
@@ -59,38 +61,49 @@ MEASURE_SCHEMA = pa.schema(
 """Columns of measures.parquet: one line a row, method and figure; one without a figure where a method gave none."""
 
 Entry = Mapping[str, Any]
+Entries = Callable[[], Iterable[Entry]]
+"""Reads the entries anew at each call: a long run's are never all in memory."""
+GROUP = 1000
+"""Rows that are written at a time."""
 
 
-def write_results(out: Path, recipe: Recipe, entries: Sequence[Entry]) -> None:
+def write_results(out: Path, recipe: Recipe, entries: Entries) -> None:
     """Write everything that is derived from the entries; the same entries give the same bytes but for times."""
-    write_table(out / "rows.parquet", rows_table(entries))
-    measures = measure_lines(entries)
-    if measures:
-        write_table(out / "measures.parquet", pa.Table.from_pylist(measures, schema=MEASURE_SCHEMA))
+    statuses: Counter[str] = Counter()
+    extra: set[str] = set()
+    measured = False
+    for entry in entries():
+        statuses[entry["status"]] += 1
+        extra.update(_metrics(entry), _fields(entry))
+        measured = measured or bool(entry.get("measured"))
+    schema = pa.schema([*ROW_SCHEMA.items(), *((name, _kind(name)) for name in sorted(extra))])
+    flat = ({**entry, **_metrics(entry), **_fields(entry)} for entry in entries())
+    write_table(out / "rows.parquet", ({name: row.get(name) for name in schema.names} for row in flat), schema)
+    if measured:
+        write_table(out / "measures.parquet", measure_lines(entries()), MEASURE_SCHEMA)
     resamples = recipe.evaluate.resamples if recipe.evaluate else 0
     seed = recipe.evaluate.seed if recipe.evaluate else 0
-    write_pages(out, recipe, entries, tabulate(measures, resamples=resamples, seed=seed))
+    tables = tabulate(measure_lines(entries()), resamples=resamples, seed=seed)
+    write_pages(out, recipe, tables, ok=statuses["ok"], failed=statuses.total() - statuses["ok"])
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Parquet, whole or not at all."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue())
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Parquet, whole or not at all. Raises OutputError."""
+    rest = iter(rows)
+    try:
+        with replacing(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+            while some := list(islice(rest, GROUP)):
+                writer.write_table(pa.Table.from_pylist(some, schema=schema))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
 
 
-def rows_table(entries: Sequence[Entry]) -> pa.Table:
-    """One row a record, in order."""
-    flat = [{**entry, **_metrics(entry), **_fields(entry)} for entry in entries]
-    extra = sorted({name for row in flat for name in row if name.startswith(("metric.", "field."))})
-    kinds = {name: pa.array([row.get(name) for row in flat]).type for name in extra}
-    schema = pa.schema([*ROW_SCHEMA.items(), *kinds.items()])
-    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in flat], schema=schema)
+def _kind(name: str) -> pa.DataType:
+    return pa.float64() if name.startswith("metric.") else pa.string()
 
 
-def measure_lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def measure_lines(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
     """The long form: one line a row, method and figure."""
-    lines = []
     for entry in entries:
         for measured in entry.get("measured", ()):
             shared = {
@@ -100,8 +113,7 @@ def measure_lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 **{key: measured[key] for key in ("seconds", "nodes", "converged", "error")},
             }
             figures = measured["figures"] or {None: None}
-            lines += [{**shared, "figure": figure, "value": value} for figure, value in figures.items()]
-    return lines
+            yield from ({**shared, "figure": figure, "value": value} for figure, value in figures.items())
 
 
 def _metrics(entry: Entry) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from llmxai.evaluation import Row
 from llmxai.evidence import begin, open_log, signing_key
 from llmxai.evidence.attempt import ended_by
+from llmxai.evidence.files import describe
 from llmxai.evidence.keys import key_id
 from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.reading import read_ids
@@ -82,13 +82,14 @@ def run_recipe(
                     write_json(out / "manifest.json", {**manifest, "status": "running"})
                 recorded: Container[str] = clerk.log if clerk is not None and clerk.log is not None else read_ids(out)
                 plan = Plan(recipe, site.model, site.tokenizer, ledger, recorded, retry_failed)
-                computing.perform(plan.windows(_noted(recipe_rows(recipe, root=Path(root)), ids)), clerk, stop)
+                rows = _noted(recipe_rows(recipe, root=Path(root)), ids)
+                computing.perform(plan.windows(rows, workers=computing.workers), clerk, stop)
                 team.wait()
         outcome = _outcome(out, ledger, ids, leads=team.leads, stopped=stop())
         if team.leads:
             if not outcome.stopped:
                 progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
-                write_results(out, recipe, [entry for row_id in ids if (entry := ledger.read(row_id)) is not None])
+                write_results(out, recipe, lambda: filter(None, map(ledger.read, ids)))
             write_json(out / "manifest.json", manifest | _ending(out, outcome))
             if not outcome.stopped:  # the index shows the manifest, so it comes last
                 write_index(out, provenance=provenance_of(out), records=records_of(out))
@@ -183,7 +184,7 @@ def _ending(out: Path, outcome: RunOutcome) -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {"ok": outcome.ok, "failed": outcome.failed},
         "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for path in files
+            each.path: {"bytes": each.bytes, "sha256": each.sha256}
+            for each in (describe(path, base=out) for path in files)
         },
     }

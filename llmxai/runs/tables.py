@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,23 +68,42 @@ class Tables:
         return found[0] if found else None
 
 
-def tabulate(lines: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> Tables:
-    """Means over questions of the measures' lines, by source and over all, with bootstrap intervals."""
+def tabulate(lines: Iterable[Mapping[str, Any]], *, resamples: int, seed: int) -> Tables:
+    """Means over questions of the measures' lines, by source and over all, with bootstrap intervals.
+
+    The lines are read once; what is kept of them is one number a question, method and figure, and the costs.
+    """
     values: dict[tuple[str, str, str], dict[str, float]] = {}
-    sources = list(dict.fromkeys(line["source"] for line in lines))
+    sources: dict[str, None] = {}
+    costs: dict[str, dict[str, _Taken]] = {}
     for line in lines:
+        sources[line["source"]] = None
+        costs.setdefault(line["method"], {})[line["id"]] = _Taken(
+            line["seconds"], line["nodes"], line["converged"], line["error"]
+        )
         if line["figure"] is not None:
-            for source in {line["source"], ALL if len(sources) > 1 else line["source"]}:
-                values.setdefault((source, line["method"], line["figure"]), {})[line["id"]] = line["value"]
+            values.setdefault((line["source"], line["method"], line["figure"]), {})[line["id"]] = line["value"]
+    if len(sources) > 1:
+        for (_, method, figure), own in list(values.items()):
+            values.setdefault((ALL, method, figure), {}).update(own)
     cells = []
-    for (source, method, figure), own in sorted(values.items(), key=lambda item: _place(item[0], sources)):
+    for (source, method, figure), own in sorted(values.items(), key=lambda item: _place(item[0], list(sources))):
         others = [
             None if method == other else _difference(own, values.get((source, other, figure), {}), resamples, seed)
             for other in (LEAVE_ONE_OUT, "random")
         ]
         mean = estimate(np.array(list(own.values())), resamples=resamples, seed=seed)
         cells.append(Cell(source, method, figure, mean, *others))
-    return Tables(cells=tuple(cells), costs=_costs(lines))
+    return Tables(cells=tuple(cells), costs=tuple(_cost(method, list(own.values())) for method, own in costs.items()))
+
+
+class _Taken(NamedTuple):
+    """What one method took for one question."""
+
+    seconds: float
+    nodes: int | None
+    converged: bool | None
+    error: str
 
 
 def _place(key: tuple[str, str, str], sources: Sequence[str]) -> tuple[int, int, str]:
@@ -100,20 +119,14 @@ def _difference(own: Mapping[str, float], other: Mapping[str, float], resamples:
     return paired_difference(a, b, resamples=resamples, seed=seed)
 
 
-def _costs(lines: Sequence[Mapping[str, Any]]) -> tuple[Cost, ...]:
-    found = []
-    for method in dict.fromkeys(line["method"] for line in lines):
-        own = list({line["id"]: line for line in lines if line["method"] == method}.values())
-        done = [line for line in own if not line["error"]]
-        nodes = [line["nodes"] for line in done if line["nodes"] is not None]
-        held = [line["converged"] for line in done if line["converged"] is not None]
-        found.append(
-            Cost(
-                method=method,
-                seconds=median(line["seconds"] for line in done) if done else 0.0,
-                nodes=float(median(nodes)) if nodes else None,
-                converged=sum(held) / len(held) if held else None,
-                errors=tuple(sorted({line["error"] for line in own if line["error"]})),
-            )
-        )
-    return tuple(found)
+def _cost(method: str, own: Sequence[_Taken]) -> Cost:
+    done = [taken for taken in own if not taken.error]
+    nodes = [taken.nodes for taken in done if taken.nodes is not None]
+    held = [taken.converged for taken in done if taken.converged is not None]
+    return Cost(
+        method=method,
+        seconds=median(taken.seconds for taken in done) if done else 0.0,
+        nodes=float(median(nodes)) if nodes else None,
+        converged=sum(held) / len(held) if held else None,
+        errors=tuple(sorted({taken.error for taken in own if taken.error})),
+    )

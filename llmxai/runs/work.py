@@ -89,7 +89,7 @@ class Worker:
     def _kept(self, row: Row | FailedRow, attempt: Attempt) -> dict[str, Any]:
         """Explain the row and write its folder; the figures of its entry."""
         row = _whole(row)
-        attempt.request = _request(row)
+        attempt.request = request_of(row)
         explanation = self._explained(row)
         told = _summary(explanation) | self._evaluated(row, explanation.generation)
         save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
@@ -143,7 +143,8 @@ def _evidence(draft: Draft | None) -> dict[str, Any]:
     }
 
 
-def _request(row: Row) -> dict[str, Any]:
+def request_of(row: Row) -> dict[str, Any]:
+    """What is asked, as records and explanations hold it."""
     asked: dict[str, Any] = {"prompt": row.prompt} if row.messages is None else {"messages": list(row.messages)}
     return asked if row.response is None else asked | {"response": row.response}
 
