@@ -1,4 +1,7 @@
-"""What engines cost and what a long run needs; writes benchmarks/SCALE.md (make bench-scale).
+"""What engines cost, what a long run needs, and what follows for more devices; writes benchmarks/SCALE.md.
+
+`make bench-scale` measures. `python benchmarks/scale.py --project RUN` reads the folder of any finished run, on
+whatever device, and prints what its cost of a row comes to with more workers and rows.
 
 Overheads and speed-ups are ratios within one run of the records' own times, so that a busy machine disturbs them less:
 a row's record says when its work began and ended. `window`: from the first beginning to the last end. `busy`: the
@@ -9,13 +12,16 @@ each worker) is told apart: it is paid once.
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,11 +31,19 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 from machine import processor
+from scipy.optimize import nnls
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmxai.evaluation import Row
+from llmxai.evidence import open_log
 from llmxai.evidence.reading import read_log
 from llmxai.runs import News, Recipe, run_recipe
-from llmxai.runs.jobs import Job, pack
+from llmxai.runs.clerk import Clerk
+from llmxai.runs.engines import load_for
+from llmxai.runs.jobs import ROWS_A_WORKER, WINDOW, Job, Window, pack
+from llmxai.runs.ledger import Ledger
+from llmxai.runs.processes import Processes
+from llmxai.runs.work import Worker
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -107,32 +121,39 @@ def make_recipe(model: Path, folder: Path, *, rows: int, longest: int, nodes: in
 
 def timed(recipe: Recipe, data: Path, out: Path, *, engine: Any, workers: int) -> Timed:
     began = time.perf_counter()
-    outcome = run_recipe(recipe, out, root=data, engine=engine, workers=workers)
+    if engine == "accelerate":
+        (data / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True)))
+        command = [sys.executable, "-m", "llmxai", "run", str(data / "recipe.yaml"), "--out", str(out)]
+        command += ["--engine", engine, "--workers", str(workers), "--progress", "none"]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    else:
+        assert run_recipe(recipe, out, root=data, engine=engine, workers=workers).failed == 0
     wall = time.perf_counter() - began
-    assert outcome.failed == 0, outcome
     records = [json.loads(record) for _, record in read_log(out)]
     spans = [tuple(datetime.fromisoformat(each[name]).timestamp() for name in ("started", "ended")) for each in records]
     window = max(end for _, end in spans) - min(start for start, _ in spans)
     table = pq.read_table(out / "rows.parquet")
     seconds = [end - start for start, end in spans]
     costs = [t * n for t, n in zip(table["n_tokens"].to_pylist(), table["n_targets"].to_pylist(), strict=True)]
-    return Timed(engine, workers, outcome.ok, wall, window, sum(seconds), costs, seconds)
+    return Timed(engine, workers, len(records), wall, window, sum(seconds), costs, seconds)
 
 
-def fit(run: Timed) -> tuple[float, float]:
-    """seconds = fixed + rate x tokens x targets, by least squares."""
-    costs = np.array(run.costs)
-    rate, fixed = np.polyfit(costs, np.array(run.seconds), 1)
+def fit(costs: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """seconds = fixed + rate x tokens x targets: least squares, neither below 0."""
+    columns = np.stack([np.ones(len(costs)), np.array(costs, dtype=float)], axis=1)
+    (fixed, rate), _ = nnls(columns, np.array(seconds))
     return float(fixed), float(rate)
 
 
-def expected(costs: list[int], fixed: float, rate: float, *, workers: int) -> float:
-    """Seconds that the rows take: each batch goes to the worker that is free first, as Ray hands them out."""
+def expected(costs: Sequence[int], fixed: float, rate: float, *, workers: int) -> float:
+    """Seconds that the rows take: batches are cut window by window, and each goes to the worker that is free first, as
+    Ray hands them out."""
     jobs = [Job(i, None, "", "", cost, 1) for i, cost in enumerate(costs)]  # type: ignore[arg-type]  (only the cost counts)
+    size = max(WINDOW, ROWS_A_WORKER * workers)
     free = [0.0] * workers
-    for batch in pack(jobs, budget=10**9, workers=workers):
-        first = free.index(min(free))
-        free[first] += sum(fixed + rate * job.cost for job in batch)
+    for first in range(0, len(jobs), size):
+        for batch in pack(jobs[first : first + size], budget=10**9, workers=workers):
+            heapq.heapreplace(free, free[0] + sum(fixed + rate * job.cost for job in batch))
     return max(free)
 
 
@@ -144,20 +165,81 @@ def engines(rows: int, folder: Path) -> list[str]:
         return timed(recipe, folder, folder / f"{engine}{workers}", engine=engine, workers=workers)
 
     bare = run("local", 1)
-    runs = [bare, run("ray", 1), run("ray", 2)]
-    fixed, rate = fit(bare)
+    runs = [bare, run("ray", 1), run("ray", 2), run("accelerate", 2)]
+    fixed, rate = fit(bare.costs, bare.seconds)
     lines = [
-        "| engine | workers | rows | rows/s in window | window, s | busy, s | overhead | the rest, s | expected, s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| engine | workers | rows | rows/s | of the bare loop's a worker | window, s | busy, s | overhead | before and"
+        " after, s | window by the cost model, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for each in runs:
+        speed = each.rows / each.window
+        share = speed / each.workers / (bare.rows / bare.window)
         model_says = expected(each.costs, fixed, rate, workers=each.workers)
         lines.append(
-            f"| {each.engine} | {each.workers} | {each.rows} | {each.rows / each.window:.3f} | {each.window:.1f} | "
-            f"{each.busy:.1f} | {100 * each.overhead:+.1f} % | {each.wall - each.window:.1f} | {model_says:.1f} |"
+            f"| {each.engine} | {each.workers} | {each.rows} | {speed:.3f} | {100 * share:.0f} % | {each.window:.1f} | "
+            f"{each.busy:.1f} | {100 * each.overhead:+.1f} % | {each.wall - each.window:.1f} | {model_says:.1f} "
+            f"({100 * (model_says / each.window - 1):+.0f} %) |"
         )
-    told = f"Cost of a row, fitted on the first line: {fixed:.3f} s + {1000 * rate:.3f} ms x tokens x targets."
+    slower = runs[2].busy / sum(fixed + rate * cost for cost in runs[2].costs) - 1
+    told = (
+        f"Cost of a row, fitted on the first line: {fixed:.3f} s + {1000 * rate:.3f} ms x tokens x targets. With two "
+        f"workers of Ray on these two cores a row itself took {100 * slower:+.0f} % of that."
+    )
     return [*lines, "", told]
+
+
+def writer(rows: int, folder: Path) -> list[str]:
+    """Rows a second that the one writer enters: all are prepared, nothing is computed."""
+    model = save_model(folder / "tiny", hidden=32, layers=2)
+    recipe = make_recipe(model, folder, rows=1, longest=3, nodes=4)
+    job = Job(0, Row("a", "s", prompt="the cat sat", response=" on"), "key", "0" * 24, 4, 1)
+    worker = Worker.of(load_for(recipe.model, Processes()), recipe, run=folder / "first", signed_by=None)
+    worker.do(job)
+    found = Ledger(folder / "first").prepared("a", key="key")
+    assert found is not None
+    lines = ["| rows ready at a time | rows entered a second |", "| --- | --- |"]
+    for ready in (1, 100):
+        ledger = Ledger(folder / f"ready{ready}")
+        with open_log(folder / f"ready{ready}" / "evidence") as log:
+            clerk = Clerk(log, ledger, news=News("rows"), progress=lambda _news: None)
+            jobs = tuple(replace(job, index=i, row=replace(job.row, id=f"r{i}")) for i in range(rows))
+            clerk.expect(Window(jobs, frozenset(range(rows))))
+            took = 0.0
+            for i, each in enumerate(jobs):
+                draft = replace(found[1], record=replace(found[1].record, id=f"{i:024d}"))
+                ledger.prepare(each.row.id, found[0], draft)
+                if (i + 1) % ready == 0:
+                    began = time.perf_counter()
+                    clerk.advance()
+                    took += time.perf_counter() - began
+            assert not clerk.waits
+        lines.append(f"| {ready} | {rows / took:.0f} |")
+    size = (folder / "ready1" / "evidence" / "log.jsonl").stat().st_size / rows
+    return [*lines, "", f"{rows} rows each; {size / 1000:.1f} kB a record in log.jsonl. This depends on the disk."]
+
+
+def project(run: Path, workers: Sequence[int], rows: int) -> list[str]:
+    """What a finished run's own rows, drawn again up to `rows`, would take with more workers of the same device."""
+    table = pq.read_table(run / "rows.parquet").to_pylist()
+    done = [row for row in table if row["status"] == "ok" and row["n_tokens"] and row["n_targets"]]
+    if not done:
+        raise SystemExit(f"{run}: holds no row that was explained, so there is nothing to compute from.")
+    costs = [row["n_tokens"] * row["n_targets"] for row in done]
+    fixed, rate = fit(costs, [row["seconds"] for row in done])
+    drawn = random.Random(0).choices(costs, k=rows)
+    lines = [
+        f"Computed from {len(done)} rows of {run}: a row takes {fixed:.3f} s + {1000 * rate:.4f} ms x tokens x targets "
+        f"(mean {fixed + rate * sum(costs) / len(costs):.2f} s). {rows} rows drawn from them",
+        "",
+        "| workers | hours | rows/s | of a perfect division |",
+        "| --- | --- | --- | --- |",
+    ]
+    alone = sum(fixed + rate * cost for cost in drawn)
+    for count in workers:
+        took = expected(drawn, fixed, rate, workers=count)
+        lines.append(f"| {count} | {took / 3600:.2f} | {rows / took:.2f} | {100 * alone / count / took:.1f} % |")
+    return lines
 
 
 def memory(rows: int, folder: Path) -> list[str]:
@@ -173,13 +255,14 @@ def memory(rows: int, folder: Path) -> list[str]:
     run_recipe(make_recipe(model, folder, rows=rows, longest=3, nodes=4), folder / "long", root=folder, progress=look)
     took = time.perf_counter() - began
     values = list(seen.values())
-    last, middle = values[-1], values[len(values) // 2]
+    last, first = values[-1], values[0]
+    after = process.memory_info().rss / 2**20
     return [
-        "| rows | " + " | ".join(map(str, seen)) + " |",
-        "| --- |" + " --- |" * len(seen),
-        "| MiB | " + " | ".join(f"{value:.0f}" for value in values) + " |",
+        "| rows | " + " | ".join(map(str, seen)) + " | tables and index written |",
+        "| --- |" + " --- |" * (len(seen) + 1),
+        "| MiB | " + " | ".join(f"{value:.0f}" for value in [*values, after]) + " |",
         "",
-        f"{rows} rows in {took:.0f} s; {last - middle:+.1f} MiB from row {list(seen)[len(values) // 2]} to the last.",
+        f"{rows} rows in {took:.0f} s; {last - first:+.1f} MiB from row {next(iter(seen))} to the last.",
     ]
 
 
@@ -187,8 +270,16 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rows", type=int, default=20, help="rows a worker")
     arguments.add_argument("--long", type=int, default=2000, help="rows of the memory test")
-    arguments.add_argument("--parts", nargs="*", default=["engines", "memory"])
+    arguments.add_argument("--parts", nargs="*", default=["engines", "memory", "writer"])
+    arguments.add_argument(
+        "--project", type=Path, metavar="RUN", help="compute from a finished run; nothing is measured"
+    )
+    arguments.add_argument("--workers", type=int, nargs="*", default=[1, 8, 800], help="of --project")
+    arguments.add_argument("--of", type=int, default=50_000, help="rows of --project")
     asked = arguments.parse_args()
+    if asked.project is not None:
+        print("\n".join(project(asked.project, asked.workers, asked.of)))
+        return
     torch.set_num_threads(1)
     head = f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread a worker; load average "
     head += f"{os.getloadavg()[1]:.1f} (5 minutes) at the start"
@@ -197,6 +288,8 @@ def main() -> None:
             write("Engines", [head, "", *engines(asked.rows, Path(scratch))])
         if "memory" in asked.parts:
             write("Memory", [head, "", *memory(asked.long, Path(scratch))])
+        if "writer" in asked.parts:
+            write("The one writer", [head, "", *writer(1000, Path(scratch))])
 
 
 def write(section: str, lines: list[str]) -> None:

@@ -28,7 +28,7 @@ from llmxai.evidence import (
     verify,
 )
 from llmxai.evidence.keys import key_id
-from llmxai.evidence.provenance import provenance_of
+from llmxai.evidence.provenance import provenance_of, provenances_of, records_of
 from llmxai.evidence.reading import find, find_run, read_log
 from llmxai.evidence.replay import compare
 from llmxai.models import LoadedModel
@@ -358,6 +358,24 @@ def test_provenance_of_a_record_in_a_run_and_of_none(explanation: Explanation, t
     assert (of_run["records"], of_run["last record"], of_run["verify"]) == (1, attempt.id, f"llmxai verify {run}")
     assert of_run["signature"] == "unsigned: nobody vouches for this log"
     assert provenance_of(tmp_path) is None
+
+
+def test_the_provenance_of_every_record_of_a_run_from_one_pass(explanation: Explanation, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folders = [run / "records" / name for name in ("one", "two", "one")]  # explained again: the newest record counts
+    with open_log(run / "evidence", signer=KEY) as log:
+        for folder in folders:
+            save(explanation, folder, attempt=begin(log), run=run)
+    for entry, _ in read_log(run)[1:]:
+        review(run, entry.id, decision="approved", by="r7")
+    of = provenances_of(run)
+    for folder in (*folders, run, run / "records" / "none"):
+        assert of(folder) == provenance_of(folder)
+    one = of(folders[0])
+    assert one is not None
+    assert one["record"] == read_log(run)[2][0].id
+    assert len(one["reviews"]) == 1
+    assert records_of(run) == {name: read_log(run)[at][0].id for name, at in (("one", 2), ("two", 1))}
 
 
 def test_a_replay_takes_the_settings_of_the_record(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from settings import N, make_data, make_recipe
+from settings import N, make_recipe
 from test_survival import assert_same_run, worked_by
 
 from llmxai.errors import ModelLoadError, OptionError
@@ -35,21 +34,6 @@ from llmxai.runs.ledger import Ledger
 
 pytest.importorskip("ray")
 STORE = 100 * 2**20
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    run_recipe(make_recipe(model_folder), out, root=data)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +78,29 @@ def actors() -> list[psutil.Process]:
     return found
 
 
+@contextlib.contextmanager
+def one_killed(ledger: Path) -> Iterator[list[int]]:
+    """As soon as a further row is prepared, an actor goes, wherever it is in its next one."""
+    killed: list[int] = []
+    ended = threading.Event()
+    before = set(ledger.glob("cities-*"))
+
+    def kill_one() -> None:
+        while not ended.wait(0.02) and not killed:
+            if set(ledger.glob("cities-*")) - before:
+                for process in actors()[:1]:
+                    process.kill()
+                    killed.append(process.pid)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        killer.join()
+
+
 @pytest.mark.usefixtures("two_nodes")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 class TestCluster:
@@ -112,47 +119,26 @@ class TestCluster:
         assert (rows[-1].engine, rows[-1].failed) == ("ray", 1)
         assert json.loads((tmp_path / "run" / "manifest.json").read_text())["engine"] == "ray"
 
-    def test_an_actor_that_is_killed_loses_and_doubles_nothing(
+    def test_it_stops_when_asked_and_goes_on_though_an_actor_is_killed(
         self, whole: Path, data: Path, model_folder: Path, tmp_path: Path
     ) -> None:
-        killed: list[int] = []
-        ended = threading.Event()
-
-        def kill_one() -> None:
-            """As soon as a row is prepared, an actor goes, wherever it is in its next one."""
-            while not ended.is_set() and not killed:
-                if list((tmp_path / "run" / "ledger").glob("cities-*")):
-                    for process in actors()[:1]:
-                        process.kill()
-                        killed.append(process.pid)
-                time.sleep(0.02)
-
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        run_recipe(make_recipe(model_folder), tmp_path / "run", root=data, engine="ray", workers=2)
-        ended.set()
-        killer.join()
-        assert len(killed) == 1, "nobody was killed: the test shows nothing"
-        assert_same_run(tmp_path / "run", whole)
-
-    def test_asked_to_stop_nothing_more_is_begun_and_the_same_call_goes_on(
-        self, whole: Path, data: Path, model_folder: Path, tmp_path: Path
-    ) -> None:
-        recipe, out, rows = make_recipe(model_folder), tmp_path / "run", list[int]()
+        recipe, out, fresh = make_recipe(model_folder), tmp_path / "run", list[int]()
 
         def call(**how: Any) -> RunOutcome:
-            return run_recipe(recipe, out, root=data, workers=1, progress=lambda news: rows.append(news.fresh), **how)
+            return run_recipe(recipe, out, root=data, workers=1, progress=lambda news: fresh.append(news.fresh), **how)
 
-        first = call(stop=lambda: bool(rows) and rows[-1] == 2)
+        first = call(stop=lambda: bool(fresh) and fresh[-1] == 2)
         assert (first.ok, first.stopped) == (2, True)
         before = (out / "records" / "cities-00000" / "explanation.json").read_bytes()
         stopped = call(engine="ray", stop=lambda: True)
         assert stopped.stopped
-        assert stopped.ok + stopped.failed < N
+        assert stopped.ok + stopped.failed < N - 1, "too little is left to kill anybody"
         assert verify(out).exit != 1
-        rows.clear()
-        assert not call(engine="ray").stopped
-        assert max(rows) == N - stopped.ok - stopped.failed, "what is done is not done again"
+        fresh.clear()
+        with one_killed(out / "ledger") as killed:
+            assert not call(engine="ray").stopped
+        assert len(killed) == 1, "nobody was killed: the test shows nothing"
+        assert max(fresh) == N - stopped.ok - stopped.failed, "what is done is not done again"
         assert (out / "records" / "cities-00000" / "explanation.json").read_bytes() == before
         assert_same_run(out, whole)
 
@@ -201,3 +187,28 @@ def test_a_row_that_takes_its_worker_down_fails_in_the_end(
     assert list(actor({"id": np.array([0])})["done"]) == ["a"], (
         "a batch that is given out again after its rows are done"
     )
+
+
+def test_rows_that_ended_actors_had_in_hand_are_recorded(model_folder: Path, tmp_path: Path) -> None:
+    """Without a cluster: one row is done, one was begun, one was about to be begun and one was not."""
+    batches, run = tmp_path / "batches", tmp_path / "run"
+    batches.mkdir()
+    recipe = make_recipe(model_folder, evaluate=None)
+    actor = cluster.Explainer(recipe.model_dump_json(), str(run), str(batches), None, "/")
+    jobs = [
+        Job(i, Row(name, "s", prompt="Hello", response=" you"), "key", f"id of {name}", 2, 1)
+        for i, name in enumerate("abc")
+    ]
+    actor.worker.do(actor._begun(jobs[0]))
+    actor._begun(jobs[1])
+    actor._begun(jobs[2])
+    marks = batches / "c.begun"
+    marks.write_text(marks.read_text()[:-10])
+    cluster.draft_begun(batches, run, recipe, signed_by=None)
+    ((path, draft),) = Ledger(run).aborted()
+    assert path.name == "b.aborted"
+    assert (draft.record.id, draft.record.kind, draft.record.purpose) == ("id of b", "failure", "recipe tiny, row b")
+    assert draft.record.error is not None
+    assert draft.record.error.interrupted
+    assert (draft.texts["input"], draft.texts["output"]) == ("Hello", " you")
+    assert "an actor computed this row" in draft.texts["error"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from settings import make_recipe
 
 from llmxai.evaluation import Row
 from llmxai.runs.data import FailedRow
-from llmxai.runs.jobs import BATCHES_A_WORKER, Job, pack, share
+from llmxai.runs.jobs import BATCHES_A_WORKER, Job, Plan, pack, share
+from llmxai.runs.ledger import Ledger
 
 sizes = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 300)), max_size=60)
 
@@ -43,3 +48,14 @@ def test_a_job_survives_its_way_to_an_actor() -> None:
     row = Row("a", "s", messages=messages, response=" b", spans=((0, 1), (3, 4)), fields={"depth": 0.5})
     for job in (Job(3, row, "k", "id", 5, 2), Job(4, FailedRow("b", "s", "why"), "k", "id", 0, 0)):
         assert Job.from_json(job.to_json()) == job
+
+
+@pytest.mark.parametrize(("workers", "size"), [(1, 128), (8, 128), (9, 144), (800, 12_800)])
+def test_a_window_has_rows_for_every_worker(tmp_path: Path, workers: int, size: int) -> None:
+    recipe = make_recipe(tmp_path)
+    plan = Plan(recipe, "model", lambda _text, **_how: {"input_ids": [1]}, Ledger(tmp_path), set(), False)
+    rows = (Row(f"r{i}", "s", prompt="x", response="y") for i in range(size + 1))
+    windows = plan.windows(rows, workers=workers)
+    assert len(next(windows).jobs) == size
+    assert [job.index for job in next(windows).jobs] == [size]
+    assert list(windows) == []

@@ -15,34 +15,27 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from settings import FAILS, N, make_data, make_recipe
+from settings import FAILS, N, make_recipe
 
 from llmxai.errors import ModelLoadError, OutputError
-from llmxai.evidence import Draft, verify
+from llmxai.evaluation import Row
+from llmxai.evidence import Draft, EvidenceLog, open_log, verify
 from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.reading import read_log
 from llmxai.evidence.verifier.folder import LOG
 from llmxai.report import rebuild
 from llmxai.runs import News, RunOutcome, run_recipe
+from llmxai.runs import results as results_module
 from llmxai.runs import runner as runner_module
 from llmxai.runs import work as work_module
 from llmxai.runs.clerk import Clerk
-from llmxai.runs.jobs import Job
+from llmxai.runs.jobs import Job, Window
 from llmxai.runs.ledger import Ledger, write_json
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    run_recipe(make_recipe(model_folder), out, root=data)
-    return out
+def finished(whole: Path) -> Path:
+    return whole
 
 
 @pytest.fixture
@@ -430,3 +423,51 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"b": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_tables_are_the_same_in_whatever_groups_they_are_written(
+    finished: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_module, "GROUP", 2)
+    entries = [json.loads(path.read_text()) for path in sorted((finished / "ledger").glob("*.json"))]
+    results_module.write_results(tmp_path, make_recipe(model_folder), lambda: iter(entries))
+    for name in ("rows.parquet", "measures.parquet"):
+        found, wanted = pq.ParquetFile(tmp_path / name), pq.ParquetFile(finished / name)
+        assert found.metadata.num_row_groups > wanted.metadata.num_row_groups == 1
+        assert found.read().equals(wanted.read())
+    for name in ("tables/figures.csv", "tables/cost.csv", "evaluation.html"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_rows_that_are_ready_together_are_entered_together(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One append for all up to a row that failed; log and ledger become what they become one by one."""
+    groups: list[int] = []
+    real = EvidenceLog.append_many
+
+    def append_many(log: EvidenceLog, records: Any, **how: Any) -> Any:
+        some = list(records)
+        groups.append(len(some))
+        return real(log, some, **how)
+
+    monkeypatch.setattr(EvidenceLog, "append_many", append_many)
+    ledger, jobs, told = Ledger(tmp_path), [], list[int]()
+    for i, (_, record) in enumerate(read_log(finished)):
+        name = f"cities-{i:05d}"
+        entry = {key: value for key, value in (Ledger(finished).read(name) or {}).items() if key != "schema"}
+        body = {key: value for key, value in json.loads(record).items() if key != "chain"}
+        ledger.prepare(name, entry, Draft.from_json({"record": body, "texts": {"input": "x"}}))
+        jobs.append(Job(i, Row(name, "s", prompt="x"), entry["key"], body["id"], 1, 1))
+    with open_log(tmp_path / "evidence") as log:
+        clerk = Clerk(log, ledger, news=News("rows"), progress=lambda news: told.append(news.rows))
+        clerk.expect(Window(tuple(jobs), frozenset(range(N))))
+        clerk.advance()
+        assert not clerk.waits
+    assert groups == [FAILS + 1, N - FAILS - 1]
+    assert told == list(range(1, N + 1))
+    assert [entry.id for entry, _ in read_log(tmp_path)] == [entry.id for entry, _ in read_log(finished)]
+    names = sorted(path.name for path in (finished / "ledger").iterdir())
+    assert sorted(path.name for path in ledger.folder.iterdir()) == names
+    for name in names:
+        assert (ledger.folder / name).read_bytes() == (finished / "ledger" / name).read_bytes()

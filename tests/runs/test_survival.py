@@ -13,30 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from settings import FAILS, N, make_data, make_document, make_recipe
+from settings import FAILS, N, make_document
 
 from llmxai.evidence import verify
 from llmxai.evidence.reading import read_log
-from llmxai.runs import run_recipe
 
 HERE = Path(__file__).parent
 TIMES = {"seconds", "created", "explanation_sha256"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody disturbed."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = run_recipe(make_recipe(model_folder), out, root=data)
-    assert (outcome.ok, outcome.failed) == (N - 1, 1)
-    return out
 
 
 def without_times(value: Any) -> Any:
