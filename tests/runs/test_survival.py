@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 import yaml
 from safetensors.numpy import load_file
 from settings import FAILS, N, make_document
