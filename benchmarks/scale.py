@@ -238,7 +238,7 @@ def project(run: Path, workers: Sequence[int], rows: int) -> list[str]:
     alone = sum(fixed + rate * cost for cost in drawn)
     for count in workers:
         took = expected(drawn, fixed, rate, workers=count)
-        lines.append(f"| {count} | {took / 3600:.2f} | {rows / took:.2f} | {100 * alone / count / took:.1f} % |")
+        lines.append(f"| {count} | {took / 3600:.2f} | {rows / took:.3g} | {100 * alone / count / took:.1f} % |")
     return lines
 
 

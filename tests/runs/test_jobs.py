@@ -50,7 +50,7 @@ def test_a_job_survives_its_way_to_an_actor() -> None:
         assert Job.from_json(job.to_json()) == job
 
 
-@pytest.mark.parametrize(("workers", "size"), [(1, 128), (8, 128), (9, 144), (800, 12_800)])
+@pytest.mark.parametrize(("workers", "size"), [(1, 128), (8, 128), (9, 144), (40, 640)])
 def test_a_window_has_rows_for_every_worker(tmp_path: Path, workers: int, size: int) -> None:
     recipe = make_recipe(tmp_path)
     plan = Plan(recipe, "model", lambda _text, **_how: {"input_ids": [1]}, Ledger(tmp_path), set(), False)
