@@ -41,7 +41,8 @@ require_token() {
 require_plain_options() {
     for option in "$@"; do
         case $option in
-            *oken* | *assword* | *allow[-_]root* | *ip=* | --ip | *disable_check_xsrf* | *onfig=* | --config)
+            *oken* | *assword* | *allow[-_]* | *dentity* | *uthenticat* | *uthoriz* | *handler_class* | *tornado_settings* | \
+                *ip=* | --ip | *sock=* | *disable_check_xsrf* | *onfig=* | --config)
                 refuse "$option would change who may get in. Use JUPYTER_TOKEN and LLMXAI_LISTEN instead." ;;
         esac
     done

@@ -14,7 +14,7 @@ from llmxai._lazy import lazy
 
 if TYPE_CHECKING:
     from llmxai.errors import LlmxaiError, UserError
-    from llmxai.explain import explain
+    from llmxai.explain import explain, explain_many
     from llmxai.generation import Decoding
     from llmxai.methods import (
         METHODS,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         leave_one_out,
     )
     from llmxai.models import LoadedModel, load, wrap
+    from llmxai.recompute import compare_full
     from llmxai.save import save
     from llmxai.types import Attribution, CrossCheck, Explanation, Generation, Role, Rollout, Status
 
@@ -48,7 +49,9 @@ __all__ = [
     "Tolerance",
     "UserError",
     "attention_rollout",
+    "compare_full",
     "explain",
+    "explain_many",
     "layer_integrated_gradients",
     "leave_one_out",
     "load",
@@ -67,7 +70,8 @@ if not TYPE_CHECKING:
             **dict.fromkeys(("attention_rollout", "layer_integrated_gradients"), "llmxai.methods"),
             **dict.fromkeys(("Role", "Status"), "llmxai.names"),
             "Decoding": "llmxai.generation",
-            "explain": "llmxai.explain",
+            "compare_full": "llmxai.recompute",
+            **dict.fromkeys(("explain", "explain_many"), "llmxai.explain"),
             "save": "llmxai.save",
         },
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmxai.crosscheck import RULE, cross_check
-from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.errors import OptionError, PromptError, UnsupportedModelError
 from llmxai.generation import (
     Decoding,
     PromptTokens,
@@ -20,6 +21,7 @@ from llmxai.generation import (
     encode_messages,
     encode_prompt,
     generate,
+    generate_many,
     given,
     replay,
 )
@@ -141,6 +143,69 @@ def explain(
         settings=_settings(attribution, rollout, beside) | {"replay_tolerance": replayed.tolerance},
         environment=environment(model),
     )
+
+
+def explain_many(
+    model: LoadedModel,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    batch_size: int = 8,
+    decoding: Decoding = Decoding(),
+    features: str = "content",
+    baseline: str | Tensor = "space",
+    tolerance: Tolerance = Tolerance(),
+    max_nodes: int = 128,
+    compute: Compute | None = None,
+    residual: float = 0.5,
+    variant: str = BEST_EVIDENCED,
+    referee: Ablation | None = Ablation(),
+    report: Report = lambda _stage, _done, _all: None,
+) -> Iterator[Explanation]:
+    """The explanations of several prompts in their order, each as soon as it is there; the same as one by one.
+
+    A prompt is raw text or chat messages. `batch_size` of them are answered together (`generate_many`), then each
+    answer is explained by itself. Everything else is as in `explain`. All prompts are encoded before any work, so that
+    one that cannot be is a PromptError at once, which says its number; what was explained before an error is not lost.
+    """
+    tokens = [_numbered(i, model, prompt) for i, prompt in enumerate(prompts)]
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
+
+    def explanations() -> Iterator[Explanation]:
+        for first in range(0, len(tokens), batch_size):
+            batch = tokens[first : first + batch_size]
+            report(f"generating {first + 1} to {first + len(batch)} of {len(tokens)}", 0, 1)
+            if model.kind is Kind.CLASSIFIER:
+                answers = tuple(classify(model, prompt) for prompt in batch)
+            else:
+                answers = generate_many(model, batch, decoding=decoding, batch_size=batch_size)
+            for i, answer in enumerate(answers, start=first + 1):
+                yield explain(
+                    model,
+                    generation=answer,
+                    features=features,
+                    baseline=baseline,
+                    tolerance=tolerance,
+                    max_nodes=max_nodes,
+                    compute=compute,
+                    residual=residual,
+                    variant=variant,
+                    referee=referee,
+                    report=partial(_report_numbered, report, f"{i} of {len(tokens)}"),
+                )
+
+    return explanations()
+
+
+def _numbered(i: int, model: LoadedModel, prompt: str | Sequence[Message]) -> PromptTokens:
+    try:
+        return encode_prompt(model, prompt) if isinstance(prompt, str) else encode_messages(model, prompt)
+    except PromptError as error:
+        raise PromptError(f"Prompt {i + 1}: {error}") from error
+
+
+def _report_numbered(report: Report, number: str, stage: str, done: int, n: int) -> None:
+    report(f"{number}: {stage}", done, n)
 
 
 def _answer(model: LoadedModel, tokens: PromptTokens, response: str | None, decoding: Decoding) -> Generation:

@@ -1,21 +1,25 @@
-"""Compute a recorded explanation again (`llmxai replay`); evidence/replay.py says what that shows and what not."""
+"""Compute an explanation again: a recorded one (`llmxai replay`; evidence/replay.py says what that shows and what not),
+or a quantised model's on its full-precision weights."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from llmxai.errors import EvidenceError
+from torch import Tensor
+
+from llmxai.errors import EvidenceError, OptionError
 from llmxai.evidence.reading import find, read_log
 from llmxai.evidence.replay import Comparison, compare
 from llmxai.evidence.verifier.folder import evidence_of
-from llmxai.explain import Report, explain
+from llmxai.explain import Report, environment, explain
 from llmxai.generation import Decoding
 from llmxai.methods import Ablation, Compute, Tolerance
 from llmxai.models import LoadedModel, load
 from llmxai.models.loading import torch_dtype
 from llmxai.store import read_folder, to_json, to_maps
+from llmxai.types import Explanation, FullPrecision
 
 
 def recompute(
@@ -44,31 +48,95 @@ def recompute(
     return compare(document, maps, to_json(again), to_maps(again))
 
 
+def compare_full(
+    explanation: Explanation,
+    full: LoadedModel,
+    *,
+    report: Report = lambda _stage, _done, _all: None,
+) -> Explanation:
+    """The explanation of a quantised model with what quantisation changed: `explanation.full_precision` is set.
+
+    `full` is the same model, loaded without `quantize`. Its weights explain the same answer (its exact ids, teacher-
+    forced) once more with the same settings. Nothing else of the explanation changes; the quantised model is not needed
+    any more and may be deleted before `full` is loaded. Raises OptionError where the explained model was not quantised,
+    or `full` is another model or quantised itself, and what `explain` raises.
+    """
+    document = to_json(explanation)
+    _require_comparable(document["environment"]["model"], full)
+    answer = replace(explanation.generation, logprobs=None)  # recorded on other weights: not to be compared
+    again = explain(full, generation=answer, **_options(document), report=report)
+    told = again.environment["model"]
+    pairs = list(zip(explanation.attribution.values, again.attribution.values, strict=True))
+    return replace(
+        explanation,
+        full_precision=FullPrecision(
+            model=told["name"],
+            dtype=told["dtype"],
+            digest=told["digest"],
+            replay=again.replay,
+            cosines=tuple(_cosine(own, other) for own, other in pairs),
+            same_source=tuple(bool(own.abs().argmax() == other.abs().argmax()) for own, other in pairs),
+            statuses=tuple(check.status for check in again.checks),
+        ),
+    )
+
+
+def _require_comparable(told: dict[str, Any], full: LoadedModel) -> None:
+    if told["quantization"] is None:
+        raise OptionError(
+            f"{told['name']} was explained on {told['dtype']} weights that are not quantised, so there is no full "
+            f"precision to compare with. Give --quantize 4bit or 8bit, or leave --compare-full out."
+        )
+    if full.quantization is not None:
+        raise OptionError(f"{full.name}: is quantised itself ({full.quantization}); load it without quantize.")
+    other = environment(full)["model"]
+    for name in ("architecture", "tokenizer_digest", "adapter"):
+        if other[name] != told[name]:
+            raise OptionError(
+                f"{full.name}: is not the model that was explained: its {name.replace('_', ' ')} is {other[name]} and "
+                f"{told[name]} was explained. Load the same model without quantize."
+            )
+
+
+def _cosine(a: Tensor, b: Tensor) -> float | None:
+    """Of two rows; None where one is 0."""
+    scale = float(a.double().norm() * b.double().norm())
+    return float(a.double() @ b.double()) / scale if scale else None
+
+
 def _load(told: dict[str, Any]) -> LoadedModel:
-    quantization = told["quantization"]
+    method, _, bits = (told["quantization"] or "").partition(" ")
     return load(
         told["name"],
         dtype=told["dtype"],
-        quantize=quantization.removeprefix("bitsandbytes ") if quantization else None,
+        quantize=bits if method == "bitsandbytes" else None,
         revision=told["revision"],
         adapter=told["adapter"],
     )
 
 
 def _arguments(document: dict[str, Any]) -> dict[str, Any]:
-    settings, generation = document["settings"], document["generation"]
-    if settings["baseline"] == "tensor":
-        raise EvidenceError("The baseline was a tensor of the caller's, which no record holds: nothing to replay.")
-    other_dtype = settings["gradient_dtype"] != settings["dtype"]
+    generation = document["generation"]
     known = {each.name for each in fields(Decoding)}
     return {
         **generation["request"],
         "decoding": Decoding(**{name: value for name, value in generation["decoding"].items() if name in known}),
+        **_options(document),
+    }
+
+
+def _options(document: dict[str, Any]) -> dict[str, Any]:
+    """How it was explained, as the explanation says it."""
+    settings = document["settings"]
+    if settings["baseline"] == "tensor":
+        raise OptionError("The baseline was a tensor of the caller's, which no explanation holds: give its name.")
+    other_dtype = settings["gradient_dtype"] != settings["dtype"]
+    return {
         "features": settings["features"],
         "baseline": settings["baseline"],
         "tolerance": Tolerance(**settings["tolerance"]),
         "max_nodes": settings["max_nodes"],
-        "compute": Compute(gradient_dtype=torch_dtype(settings["gradient_dtype"]) if other_dtype else None),
+        "compute": Compute(gradient_dtype=torch_dtype(settings["gradient_dtype"])) if other_dtype else None,
         "residual": settings["rollout"].get("residual", 0.5),
         **({"variant": document["variant"]["method"]} if document["variant"] else {}),
         "referee": _referee(document["ablations"]),

@@ -257,6 +257,22 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class FullPrecision:
+    """The same answer, teacher-forced, on the weights before quantisation: what that changed, target by target."""
+
+    model: str
+    dtype: str
+    digest: str | None
+    replay: Replay
+    """Rank 1: the full-precision model would have chosen the same token."""
+    cosines: tuple[float | None, ...]
+    """Of the gradient attributions on both weights, over the target's features; None where one of them is 0."""
+    same_source: tuple[bool, ...]
+    """Whether both have the same token as their first source, by |value|."""
+    statuses: tuple[Status, ...]
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Everything that was measured for one generation."""
 
@@ -271,6 +287,8 @@ class Explanation:
     checks: tuple[CrossCheck, ...]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
+    full_precision: FullPrecision | None = None
+    """Set by `compare_full` for a quantised model."""
 
     def _repr_html_(self) -> str:
         """The report, for a notebook. Types know nothing of pages: the maker is looked up by name when it is needed."""

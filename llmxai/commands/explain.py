@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
+from gc import collect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +72,13 @@ def explain(
         str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
     ] = None,
     quantize: Annotated[str | None, typer.Option(help="4bit or 8bit (bitsandbytes).")] = None,
+    compare_full: Annotated[
+        bool,
+        typer.Option(
+            "--compare-full",
+            help="With --quantize: explain the same answer once more at full precision, and show what differs.",
+        ),
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter: folder or hub name.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/explanation"),
@@ -104,32 +113,20 @@ def explain(
         require_replaceable(out)
         from transformers.utils.logging import disable_progress_bar
 
-        from llmxai import Ablation, Compute, Decoding, Tolerance, load, save
+        from llmxai import Ablation, Decoding, Tolerance, load, save
+        from llmxai import compare_full as compare
         from llmxai import explain as run
-        from llmxai.models.loading import torch_dtype
 
         disable_progress_bar()
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        compute = None  # planned from the memory that is free
-        if (gradient_dtype, chunk_tokens, checkpoint) != (None, None, None):
-            compute = Compute(
-                gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
-                chunk_tokens=Compute.chunk_tokens if chunk_tokens is None else chunk_tokens,
-                checkpoint=bool(checkpoint),
-            )
         apart = Ablation(operator=ablation_operator, units=ablation_units) if referee else None
+        read = partial(load, model, dtype=dtype, device_map=_device_map(device_map), revision=revision, adapter=adapter)
+        if compare_full:
+            _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, revision=revision)
         with progress() as report:
             report("loading the model", 0, 1)
-            loaded = load(
-                model,
-                dtype=dtype,
-                device_map=_device_map(device_map),
-                quantize=quantize,
-                revision=revision,
-                adapter=adapter,
-            )
             explanation = run(
-                loaded,
+                read(quantize=quantize),
                 text,
                 messages=turns,
                 response=response,
@@ -138,14 +135,50 @@ def explain(
                 baseline=baseline,
                 tolerance=Tolerance(relative=tolerance),
                 max_nodes=max_nodes,
-                compute=compute,
+                compute=_compute(gradient_dtype, chunk_tokens, checkpoint),
                 variant=variant,
                 referee=apart,
                 report=report,
             )
+            if compare_full:
+                report("loading the model at full precision", 0, 1)
+                collect()  # the quantised one is finished with: both need not fit at once
+                explanation = compare(explanation, read(), report=report)
             report("writing the record" if private else "writing the report", 0, 1)
             save(explanation, out, attempt=attempt)
     _tell(explanation, attempt, out, as_json=as_json)
+
+
+def _require_comparison(
+    model: str, *, dtype: str | None, device_map: str | None, quantize: str | None, revision: str | None
+) -> None:
+    """Refuse --compare-full before any work where it could not be done at the end of it."""
+    from torch.cuda import is_available
+
+    from llmxai.models.finding import find_model
+    from llmxai.models.loading import require_memory, stored_dtype
+
+    if quantize is None:
+        raise OptionError(
+            "--compare-full says what quantisation changed, and nothing is quantised. Add --quantize 4bit or 8bit."
+        )
+    if device_map == "cpu" or (device_map is None and not is_available()):
+        found = find_model(model, revision=revision)
+        require_memory(found, dtype=stored_dtype(found.config, dtype), quantize=None)
+
+
+def _compute(gradient_dtype: str | None, chunk_tokens: int | None, checkpoint: bool | None) -> Any:
+    """None where nothing was said: it is then planned from the memory that is free."""
+    from llmxai import Compute
+    from llmxai.models.loading import torch_dtype
+
+    if (gradient_dtype, chunk_tokens, checkpoint) == (None, None, None):
+        return None
+    return Compute(
+        gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
+        chunk_tokens=Compute.chunk_tokens if chunk_tokens is None else chunk_tokens,
+        checkpoint=bool(checkpoint),
+    )
 
 
 def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
@@ -157,6 +190,10 @@ def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
         sys.stdout.write(written.read_text(encoding="utf-8") if document is None else document + "\n")
         return
     _summary(explanation)
+    if explanation.full_precision is not None:
+        from llmxai.store.precision import precision_sentence
+
+        typer.echo(f"full precision: {precision_sentence(explanation)}")
     signed = "signed" if attempt.receipt.signed else "unsigned"
     typer.echo(f"record: {attempt.id} ({signed}) in {attempt.folder}")
     for repair in attempt.receipt.repaired:

@@ -19,8 +19,9 @@ from transformers.utils import logging
 
 from llmxai.models.finding import find_model, knows_text
 from llmxai.models.kinds import AUTO, Kind, kind_of
-from llmxai.models.loading import quantization_config, stored_dtype
+from llmxai.models.loading import stored_dtype
 from llmxai.models.planner import MemoryPlan, free_memory, plan_memory, score_maps_of, weight_bytes
+from llmxai.models.quantised import quantization_config, quantization_of
 from llmxai.models.seams import keeps_keys_and_values, keeps_logits, rollout_refusal, transformer_depth
 
 
@@ -66,7 +67,8 @@ def check_model(
     with _quiet(), init_empty_weights():
         model = AUTO[found.kind].from_config(found.config)
     model.tie_weights()
-    weights, share = weight_bytes(model, dtype=width, quantize=quantize)
+    quantized = quantize or quantization_of(found.config)
+    weights, share = weight_bytes(model, dtype=width, quantize=quantized)
     plan = plan_memory(
         found.config,
         tokens=tokens,
@@ -87,7 +89,7 @@ def check_model(
             _gradients(model),
             _prefix(model),
             _rollout(found.config),
-            _quantisation(share),
+            _quantisation(share, quantization_of(found.config)),
             _sharding(model),
             Capability("memory", plan.fits, plan.sentence()),
         ),
@@ -147,7 +149,9 @@ def _rollout(config: PreTrainedConfig) -> Capability:
     return Capability("attention rollout", True, f"all layers attend by softmax{within}")
 
 
-def _quantisation(share: float) -> Capability:
+def _quantisation(share: float, already: str | None) -> Capability:
+    if already:
+        return Capability("4-bit and 8-bit", True, f"its weights are stored quantised already ({already})")
     if importlib.util.find_spec("bitsandbytes") is None:
         return Capability("4-bit and 8-bit", False, "bitsandbytes is not installed: pip install bitsandbytes")
     if not share:

@@ -15,7 +15,6 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,9 +23,16 @@ from transformers import (
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.models._reasons import first_line, not_found
 from llmxai.models.embedded import file_digest
-from llmxai.models.finding import FoundModel, encoder_message, find_model, knows_text, require_one_class
+from llmxai.models.finding import (
+    FoundModel,
+    encoder_message,
+    find_model,
+    knows_text,
+    require_one_class,
+)
 from llmxai.models.kinds import AUTO, Kind, kind_of
 from llmxai.models.planner import free_memory, weight_bytes
+from llmxai.models.quantised import quantization_argument, quantization_of
 from llmxai.models.seams import embed, forward_logits, input_device, undisturbed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -93,15 +99,14 @@ def load(
             f"device_map {device_map!r} is unknown. Known: auto, balanced, balanced_low_0, sequential, a device (cpu, "
             f"cuda:0), or a dict from module to device."
         )
-    wanted = _dtype(dtype)
     arguments = {
-        "dtype": wanted,
+        "dtype": _dtype(dtype),
         "device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map,
-        "quantization_config": quantization_config(quantize, dtype=wanted),
         "revision": revision,
+        **quantization_argument(found, quantize, dtype=_dtype(dtype)),
     }
     if device_map in (None, "cpu"):
-        _require_memory(found, dtype=stored_dtype(config, dtype), quantize=quantize)
+        require_memory(found, dtype=stored_dtype(config, dtype), quantize=quantize)
     model, tokenizer = _from_pretrained(found, arguments=arguments)
     if adapter is not None:
         model = _with_adapter(model, str(adapter))
@@ -113,7 +118,6 @@ def load(
         tokenizer,
         name=name,
         revision=revision or getattr(config, "_commit_hash", None),
-        quantization=f"bitsandbytes {quantize}" if quantize else None,
         adapter=str(adapter) if adapter is not None else None,
         weight_digest=found.digest,
         weight_files=tuple(files),
@@ -127,6 +131,7 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     for a classifier whose classes do not exclude each other, and for an encoder-decoder that does not give the same
     from embeddings as from ids.
     """
+    known.setdefault("quantization", quantization_of(model.config))
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
     if loaded.kind is Kind.CLASSIFIER:
@@ -178,21 +183,6 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def quantization_config(quantize: str | None, *, dtype: torch.dtype | str) -> BitsAndBytesConfig | None:
-    if quantize is None:
-        return None
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if quantize == "4bit":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32,
-        )
-    raise OptionError(f"quantize {quantize!r} is unknown. Known: 4bit, 8bit.")
-
-
 def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> torch.dtype:
     """The dtype that weights will have; raises OptionError for an unknown one."""
     wanted = _dtype(dtype)
@@ -201,12 +191,13 @@ def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> t
     return cast(torch.dtype, getattr(config, "dtype", None) or torch.float32)
 
 
-def _require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
-    """Compare the bytes of the weights with the memory that is free, before anything is read."""
+def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
+    """Raise ModelLoadError where the weights need more memory than is free, before anything is read."""
     with init_empty_weights():
         model = AUTO[found.kind].from_config(found.config)
     model.tie_weights()
-    needed, free = weight_bytes(model, dtype=dtype, quantize=quantize)[0], free_memory()
+    quantized = quantize or quantization_of(found.config)
+    needed, free = weight_bytes(model, dtype=dtype, quantize=quantized)[0], free_memory()
     if needed > free:
         raise ModelLoadError(
             f"{found.name}: its {model.num_parameters() / 1e9:.1f} billion weights need about {needed / 2**30:.1f} GiB "

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import InsufficientMemoryError
+from llmxai.models.seams import layer_stacks
 
 GIB = 2**30
 CHUNK_TOKENS = 1024
@@ -35,6 +36,8 @@ FOUR_NORMS = frozenset({"gemma2", "gemma3_text", "gemma3", "glm4", "olmo3"})
 """Families that also normalise what a block gives, beside what goes into it."""
 KEPT_BY_EXPERTS = {"gpt_oss": 6}
 """Families whose experts write out their activation, gate and clamp."""
+BLOCKS = 2
+"""Offloaded layers whose weights are in memory at once: one that is computed, and one that is not forgotten yet."""
 BITS = {"4bit": 4.5, "8bit": 8.5}
 """Bits a weight of the quantised layers, their scales included."""
 
@@ -150,6 +153,19 @@ def working_bytes(
     return max(graph + logits, rollout)
 
 
+def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_tokens: int, checkpoint: bool) -> int:
+    """`working_bytes` of a model that is loaded."""
+    return working_bytes(
+        Shape.of(model.config),
+        tokens=tokens,
+        targets=targets,
+        itemsize=model.dtype.itemsize,
+        chunk_tokens=chunk_tokens,
+        checkpoint=checkpoint,
+        score_maps=score_maps_of(model),
+    )
+
+
 def score_maps_of(model: PreTrainedModel) -> int:
     """How many maps of all heads a layer keeps for the backward pass: scores and weights where attention is eager."""
     eager = 2 if model.config._attn_implementation == "eager" else 0
@@ -209,10 +225,17 @@ def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan
         tokens=tokens,
         targets=targets,
         dtype=model.dtype,
+        weights=BLOCKS * _largest_layer(model) if offloaded else 0,
         free=sum(free_memory(device) for device in accelerators or [torch.device("cpu")]),
         score_maps=score_maps_of(model),
         offloaded=offloaded,
     )
+
+
+def _largest_layer(model: PreTrainedModel) -> int:
+    """Bytes of the weights of the largest layer."""
+    layers = [layer for stack in layer_stacks(model) for layer in stack]
+    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
 
 
 def require_fits(plan: MemoryPlan, *, name: str, tokens: int, dtype: torch.dtype) -> None:
@@ -229,12 +252,15 @@ def require_fits(plan: MemoryPlan, *, name: str, tokens: int, dtype: torch.dtype
 
 
 def weight_bytes(model: PreTrainedModel, *, dtype: torch.dtype, quantize: str | None) -> tuple[int, float]:
-    """Bytes of the weights as loaded, and the share of them that bitsandbytes can quantise."""
+    """Bytes of the weights as loaded, and the share of them that bitsandbytes can quantise.
+
+    `quantize`: 4bit or 8bit, with the method's name before it or not.
+    """
     head = model.get_output_embeddings()
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     smaller = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     rest = model.num_parameters() - smaller
-    bits = BITS.get(quantize or "", 8.0 * dtype.itemsize)
+    bits = BITS.get((quantize or "").split(" ")[-1], 8.0 * dtype.itemsize)
     return int(rest * dtype.itemsize + smaller * bits / 8), smaller / (rest + smaller)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
+from llmxai.models.allocator import freed_blocks_go_back
 from llmxai.models.kinds import Kind, kind_of
 
 SOFTMAX_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -60,7 +61,10 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
     try:
         for layer in layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-        yield
+        # to stop early would skip the hook that forgets an offloaded weight: one matrix a layer would stay in memory
+        offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
+        with freed_blocks_go_back(), set_checkpoint_early_stop(not offloaded):
+            yield
     finally:
         for layer, forward in zip(layers, own, strict=True):
             if forward is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.report.groups import characters, sentences
+from llmxai.report.precision import Precision, build_precision
 from llmxai.report.provenance import Provenance, build_provenance_box
 from llmxai.report.removal import ROLLOUT, Removal, build_removal, method_name
 from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings
@@ -41,6 +42,8 @@ class ReportView:
     variant_source: Text
     refused: Text
     """Why attention rollout is refused; empty where it is not."""
+    precision: Precision | None
+    """What quantisation changed; None where it was not measured."""
     limits: tuple[str, ...]
     settings: tuple[Setting, ...]
     origin: tuple[Setting, ...]
@@ -82,6 +85,7 @@ def build_view(
         variant=method_name(variant["method"]) if variant else None,
         variant_source=visible(variant["source"] if variant else ""),
         refused=visible(refusals.get(ROLLOUT, "")),
+        precision=build_precision(explanation),
         limits=LIMITS,
         settings=build_settings(_settings(explanation)),
         origin=build_origin(explanation),

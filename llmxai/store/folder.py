@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from llmxai.errors import NonFiniteError, OutputError
+from llmxai.store.precision import full_precision_of
 from llmxai.store.reading import SCHEMA
 from llmxai.store.warnings import refusals_of, warnings_of
 from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Rollout, Verdict
@@ -105,6 +106,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "targets": [_target(explanation, t) for t in range(generation.n_targets)],
         "ablations": _ablations(explanation.ablations),
         "refusals": refusals_of(explanation),
+        "full_precision": full_precision_of(explanation),
         "variant": dict(explanation.settings["variant"]),
         "settings": {name: value for name, value in explanation.settings.items() if name != "variant"},
         "environment": dict(explanation.environment),

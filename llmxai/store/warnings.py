@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmxai.store.precision import precision_sentence
 from llmxai.types import Explanation
 
 
@@ -28,8 +29,8 @@ def warnings_of(explanation: Explanation) -> list[str]:
             f"The model is an encoder-decoder: it read the first {generation.source_len} tokens whole, as the source, "
             f"and wrote the answer from them and from what it had written before."
         )
-    if quantization := explanation.environment["model"]["quantization"]:
-        warnings.append(f"The model ran with {quantization}; the explanation is of those quantised weights.")
+    if sentence := precision_sentence(explanation):
+        warnings.append(sentence)
     for reason in dict.fromkeys(refusals_of(explanation).values()):
         methods = " and ".join(name for name, why in refusals_of(explanation).items() if why == reason)
         warnings.append(f"{methods.replace('_', ' ').capitalize()} refused. {reason}")

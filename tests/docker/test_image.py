@@ -100,6 +100,9 @@ def test_alone_with_itself_it_needs_no_token_and_jupyter_makes_one_up(home: Path
     [
         *("--IdentityProvider.token=", "--ServerApp.token=''", "--NotebookApp.token=x", "--ServerApp.password="),
         *("--ip=0.0.0.0", "--ServerApp.ip=::", "--allow-root", "--ServerApp.allow_root=True", "--config=/tmp/x.py"),
+        *("--ServerApp.allow_origin=*", "--ServerApp.allow_unauthenticated_access=True", "--ServerApp.sock=/tmp/s"),
+        *("--ServerApp.identity_provider_class=x.Y", "--ServerApp.authorizer_class=x.Y", "--config"),
+        *("--ServerApp.login_handler_class=x.Y", "--ServerApp.authenticate_prometheus=False"),
     ],
 )
 def test_options_that_change_who_may_get_in_are_refused(home: Path, option: str) -> None:
@@ -141,6 +144,43 @@ def test_the_healthcheck_asks_jupyter_and_else_runs_the_command(home: Path) -> N
         environment = {"PATH": f"{home / 'bin'}:/usr/bin:/bin"}
         ended = subprocess.run(["sh", str(DOCKER / "healthcheck.sh")], env=environment, timeout=20, check=False)
         assert ended.returncode == code
+
+
+JUPYTER_STANDS_IN = """
+import http.server, socket, socketserver, sys
+
+class Server(socketserver.TCPServer):
+    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+
+class Api(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/api" else 404)
+        self.end_headers()
+
+server = Server((sys.argv[1], 0), Api)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize(("listen", "at"), [("", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("::", "::1")])
+def test_the_healthcheck_asks_where_jupyter_listens(listen: str, at: str) -> None:
+    command = [sys.executable, "-c", JUPYTER_STANDS_IN, at, "jupyter"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        port = server.stdout.readline().strip()
+        codes = []
+        for asked in (port, "1"):  # nobody listens on port 1
+            environment = {
+                "PATH": os.environ["PATH"],
+                "LLMXAI_PORT": asked,
+                **({"LLMXAI_LISTEN": listen} if listen else {}),
+            }
+            health = ["sh", str(DOCKER / "healthcheck.sh")]
+            ended = subprocess.run(health, env=environment, timeout=20, check=False, capture_output=True)
+            codes.append(ended.returncode)
+        server.kill()
+    assert codes == [0, 1]
 
 
 def readable(path: Path) -> bool:

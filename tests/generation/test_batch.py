@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+
 import pytest
 import torch
-from tiny import ARCHITECTURES, make_encoder_decoder, make_loaded
+from tiny import ARCHITECTURES, make_classifier, make_encoder_decoder, make_loaded
 
-from llmxai import explain
-from llmxai.errors import OptionError
+from llmxai import explain, explain_many
+from llmxai.errors import OptionError, PromptError
 from llmxai.generation import Decoding, PromptTokens, encode_prompt, generate, generate_many
 from llmxai.models import LoadedModel
 from llmxai.models.seams import pads_well
@@ -96,3 +99,68 @@ def test_an_answer_that_is_there_is_explained_as_its_prompt_is() -> None:
 def test_a_bad_batch_size() -> None:
     with pytest.raises(OptionError, match="batch_size is 0"):
         generate_many(make_loaded("llama"), [], batch_size=0)
+
+
+def test_many_are_explained_as_one_by_one() -> None:
+    loaded = make_loaded("llama", initializer_range=0.1)
+    asked = [TEXTS[1], [{"role": "user", "content": TEXTS[0]}], TEXTS[3]]
+    stages: list[str] = []
+    found = explain_many(
+        loaded,
+        asked,
+        batch_size=2,
+        decoding=SHORT,
+        max_nodes=32,
+        referee=None,
+        report=lambda stage, _done, _all: stages.append(stage),
+    )
+    assert isinstance(found, Iterator)
+    assert stages == []  # nothing is computed before it is asked for
+    for prompt, got in zip(asked, found, strict=True):
+        chosen = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+        want = explain(loaded, **chosen, decoding=SHORT, max_nodes=32, referee=None)
+        assert got.generation.ids == want.generation.ids
+        assert dict(got.generation.request) == dict(want.generation.request)
+        assert torch.allclose(got.attribution.values, want.attribution.values, atol=1e-5)
+        assert torch.allclose(got.rollout.rows, want.rollout.rows, atol=1e-6)
+        assert [check.status for check in got.checks] == [check.status for check in want.checks]
+    assert [stage for stage in stages if stage.startswith("generating")] == [
+        "generating 1 to 2 of 3",
+        "generating 3 to 3 of 3",
+    ]
+    assert "3 of 3: integrating gradients" in stages
+
+
+def test_what_is_explained_before_an_error_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama")
+    found = explain_many(loaded, TEXTS[:3], batch_size=1, decoding=SHORT, max_nodes=8, referee=None)
+    first = next(found)
+    assert first.generation.n_targets == 5
+    monkeypatch.setattr(loaded.model, "forward", None)
+    with pytest.raises(TypeError):
+        next(found)
+
+
+def test_a_bad_prompt_among_many_is_refused_before_any_work() -> None:
+    with pytest.raises(PromptError, match=r"^Prompt 2: "):
+        explain_many(make_loaded("llama"), [TEXTS[0], ""])
+    with pytest.raises(OptionError, match="batch_size is 0"):
+        explain_many(make_loaded("llama"), [TEXTS[0]], batch_size=0)
+
+
+@pytest.mark.parametrize("loaded", [make_classifier("bert"), make_encoder_decoder("t5")], ids=["bert", "t5"])
+def test_other_kinds_are_explained_too(loaded: LoadedModel) -> None:
+    many = list(explain_many(loaded, TEXTS[:2], decoding=SHORT, max_nodes=8, referee=None))
+    alone = [explain(loaded, text, decoding=SHORT, max_nodes=8, referee=None) for text in TEXTS[:2]]
+    assert [each.generation for each in many] == [each.generation for each in alone]
+
+
+def test_many_take_every_option_of_one() -> None:
+    one, many = (dict(inspect.signature(f).parameters) for f in (explain, explain_many))
+    for name in ("prompt", "messages", "response", "generation"):
+        one.pop(name)
+    for name in ("prompts", "batch_size"):
+        many.pop(name)
+    assert {name: (p.default, p.annotation) for name, p in one.items() if name != "report"} == {
+        name: (p.default, p.annotation) for name, p in many.items() if name != "report"
+    }

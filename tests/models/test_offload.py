@@ -72,6 +72,7 @@ def test_peak_memory_stays_near_one_block(heavy_folder: Path, tmp_path: Path, mo
             got = layer_integrated_gradients(loaded, generation, n_steps=2, compute=Compute(checkpoint=checkpoint))
         peaks[checkpoint] = peak()
         assert (got.values - want.values).abs().max() < 1e-4 * want.values.abs().max()
+        assert all(p.device.type == "meta" for p in loaded.model.model.layers.parameters()), "a weight was left behind"
     assert peaks[True] < 5 * 16 * MIB, f"{peaks[True] / MIB:.0f} MiB"
     assert peaks[False] > 0.6 * weights, "without checkpointing the graph is known to keep the weights alive"
     rollouts = [attention_rollout(m, generation).rows for m in (loaded, whole)]
@@ -83,8 +84,11 @@ def test_the_plan_of_an_offloaded_model_is_to_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     loaded = load(model_folder, device_map=on_disk(3))
-    assert plan_for(loaded.model, tokens=20, targets=2).checkpoint
-    assert not plan_for(tiny_llama.model, tokens=20, targets=2).checkpoint
+    plan, in_memory = (plan_for(m.model, tokens=20, targets=2) for m in (loaded, tiny_llama))
+    assert plan.checkpoint
+    assert not in_memory.checkpoint
+    layer = sum(p.numel() * p.element_size() for p in tiny_llama.model.model.layers[0].parameters())
+    assert (plan.weights, in_memory.weights) == (2 * layer, 0)  # two offloaded layers may be in memory at once
     chat = [{"role": "user", "content": "The capital of France"}]
     got, want = (explain(m, messages=chat, response=" Paris", max_nodes=32) for m in (loaded, tiny_llama))
     assert got.settings["checkpoint"] is True

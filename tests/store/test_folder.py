@@ -88,7 +88,10 @@ TARGET_KEYS = (
 AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
-    (): "schema created generation tokens words targets ablations refusals variant settings environment warnings",
+    (): (
+        "schema created generation tokens words targets ablations refusals full_precision variant settings environment "
+        "warnings"
+    ),
     ("generation",): "prompt_len stop request decoding source_len classes answer",
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
