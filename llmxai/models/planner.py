@@ -36,8 +36,6 @@ FOUR_NORMS = frozenset({"gemma2", "gemma3_text", "gemma3", "glm4", "olmo3"})
 """Families that also normalise what a block gives, beside what goes into it."""
 KEPT_BY_EXPERTS = {"gpt_oss": 6}
 """Families whose experts write out their activation, gate and clamp."""
-BLOCKS = 2
-"""Offloaded layers whose weights are in memory at once: one that is computed, and one that is not forgotten yet."""
 BITS = {"4bit": 4.5, "8bit": 8.5}
 """Bits a weight of the quantised layers, their scales included."""
 
@@ -225,7 +223,7 @@ def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan
         tokens=tokens,
         targets=targets,
         dtype=model.dtype,
-        weights=BLOCKS * _largest_layer(model) if offloaded else 0,
+        weights=_largest_layer(model) if offloaded else 0,
         free=sum(free_memory(device) for device in accelerators or [torch.device("cpu")]),
         score_maps=score_maps_of(model),
         offloaded=offloaded,
@@ -233,7 +231,7 @@ def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan
 
 
 def _largest_layer(model: PreTrainedModel) -> int:
-    """Bytes of the weights of the largest layer."""
+    """Bytes of the weights of the largest layer: of the offloaded ones, one is in memory at a time."""
     layers = [layer for stack in layer_stacks(model) for layer in stack]
     return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
 

@@ -135,7 +135,7 @@ def test_what_is_explained_before_an_error_is_not_lost(monkeypatch: pytest.Monke
     loaded = make_loaded("llama")
     found = explain_many(loaded, TEXTS[:3], batch_size=1, decoding=SHORT, max_nodes=8, referee=None)
     first = next(found)
-    assert first.generation.n_targets == 5
+    assert first.generation.ids == generate(loaded, prompts(loaded)[0], decoding=SHORT).ids
     monkeypatch.setattr(loaded.model, "forward", None)
     with pytest.raises(TypeError):
         next(found)

@@ -2,67 +2,63 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-import torch
 from tiny import make_model
 
-from llmxai.models.allocator import freed_blocks_go_back
-from llmxai.models.seams import checkpointed
+from llmxai.models import allocator, seams
 
-MIB = 2**20
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told so")
+SHARES = """
+import ctypes, runpy, sys
 
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in names]})
 
-class Mallinfo2(ctypes.Structure):
-    """mallinfo2(3) of glibc 2.33 and newer; `hblkhd` counts the bytes in blocks that were mapped one by one."""
+def share(size=4 * 2**20):
+    before = libc.mallinfo2().hblkhd  # bytes in blocks that were mapped one by one
+    blocks = [libc.malloc(size) for _ in range(16)]
+    grown = libc.mallinfo2().hblkhd - before
+    for block in blocks:
+        libc.free(block)
+    return round(grown / (16 * size), 2)
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "top",
-        )
-    ]
+with runpy.run_path(sys.argv[1])["freed_blocks_go_back"]():
+    print(share(), share(), share())
+print(share())
+"""
+"""Shares of 4 MiB blocks that are mapped one by one, in a process with a fresh heap: what is free there goes first."""
 
 
-def mapped() -> int:
-    mallinfo2 = ctypes.CDLL(None).mallinfo2
-    mallinfo2.restype = Mallinfo2
-    return int(mallinfo2().hblkhd)
-
-
-def share_mapped() -> float:
-    """Of 64 blocks of 4 MiB that are never touched; what is free in the heap already is used first."""
-    before = mapped()
-    blocks = [torch.empty(4 * MIB, dtype=torch.uint8) for _ in range(64)]
-    grown = mapped() - before
-    del blocks
-    assert mapped() == before
-    return grown / (256 * MIB)
-
-
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told so")
 def test_blocks_are_mapped_one_by_one_inside_and_not_afterwards() -> None:
-    with freed_blocks_go_back():
-        for _ in range(3):  # freeing them would raise the threshold otherwise
-            assert share_mapped() > 0.7
-    assert share_mapped() == 0
+    command = [sys.executable, "-c", SHARES, str(allocator.__file__)]
+    inside, after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [float(share) for share in inside.split()] == pytest.approx([1, 1, 1], abs=0.05)  # freeing changes nothing
+    assert float(after) == 0
 
 
-def test_checkpointing_does_so_and_an_exception_ends_it() -> None:
-    model = make_model("llama")
-    with checkpointed(model):
-        assert share_mapped() > 0.7
-    with pytest.raises(RuntimeError, match="stop"), checkpointed(model):
+def test_checkpointing_does_so_and_an_exception_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        steps.append("in")
+        try:
+            yield
+        finally:
+            steps.append("out")
+
+    monkeypatch.setattr(seams, "freed_blocks_go_back", recorded)
+    with seams.checkpointed(make_model("llama")):
+        assert steps == ["in"]
+    assert steps == ["in", "out"]
+    with pytest.raises(RuntimeError, match="stop"), seams.checkpointed(make_model("llama")):
         raise RuntimeError("stop")
-    assert share_mapped() == 0
+    assert steps == ["in", "out"] * 2

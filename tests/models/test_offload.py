@@ -73,7 +73,7 @@ def test_peak_memory_stays_near_one_block(heavy_folder: Path, tmp_path: Path, mo
         peaks[checkpoint] = peak()
         assert (got.values - want.values).abs().max() < 1e-4 * want.values.abs().max()
         assert all(p.device.type == "meta" for p in loaded.model.model.layers.parameters()), "a weight was left behind"
-    assert peaks[True] < 5 * 16 * MIB, f"{peaks[True] / MIB:.0f} MiB"
+    assert peaks[True] < 3 * 16 * MIB, f"{peaks[True] / MIB:.0f} MiB"
     assert peaks[False] > 0.6 * weights, "without checkpointing the graph is known to keep the weights alive"
     rollouts = [attention_rollout(m, generation).rows for m in (loaded, whole)]
     assert (rollouts[0] - rollouts[1]).abs().max() < 1e-6
@@ -88,7 +88,7 @@ def test_the_plan_of_an_offloaded_model_is_to_checkpoint(
     assert plan.checkpoint
     assert not in_memory.checkpoint
     layer = sum(p.numel() * p.element_size() for p in tiny_llama.model.model.layers[0].parameters())
-    assert (plan.weights, in_memory.weights) == (2 * layer, 0)  # two offloaded layers may be in memory at once
+    assert (plan.weights, in_memory.weights) == (layer, 0)  # of the offloaded layers, one is in memory at a time
     chat = [{"role": "user", "content": "The capital of France"}]
     got, want = (explain(m, messages=chat, response=" Paris", max_nodes=32) for m in (loaded, tiny_llama))
     assert got.settings["checkpoint"] is True
