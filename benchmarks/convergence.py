@@ -200,7 +200,7 @@ def tables(all_curves: Sequence[Curve]) -> None:
             for share in (0.5, 1.0):
                 name = f"planned on {points} points, panels of {order}, foreseen error {share:g} of the tolerance"
                 print(row(name, [planned(c, order, points, share) for c in all_curves]))
-    for orders in ((3, 5), (3, 5, 9), (5, 9, 17)):
+    for orders in ((3,), (3, 5), (3, 5, 9), (5, 9, 17)):
         for panels in (2, 4, 8):
             name = f"{panels} equal panels, Clenshaw-Curtis {orders} nested, then halving"
             print(row(name, [nested(c, clenshaw_curtis, orders, panels) for c in all_curves]))
