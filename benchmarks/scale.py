@@ -158,7 +158,7 @@ def expected(costs: Sequence[int], fixed: float, rate: float, *, workers: int) -
 
 
 def engines(rows: int, folder: Path) -> list[str]:
-    model = save_model(folder / "model", hidden=256, layers=12)
+    model = save_model(folder / "model", hidden=256, layers=8)
 
     def run(engine: str, workers: int) -> Timed:
         recipe = make_recipe(model, folder, rows=rows * workers, longest=24, nodes=64)

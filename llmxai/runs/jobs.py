@@ -19,7 +19,7 @@ WINDOW = 128
 ROWS_A_WORKER = 16
 """So many rows a worker has a window where there are many workers."""
 BATCHES_A_WORKER = 4
-"""Parts that a worker's share of a window is cut into at least, so that the last ones even out."""
+"""A batch is at most this part of a worker's share of what is left: they get smaller, and the last ones even out."""
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,22 @@ def share(jobs: Sequence[Job], count: int) -> list[list[Job]]:
 def pack(jobs: Sequence[Job], *, budget: int, workers: int) -> list[list[Job]]:
     """Cut jobs into batches of at most `budget` tokens (a longer row is a batch of its own), the costliest first.
 
-    No batch holds more than its part of all the cost, so that `workers` end at about the same time.
+    No batch holds more than its part of the cost, nor of the rows, that are left when it is begun (guided
+    self-scheduling, Polychronopoulos & Kuck 1987), so that `workers` end at about the same time. Rows count beside
+    their cost because each takes some time whatever its length.
     """
-    most = sum(job.cost for job in jobs) / (workers * BATCHES_A_WORKER)
+    parts = workers * BATCHES_A_WORKER
     batches: list[list[Job]] = []
-    tokens = cost = 0.0
+    left, rows = float(sum(job.cost for job in jobs)), len(jobs)
+    tokens = cost = most = most_rows = 0.0
     for job in sorted(jobs, key=lambda job: (-job.cost, job.index)):
-        if not batches or tokens + job.tokens > budget or cost + job.cost > most:
+        full = not batches or len(batches[-1]) + 1 > most_rows or cost + job.cost > most
+        if full or tokens + job.tokens > budget:
             batches.append([])
-            tokens = cost = 0
+            tokens, cost, most, most_rows = 0, 0, left / parts, rows / parts
         batches[-1].append(job)
         tokens, cost = tokens + job.tokens, cost + job.cost
+        left, rows = left - job.cost, rows - 1
     return batches
 
 

@@ -35,10 +35,13 @@ def test_batches_keep_the_budget(sizes: list[tuple[int, int]], budget: int, work
     jobs = jobs_of(sizes)
     batches = pack(jobs, budget=budget, workers=workers)
     assert sorted(job.index for batch in batches for job in batch) == list(range(len(jobs)))
-    most = sum(job.cost for job in jobs) / (workers * BATCHES_A_WORKER)
-    for batch in batches:
+    for i, batch in enumerate(batches):
+        rest = [job for later in batches[i:] for job in later]
         assert len(batch) == 1 or sum(job.tokens for job in batch) <= budget
-        assert len(batch) == 1 or sum(job.cost for job in batch) <= most
+        assert len(batch) == 1 or sum(job.cost for job in batch) <= sum(job.cost for job in rest) / (
+            workers * BATCHES_A_WORKER
+        )
+        assert len(batch) == 1 or len(batch) <= len(rest) / (workers * BATCHES_A_WORKER)
     costs = [job.cost for batch in batches for job in batch]
     assert costs == sorted(costs, reverse=True), "the costliest first"
 
