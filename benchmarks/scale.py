@@ -219,7 +219,7 @@ def writer(rows: int, folder: Path) -> list[str]:
     return [*lines, "", f"{rows} rows each; {size / 1000:.1f} kB a record in log.jsonl. This depends on the disk."]
 
 
-def project(run: Path, workers: Sequence[int], rows: int) -> list[str]:
+def project(run: Path, workers: Sequence[int], rows: int, *, name: str) -> list[str]:
     """What a finished run's own rows, drawn again up to `rows`, would take with more workers of the same device."""
     table = pq.read_table(run / "rows.parquet").to_pylist()
     done = [row for row in table if row["status"] == "ok" and row["n_tokens"] and row["n_targets"]]
@@ -229,7 +229,7 @@ def project(run: Path, workers: Sequence[int], rows: int) -> list[str]:
     fixed, rate = fit(costs, [row["seconds"] for row in done])
     drawn = random.Random(0).choices(costs, k=rows)
     lines = [
-        f"Computed from {len(done)} rows of {run}: a row takes {fixed:.3f} s + {1000 * rate:.4f} ms x tokens x targets "
+        f"From {len(done)} rows of {name}: a row takes {fixed:.3f} s + {1000 * rate:.4f} ms x tokens x targets "
         f"(mean {fixed + rate * sum(costs) / len(costs):.2f} s). {rows} rows drawn from them",
         "",
         "| workers | hours | rows/s | of a perfect division |",
@@ -278,7 +278,7 @@ def main() -> None:
     arguments.add_argument("--of", type=int, default=50_000, help="rows of --project")
     asked = arguments.parse_args()
     if asked.project is not None:
-        print("\n".join(project(asked.project, asked.workers, asked.of)))
+        print("\n".join(project(asked.project, asked.workers, asked.of, name=str(asked.project))))
         return
     torch.set_num_threads(1)
     head = f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread a worker; load average "
@@ -286,6 +286,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if "engines" in asked.parts:
             write("Engines", [head, "", *engines(asked.rows, Path(scratch))])
+            told = project(Path(scratch) / "local1", asked.workers, asked.of, name="the first line above")
+            write("Computed, not measured", told)
         if "memory" in asked.parts:
             write("Memory", [head, "", *memory(asked.long, Path(scratch))])
         if "writer" in asked.parts:
