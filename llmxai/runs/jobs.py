@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import count, islice
 from typing import Any
 
@@ -87,8 +88,12 @@ class Plan:
             jobs = tuple(self.job(index, row) for index, row in some)
             yield Window(jobs, frozenset(job.index for job in jobs if self.is_to_do(job)))
 
+    @cached_property
+    def _decisive(self) -> dict[str, Any]:
+        return decisive(self.recipe)
+
     def job(self, index: int, row: Row | FailedRow) -> Job:
-        key = key_of(row=asdict(row), model=self.model, settings=decisive(self.recipe))
+        key = key_of(row=asdict(row), model=self.model, settings=self._decisive)
         tokens, targets = self._size(row)
         return Job(index, row, key, self._record(row, key), tokens, targets)
 
