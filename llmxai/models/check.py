@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from llmxai.errors import OptionError
 from llmxai.models.finding import find_model, knows_text
 from llmxai.models.kinds import AUTO, Kind, kind_of
 from llmxai.models.loading import stored_dtype
@@ -61,6 +62,11 @@ def check_model(
 
     Reads configuration and tokenizer only. Raises ModelLoadError, UnsupportedModelError or OptionError as `load` does.
     """
+    if not 0 < answer_tokens < tokens:
+        raise OptionError(
+            f"answer_tokens is {answer_tokens} and tokens {tokens}; expected at least 1 of the answer and 1 of the "
+            f"prompt, since tokens counts both."
+        )
     found = find_model(name, revision=revision)
     width = stored_dtype(found.config, dtype)
     quantization_config(quantize, dtype=width)

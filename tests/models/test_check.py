@@ -82,6 +82,12 @@ def test_quantisation_shrinks_the_plan(tmp_path: Path) -> None:
         check_model(tmp_path, dtype="int3")
 
 
+@pytest.mark.parametrize(("tokens", "answer_tokens"), [(10, 10), (10, 64), (10, 0)])
+def test_an_answer_longer_than_all_tokens_is_refused(tmp_path: Path, tokens: int, answer_tokens: int) -> None:
+    with pytest.raises(OptionError, match=f"answer_tokens is {answer_tokens} and tokens {tokens}"):
+        check_model(tmp_path, tokens=tokens, answer_tokens=answer_tokens)
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     check("qwen3_next", tmp_path)
     outputs = []
