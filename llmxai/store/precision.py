@@ -51,7 +51,7 @@ def precision_sentence(explanation: Explanation) -> str:
     if told is None:
         return f"{said} What quantisation changed was not measured."
     n = len(told["targets"])
-    cosine = "" if told["median_cosine"] is None else f", of cosine {told['median_cosine']:.3f} in the median"
+    cosine = "" if told["median_cosine"] is None else f", of cosine {told['median_cosine']:.3f} in the median,"
     return (
         f"{said} Compared with the {told['dtype']} weights on the same answer: its log-probs differ by "
         f"{told['median_difference']:.2g} nats in the median and {told['largest_difference']:.2g} at most; the "
