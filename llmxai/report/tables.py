@@ -37,6 +37,8 @@ NAMES = {
     "crosscheck.least_divergence": "Diluted below (bits from the null)",
     "crosscheck.most_sink": "Diluted above (share on the first token)",
     "crosscheck.significance": "Agree up to this p-value",
+    "crosscheck.least_fall": "Fall of the log-prob that makes a removed part matter, nats",
+    "crosscheck.fall_share": "The same, as a share of the largest fall",
     "crosscheck.top_k": "Top sources compared",
     "panels_computed_again_in_dtype": "Parts computed again in the number format above",
     "chunk_tokens": "Tokens computed at a time",
