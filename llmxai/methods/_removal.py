@@ -69,9 +69,9 @@ class Parts:
     first: int
     prefix: DynamicCache | None
     real: Float[Tensor, "live hidden"]
-    deletes: bool
-    """Whether removed tokens are taken out; otherwise `substitute` stands in their place."""
-    substitute: Float[Tensor, " hidden"]
+    baseline: str
+    substitute: Float[Tensor, " hidden"] | None
+    """What stands in the place of removed tokens; None where they are taken out."""
     owner: Tensor
     """[live]: the unit of each token, or -1."""
     source: int
@@ -97,15 +97,17 @@ class Parts:
         owner = torch.full((len(x),), -1)
         for unit, (start, end) in enumerate(units):
             owner[start:end] = unit
-        name = "mean" if operator == "mean" else baseline
+        substitute = None
+        if operator != "delete":
+            substitute = baseline_embedding(loaded, "mean" if operator == "mean" else baseline, seq=len(x)).to(x)
         return cls(
             loaded=loaded,
             rows=rows,
             first=first,
             prefix=prefix,
             real=x[first:],
-            deletes=operator == "delete",
-            substitute=baseline_embedding(loaded, name, seq=len(x)).to(x),
+            baseline=baseline,
+            substitute=substitute,
             owner=owner[first:],
             source=generation.source_len,
         )
@@ -152,7 +154,7 @@ class Parts:
 
         Where deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token stays.
         """
-        if not self.deletes:
+        if self.substitute is not None:
             return torch.ones(len(kept), len(self.owner), dtype=torch.bool)
         stays = self.stays(kept)
         before = min(self.rows.positions) - self.first + 1
@@ -165,7 +167,12 @@ class Parts:
         """What stands in the sequence under masks that leave `length` tokens each."""
         where = present.nonzero()[:, 1].reshape(len(present), length).to(self.real.device)
         removed = ~self.stays(kept).to(self.real.device).gather(1, where)
-        return torch.where(removed[..., None], self.substitute, self.real[where])
+        if not removed.any():
+            return self.real[where]
+        neutral = self.substitute
+        if neutral is None:  # deletion left nothing else
+            neutral = baseline_embedding(self.loaded, self.baseline, seq=length).to(self.real)
+        return torch.where(removed[..., None], neutral, self.real[where])
 
     @torch.no_grad()
     def values(self, x: Float[Tensor, "chosen length hidden"]) -> Float[Tensor, "chosen target"]:
