@@ -32,9 +32,9 @@ from questions import FAMILIES, Question, make_question  # noqa: E402
 from llmxai import LoadedModel, attention_rollout, layer_integrated_gradients, load  # noqa: E402
 from llmxai.crosscheck import RULE, cross_check, dilutions, missed, sources_of, unit_sums, why_diluted  # noqa: E402
 from llmxai.generation import encode_messages, given  # noqa: E402
-from llmxai.methods import BEST_EVIDENCED, METHODS, Ablation, ablate  # noqa: E402
-from llmxai.methods._ablation import CHUNK_TOKENS, f_of_masks  # noqa: E402
+from llmxai.methods import BEST_EVIDENCED, METHODS, Ablation, ablate, token_targets  # noqa: E402
 from llmxai.methods._path import moving_tokens  # noqa: E402
+from llmxai.methods._removal import CHUNK_TOKENS, f_of_masks  # noqa: E402
 from llmxai.methods._vjp import ChunkSize  # noqa: E402
 from llmxai.names import Status  # noqa: E402
 from llmxai.types import Ablations, CrossCheck, Dilution, Generation, Rollout, predicting_position  # noqa: E402
@@ -174,7 +174,14 @@ def from_source(
     units = tuple((min(where), max(where) + 1) for where in sources.values())
     masks = torch.cat([torch.ones(1, len(units), dtype=torch.bool), ~torch.eye(len(units), dtype=torch.bool)])
     f = f_of_masks(
-        loaded, generation, units, masks, operator="baseline", baseline=baseline, size=ChunkSize(CHUNK_TOKENS)
+        loaded,
+        generation,
+        token_targets(generation),
+        units,
+        masks,
+        operator="baseline",
+        baseline=baseline,
+        size=ChunkSize(CHUNK_TOKENS),
     )
     return {
         t: where

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
-from machine import processor
+from machine import surroundings, write_section
 from scipy.optimize import nnls
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -292,13 +292,12 @@ def main() -> None:
         print("\n".join(project(asked.project, asked.workers, asked.of, name=str(asked.project))))
         return
     torch.set_num_threads(1)
-    head = f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread a worker; load average "
-    head += f"{os.getloadavg()[1]:.1f} (5 minutes) at the start"
+    head = f"{surroundings()} at the start, torch {torch.__version__}, one thread a worker."
     with tempfile.TemporaryDirectory() as scratch:
         if "engines" in asked.parts:
             write("Engines", [head, "", *engines(asked.rows, Path(scratch))])
             told = project(Path(scratch) / "local1", asked.workers, asked.of, name="the first line above")
-            write("Computed, not measured", told)
+            write("Computed, not measured", [head, "", *told])
         if "memory" in asked.parts:
             write("Memory", [head, "", *memory(asked.long, Path(scratch))])
         if "writer" in asked.parts:
@@ -306,15 +305,8 @@ def main() -> None:
 
 
 def write(section: str, lines: list[str]) -> None:
-    """Put the section into SCALE.md, in the place of an earlier one of that name."""
-    path = HERE / "SCALE.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else INTRODUCTION
-    title = f"## {section}\n"
-    before, _, after = text.partition(title)
-    after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
-    told = "\n".join([f"{datetime.now(UTC):%Y-%m-%d}. {lines[0]}.", *lines[1:]])
-    print(told)
-    path.write_text(f"{before.rstrip()}\n\n{title}\n{told}\n" + (f"\n{after}" if after else ""), encoding="utf-8")
+    """Put the section into SCALE.md."""
+    write_section(HERE / "SCALE.md", section, lines, introduction=INTRODUCTION)
 
 
 if __name__ == "__main__":
