@@ -93,7 +93,9 @@ def explain(
     if sum(source is not None for source in (prompt, messages, generation)) != 1:
         raise OptionError("Give either a prompt, messages or a generation: exactly one of them.")
     if generation is None:
-        tokens = _encode(model, prompt, messages)
+        asked = messages if messages is not None else prompt
+        assert asked is not None
+        tokens = _encode(model, asked)
         report("generating", 0, 1)
         generation = _answer(model, tokens, response, decoding)
     report("replaying", 0, 1)
@@ -199,7 +201,7 @@ def explain_many(
 
 def _numbered(i: int, model: LoadedModel, prompt: str | Sequence[Message]) -> PromptTokens:
     try:
-        return encode_prompt(model, prompt) if isinstance(prompt, str) else encode_messages(model, prompt)
+        return _encode(model, prompt)
     except PromptError as error:
         raise PromptError(f"Prompt {i + 1}: {error}") from error
 
@@ -245,11 +247,8 @@ def _planned(model: LoadedModel, generation: Generation, report: Report) -> Comp
     return Compute(chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
-def _encode(model: LoadedModel, prompt: str | None, messages: Sequence[Message] | None) -> PromptTokens:
-    if messages is not None:
-        return encode_messages(model, messages)
-    assert prompt is not None
-    return encode_prompt(model, prompt)
+def _encode(model: LoadedModel, prompt: str | Sequence[Message]) -> PromptTokens:
+    return encode_prompt(model, prompt) if isinstance(prompt, str) else encode_messages(model, prompt)
 
 
 def environment(loaded: LoadedModel) -> dict[str, Any]:
