@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from llmxai.report import build_view, render_report
 from tests.report.conftest import Open, assert_accessible, look
@@ -60,7 +60,7 @@ def test_a_click_pins_and_recolours(open_page: Open) -> None:
     assert headline(page) == "is × disagree"
     assert page.locator("#panel ol.bars").count() == 3  # gradients, rollout, removal
     page.locator("#panel details.variant summary").click()
-    assert page.locator("#panel ol.bars").count() == 4  # and the variant, made when it is opened
+    expect(page.locator("#panel ol.bars")).to_have_count(4)  # and the variant, made once it has been opened
     assert sorted(page.locator(".source").all_inner_texts()) == ["?", "It", "Which", "city"]
     assert "Pinned is: disagree. Top source:" in page.locator("#live").inner_text()
     assert page.url.endswith("#words-5")
@@ -345,7 +345,7 @@ def test_a_long_one_answers_and_shows_its_strongest_source(open_page: Open, long
     page.locator(".target").nth(103).click()
     assert page.locator("#panel ol.bars").count() == 3  # the rest, and the variant, are made when they are opened
     page.locator("#panel details.rest summary").first.click()
-    assert page.locator("#panel ol.bars[start='9'] li").count() == 12
+    expect(page.locator("#panel ol.bars[start='9'] li")).to_have_count(12)
     assert 20 <= page.locator(".source").count() <= 21
     frame = page.locator("#given").bounding_box()
     boxes = [source.bounding_box() for source in page.locator("#given .source").all()]

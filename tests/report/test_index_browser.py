@@ -260,6 +260,7 @@ class TestLongRun:
         assert found(page) == "0 of 130 records."
         page.get_by_role("button", name="Clear").click()
         page.get_by_role("button", name="Next").click()
+        page.wait_for_selector("#found:not([aria-busy])", state="attached")
         names = listed(page)
         assert names[:2] == ["r00050", "r00051"]
         assert names[10:30] == [f"record {n}" for n in range(61, 81)]
