@@ -133,11 +133,16 @@ def redact(
     by: By = None,
     key: Key = None,
 ) -> None:
-    """Remove the texts and files of a record; digests and the reason stay, and the chain stays whole."""
+    """Remove the texts and files of a record, and its texts from the run's tables and index; digests and the reason
+    stay, and the chain stays whole."""
     from llmxai.evidence import redact as remove
     from llmxai.evidence import signing_key
+    from llmxai.runs.removal import clear_removed
 
-    _told("redacted", remove(_run(run, id), id, reason=reason, by=by, signer=signing_key(key)))
+    place = _run(run, id)
+    receipt = remove(place, id, reason=reason, by=by, signer=signing_key(key))
+    clear_removed(place)
+    _told("redacted", receipt)
 
 
 def review(
@@ -184,11 +189,14 @@ def prune(
     by: By = None,
     key: Key = None,
 ) -> None:
-    """Remove texts and files of records that are older; the records and the chain stay."""
+    """Remove texts and files of records that are older, and their texts from the run's tables and index; the records
+    and the chain stay."""
     from llmxai.evidence import prune as remove
     from llmxai.evidence import signing_key
+    from llmxai.runs.removal import clear_removed
 
     receipt = remove(run, older_than=_age(older_than), by=by, signer=signing_key(key))
+    clear_removed(run)  # also where an earlier call was interrupted before it came to that
     if receipt is None:
         typer.echo(f"Nothing in {run} is older than {older_than}.")
     else:

@@ -1,8 +1,36 @@
 """Recipes and runs: what to explain and evaluate, written down, and done so that it survives being killed."""
 
-from llmxai.runs.clerk import News
-from llmxai.runs.reading import find_recipe, list_recipes, read_recipe
-from llmxai.runs.recipe import Recipe, json_schema
-from llmxai.runs.runner import RunOutcome, run_recipe
+from typing import TYPE_CHECKING
 
-__all__ = ["News", "Recipe", "RunOutcome", "find_recipe", "json_schema", "list_recipes", "read_recipe", "run_recipe"]
+from llmxai._lazy import lazy
+
+if TYPE_CHECKING:
+    from llmxai.runs.clerk import News
+    from llmxai.runs.reading import find_recipe, list_recipes, read_recipe
+    from llmxai.runs.recipe import Recipe, json_schema
+    from llmxai.runs.removal import clear_removed
+    from llmxai.runs.runner import RunOutcome, run_recipe
+
+__all__ = [
+    "News",
+    "Recipe",
+    "RunOutcome",
+    "clear_removed",
+    "find_recipe",
+    "json_schema",
+    "list_recipes",
+    "read_recipe",
+    "run_recipe",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy(
+        __name__,
+        {
+            **dict.fromkeys(("find_recipe", "list_recipes", "read_recipe"), "llmxai.runs.reading"),
+            **dict.fromkeys(("Recipe", "json_schema"), "llmxai.runs.recipe"),
+            **dict.fromkeys(("RunOutcome", "run_recipe"), "llmxai.runs.runner"),
+            "News": "llmxai.runs.clerk",
+            "clear_removed": "llmxai.runs.removal",
+        },
+    )

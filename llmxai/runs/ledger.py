@@ -58,6 +58,10 @@ class Ledger:
         """The row's entry, whatever its key; None where there is none that can be read."""
         return _read(self._path(row_id, "json"))
 
+    def rows(self) -> list[str]:
+        """The ids of the rows that are done."""
+        return sorted(path.stem for path in self.folder.glob("*.json"))
+
     def prepare(self, row_id: str, entry: Mapping[str, Any], draft: Draft | None) -> None:
         """Keep what the row's entry and its record will be. Everything else of the row must be on disk already."""
         kept = None if draft is None else draft.to_json()

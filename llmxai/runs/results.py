@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from llmxai.errors import OutputError
-from llmxai.evidence.files import replacing
 from llmxai.runs.pages import write_pages
+from llmxai.runs.parquet import write_table
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.tables import tabulate
 
@@ -63,8 +60,6 @@ MEASURE_SCHEMA = pa.schema(
 Entry = Mapping[str, Any]
 Entries = Callable[[], Iterable[Entry]]
 """Reads the entries anew at each call: a long run's are never all in memory."""
-GROUP = 1000
-"""Rows that are written at a time."""
 
 
 def write_results(out: Path, recipe: Recipe, entries: Entries) -> None:
@@ -85,17 +80,6 @@ def write_results(out: Path, recipe: Recipe, entries: Entries) -> None:
     seed = recipe.evaluate.seed if recipe.evaluate else 0
     tables = tabulate(measure_lines(entries()), resamples=resamples, seed=seed)
     write_pages(out, recipe, tables, ok=statuses["ok"], failed=statuses.total() - statuses["ok"])
-
-
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Parquet, whole or not at all. Raises OutputError."""
-    rest = iter(rows)
-    try:
-        with replacing(path) as stream, pq.ParquetWriter(stream, schema) as writer:
-            while some := list(islice(rest, GROUP)):
-                writer.write_table(pa.Table.from_pylist(some, schema=schema))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
 
 
 def _kind(name: str) -> pa.DataType:
