@@ -25,6 +25,7 @@ from llmxai.evidence.reading import read_log
 from llmxai.evidence.verifier.folder import LOG
 from llmxai.report import rebuild
 from llmxai.runs import News, RunOutcome, run_recipe
+from llmxai.runs import parquet as parquet_module
 from llmxai.runs import results as results_module
 from llmxai.runs import runner as runner_module
 from llmxai.runs import work as work_module
@@ -428,7 +429,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_tables_are_the_same_in_whatever_groups_they_are_written(
     finished: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results_module, "GROUP", 2)
+    monkeypatch.setattr(parquet_module, "GROUP", 2)
     entries = [json.loads(path.read_text()) for path in sorted((finished / "ledger").glob("*.json"))]
     results_module.write_results(tmp_path, make_recipe(model_folder), lambda: iter(entries))
     for name in ("rows.parquet", "measures.parquet"):
