@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -45,6 +44,7 @@ from llmxai.models.identity import identity
 from llmxai.models.loading import weights_digest
 from llmxai.models.planner import plan_for, require_fits
 from llmxai.types import Attribution, Explanation, Generation, Rollout
+from llmxai.versions import version_of, versions_of
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
 
@@ -255,9 +255,9 @@ def environment(loaded: LoadedModel) -> dict[str, Any]:
     """What computed the explanation: versions, the model and its digest, the hardware."""
     model = loaded.model
     return {
-        "llmxai": _version("llmxai"),
+        "llmxai": version_of("llmxai"),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions_of(PACKAGES),
         "model": {
             "name": loaded.name,
             "revision": loaded.revision,
@@ -278,10 +278,3 @@ def environment(loaded: LoadedModel) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llmxai.evidence.record import Tool
+from llmxai.versions import version_of, versions_of
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors"),
@@ -22,11 +22,11 @@ def this_tool() -> Tool:
     commit, dirty = _commit(Path(__file__).parents[2])
     return Tool(
         name="llmxai",
-        version=_version("llmxai"),
+        version=version_of("llmxai"),
         commit=commit,
         dirty=dirty,
         python=platform.python_version(),
-        packages={name: _version(name) for name in PACKAGES},
+        packages=versions_of(PACKAGES),
     )
 
 
@@ -45,10 +45,3 @@ def _git(source: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return ended.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
