@@ -95,7 +95,7 @@ report: setup ## make the pages of a folder again from its stored data (RUN=fold
 eval-smoke: setup ## evaluate a few methods on four questions, in minutes; prints the folder's index
 	$(BIN)/llmxai run smoke --out $(or $(EVAL_OUT),runs/eval-smoke)
 
-eval-standard: setup ## evaluate the usual methods on every suite of the embedded model, explanations included (hours on 2 cores)
+eval-standard: setup ## evaluate the usual methods on every suite of the embedded model, explanations included (about an hour)
 	$(BIN)/llmxai run standard --out $(or $(EVAL_OUT),runs/eval-standard)
 
 eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded model (hours on 2 cores)
