@@ -57,7 +57,7 @@ def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: i
             tables=tables,
             better=BETTER,
             controls=CONTROLS,
-            best=lambda source, figure: _best(tables, source, figure),
+            best=lambda source, figure: best_of(tables, source, figure),
             signed=lambda value: f"{value:+.2g}",
             files=("figures.csv", "cost.csv", "summary.md"),
             plots=[Markup(_svg(plot)) for plot in plots],
@@ -70,9 +70,12 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _best(tables: Tables, source: str, figure: str) -> str | None:
+def best_of(tables: Tables, source: str, figure: str) -> frozenset[str]:
+    """The methods with the best mean; several where they share it, none where it tells no method from another."""
     cells = [cell for method in tables.methods if (cell := tables.cell(source, method, figure)) is not None]
-    return max(cells, key=lambda cell: BETTER[figure] * cell.value.mean).method if cells else None
+    most = max((BETTER[figure] * cell.value.mean for cell in cells), default=0.0)
+    best = frozenset(cell.method for cell in cells if BETTER[figure] * cell.value.mean == most)
+    return best if len(best) < len(cells) else frozenset()
 
 
 def _svg(plot: Plot) -> str:

@@ -32,6 +32,8 @@ from llmxai.runs import work as work_module
 from llmxai.runs.clerk import Clerk
 from llmxai.runs.jobs import Job, Window
 from llmxai.runs.ledger import Ledger, write_json
+from llmxai.runs.pages import best_of
+from llmxai.runs.tables import tabulate
 
 
 @pytest.fixture(scope="module")
@@ -472,3 +474,18 @@ def test_rows_that_are_ready_together_are_entered_together(
     assert sorted(path.name for path in ledger.folder.iterdir()) == names
     for name in names:
         assert (ledger.folder / name).read_bytes() == (finished / "ledger" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("means", "best"),
+    [([1.0, 0.5, 0.2], {"a"}), ([0.5, 0.5, 0.2], {"a", "b"}), ([0.0, 0.0, 0.0], set()), ([0.2, 0.3, 0.1], {"b"})],
+)
+def test_the_best_are_marked_and_none_where_all_are_alike(means: list[float], best: set[str]) -> None:
+    lines = [
+        {"id": "1", "source": "s", "method": name, "figure": figure, "value": sign * value}
+        | {"seconds": 1.0, "nodes": None, "converged": None, "error": ""}
+        for name, value in zip("abc", means, strict=True)
+        for figure, sign in (("mrr", 1), ("sufficiency", -1))
+    ]
+    found = tabulate(lines, resamples=10, seed=0)
+    assert {figure: best_of(found, "s", figure) for figure in found.figures} == {"mrr": best, "sufficiency": best}
