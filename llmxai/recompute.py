@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from llmxai.errors import EvidenceError, OptionError
-from llmxai.evidence.reading import find, read_log
+from llmxai.evidence.reading import find, read_log, removed_ids
 from llmxai.evidence.replay import Comparison, compare
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.explain import Report, environment, explain
@@ -39,7 +39,7 @@ def recompute(
     paths = [artefact["path"] for artefact in entry.body["artefacts"] if artefact["path"].endswith("explanation.json")]
     if entry.body["kind"] != "explanation" or not paths:
         raise EvidenceError(f"{entry.id}: is a {entry.body['kind']} without an explanation.json: nothing to replay.")
-    if any(entry.id in later.removes for later, _ in log):
+    if entry.id in removed_ids(log):
         raise EvidenceError(f"{entry.id}: its files were taken away (redacted or pruned): nothing to replay.")
     document, maps = read_folder((evidence_of(Path(run)).parent / paths[0]).parent)
     report("loading the model", 0, 1)

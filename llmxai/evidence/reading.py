@@ -38,6 +38,11 @@ def read_ids(run: Path | str) -> frozenset[str]:
     return frozenset(ids)
 
 
+def removed_ids(log: Log) -> frozenset[str]:
+    """The ids of the records whose texts and files a later record says are gone."""
+    return frozenset(record for entry, _ in log for record in entry.removes)
+
+
 def find(log: Log, id: str) -> tuple[Entry, bytes]:
     """The record with this id, or with the only id that begins so. Raises EvidenceError."""
     found = [each for each in log if each[0].id == id]

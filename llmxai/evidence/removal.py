@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from llmxai.evidence.files import replace_durably
 from llmxai.evidence.ids import new_id
 from llmxai.evidence.log import EvidenceLog, Receipt, open_log
-from llmxai.evidence.reading import Log, find, read_log
+from llmxai.evidence.reading import Log, find, read_log, removed_ids
 from llmxai.evidence.record import Kind, Link, Record
 from llmxai.evidence.sign import utc_now
 from llmxai.evidence.tool import this_tool
@@ -42,7 +42,7 @@ def prune(
     """Remove the texts and files of every record that ended longer ago than `older_than`; None where there are none."""
     place, log = evidence_of(Path(run)), read_log(run)
     before = datetime.now(UTC) - older_than
-    gone = {record for entry, _ in log for record in entry.removes}
+    gone = removed_ids(log)
     old = [
         entry
         for entry, record in log
@@ -91,7 +91,7 @@ def _remove(
         receipt = log.append(record)
         with log.locked():
             now_in_it = read_log(place)
-            gone = {id for entry, _ in now_in_it for id in entry.removes}
+            gone = removed_ids(now_in_it)
             _drop_texts(
                 place / CONTENT, {entry.content for entry, _ in now_in_it if entry.content and entry.id in gone}
             )

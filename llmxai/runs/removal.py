@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llmxai.evidence.provenance import provenance_of, records_of
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.reading import read_log, removed_ids
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.report import write_index
 from llmxai.report.rebuild import INDEX, PAGE, REBUILT
@@ -33,7 +33,9 @@ def clear_removed(run: Path | str) -> int:
     """
     place = evidence_of(Path(run))
     base, log = place.parent, read_log(place)
-    gone = {record for entry, _ in log for record in entry.removes}
+    gone = removed_ids(log)
+    if not gone:
+        return 0
     for entry, _ in log:
         if entry.id in gone:
             _remove_pages({(base / artefact["path"]).parent for artefact in entry.body["artefacts"]})
