@@ -94,6 +94,12 @@ def long_page() -> str:
     return render_report(build_view(*long()))
 
 
+def move(page: Page, fragment: str) -> None:
+    """Change the address after the `#`, and wait until the page has been told."""
+    told = "to => new Promise(told => { addEventListener('hashchange', told, { once: true }); location.hash = to })"
+    page.evaluate(f"async to => {{ await ({told})(to) }}", fragment)
+
+
 def look(page: Page, state: str) -> None:
     """Keep a screenshot of the page in this state (.ci-artifacts/report/STATE.png)."""
     ARTIFACTS.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import unescape
 
 import pytest
+from playwright.sync_api import expect
 
 from llmxai import Decoding, Explanation, explain
 from llmxai.models import LoadedModel
@@ -35,8 +36,7 @@ def test_the_page_works_in_its_frame_and_reaches_nothing(open_page: Open, explan
     frame.locator(".target").first.press("ArrowRight")
     assert frame.locator("#panel ol.bars").count() >= 1
     frame.get_by_role("link", name="All limits").click()
-    page.wait_for_timeout(100)
-    assert frame.locator("#limits").bounding_box()["y"] < 760
+    expect(frame.locator("#limits")).to_be_in_viewport()
     assert page.url.endswith(".html")
     assert page.evaluate("window.hacked") is None
     (inner,) = page.frames[1:]

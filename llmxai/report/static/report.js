@@ -20,13 +20,16 @@
   };
   // A text is a string, or a list of strings and of [mark]
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
-  /** A part of the panel that is folded away, and made only when it is opened; what was open for the last word is open for this one. */
+  /** A part of the panel that is folded away, and made when its heading is pressed or it is opened in another way ("toggle"
+   *  comes a moment after the opening, when an empty part would have been seen); what was open for the last word is open for
+   *  this one. */
   function folded(name, summary, fill) {
-    const details = make("details", { class: name }, make("summary", {}, summary));
-    const filled = () => details.open && details.childElementCount === 1 && details.append(...fill());
-    details.addEventListener("toggle", filled);
+    const heading = make("summary", {}, summary), details = make("details", { class: name }, heading);
+    const filled = () => details.childElementCount === 1 && details.append(...fill());
+    heading.addEventListener("click", filled);
+    details.addEventListener("toggle", () => details.open && filled());
     details.open = name !== "rest" && (panel.querySelector(`details.${name}`)?.open ?? false);
-    filled();
+    if (details.open) filled();
     return details;
   }
   const isStructure = (role) => role === "template" || role === "bos";
