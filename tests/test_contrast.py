@@ -99,9 +99,7 @@ def test_the_explanation_holds_it(explanation: Explanation, tmp_path: Path) -> N
     assert lead["replayed_logprob"] == pytest.approx(explanation.replay.logprobs[T])
 
 
-def test_it_is_computed_again_with_its_foil(
-    tiny_llama: LoadedModel, explanation: Explanation, tmp_path: Path
-) -> None:
+def test_it_is_computed_again_with_its_foil(tiny_llama: LoadedModel, explanation: Explanation, tmp_path: Path) -> None:
     save(explanation, tmp_path / "out")
     found = recompute(tmp_path / "out", only(tmp_path / "out").id, model=tiny_llama)
     assert found.outcome == "within"

@@ -10,8 +10,8 @@ from llmxai.evidence.canonical import canonical
 
 
 def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
-    """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet. `foil`, where
-    the answer is explained against another."""
+    """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet.
+    `foil`, where the answer is explained against another."""
     texts = {}
     if request.get("prompt") is not None:
         texts["input"] = str(request["prompt"])

@@ -38,8 +38,7 @@ Progress = Callable[[int, int], None]
 def gradient_weighted_rollout(
     loaded: LoadedModel, generation: Generation, *, progress: Progress = lambda _done, _all: None
 ) -> Rollout:
-    """Rollout of attention weighted by its own positive gradient: what raised this token's log-prob, or its lead over
-    its foil.
+    """Rollout of attention weighted by its own positive gradient: what raised this token's log-prob (or its lead).
 
     The identity that R begins as is taken off (it says only that the predicting position is itself) and each row is
     scaled to sum 1, so `lost_mass` is 0; a row without any positive weight is 1 at the predicting position. The null is

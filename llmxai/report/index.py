@@ -112,8 +112,8 @@ def _sentences(rows: Sequence[RunRow]) -> tuple[str, ...]:
     if explained:
         doubt = _that(contradicted, "holds", "hold"), _that(unread, "holds", "hold")
         said.append(
-            f"{_that(clean, 'has', 'have')} the status “agree” for every token. {doubt[0]} a token on which the methods "
-            f"contradict each other. {doubt[1]} a token whose gradient values must not be read."
+            f"{_that(clean, 'has', 'have')} the status “agree” for every token. {doubt[0]} a token on which the "
+            f"methods contradict each other. {doubt[1]} a token whose gradient values must not be read."
         )
     return tuple(said)
 
