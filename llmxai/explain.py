@@ -16,6 +16,7 @@ from llmxai.errors import OptionError, PromptError, UnsupportedModelError
 from llmxai.generation import (
     Decoding,
     PromptTokens,
+    against,
     classify,
     encode_messages,
     encode_prompt,
@@ -58,6 +59,7 @@ def explain(
     *,
     messages: Sequence[Message] | None = None,
     response: str | None = None,
+    foil: str | None = None,
     generation: Generation | None = None,
     decoding: Decoding = Decoding(),
     features: str = "content",
@@ -74,7 +76,9 @@ def explain(
 
     Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
     answer in place of a generated one. A classifier's answer is its most likely class, or the class that `response`
-    names. `generation` is an answer that is there already, such as one of `generate_many`. See
+    names. `generation` is an answer that is there already, such as one of `generate_many`. With `foil`, an answer that
+    was not given, the first token in which the two differ is explained as a contrast: why this and not that
+    (`llmxai.generation.against`). See
     `layer_integrated_gradients` for `features`, `baseline`, `tolerance`, `max_nodes` and `compute`,
     `attention_rollout` for `residual`. `variant` names the rollout variant that stands beside the plain one
     (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
@@ -98,6 +102,8 @@ def explain(
         tokens = _encode(model, asked)
         report("generating", 0, 1)
         generation = _answer(model, tokens, response, decoding)
+    if foil is not None:
+        generation = against(model, generation, foil=foil)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
     if compute is None:

@@ -27,6 +27,17 @@ def predicting_position(prompt_len: int, t: int) -> int:
 
 
 @dataclass(frozen=True)
+class Foil:
+    """What the model might have said in the place of one generated token, which is then explained against it."""
+
+    t: int
+    """The generated token (0-based)."""
+    id: int
+    text: str
+    """What the foil's token would have added to the text."""
+
+
+@dataclass(frozen=True)
 class Generation:
     """A prompt and what the model said after it, as the exact ids that the model saw and chose."""
 
@@ -52,6 +63,8 @@ class Generation:
     """Names of a classifier's classes. Its answer is one token: the id is the class's number, the text its name."""
     read_at: tuple[int, ...] = ()
     """The positions that a classifier's head reads (BERT: `[CLS]`); empty where they cannot be told."""
+    foil: Foil | None = None
+    """For one generated token, the one that it is explained against; the others are explained by themselves."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -59,6 +72,8 @@ class Generation:
             raise ValueError(f"{n} ids, {len(self.roles)} roles and {len(self.texts)} texts: one of each a token")
         if not 0 < self.prompt_len < n:
             raise ValueError(f"prompt_len {self.prompt_len} must lie inside the {n} tokens")
+        if self.foil is not None and not 0 <= self.foil.t < self.n_targets:
+            raise ValueError(f"the foil is for generated token {self.foil.t} of {self.n_targets}")
 
     @property
     def n_targets(self) -> int:

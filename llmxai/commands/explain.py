@@ -14,7 +14,7 @@ import typer
 from llmxai.commands._console import progress, told_when_interrupted
 from llmxai.errors import OptionError, PromptError
 
-TEXTS = ("prompt", "response", "requester", "purpose", "key")
+TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
 """Options that are no settings of the record: texts are kept apart from it, and may be taken away."""
 
 
@@ -31,6 +31,10 @@ def explain(
         bool, typer.Option("--chat", help="Send the prompt as one user message through the chat template.")
     ] = False,
     response: Annotated[str | None, typer.Option(help="Explain this answer instead of a generated one.")] = None,
+    foil: Annotated[
+        str | None,
+        typer.Option(help="Another answer: explain why the model said its own and not this, where they first differ."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")] = 1.0,
@@ -109,7 +113,7 @@ def explain(
         text, turns = _prompt_text(prompt, prompt_file, messages), _read_messages(messages) if messages else None
         if chat and text is not None:
             text, turns = None, [{"role": "user", "content": text}]
-        attempt.request = {"prompt": text, "messages": turns, "response": response}
+        attempt.request = {"prompt": text, "messages": turns, "response": response, "foil": foil}
         require_replaceable(out)
         from transformers.utils.logging import disable_progress_bar
 
@@ -130,6 +134,7 @@ def explain(
                 text,
                 messages=turns,
                 response=response,
+                foil=foil,
                 decoding=decoding,
                 features=features,
                 baseline=baseline,
@@ -210,6 +215,9 @@ def _summary(explanation: Any) -> None:
     for check in explanation.checks:
         counts[str(check.status)] = counts.get(str(check.status), 0) + 1
     typer.echo(f"answer: {''.join(generation.texts[generation.prompt_len :])}")
+    if (foil := generation.foil) is not None:
+        own = generation.texts[generation.prompt_len + foil.t]
+        typer.echo(f"contrast: token {foil.t + 1} is {own!r} and not {foil.text!r}")
     typer.echo(f"tokens: {', '.join(f'{n} {status}' for status, n in sorted(counts.items()))}")
 
 

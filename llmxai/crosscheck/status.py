@@ -47,19 +47,20 @@ def status_of(
     variant_name: str,
     verdict: Verdict | None,
     rule: Rule = RULE,
+    falls: str = "log-prob",
 ) -> tuple[Status, str]:
     """The status and one plain sentence: the rule's figures that gave it.
 
     Plain rollout decides on dilution. Then the sources that removal found decide: the methods agree where both have
     all of them among their first, and disagree where one lacks any. Only where no removal mattered, or none was asked
-    for, does the rank correlation decide.
+    for, does the rank correlation decide. `falls` names F in the sentence.
     """
     if not certificate.converged:
         return Status.UNCONVERGED, _unconverged(certificate)
     if why := why_diluted(dilution, rule):
         return Status.DILUTED, f"{why}: do not read attention here. {_variant_clause(variant, variant_name, rule)}"
     if verdict is not None and verdict.sources:
-        return _by_sources(verdict, agreement)
+        return _by_sources(verdict, agreement, falls=falls)
     if agreement.adjusted_p is None:
         return Status.DISAGREE, f"Too few features, or a constant row, to compare the two methods. {_ruling(verdict)}"
     if agreement.adjusted_p <= rule.significance:
@@ -69,9 +70,9 @@ def status_of(
     )
 
 
-def _by_sources(verdict: Verdict, agreement: Agreement) -> tuple[Status, str]:
+def _by_sources(verdict: Verdict, agreement: Agreement, *, falls: str) -> tuple[Status, str]:
     n = len(verdict.sources)
-    parts = f"{n} part{'s' if n > 1 else ''} of the prompt without which the log-prob falls much"
+    parts = f"{n} part{'s' if n > 1 else ''} of the prompt without which the {falls} falls much"
     ranks = (
         "" if agreement.spearman is None else f" Over all features their ranks have Spearman {agreement.spearman:.2f}."
     )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from llmxai.errors import PromptError
 from llmxai.evaluation.rows import Row, Span
-from llmxai.generation import Decoding, encode_messages, encode_prompt, generate, given
-from llmxai.methods import Target, contrast_target, span_target
+from llmxai.generation import Decoding, against, encode_messages, encode_prompt, generate, given
+from llmxai.methods import Target, span_target, token_targets
 from llmxai.methods._path import CONTENT
 from llmxai.models import LoadedModel
 from llmxai.types import Generation
@@ -57,7 +57,7 @@ def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: 
     if not features:
         raise PromptError(f"{row.id}: the prompt has no content token, so nothing can be attributed.")
     if row.foil is not None:
-        chosen = _contrast(loaded, generation, row.foil)
+        (chosen,) = (target for target in token_targets(against(loaded, generation, foil=row.foil)) if target.foils)
     else:
         chosen = span_target(generation, end=1 if target == "first" else None)
     truth = None
@@ -67,14 +67,6 @@ def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: 
         if not truth.any():
             raise PromptError(f"{row.id}: none of the known sources is a content token of the prompt.")
     return Case(generation=generation, target=chosen, features=features, truth=truth)
-
-
-def _contrast(loaded: LoadedModel, generation: Generation, foil: str) -> Target:
-    other = loaded.tokenizer(foil, add_special_tokens=False)["input_ids"]
-    for t, (real, wrong) in enumerate(zip(generation.generated_ids, other, strict=False)):
-        if real != wrong:
-            return contrast_target(generation, t=t, foil=int(wrong))
-    raise PromptError(f"The foil {foil!r} does not differ from the answer in any token that both have.")
 
 
 def token_positions(generation: Generation, text: str, spans: Sequence[Span]) -> frozenset[int]:

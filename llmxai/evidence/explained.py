@@ -27,7 +27,7 @@ def explained(
 def explanation_record(
     attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
 ) -> tuple[Record, dict[str, str]]:
-    """The record and its texts: input, input_ids, output, output_ids."""
+    """The record and its texts: input, input_ids, output, output_ids, and foil where there is one."""
     generation = explanation.generation
     record = Record(
         id=attempt.id,

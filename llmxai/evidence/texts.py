@@ -10,12 +10,16 @@ from llmxai.evidence.canonical import canonical
 
 
 def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
-    """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet."""
+    """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet.
+    `foil`, where the answer is explained against another."""
+    texts = {}
     if request.get("prompt") is not None:
-        return {"input": str(request["prompt"])}
-    if request.get("messages") is not None:
-        return {"input": canonical(request["messages"]).decode()}
-    return {}
+        texts["input"] = str(request["prompt"])
+    elif request.get("messages") is not None:
+        texts["input"] = canonical(request["messages"]).decode()
+    if request.get("foil") is not None:
+        texts["foil"] = str(request["foil"])
+    return texts
 
 
 def id_text(ids: Sequence[int]) -> str:

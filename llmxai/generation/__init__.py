@@ -3,6 +3,7 @@
 from llmxai.generation.batch import generate_many
 from llmxai.generation.classify import classify
 from llmxai.generation.decode import Decoding, generate, given
+from llmxai.generation.foil import against
 from llmxai.generation.prompt import PromptTokens, encode_messages, encode_prompt
 from llmxai.generation.replay import replay
 from llmxai.generation.words import group_words, token_texts
@@ -10,6 +11,7 @@ from llmxai.generation.words import group_words, token_texts
 __all__ = [
     "Decoding",
     "PromptTokens",
+    "against",
     "classify",
     "encode_messages",
     "encode_prompt",

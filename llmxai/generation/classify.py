@@ -33,7 +33,7 @@ def classify(loaded: LoadedModel, prompt: PromptTokens, *, label: str | None = N
             f"float32 (or bfloat16), or check the weights."
         )
     names = label_names(loaded)
-    chosen = int(logits.argmax()) if label is None else _number(names, label, name=loaded.name)
+    chosen = int(logits.argmax()) if label is None else class_number(names, label, name=loaded.name)
     texts = (*token_texts(loaded.tokenizer, prompt.ids), names[chosen])
     roles = (*prompt.roles, Role.GENERATED)
     return Generation(
@@ -56,7 +56,8 @@ def label_names(loaded: LoadedModel) -> list[str]:
     return [str(known.get(number, f"LABEL_{number}")) for number in range(loaded.model.config.num_labels)]
 
 
-def _number(names: list[str], label: str, *, name: str) -> int:
+def class_number(names: list[str], label: str, *, name: str) -> int:
+    """The class that `label` names, by its name or its number. Raises PromptError for one that is not there."""
     if label in names:
         return names.index(label)
     if label.isdigit() and int(label) < len(names):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmxai.methods._path import chosen_tokens
 from llmxai.methods._scores import TokenScores
-from llmxai.methods._targets import Target, TargetRows, token_targets
+from llmxai.methods._targets import Target, TargetRows, kinds, token_targets
 from llmxai.models import LoadedModel, embed, forward_logits
 from llmxai.models.seams import undisturbed
 from llmxai.types import Generation
@@ -68,7 +68,7 @@ def score_tokens(
         values=torch.stack(rows) * chosen,
         features=chosen,
         signed=signed,
-        settings={"target": targets[0].kind, "features": features, **settings},
+        settings={"target": kinds(targets), "features": features, **settings},
     )
 
 

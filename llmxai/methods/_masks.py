@@ -11,7 +11,7 @@ from torch import Tensor
 from llmxai.methods._embeddings import seeded, visible_features
 from llmxai.methods._removal import Removal
 from llmxai.methods._scores import TokenScores
-from llmxai.methods._targets import Target, token_targets
+from llmxai.methods._targets import Target, kinds, token_targets
 from llmxai.models import LoadedModel
 from llmxai.types import Generation
 
@@ -53,7 +53,7 @@ def score_by_removal(
         features=chosen,
         signed=True,
         settings={
-            "target": targets[0].kind,
+            "target": kinds(targets),
             "features": features,
             "operator": operator,
             "seed": seed,

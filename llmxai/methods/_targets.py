@@ -40,11 +40,19 @@ class Target:
 
 
 def token_targets(generation: Generation, *, kind: Kind = "logprob") -> tuple[Target, ...]:
-    """One target a generated token."""
+    """One target a generated token; the one that has a foil as a contrast with it."""
+    foil = generation.foil
     return tuple(
-        Target(kind=kind, positions=(predicting_position(generation.prompt_len, t),), ids=(token,))
+        contrast_target(generation, t=t, foil=foil.id)
+        if foil is not None and foil.t == t
+        else Target(kind=kind, positions=(predicting_position(generation.prompt_len, t),), ids=(token,))
         for t, token in enumerate(generation.generated_ids)
     )
+
+
+def kinds(targets: Sequence[Target]) -> str:
+    """What the targets are, for the settings of a method: `logprob`, or `logprob, contrast`."""
+    return ", ".join(dict.fromkeys(target.kind for target in targets))
 
 
 def span_target(generation: Generation, *, first: int = 0, end: int | None = None) -> Target:

@@ -18,6 +18,7 @@ from llmxai.methods._curve import CurveRecorder, shares
 from llmxai.methods._descent import Descent, descending
 from llmxai.methods._product import padded, starts, target_positions
 from llmxai.methods._registry import method
+from llmxai.methods._targets import kinds, token_targets
 from llmxai.methods._two_sides import weighted_two_sides
 from llmxai.models import Kind, LoadedModel
 from llmxai.types import Generation, Rollout
@@ -37,7 +38,7 @@ Progress = Callable[[int, int], None]
 def gradient_weighted_rollout(
     loaded: LoadedModel, generation: Generation, *, progress: Progress = lambda _done, _all: None
 ) -> Rollout:
-    """Rollout of attention weighted by its own positive gradient: what raised this token's log-prob.
+    """Rollout of attention weighted by its own positive gradient: what raised this token's log-prob (or its lead).
 
     The identity that R begins as is taken off (it says only that the predicting position is itself) and each row is
     scaled to sum 1, so `lost_mass` is 0; a row without any positive weight is 1 at the predicting position. The null is
@@ -88,7 +89,7 @@ def _rollout(
         null_rows=padded(null, generation),
         lost_mass=torch.zeros(len(rows), dtype=rows.dtype),
         curve=recorder.curve(),
-        settings={"target": "logprob", "head_fusion": "mean", "layers": len(recorder.steps)},
+        settings={"target": kinds(token_targets(generation)), "head_fusion": "mean", "layers": len(recorder.steps)},
     )
 
 

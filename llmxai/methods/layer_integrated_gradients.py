@@ -23,7 +23,7 @@ from llmxai.methods._path import Path, make_path
 from llmxai.methods._quadrature import ORDER
 from llmxai.methods._refine import Integral, Progress, integrate_adaptively, integrate_fixed
 from llmxai.methods._registry import method
-from llmxai.methods._targets import Target, token_targets
+from llmxai.methods._targets import Target, kinds, token_targets
 from llmxai.methods._vjp import ChunkSize, path_function
 from llmxai.models import LoadedModel, checkpointed, in_dtype
 from llmxai.models.seams import undisturbed
@@ -122,7 +122,7 @@ def layer_integrated_gradients(
             parts.append(part)
     whole = _joined(parts, groups)
     settings = {
-        "target": targets[0].kind,
+        "target": kinds(targets),
         "features": features,
         "held": held_positions(path),
         "baseline": baseline if isinstance(baseline, str) else "tensor",

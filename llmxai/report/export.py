@@ -68,7 +68,9 @@ def _tokens_or_sources(folders: list[Path], *, table: str) -> Columns:
 def _token(target: Mapping[str, Any]) -> dict[str, Any]:
     referee = target["referee"] or {}
     return {
-        **{key: target[key] for key in (*FLAT, *CERTIFICATE)},
+        **{key: target[key] for key in FLAT},
+        "foil": target["foil"] and target["foil"]["text"],
+        **{key: target[key] for key in CERTIFICATE},
         **{f"agreement.{key}": value for key, value in target["agreement"].items()},
         **{f"rollout.{key}": value for key, value in target["rollout"].items()},
         **{f"agreement_variant.{key}": value for key, value in target["agreement_variant"].items()},
@@ -89,6 +91,7 @@ def _sources(document: Mapping[str, Any], target: Mapping[str, Any]) -> list[dic
             rows.append(
                 {
                     "target": target["text"],
+                    "foil": target["foil"] and target["foil"]["text"],
                     "status": target["status"],
                     "method": method,
                     "place": place,

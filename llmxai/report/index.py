@@ -110,11 +110,16 @@ def _sentences(rows: Sequence[RunRow]) -> tuple[str, ...]:
     contradicted = sum(row.disagree > 0 for row in rows)
     said = [f"{_records(explained)} explained, {failed} failed."]
     if explained:
+        doubt = _that(contradicted, "holds", "hold"), _that(unread, "holds", "hold")
         said.append(
-            f"In {_records(clean)} every token has the status “agree”; {contradicted} hold at least one token on which "
-            f"the methods contradict each other, and {unread} at least one whose gradient values must not be read."
+            f"{_that(clean, 'has', 'have')} the status “agree” for every token. {doubt[0]} a token on which the "
+            f"methods contradict each other. {doubt[1]} a token whose gradient values must not be read."
         )
     return tuple(said)
+
+
+def _that(count: int, one: str, several: str) -> str:
+    return f"{_records(count) if count else 'No record'} {one if count < 2 else several}"
 
 
 def _records(count: int) -> str:

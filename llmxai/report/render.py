@@ -196,7 +196,9 @@ def _target(target: Target) -> dict[str, Any]:
         name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
         for name, value in asdict(target).items()
     }
-    return {**figures, "judged": _text(target.judged), "probability": float(f"{target.probability:.{DIGITS}g}")}
+    contrast = target.contrast and [_text(target.contrast.token), _text(target.contrast.foil)]
+    told = {"judged": _text(target.judged), "contrast": contrast}
+    return {**figures, **told, "probability": float(f"{target.probability:.{DIGITS}g}")}
 
 
 def _text(text: Text) -> str | list[str | list[str]]:

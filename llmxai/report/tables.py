@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmxai.names import Status
+from llmxai.report.contrast import Contrast, build_contrast
 from llmxai.report.dilution import is_diluted
 from llmxai.report.removal import Removal, build_referee, build_removal
 from llmxai.report.verdict import STATUS_TEXT
@@ -105,6 +106,7 @@ class Row:
 
     number: int
     text: Text
+    contrast: Contrast | None
     probability: str
     rank: int
     status: str
@@ -184,6 +186,7 @@ def _row(
     return Row(
         number=number,
         text=label(target["text"]),
+        contrast=build_contrast(target),
         probability=percent(math.exp(target["replayed_logprob"])),
         rank=target["rank"],
         status=target["status"],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
+from llmxai.report.contrast import Contrast, build_contrast
 from llmxai.report.dilution import is_diluted
 from llmxai.report.removal import Referee, Removal, build_referee, build_removal, covered
 from llmxai.report.visible import Text, label, plain, visible
@@ -80,6 +81,8 @@ class Target:
     """The token whose status the unit carries; the agreement figures are that token's too."""
     diluted: bool
     """Whether plain rollout cannot be read for one of its tokens; the status may say something worse."""
+    contrast: Contrast | None
+    """For the one of its tokens that has a foil."""
     joined: int
     """Tokens in the unit. Log-probs, F, gaps and tolerances are sums over them; rollout figures are means."""
     logprob: float
@@ -223,6 +226,7 @@ def _figures(
         "reason": plain(visible(worst["reason"])),
         "judged": label(worst["text"]),
         "diluted": any(is_diluted(target, settings) for target in own),
+        "contrast": next((each for target in own if (each := build_contrast(target)) is not None), None),
         "joined": len(own),
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
         "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
+from llmxai.report.contrast import Contrast, build_contrast
 from llmxai.report.dilution import is_diluted
 from llmxai.report.removal import count_referee
 from llmxai.report.visible import Text, label, shorten, visible
@@ -80,6 +81,8 @@ class Verdict:
     """The same by removal of one part at a time; empty where the referee was not asked."""
     counts: tuple[StatusCount, ...]
     n_tokens: int
+    contrast: Contrast | None
+    """The token that has a foil, with it."""
     sentences: tuple[str, ...]
     not_proof: str
 
@@ -94,6 +97,7 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         removed_sources=_removed_sources(explanation, maps),
         counts=_counts(explanation["targets"]),
         n_tokens=len(explanation["targets"]),
+        contrast=next(filter(None, map(build_contrast, explanation["targets"])), None),
         sentences=(*_chosen(explanation), *_sentences(explanation["targets"], explanation["settings"])),
         not_proof=NOT_PROOF,
     )

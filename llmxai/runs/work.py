@@ -103,6 +103,7 @@ class Worker:
             row.prompt,
             messages=row.messages,
             response=row.response,
+            foil=row.foil,
             decoding=self._decoding,
             features=settings.features,
             baseline=settings.baseline,
@@ -146,7 +147,8 @@ def _evidence(draft: Draft | None) -> dict[str, Any]:
 def request_of(row: Row) -> dict[str, Any]:
     """What is asked, as records and explanations hold it."""
     asked: dict[str, Any] = {"prompt": row.prompt} if row.messages is None else {"messages": list(row.messages)}
-    return asked if row.response is None else asked | {"response": row.response}
+    more = {"response": row.response, "foil": row.foil}
+    return asked | {name: text for name, text in more.items() if text is not None}
 
 
 def _bench(loaded: LoadedModel, settings: EvaluateSettings) -> Bench:

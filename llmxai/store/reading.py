@@ -41,9 +41,10 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with what it lacks, empty: /1 had no variant, no referee and no curve, /2 at first no refusals and
-    no comparison of a quantised model with full precision."""
+    """A document with what it lacks, empty: /1 had no variant, no referee and no curve, /2 at first no refusals, no
+    comparison of a quantised model with full precision and no foil."""
     document = {"refusals": {}, "full_precision": None, **document}
+    document["targets"] = [{"foil": None, **target} for target in document["targets"]]
     if "variant" in document:
         return document
     targets = [

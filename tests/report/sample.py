@@ -278,11 +278,12 @@ HOSTILE = (
 
 
 def hostile() -> Sample:
-    """Every hostile text as a prompt token, as an answer token, and in settings, reasons and warnings."""
+    """Every hostile text as a prompt token, as an answer token, and in settings, reasons, warnings and a foil."""
     document, maps = sample(("<s>", *HOSTILE), HOSTILE, statuses=["disagree"] * len(HOSTILE))
     document["settings"]["baseline"] = HOSTILE[0]
     document["environment"] = {**ENVIRONMENT, "model": {"name": HOSTILE[0], "digest": "\u202e00"}}
     document["targets"][0]["reason"] = HOSTILE[0]
+    document["targets"][1]["foil"] = {"id": 0, "text": HOSTILE[0] + "\u202e"}
     document["variant"] = {"method": HOSTILE[0], "source": HOSTILE[1], "settings": {"a": HOSTILE[4]}}
     document["ablations"]["operator"] = HOSTILE[4]
     document["targets"][0]["referee"]["scores"][HOSTILE[0] + "\u202e"] = {"lds": 0.1, "leave_one_out": None}

@@ -232,6 +232,25 @@ def test_removal_the_referee_and_the_curve(open_page: Open) -> None:
     assert {"Par", "is"} <= set(page.locator("#given .source").all_inner_texts())  # one part, two tokens
 
 
+def test_a_word_against_another(open_page: Open) -> None:
+    document, maps = chat()
+    document["targets"][3]["foil"] = {"id": 7, "text": " روما"}
+    page = open_page((document, maps))
+    said = "The token “Par” is explained as a contrast with “روما”, its foil"
+    quotes = "e => [...e.childNodes].map(n => n.className === 'quoted' ? `“${n.innerText}”` : n.textContent).join('')"
+    assert said in page.locator("#verdict ~ p", has_text="contrast").evaluate(quotes)
+    panel = page.locator("#panel")
+    page.get_by_role("button", name="Paris, unconverged").click()  # the word that the token belongs to
+    assert said in panel.locator("p.note", has_text="contrast").evaluate(quotes)
+    assert "nats that the lead over the foil falls" in panel.inner_text()
+    page.get_by_role("button", name="def, disagree").click()
+    assert "contrast" not in panel.inner_text()
+    assert "nats that the log-probability falls" in panel.inner_text()
+    row = page.locator("#every table.wide tbody tr").nth(3)
+    assert row.locator("th").inner_text() == "Par and not روما"
+    look(page, "explanation-contrast")
+
+
 def test_no_referee_no_bars_of_removal(open_page: Open) -> None:
     page = open_page(sample(["<s>", " a"], [" b"], referee=False))
     assert page.get_by_role("radio", name="removal").count() == 0

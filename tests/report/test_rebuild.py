@@ -153,7 +153,9 @@ def test_the_index_in_words() -> None:
     view = build_index(rows, name="x\u202ey")
     assert view.title == "Run x[RLO]y: 3 records"
     assert view.sentences[0] == "2 records explained, 1 failed."
-    assert view.sentences[1].startswith("In 1 record every token has the status “agree”; 1 hold")
+    assert view.sentences[1].startswith(
+        "1 record has the status “agree” for every token. 1 record holds a token on which the methods contradict"
+    )
     assert [row.href for row in view.rows] == ["records/a/report.html", "records/b/report.html", None]
     assert plain(view.rows[2].answer) == "boom"
     assert build_index(rows, name="x", pages=frozenset({"b"})).rows[0].href is None

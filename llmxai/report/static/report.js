@@ -20,6 +20,7 @@
   };
   // A text is a string, or a list of strings and of [mark]
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
+  const quoted = (text) => make("bdi", { class: "quoted" }, ...pieces(text));
   /** A part of the panel that is folded away, and made when its heading is pressed or it is opened in another way ("toggle"
    *  comes a moment after the opening, when an empty part would have been seen); what was open for the last word is open for
    *  this one. */
@@ -277,7 +278,7 @@
 
   function removal(target) {
     if (!data.removal) return [];
-    return [make("section", { "aria-label": "Sources by removal" }, make("h4", {}, "Removal of one part"), make("p", { class: "unit-note" }, `nats that the log-probability falls when the part is ${data.removal.operator} · share`),
+    return [make("section", { "aria-label": "Sources by removal" }, make("h4", {}, "Removal of one part"), make("p", { class: "unit-note" }, `nats that ${target.contrast ? "the lead over the foil" : "the log-probability"} falls when the part is ${data.removal.operator} · share`),
       ...bars(target.removal, { scale: data.scale.removal, signed: true, named: partName, share: (value) => target.removal_total ? Math.abs(value) / target.removal_total : 0 }))];
   }
 
@@ -312,11 +313,12 @@
 
   function fill(target) {
     const own = level().units[state.shown], meaning = data.statuses[target.status];
-    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are added up over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, make("bdi", { class: "quoted" }, ...pieces(target.judged)), ", the most doubtful one.")] : [];
+    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are added up over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ", the most doubtful one.")] : [];
+    const against = target.contrast ? [make("p", { class: "note" }, "The token ", quoted(target.contrast[0]), " is explained as a contrast with ", quoted(target.contrast[1]), ", its foil: positive values speak for the token, negative ones for the foil, in nats of the token’s log-probability minus the foil’s.")] : [];
     const figures = folded("figures", "All figures of this word", () => [make("div", { class: "pair" }, certainty(target), attention(target), agreement(target))]);
     panel.replaceChildren(
-      make("h3", { id: "panel-head" }, make("bdi", { class: "quoted" }, ...pieces(own[3])), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)),
-      make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...joined,
+      make("h3", { id: "panel-head" }, quoted(own[3]), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)),
+      make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...against, ...joined,
       make("div", { class: "pair" },
         make("section", { "aria-label": "Sources by integrated gradients", class: target.status === "unconverged" ? "doubtful" : "" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
           ...doubt(target.status === "unconverged", "unconverged"),
