@@ -102,8 +102,7 @@ def explain(
         tokens = _encode(model, asked)
         report("generating", 0, 1)
         generation = _answer(model, tokens, response, decoding)
-    if foil is not None:
-        generation = against(model, generation, foil=foil)
+    generation = generation if foil is None else against(model, generation, foil=foil)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
     if compute is None:

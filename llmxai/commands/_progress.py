@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -64,13 +65,18 @@ def _words(news: News) -> str:
     rows, targets, left = rates["rows_per_second"], rates["targets_per_second"], rates["seconds_left"]
     words = [f"engine {news.engine}"]
     if rows:
-        words.append(f"{rows:.1f} rows/s" if rows >= 1 else f"{1 / rows:.1f} s/row")
-        words.append(f"{news.tokens} tokens")
-        words.append(f"{targets or 0:.1f} targets/s")
+        words += [_pace(rows, "row"), f"{news.tokens} tokens"]
+    if targets:
+        words.append(_pace(targets, "target"))
     words.append(f"{news.failed} failed")
     if left is not None:
-        words.append(f"{left:.0f} s left")
+        words.append(f"{timedelta(seconds=round(left))} left")
     return ", ".join(words)
+
+
+def _pace(rate: float, what: str) -> str:
+    """So many a second or, where they are slower, seconds for one."""
+    return f"{rate:.1f} {what}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{what}"
 
 
 class _Bar:

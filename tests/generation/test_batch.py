@@ -157,7 +157,7 @@ def test_other_kinds_are_explained_too(loaded: LoadedModel) -> None:
 
 def test_many_take_every_option_of_one() -> None:
     one, many = (dict(inspect.signature(f).parameters) for f in (explain, explain_many))
-    for name in ("prompt", "messages", "response", "generation"):
+    for name in ("prompt", "messages", "response", "foil", "generation"):
         one.pop(name)
     for name in ("prompts", "batch_size"):
         many.pop(name)

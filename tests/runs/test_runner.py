@@ -17,6 +17,7 @@ import pytest
 import torch
 from settings import FAILS, N, make_recipe
 
+from llmxai.commands._progress import _words
 from llmxai.errors import ModelLoadError, OutputError
 from llmxai.evaluation import Row
 from llmxai.evidence import Draft, EvidenceLog, open_log, verify
@@ -34,6 +35,7 @@ from llmxai.runs.jobs import Job, Window
 from llmxai.runs.ledger import Ledger, write_json
 from llmxai.runs.pages import best_of
 from llmxai.runs.tables import tabulate
+from llmxai.store import read_folder
 
 
 @pytest.fixture(scope="module")
@@ -403,6 +405,36 @@ def test_progress_counts_rows(data: Path, model_folder: Path, tmp_path: Path) ->
     rows = [news for news in told if news.stage == "rows"]
     assert [(news.rows, news.total, news.failed, news.fresh) for news in rows] == [(1, 2, 0, 1), (2, 2, 0, 2)]
     assert rows[1].tokens > rows[0].tokens > rows[0].targets > 0
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"rows": 5, "total": 30, "fresh": 5, "tokens": 374, "targets": 10, "seconds": 160.0},
+         "engine local, 32.0 s/row, 374 tokens, 16.0 s/target, 0 failed, 0:13:20 left"),
+        ({"rows": 50, "fresh": 40, "tokens": 374, "targets": 80, "seconds": 16.0, "failed": 2, "engine": "ray"},
+         "engine ray, 2.5 rows/s, 374 tokens, 5.0 targets/s, 2 failed"),
+        ({"rows": 1, "total": 2, "fresh": 1, "tokens": 9, "seconds": 2.0, "failed": 1},
+         "engine local, 2.0 s/row, 9 tokens, 1 failed, 0:00:02 left"),
+        ({"rows": 7, "total": 9}, "engine local, 0 failed"),
+    ],
+)  # fmt: skip
+def test_progress_in_words(figures: dict[str, Any], words: str) -> None:
+    assert _words(News("rows", **figures)) == words
+
+
+def test_a_rows_foil_is_explained_as_it_is_evaluated(data: Path, model_folder: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(model_folder)
+    limited = [{**recipe.data[0].model_dump(), "limit": 2, "foil": " Berlin"}]
+    outcome = run_recipe(make_recipe(model_folder, data=limited), tmp_path / "run", root=data)
+    assert (outcome.ok, outcome.failed) == (2, 0)
+    table = pq.read_table(tmp_path / "run" / "rows.parquet").to_pylist()
+    for row in table:
+        document, _ = read_folder(tmp_path / "run" / "records" / row["id"])
+        first = document["targets"][0]
+        assert first["foil"]["text"].startswith(" ")
+        assert first["f_input"] == pytest.approx(row["target_f"], abs=1e-4)
+        assert document["generation"]["request"]["foil"] == " Berlin"
 
 
 def test_folders_that_are_left_alone(run: Path, data: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
 
 
 TARGET_KEYS = (
-    "position id text logprob replayed_logprob rank status reason gap local_error tolerance nodes f_input f_baseline "
-    "net converged agreement agreement_variant rollout rollout_variant curve referee sources"
+    "position id text foil logprob replayed_logprob rank status reason gap local_error tolerance nodes f_input "
+    "f_baseline net converged agreement agreement_variant rollout rollout_variant curve referee sources"
 )
 AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
