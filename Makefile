@@ -98,10 +98,10 @@ eval-smoke: setup ## evaluate a few methods on four questions, in minutes; print
 eval-standard: setup ## evaluate the usual methods on every suite of the embedded model, explanations included (about an hour)
 	$(BIN)/llmxai run standard --out $(or $(EVAL_OUT),runs/eval-standard)
 
-eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded model (hours on 2 cores)
+eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded model (40 minutes of one fast core, hours of a slow one)
 	$(BIN)/llmxai run faithfulness --out $(or $(EVAL_OUT),runs/eval-faithfulness)
 
-eval-planted: setup ## evaluate on known sources: a linear model, a trained one, then the embedded model (hours on 2 cores)
+eval-planted: setup ## evaluate on known sources: a linear model, a trained one, then the embedded model (from 10 minutes to an hour)
 	$(BIN)/llmxai run closed_form --out $(or $(EVAL_OUT),runs/eval-planted)/closed_form
 	$(BIN)/llmxai run marker --out $(or $(EVAL_OUT),runs/eval-planted)/marker
 	$(BIN)/llmxai run planted --out $(or $(EVAL_OUT),runs/eval-planted)/smollm2
