@@ -84,6 +84,10 @@ class Generation:
     def n_targets(self) -> int:
         return len(self.ids) - self.prompt_len
 
+    def foil_of(self, t: int) -> Foil | None:
+        """The foil of generated token `t`, or None."""
+        return self.foil if self.foil is not None and self.foil.t == t else None
+
     @property
     def generated_ids(self) -> tuple[int, ...]:
         return self.ids[self.prompt_len :]

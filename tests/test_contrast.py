@@ -162,7 +162,7 @@ def test_on_the_command_line(run: Callable[..., Ended], model_folder: Path, tmp_
     refused = run(*asked, "--foil", ANSWER, "--out", tmp_path / "other")
     assert refused.code == 2
     assert "does not differ from the answer" in refused.err
-    record = only(tmp_path / "other.evidence" if not (tmp_path / "other").exists() else tmp_path / "other").body
+    record = only(tmp_path / "other").body
     assert record["kind"] == "refusal"
     assert set(record["digests"]) >= {"input", "foil", "error"}
 

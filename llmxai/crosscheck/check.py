@@ -61,7 +61,7 @@ def cross_check(
                 variant_name=variant.method,
                 verdict=ruled[t],
                 rule=rule,
-                falls="log-prob" if generation.foil is None or generation.foil.t != t else "lead over the foil",
+                falls="log-prob" if generation.foil_of(t) is None else "lead over the foil",
             )
         checks.append(
             CrossCheck(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from llmxai.errors import PromptError
 from llmxai.generation.classify import class_number, label_names
 from llmxai.generation.prompt import require_text
-from llmxai.generation.words import token_texts
+from llmxai.generation.words import WINDOW, token_texts
 from llmxai.models import Kind, LoadedModel
 from llmxai.types import Foil, Generation
 
@@ -57,9 +57,10 @@ def _encoded(loaded: LoadedModel, generation: Generation, foil: str) -> tuple[li
     """
     answer = "".join(generation.texts[generation.prompt_len :])
     wanted = answer[: len(answer) - len(answer.lstrip())] + foil.lstrip()
-    before = generation.ids[generation.source_len : generation.prompt_len]
-    spellings = []
+    before = generation.ids[generation.source_len : generation.prompt_len][-WINDOW:]
     for text in (wanted, foil.lstrip(), foil):
         ids = list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
-        spellings.append((ids, token_texts(loaded.tokenizer, (*before, *ids))[len(before) :]))
-    return next((one for one in spellings if "".join(one[1]) == wanted), spellings[-1])
+        texts = token_texts(loaded.tokenizer, (*before, *ids))[len(before) :]
+        if "".join(texts) == wanted:
+            break
+    return ids, texts

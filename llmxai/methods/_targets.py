@@ -41,10 +41,9 @@ class Target:
 
 def token_targets(generation: Generation, *, kind: Kind = "logprob") -> tuple[Target, ...]:
     """One target a generated token; the one that has a foil as a contrast with it."""
-    foil = generation.foil
     return tuple(
         contrast_target(generation, t=t, foil=foil.id)
-        if foil is not None and foil.t == t
+        if (foil := generation.foil_of(t)) is not None
         else Target(kind=kind, positions=(predicting_position(generation.prompt_len, t),), ids=(token,))
         for t, token in enumerate(generation.generated_ids)
     )

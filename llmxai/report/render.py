@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from llmxai.report.contrast import Contrast
 from llmxai.report.index import IndexRow, IndexView
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, Target
 from llmxai.report.verdict import STATUS_TEXT
@@ -170,6 +171,7 @@ def page_data(view: ReportView) -> dict[str, Any]:
         },
         "refused": _text(view.refused) if view.refused else None,
         "variant": view.variant,
+        "contrast": Contrast.SENTENCE,
         "removal": view.removal
         and {
             "parts": [[_text(part), plain(part)] for part in view.removal.parts],

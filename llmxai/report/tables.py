@@ -186,7 +186,7 @@ def _row(
     return Row(
         number=number,
         text=label(target["text"]),
-        contrast=build_contrast(target),
+        contrast=build_contrast([target]),
         probability=percent(math.exp(target["replayed_logprob"])),
         rank=target["rank"],
         status=target["status"],

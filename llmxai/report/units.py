@@ -226,7 +226,7 @@ def _figures(
         "reason": plain(visible(worst["reason"])),
         "judged": label(worst["text"]),
         "diluted": any(is_diluted(target, settings) for target in own),
-        "contrast": next((each for target in own if (each := build_contrast(target)) is not None), None),
+        "contrast": build_contrast(own),
         "joined": len(own),
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
         "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,

@@ -97,7 +97,7 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         removed_sources=_removed_sources(explanation, maps),
         counts=_counts(explanation["targets"]),
         n_tokens=len(explanation["targets"]),
-        contrast=next(filter(None, map(build_contrast, explanation["targets"])), None),
+        contrast=build_contrast(explanation["targets"]),
         sentences=(*_chosen(explanation), *_sentences(explanation["targets"], explanation["settings"])),
         not_proof=NOT_PROOF,
     )

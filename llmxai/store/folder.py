@@ -20,7 +20,7 @@ from llmxai.errors import NonFiniteError, OutputError
 from llmxai.store.precision import full_precision_of
 from llmxai.store.reading import SCHEMA
 from llmxai.store.warnings import refusals_of, warnings_of
-from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Generation, Rollout, Verdict
+from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Rollout, Verdict
 
 TOP_SOURCES = 20
 FILES = ("report.html", "explanation.json", "maps.safetensors")
@@ -118,12 +118,12 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
     generation, attribution = explanation.generation, explanation.attribution
     check, position = explanation.checks[t], explanation.generation.prompt_len + t
     f_input, f_baseline = float(attribution.f_input[t]), float(attribution.f_baseline[t])
-    features = attribution.features[t].numpy()
+    features, foil = attribution.features[t].numpy(), generation.foil_of(t)
     return {
         "position": position,
         "id": generation.ids[position],
         "text": generation.texts[position],
-        "foil": _foil(generation, t),
+        "foil": None if foil is None else {"id": foil.id, "text": foil.text},
         "logprob": None if generation.logprobs is None else generation.logprobs[t],
         "replayed_logprob": explanation.replay.logprobs[t],
         "rank": explanation.replay.ranks[t],
@@ -150,11 +150,6 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
             "leave_one_out": _unit_sources(explanation.ablations, t),
         },
     }
-
-
-def _foil(generation: Generation, t: int) -> dict[str, Any] | None:
-    foil = generation.foil
-    return None if foil is None or foil.t != t else {"id": foil.id, "text": foil.text}
 
 
 def _rolled_sources(rollout: Rollout, t: int, features: np.ndarray) -> list[dict[str, Any]]:

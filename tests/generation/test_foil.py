@@ -43,21 +43,21 @@ def token(loaded: LoadedModel, text: str) -> int:
         ("  Rome", " Paris", " Rome"),
         (" Paris, and red", " Rome", " red"),
         (" Paris and", ",", " and"),
-        (" Paris, and Rome, and", None, None),  # what it adds has no counterpart
     ],
 )
 def test_the_first_token_that_differs(
-    tiny_llama: LoadedModel, generation: Generation, foil: str, own: str | None, other: str | None
+    tiny_llama: LoadedModel, generation: Generation, foil: str, own: str, other: str
 ) -> None:
-    if own is None or other is None:
-        with pytest.raises(PromptError, match="does not differ from the answer"):
-            against(tiny_llama, generation, foil=foil)
-        return
     found = against(tiny_llama, generation, foil=foil)
     assert found.foil == Foil(t=said(generation).index(own), id=token(tiny_llama, other), text=other)
     assert found.request == {**generation.request, "foil": foil}
     assert found.ids == generation.ids
     assert generation.foil is None
+
+
+def test_what_a_foil_adds_has_no_counterpart(tiny_llama: LoadedModel, generation: Generation) -> None:
+    with pytest.raises(PromptError, match="does not differ from the answer"):
+        against(tiny_llama, generation, foil=" Paris, and Rome, and")
 
 
 def test_the_end_may_be_the_foil_and_half_a_character(tiny_llama: LoadedModel, generation: Generation) -> None:

@@ -96,8 +96,8 @@ def long_page() -> str:
 
 def move(page: Page, fragment: str) -> None:
     """Change the address after the `#`, and wait until the page has been told."""
-    told = "to => new Promise(told => { addEventListener('hashchange', told, { once: true }); location.hash = to })"
-    page.evaluate(f"async to => {{ await ({told})(to) }}", fragment)
+    told = "addEventListener('hashchange', () => told(), { once: true })"
+    page.evaluate(f"to => new Promise(told => {{ {told}; location.hash = to }})", fragment)
 
 
 def look(page: Page, state: str) -> None:

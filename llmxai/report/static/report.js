@@ -314,7 +314,8 @@
   function fill(target) {
     const own = level().units[state.shown], meaning = data.statuses[target.status];
     const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are added up over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ", the most doubtful one.")] : [];
-    const against = target.contrast ? [make("p", { class: "note" }, "The token ", quoted(target.contrast[0]), " is explained as a contrast with ", quoted(target.contrast[1]), ", its foil: positive values speak for the token, negative ones for the foil, in nats of the token’s log-probability minus the foil’s.")] : [];
+    const [before, between, after] = data.contrast, [token, foil] = target.contrast ?? [];
+    const against = target.contrast ? [make("p", { class: "note" }, before, quoted(token), between, quoted(foil), after)] : [];
     const figures = folded("figures", "All figures of this word", () => [make("div", { class: "pair" }, certainty(target), attention(target), agreement(target))]);
     panel.replaceChildren(
       make("h3", { id: "panel-head" }, quoted(own[3]), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)),
