@@ -31,13 +31,13 @@ from questions import FAMILIES, Question, make_question  # noqa: E402
 
 from llmxai import LoadedModel, attention_rollout, layer_integrated_gradients, load  # noqa: E402
 from llmxai.crosscheck import RULE, cross_check, dilutions, missed, sources_of, unit_sums, why_diluted  # noqa: E402
-from llmxai.generation import encode_messages, given  # noqa: E402
-from llmxai.methods import BEST_EVIDENCED, METHODS, Ablation, ablate, token_targets  # noqa: E402
-from llmxai.methods._path import moving_tokens  # noqa: E402
-from llmxai.methods._removal import CHUNK_TOKENS, f_of_masks  # noqa: E402
-from llmxai.methods._vjp import ChunkSize  # noqa: E402
+from llmxai.generation import encode_messages, force_response  # noqa: E402
+from llmxai.methods import BEST_EVIDENCED, METHODS, Removal, measure_effects, token_targets  # noqa: E402
+from llmxai.methods.features import moving_tokens  # noqa: E402
+from llmxai.methods.perturbation.removal import CHUNK_TOKENS, f_of_masks  # noqa: E402
+from llmxai.models.memory import ChunkSize  # noqa: E402
 from llmxai.names import Status  # noqa: E402
-from llmxai.types import Ablations, CrossCheck, Dilution, Generation, Rollout, predicting_position  # noqa: E402
+from llmxai.types import CrossCheck, Dilution, Effects, Generation, Rollout, predicting_position  # noqa: E402
 
 TOP = 5
 LEAST_PROBABILITY = 0.1
@@ -85,7 +85,7 @@ def samples_of(
 ) -> list[Sample]:
     """A sample for each target in `sources`, which gives the positions of its source."""
     rollout = attention_rollout(loaded, generation)
-    ablations = ablate(loaded, generation, ablation=Ablation(subsets=0, units="token" if gradients else "auto"))
+    ablations = measure_effects(loaded, generation, ablation=Removal(subsets=0, units="token" if gradients else "auto"))
     rolled = unit_sums(rollout.rows, ablations.units)
     checks = checked(loaded, generation, rollout, ablations) if gradients else None
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
@@ -116,7 +116,7 @@ def samples_of(
 
 
 def checked(
-    loaded: LoadedModel, generation: Generation, rollout: Rollout, ablations: Ablations
+    loaded: LoadedModel, generation: Generation, rollout: Rollout, ablations: Effects
 ) -> tuple[CrossCheck, ...]:
     """The whole cross-check of a small model."""
     gradients = layer_integrated_gradients(loaded, generation, baseline=NEUTRAL_ITEM)
@@ -148,7 +148,7 @@ def real_samples(loaded: LoadedModel, *, questions: int) -> list[Sample]:
 def locate(loaded: LoadedModel, question: Question) -> tuple[Generation, dict[int, list[int]]]:
     """The question as ids, and for each token of the answer's value where the same token stands in its fact."""
     tokens = encode_messages(loaded, [{"role": "user", "content": question.prompt}])
-    generation = given(loaded, tokens, response=question.response)
+    generation = force_response(loaded, tokens, response=question.response)
     starts = np.cumsum([0, *map(len, generation.texts)])
     text = "".join(generation.texts)
     prompt_end = int(starts[generation.prompt_len])

@@ -21,10 +21,10 @@ from scipy.interpolate import CubicSpline
 from llmxai import Decoding, load
 from llmxai.generation import encode_messages, generate
 from llmxai.methods import Tolerance, token_targets
-from llmxai.methods._path import make_path
-from llmxai.methods._quadrature import gauss_legendre
-from llmxai.methods._vjp import ChunkSize, path_function
-from llmxai.models.seams import undisturbed
+from llmxai.methods.gradients.path_gradients import make_path, path_function
+from llmxai.methods.gradients.quadrature import gauss_legendre
+from llmxai.models.forward import frozen_eval
+from llmxai.models.memory import ChunkSize
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs" / "convergence"
@@ -44,7 +44,7 @@ def curves(name: str, prompts: Sequence[dict], *, features: str, baseline: str) 
     for prompt in missing:
         tokens = encode_messages(loaded, prompt["messages"])
         generation = generate(loaded, tokens, decoding=Decoding(max_new_tokens=prompt["max_new_tokens"]))
-        with undisturbed(loaded.model):
+        with frozen_eval(loaded.model):
             line = make_path(loaded, generation, features=features, baseline=baseline)
             function = path_function(loaded, line, token_targets(generation), size=ChunkSize(1024))
             values = function.values(GRID.tolist()).numpy()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from llmxai.evidence import Kind, Record, append, open_log, verify
-from llmxai.evidence.ids import new_id
-from llmxai.evidence.sign import utc_now
-from llmxai.evidence.tool import this_tool
+from llmxai.environment import this_tool
+from llmxai.evidence import Record, RecordKind, append, open_log, verify
+from llmxai.evidence.recorder import new_id
+from llmxai.evidence.sealing import utc_now
 
 HERE = Path(__file__).parent
 TEXTS = {"input": "Which city is the capital of France?", "output": "Paris.", "input_ids": "[1,2,3]"}
@@ -26,7 +26,7 @@ SINGLE = 1000
 
 def make_record() -> Record:
     now = utc_now()
-    return Record(new_id(), Kind.EXPLANATION, "recipe", now, now, this_tool(), input_tokens=40, output_tokens=1)
+    return Record(new_id(), RecordKind.EXPLANATION, "recipe", now, now, this_tool(), input_tokens=40, output_tokens=1)
 
 
 def measure(n: int, folder: Path) -> dict[str, float]:

@@ -50,15 +50,15 @@ def measure(
     disk: bool = False,
 ) -> dict[str, int]:
     from llmxai import Compute, attention_rollout, layer_integrated_gradients, load
-    from llmxai.generation import encode_prompt, given
-    from llmxai.models.planner import plan_for, working_of
+    from llmxai.generation import encode_prompt, force_response
+    from llmxai.models.memory import plan_for, working_of
     from llmxai.types import Generation
 
     loaded = load("smollm2", dtype=dtype, quantize=quantize, device_map=on_disk() if disk else None)
     ids = loaded.tokenizer("The capital of France is Paris. " * 100, add_special_tokens=False)["input_ids"]
     text = loaded.tokenizer.decode(ids[: tokens - targets])
     answer = loaded.tokenizer.decode(ids[tokens - targets : tokens])
-    generation = given(loaded, encode_prompt(loaded, text), response=answer)
+    generation = force_response(loaded, encode_prompt(loaded, text), response=answer)
     nodes = max(1, chunk_tokens // len(generation.ids))
     compute = Compute(chunk_tokens=chunk_tokens, checkpoint=checkpoint)
 
@@ -69,7 +69,9 @@ def measure(
     for parameter in loaded.model.parameters():  # out of the mapped file, so that all that is mapped comes from disk
         if parameter.device.type != "meta":
             parameter.data = parameter.data.clone()
-    work(given(loaded, encode_prompt(loaded, "Hello there"), response=" you"), 1)  # code that is loaded on first use
+    work(
+        force_response(loaded, encode_prompt(loaded, "Hello there"), response=" you"), 1
+    )  # code that is loaded on first use
     with peak(mapped=disk) as grown:
         work(generation, nodes)
     plan = plan_for(loaded.model, tokens=len(generation.ids), targets=generation.n_targets)

@@ -31,9 +31,9 @@ sys.path.insert(0, str(HERE.parent / "tests"))  # the planted questions are also
 from questions import FAMILIES, Question, make_question  # noqa: E402
 
 from llmxai import LoadedModel, load  # noqa: E402
-from llmxai.generation import encode_messages, encode_prompt, given  # noqa: E402
-from llmxai.methods import METHODS, Ablation, leave_one_out, variant_names  # noqa: E402
-from llmxai.methods._path import moving_tokens  # noqa: E402
+from llmxai.generation import encode_messages, encode_prompt, force_response  # noqa: E402
+from llmxai.methods import METHODS, Removal, leave_one_out, variant_names  # noqa: E402
+from llmxai.methods.features import moving_tokens  # noqa: E402
 from llmxai.types import Generation, predicting_position  # noqa: E402
 
 TARGETS = 32
@@ -45,7 +45,7 @@ TOP = 5
 def long_generation(loaded: LoadedModel, tokens: int) -> Generation:
     """`tokens` tokens, the last `TARGETS` of them the answer."""
     text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(30))
-    short = given(loaded, encode_prompt(loaded, text), response="Shelf 31.")
+    short = force_response(loaded, encode_prompt(loaded, text), response="Shelf 31.")
     whole = [i % short.prompt_len for i in range(tokens)]  # the same list of items again and again
     return Generation(
         ids=tuple(short.ids[i] for i in whole),
@@ -111,7 +111,7 @@ def lengths_table(lengths: Sequence[int], weighted: Sequence[int]) -> list[str]:
 def ask(loaded: LoadedModel, question: Question) -> tuple[Generation, int, list[int]]:
     """The given answer, the target that says the value, and the prompt tokens where the fact states it."""
     tokens = encode_messages(loaded, [{"role": "user", "content": question.prompt}])
-    generation = given(loaded, tokens, response=question.response)
+    generation = force_response(loaded, tokens, response=question.response)
     ends = np.cumsum([len(text) for text in generation.texts])
     whole = "".join(generation.texts)
     fact = whole.index(question.fact)
@@ -133,7 +133,7 @@ def variants_table(loaded: LoadedModel, questions: Sequence[Question]) -> list[s
         moving = moving_tokens(generation, features="content")[: generation.prompt_len]
         features = np.array([i for i in range(generation.prompt_len) if moving[i] and i <= position])
         start = time.perf_counter()
-        drops = leave_one_out(loaded, generation, ablation=Ablation(subsets=0, units="token"))
+        drops = leave_one_out(loaded, generation, ablation=Removal(subsets=0, units="token"))
         seconds = time.perf_counter() - start
         drop = {unit[0]: float(value) for unit, value in zip(drops.units, drops.drop[target], strict=True)}
         lost = np.array([abs(drop.get(int(i), 0.0)) for i in features])

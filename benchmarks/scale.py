@@ -37,13 +37,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llmxai.evaluation import Row
 from llmxai.evidence import open_log
 from llmxai.evidence.reading import read_log
-from llmxai.runs import News, Recipe, run_recipe
-from llmxai.runs.clerk import Clerk
+from llmxai.runs import Recipe, RunProgress, run_recipe
 from llmxai.runs.engines import load_for
-from llmxai.runs.jobs import ROWS_A_WORKER, WINDOW, Job, Plan, Window, pack
 from llmxai.runs.ledger import Ledger
-from llmxai.runs.processes import Processes
-from llmxai.runs.work import Worker
+from llmxai.runs.scheduling import ROWS_A_WORKER, WINDOW, Job, Plan, Processes, Window, pack
+from llmxai.runs.worker import Worker
+from llmxai.runs.writer import RunWriter
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -202,7 +201,7 @@ def writer(rows: int, folder: Path) -> list[str]:
     for ready in (1, 100):
         ledger = Ledger(folder / f"ready{ready}")
         with open_log(folder / f"ready{ready}" / "evidence") as log:
-            clerk = Clerk(log, ledger, news=News("rows"), progress=lambda _news: None)
+            clerk = RunWriter(log, ledger, news=RunProgress("rows"), progress=lambda _news: None)
             jobs = tuple(replace(job, index=i, row=replace(job.row, id=f"r{i}")) for i in range(rows))
             clerk.expect(Window(jobs, frozenset(range(rows))))
             took = 0.0
@@ -258,7 +257,7 @@ def memory(rows: int, folder: Path) -> list[str]:
     recipe = make_recipe(model, folder, rows=rows, longest=1, answer=1, nodes=4)
     process, seen = psutil.Process(), dict[int, float]()
 
-    def look(news: News) -> None:
+    def look(news: RunProgress) -> None:
         if news.stage == "rows" and news.rows % max(1, rows // 10) == 0:
             seen[news.rows] = process.memory_info().rss / 2**20
 

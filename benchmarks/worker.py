@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from llmxai import Compute, Decoding, LoadedModel, Tolerance, layer_integrated_gradients, load
-from llmxai.generation import encode_messages, encode_prompt, generate, given
+from llmxai.generation import encode_messages, encode_prompt, force_response, generate
 from llmxai.types import Attribution, Generation
 
 PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text())
@@ -102,7 +102,7 @@ def growth(*, tokens: int, targets: int, n_steps: int = 2) -> tuple[Callable[[],
     text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens // 8 + 1))
     prompt = encode_prompt(loaded, text)
     prompt = type(prompt)(ids=prompt.ids[:tokens], roles=prompt.roles[:tokens], request={"prompt": "growth"})
-    response = given(loaded, prompt, response=" ".join(f"word{i}" for i in range(targets)))
+    response = force_response(loaded, prompt, response=" ".join(f"word{i}" for i in range(targets)))
     ids = response.ids[: tokens + targets]
     generation = Generation(
         ids=ids,

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from llmxai.generation import Decoding
     from llmxai.methods import (
         METHODS,
-        Ablation,
         Compute,
+        Removal,
         Tolerance,
         attention_rollout,
         layer_integrated_gradients,
@@ -34,7 +34,6 @@ __version__ = version("llmxai")
 
 __all__ = [
     "METHODS",
-    "Ablation",
     "Attribution",
     "Compute",
     "CrossCheck",
@@ -43,6 +42,7 @@ __all__ = [
     "Generation",
     "LlmxaiError",
     "LoadedModel",
+    "Removal",
     "Role",
     "Rollout",
     "Status",
@@ -66,7 +66,7 @@ if not TYPE_CHECKING:
             **dict.fromkeys(("Attribution", "CrossCheck", "Explanation", "Generation", "Rollout"), "llmxai.types"),
             **dict.fromkeys(("LlmxaiError", "UserError"), "llmxai.errors"),
             **dict.fromkeys(("LoadedModel", "load", "wrap"), "llmxai.models"),
-            **dict.fromkeys(("METHODS", "Ablation", "Compute", "Tolerance", "leave_one_out"), "llmxai.methods"),
+            **dict.fromkeys(("METHODS", "Removal", "Compute", "Tolerance", "leave_one_out"), "llmxai.methods"),
             **dict.fromkeys(("attention_rollout", "layer_integrated_gradients"), "llmxai.methods"),
             **dict.fromkeys(("Role", "Status"), "llmxai.names"),
             "Decoding": "llmxai.generation",

@@ -10,10 +10,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmxai.commands import evidence
-from llmxai.commands._console import Terminated, log
+from llmxai.commands.console import Terminated, log
 from llmxai.commands.explain import explain
-from llmxai.commands.methods import methods
-from llmxai.commands.models import check
+from llmxai.commands.models import check, methods
 from llmxai.commands.recipes import recipes
 from llmxai.commands.report import report, table
 from llmxai.commands.run import run

@@ -12,40 +12,40 @@ import torch
 from torch import Tensor
 
 from llmxai.crosscheck import RULE, cross_check
+from llmxai.environment import version_of, versions_of
 from llmxai.errors import OptionError, PromptError, UnsupportedModelError
 from llmxai.generation import (
     Decoding,
     PromptTokens,
-    against,
     classify,
     encode_messages,
     encode_prompt,
+    force_response,
     generate,
     generate_many,
-    given,
     replay,
+    with_foil,
 )
 from llmxai.generation.prompt import Message
 from llmxai.methods import (
     BEST_EVIDENCED,
     METHODS,
-    Ablation,
     Compute,
+    Removal,
     Tolerance,
-    ablate,
     attention_rollout,
     layer_integrated_gradients,
+    measure_effects,
     refused_rollout,
     require_variant,
     roll_variant,
 )
-from llmxai.methods._path import require_path_options
-from llmxai.models import Kind, LoadedModel
+from llmxai.methods.features import require_path_options
+from llmxai.models import LoadedModel, ModelKind
 from llmxai.models.identity import identity
 from llmxai.models.loading import weights_digest
-from llmxai.models.planner import plan_for, require_fits
+from llmxai.models.memory import plan_for, require_fits
 from llmxai.types import Attribution, Explanation, Generation, Rollout
-from llmxai.versions import version_of, versions_of
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
 
@@ -69,7 +69,7 @@ def explain(
     compute: Compute | None = None,
     residual: float = 0.5,
     variant: str = BEST_EVIDENCED,
-    referee: Ablation | None = Ablation(),
+    referee: Removal | None = Removal(),
     report: Report = lambda _stage, _done, _all: None,
 ) -> Explanation:
     """Explain every generated token of one answer.
@@ -102,7 +102,7 @@ def explain(
         tokens = _encode(model, asked)
         report("generating", 0, 1)
         generation = _answer(model, tokens, response, decoding)
-    generation = generation if foil is None else against(model, generation, foil=foil)
+    generation = generation if foil is None else with_foil(model, generation, foil=foil)
     report("replaying", 0, 1)
     replayed = replay(model, generation)
     if compute is None:
@@ -132,7 +132,7 @@ def explain(
     ablations = None
     if referee is not None:
         report("taking the prompt apart", 0, 1)
-        ablations = ablate(
+        ablations = measure_effects(
             model,
             generation,
             ablation=referee,
@@ -165,7 +165,7 @@ def explain_many(
     compute: Compute | None = None,
     residual: float = 0.5,
     variant: str = BEST_EVIDENCED,
-    referee: Ablation | None = Ablation(),
+    referee: Removal | None = Removal(),
     report: Report = lambda _stage, _done, _all: None,
 ) -> Iterator[Explanation]:
     """The explanations of several prompts in their order, each as soon as it is there; the same as one by one.
@@ -182,7 +182,7 @@ def explain_many(
         for first in range(0, len(tokens), batch_size):
             batch = tokens[first : first + batch_size]
             report(f"generating {first + 1} to {first + len(batch)} of {len(tokens)}", 0, 1)
-            if model.kind is Kind.CLASSIFIER:
+            if model.kind is ModelKind.CLASSIFIER:
                 answers = tuple(classify(model, prompt) for prompt in batch)
             else:
                 answers = generate_many(model, batch, decoding=decoding, batch_size=batch_size)
@@ -216,11 +216,11 @@ def _report_numbered(report: Report, number: str, stage: str, done: int, n: int)
 
 
 def _answer(model: LoadedModel, tokens: PromptTokens, response: str | None, decoding: Decoding) -> Generation:
-    if model.kind is Kind.CLASSIFIER:
+    if model.kind is ModelKind.CLASSIFIER:
         return classify(model, tokens, label=response)
     if response is None:
         return generate(model, tokens, decoding=decoding)
-    return given(model, tokens, response=response)
+    return force_response(model, tokens, response=response)
 
 
 def _or_refused(method: str, generation: Generation, work: Callable[[], Rollout]) -> Rollout:

@@ -15,7 +15,7 @@ from llmxai.evidence.replay import Comparison, compare
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.explain import Report, environment, explain
 from llmxai.generation import Decoding
-from llmxai.methods import Ablation, Compute, Tolerance
+from llmxai.methods import Compute, Removal, Tolerance
 from llmxai.models import LoadedModel, load
 from llmxai.models.loading import torch_dtype
 from llmxai.store import read_folder, to_json, to_maps
@@ -143,10 +143,10 @@ def _options(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _referee(told: dict[str, Any] | None) -> Ablation | None:
+def _referee(told: dict[str, Any] | None) -> Removal | None:
     """How the prompt was taken apart, as the explanation says it."""
     if told is None:
         return None
-    known = {each.name for each in fields(Ablation)} & told.keys() - {"baseline", "units"}
+    known = {each.name for each in fields(Removal)} & told.keys() - {"baseline", "units"}
     baseline = {} if told["baseline"] is None else {"baseline": told["baseline"]}
-    return Ablation(units=told["kind"], subsets=told["masks"], **{name: told[name] for name in known}, **baseline)
+    return Removal(units=told["kind"], subsets=told["masks"], **{name: told[name] for name in known}, **baseline)

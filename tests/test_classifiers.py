@@ -19,14 +19,9 @@ from llmxai.cli import app
 from llmxai.errors import PromptError, UnsupportedModelError
 from llmxai.evidence.reading import read_log
 from llmxai.generation import classify, encode_prompt
-from llmxai.methods import (
-    attention_rollout,
-    gradient_weighted_rollout,
-    layer_integrated_gradients,
-    variant_names,
-)
-from llmxai.methods._path import baseline_token
-from llmxai.methods._variants import roll_variant
+from llmxai.methods import attention_rollout, gradient_weighted_rollout, layer_integrated_gradients, variant_names
+from llmxai.methods.attention.variants import roll_variant
+from llmxai.methods.features import baseline_token
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.check import check_model
 from llmxai.recompute import recompute

@@ -17,8 +17,14 @@ from llmxai import explain, save
 from llmxai.errors import PromptError
 from llmxai.evidence import redact, verify
 from llmxai.evidence.reading import Entry, read_log
-from llmxai.generation import against
-from llmxai.methods import Ablation, ablate, attention_rollout, gradient_weighted_rollout, layer_integrated_gradients
+from llmxai.generation import with_foil
+from llmxai.methods import (
+    Removal,
+    attention_rollout,
+    gradient_weighted_rollout,
+    layer_integrated_gradients,
+    measure_effects,
+)
 from llmxai.models import LoadedModel
 from llmxai.recompute import recompute
 from llmxai.report import build_view, export, render_report
@@ -34,7 +40,7 @@ T = 2
 def three(gpt64: LoadedModel) -> tuple[Generation, Generation, Generation]:
     """The answer, the answer with the foil's token in its place, and the answer against the foil."""
     own = answered(gpt64, prompt=PROMPT, response=ANSWER)
-    both = against(gpt64, own, foil=FOIL)
+    both = with_foil(gpt64, own, foil=FOIL)
     assert both.foil is not None
     assert both.foil.t == T == own.n_targets - 1
     return own, replace(own, ids=(*own.ids[:-1], both.foil.id)), both
@@ -70,7 +76,7 @@ def test_integrated_gradients_are_linear_in_f(
 def test_what_removal_does_is_the_difference(
     gpt64: LoadedModel, three: tuple[Generation, Generation, Generation]
 ) -> None:
-    own, other, both = (ablate(gpt64, each, ablation=Ablation(subsets=6)) for each in three)
+    own, other, both = (measure_effects(gpt64, each, ablation=Removal(subsets=6)) for each in three)
     for name in ("f_full", "f_without", "f_masked"):
         a, b, c = (getattr(each, name)[T] for each in (own, other, both))
         assert torch.allclose(c, a - b, atol=1e-10)

@@ -51,7 +51,7 @@ def test_the_example_of_how_to_add_a_method_works(monkeypatch: pytest.MonkeyPatc
     """It equals integrated gradients with one node at the input, from a zero baseline."""
     text = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    monkeypatch.setattr("llmxai.methods._registry.METHODS", dict(METHODS))
+    monkeypatch.setattr("llmxai.methods.registry.METHODS", dict(METHODS))
     names: dict[str, Any] = {}
     exec(
         compile("\n".join(line[3:] for line in block.splitlines()), "add-a-method.md", "exec", dont_inherit=True), names

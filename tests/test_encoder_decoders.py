@@ -19,9 +19,9 @@ from llmxai import Compute, Decoding, explain, load, save
 from llmxai.cli import app
 from llmxai.errors import UnsupportedModelError
 from llmxai.evidence.reading import read_log
-from llmxai.generation import encode_prompt, generate, given, replay
+from llmxai.generation import encode_prompt, force_response, generate, replay
 from llmxai.methods import attention_rollout, gradient_weighted_rollout, layer_integrated_gradients
-from llmxai.methods._path import baseline_token
+from llmxai.methods.features import baseline_token
 from llmxai.models import LoadedModel, embed, wrap
 from llmxai.models.check import check_model
 from llmxai.recompute import recompute
@@ -34,7 +34,7 @@ SOURCE, ANSWER = "The capital of France is Paris.", "Rome, the answer 1 2"
 
 def loaded_and_answer(architecture: str) -> tuple[LoadedModel, Generation]:
     loaded = make_encoder_decoder(architecture)
-    return loaded, given(loaded, encode_prompt(loaded, SOURCE), response=ANSWER)
+    return loaded, force_response(loaded, encode_prompt(loaded, SOURCE), response=ANSWER)
 
 
 def two_sided(generation: Generation) -> tuple[Tensor, Tensor]:

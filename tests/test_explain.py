@@ -17,8 +17,8 @@ from llmxai import explain, save
 from llmxai.errors import InsufficientMemoryError, NonFiniteError, OptionError, PromptError, UserError
 from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import (
-    Ablation,
     Compute,
+    Removal,
     Tolerance,
     attention_rollout,
     gradient_weighted_rollout,
@@ -28,7 +28,7 @@ from llmxai.methods import (
     variant_names,
 )
 from llmxai.models import LoadedModel, wrap
-from llmxai.models.planner import plan_memory
+from llmxai.models.memory import plan_memory
 from llmxai.store import read_folder
 from llmxai.types import Explanation, Role, Status, predicting_position
 
@@ -89,7 +89,7 @@ def test_every_variant_can_stand_beside_the_rollout(tiny_llama: LoadedModel, nam
 
 def test_the_referee_reads_what_was_ablated(tiny_llama: LoadedModel) -> None:
     result = explain(
-        tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=Ablation(subsets=12, operator="mean")
+        tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=Removal(subsets=12, operator="mean")
     )
     assert result.ablations is not None
     units = len(result.ablations.units)
@@ -127,7 +127,7 @@ def test_memory_is_planned_or_refused_before_gradients(
     tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def with_free(free: int) -> Explanation:
-        monkeypatch.setattr("llmxai.models.planner.free_memory", lambda _device: free)
+        monkeypatch.setattr("llmxai.models.memory.free_memory", lambda _device: free)
         return explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8)
 
     found = [with_free(10**9)]

@@ -21,7 +21,7 @@ from llmxai.recompute import recompute
 from llmxai.report.export import export
 from llmxai.report.rows import summarize
 from llmxai.store import read_folder
-from llmxai.types import Explanation, Score, Verdict
+from llmxai.types import Explanation, RefereeVerdict, Score
 
 PROMPT, RESPONSE = "The capital of France is", " Paris, Rome"
 
@@ -66,7 +66,7 @@ def test_an_unconverged_token_stays_unconverged(hybrid: LoadedModel) -> None:
 def test_the_sentence_without_a_referee_and_without_ranks() -> None:
     fine = Certificate(converged=True, local_error=0.01, tolerance=0.02)
     assert "No referee was asked" in status_alone(fine, None)[1]
-    nothing = Verdict(
+    nothing = RefereeVerdict(
         scores={"layer_integrated_gradients": Score(None, None)},
         better=None,
         difference=None,

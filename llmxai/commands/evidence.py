@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmxai.commands._console import progress
+from llmxai.commands.console import progress
 from llmxai.errors import EvidenceError, KeyFileError, OptionError
 
 keys = typer.Typer(no_args_is_help=True, help="Make and show keys for signing and for private records.")
@@ -137,7 +137,7 @@ def redact(
     stay, and the chain stays whole."""
     from llmxai.evidence import redact as remove
     from llmxai.evidence import signing_key
-    from llmxai.runs.removal import clear_removed
+    from llmxai.runs.redaction import clear_removed
 
     place = _run(run, id)
     receipt = remove(place, id, reason=reason, by=by, signer=signing_key(key))
@@ -193,7 +193,7 @@ def prune(
     and the chain stay."""
     from llmxai.evidence import prune as remove
     from llmxai.evidence import signing_key
-    from llmxai.runs.removal import clear_removed
+    from llmxai.runs.redaction import clear_removed
 
     receipt = remove(run, older_than=_age(older_than), by=by, signer=signing_key(key))
     clear_removed(run)  # also where an earlier call was interrupted before it came to that

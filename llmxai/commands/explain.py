@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmxai.commands._console import progress, told_when_interrupted
+from llmxai.commands.console import progress, told_when_interrupted
 from llmxai.errors import OptionError, PromptError
 
 TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
@@ -117,13 +117,13 @@ def explain(
         require_replaceable(out)
         from transformers.utils.logging import disable_progress_bar
 
-        from llmxai import Ablation, Decoding, Tolerance, load, save
+        from llmxai import Decoding, Removal, Tolerance, load, save
         from llmxai import compare_full as compare
         from llmxai import explain as run
 
         disable_progress_bar()
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        apart = Ablation(operator=ablation_operator, units=ablation_units) if referee else None
+        apart = Removal(operator=ablation_operator, units=ablation_units) if referee else None
         read = partial(load, model, dtype=dtype, device_map=_device_map(device_map), revision=revision, adapter=adapter)
         if compare_full:
             _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, revision=revision)
@@ -196,7 +196,7 @@ def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
         return
     _summary(explanation)
     if explanation.full_precision is not None:
-        from llmxai.store.precision import precision_sentence
+        from llmxai.store.document import precision_sentence
 
         typer.echo(f"full precision: {precision_sentence(explanation)}")
     signed = "signed" if attempt.receipt.signed else "unsigned"

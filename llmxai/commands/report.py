@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmxai.commands._console import log, progress
+from llmxai.commands.console import log, progress
 
 
 def report(

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llmxai.commands._console import Terminated, log, told_when_interrupted
-from llmxai.commands._progress import run_progress
+from llmxai.commands.console import Terminated, log, run_progress, told_when_interrupted
 
 LAUNCHED = "LLMXAI_LAUNCHED"
 """In the environment of processes that `--engine accelerate` started: they start no more."""

@@ -1,11 +1,10 @@
 """Rollout against integrated gradients: agreement, dilution, the referee, and the status of every generated token."""
 
-from llmxai.crosscheck.agreement import kendall, rank_biased_overlap, spearman, top_k_overlap
+from llmxai.crosscheck.agreement import kendall, rank_biased_overlap, rank_test, recency_p, spearman, top_k_overlap
 from llmxai.crosscheck.check import cross_check
-from llmxai.crosscheck.dilution import dilutions, jensen_shannon, normalised_entropy
-from llmxai.crosscheck.nulls import rank_test, recency_p
 from llmxai.crosscheck.referee import missed, sources_of, unit_sums, verdicts
 from llmxai.crosscheck.status import RULE, Rule, status_alone, status_of, why_diluted
+from llmxai.methods.attention.dilution import dilutions, jensen_shannon, normalised_entropy
 
 __all__ = [
     "RULE",

@@ -1,4 +1,15 @@
-"""Do two methods put the same features first?"""
+"""By chance, or by nearness alone: how often would two methods agree as well?
+
+Both nulls permute one side and count how often the rank correlation comes out at least as large. The plain null
+permutes all features alike. But attention and gradients both favour near tokens (and often the first of the prompt),
+which makes two methods agree that share nothing else. The recency-preserving null therefore takes out of both sides
+what the position alone foretells, and permutes what is left among neighbours only:
+
+1. a cubic in the log distance from the predicting position is fitted to the ranks of each side by least squares;
+2. the statistic is the correlation of the two residuals (Spearman's partial correlation given the position);
+3. the residuals of one side are permuted within runs of `NEIGHBOURS` neighbouring features, which keeps in place what
+   the fit left of the trend, and the larger spread of near tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +20,124 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from llmxai.crosscheck.dilution import jensen_shannon
-from llmxai.crosscheck.nulls import comparable, rank_test, recency_p
+from llmxai.methods.attention.dilution import jensen_shannon
 from llmxai.types import Agreement
+
+RESAMPLES = 1999
+EXACT = 7
+"""Up to this many features every permutation is counted (7! = 5,040)."""
+NORMAL = 300
+"""From this many features on, p comes from the exact mean and variance of the permutations and the normal curve."""
+NEIGHBOURS = 4
+"""Features that the recency-preserving null permutes among themselves."""
+DEGREE = 3
+
+
+def rank_test(
+    a: Float[np.ndarray, " feature"], b: Float[np.ndarray, " feature"], *, seed: int = 0
+) -> tuple[float, float] | None:
+    """Spearman's rank correlation and its one-sided permutation p-value (how often chance agrees as well).
+
+    p counts the observed order among the permutations, so it is never 0: with `RESAMPLES` draws the least is 1/2000.
+    None under three features or where one side is constant.
+    """
+    if not comparable(a, b):
+        return None
+    x, y = standardised(stats.rankdata(a)), standardised(stats.rankdata(b))
+    statistic = float(x @ y)
+    p = _exact_p(x, y) if len(x) <= EXACT else _p(x, y, [np.arange(len(x))], seed=seed)
+    return float(np.clip(statistic, -1, 1)), p
+
+
+def recency_p(
+    a: Float[np.ndarray, " feature"],
+    b: Float[np.ndarray, " feature"],
+    distance: Float[np.ndarray, " feature"] | Int[np.ndarray, " feature"],
+    *,
+    seed: int = 0,
+) -> float | None:
+    """One-sided p-value against permutations that keep recency.
+
+    `distance`, at least 0, is from the predicting position. None where `rank_test` is, and where the position alone
+    explains one side wholly.
+    """
+    if not comparable(a, b):
+        return None
+    order = np.argsort(distance, kind="stable")
+    trend = _design(np.asarray(distance, dtype=float)[order])
+    x, y = (_residuals(stats.rankdata(side)[order], trend) for side in (a, b))
+    if np.allclose(x, 0) or np.allclose(y, 0):
+        return None
+    runs = np.array_split(np.arange(len(x)), max(1, round(len(x) / NEIGHBOURS)))
+    return _p(standardised(x), standardised(y), runs, seed=seed)
+
+
+def comparable(a: Float[np.ndarray, " feature"], b: Float[np.ndarray, " feature"]) -> bool:
+    """Whether a rank correlation is defined: three features or more, and neither side constant."""
+    return len(a) >= 3 and bool(np.ptp(a) > 0) and bool(np.ptp(b) > 0)
+
+
+def standardised(x: Float[np.ndarray, " feature"]) -> Float[np.ndarray, " feature"]:
+    """Mean 0 and norm 1."""
+    centred = x - x.mean()
+    return np.asarray(centred / np.sqrt(np.sum(centred**2)))
+
+
+def _design(distance: Float[np.ndarray, " feature"]) -> Float[np.ndarray, "feature term"]:
+    """Powers of the log distance; fewer for few features, so that something is left to permute."""
+    near = np.log1p(distance)
+    degree = min(DEGREE, len(distance) // 6)
+    return np.vander(near - near.mean(), degree + 1)
+
+
+def _residuals(
+    x: Float[np.ndarray, " feature"], design: Float[np.ndarray, "feature term"]
+) -> Float[np.ndarray, " feature"]:
+    return np.asarray(x - design @ np.linalg.lstsq(design, x, rcond=None)[0])
+
+
+def _exact_p(x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"]) -> float:
+    def correlation(rows: Float[np.ndarray, "*resample feature"], axis: int) -> Float[np.ndarray, "*resample"]:
+        return np.asarray(np.sum(rows * y, axis=axis))
+
+    test = stats.permutation_test(
+        (x,), correlation, permutation_type="pairings", alternative="greater", vectorized=True, n_resamples=np.inf
+    )
+    return float(test.pvalue)
+
+
+def _p(
+    x: Float[np.ndarray, " feature"],
+    y: Float[np.ndarray, " feature"],
+    runs: list[Int[np.ndarray, " _"]],
+    *,
+    seed: int,
+) -> float:
+    """Share of permutations of `x` within runs whose product with `y` is no smaller, the observed one counted."""
+    observed = float(x @ y)
+    if len(x) >= NORMAL:
+        mean, variance = _moments(x, y, runs)
+        return float(np.clip(stats.norm.sf(observed, loc=mean, scale=np.sqrt(variance)), 1 / (RESAMPLES + 1), 1))
+    rng = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES)
+    for run in runs:
+        total += rng.permuted(np.tile(x[run], (RESAMPLES, 1)), axis=1) @ y[run]
+    slack = 1e-9  # sums of the same numbers in another order
+    return float((1 + np.count_nonzero(total >= observed - slack)) / (RESAMPLES + 1))
+
+
+def _moments(
+    x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"], runs: list[Int[np.ndarray, " _"]]
+) -> tuple[float, float]:
+    """Mean and variance of the permuted sum, exact: (sum of x)(sum of y)/n and SSx SSy/(n - 1) a run."""
+    mean = sum(x[run].sum() * y[run].sum() / len(run) for run in runs)
+    variance = sum(
+        np.sum((x[run] - x[run].mean()) ** 2) * np.sum((y[run] - y[run].mean()) ** 2) / (len(run) - 1)
+        for run in runs
+        if len(run) > 1
+    )
+    return float(mean), max(float(variance), 1e-300)
+
 
 PERSISTENCE = 0.9
 """p of rank-biased overlap: the first ten ranks then carry 86 % of the weight."""

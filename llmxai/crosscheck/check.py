@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from llmxai.crosscheck.agreement import NOTHING, compare, corrected
-from llmxai.crosscheck.dilution import dilutions
 from llmxai.crosscheck.referee import verdicts
 from llmxai.crosscheck.status import RULE, Certificate, Rule, status_alone, status_of
+from llmxai.methods.attention.dilution import dilutions
 from llmxai.types import (
-    Ablations,
     Agreement,
     Attribution,
     CrossCheck,
     Dilution,
+    Effects,
     Generation,
+    RefereeVerdict,
     Rollout,
-    Verdict,
     predicting_position,
 )
 
@@ -26,7 +26,7 @@ def cross_check(
     attribution: Attribution,
     rollout: Rollout,
     variant: Rollout,
-    ablations: Ablations | None = None,
+    ablations: Effects | None = None,
     *,
     rule: Rule = RULE,
 ) -> tuple[CrossCheck, ...]:
@@ -38,7 +38,7 @@ def cross_check(
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
     plain, beside = (_agreements(generation, attribution, rows, positions, rule) for rows in (rollout, variant))
     dilution, dilution_beside = (_dilutions(attribution, rows, positions) for rows in (rollout, variant))
-    ruled: tuple[Verdict | None, ...] = (None,) * len(positions)
+    ruled: tuple[RefereeVerdict | None, ...] = (None,) * len(positions)
     if ablations is not None:
         rolled = {one.method: one.rows for one in (rollout, variant) if one.refused is None}
         beside_gradients = rolled if rollout.refused is None else {}

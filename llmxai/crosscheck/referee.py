@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llmxai.crosscheck.agreement import spearman
 from llmxai.crosscheck.status import RULE, Rule
-from llmxai.types import Ablations, Score, Verdict
+from llmxai.types import Effects, RefereeVerdict, Score
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -33,8 +33,8 @@ CONSTANT = 1e-9
 
 
 def verdicts(
-    ablations: Ablations, methods: Mapping[str, Float[Tensor, "target seq"]], *, rule: Rule = RULE, seed: int = 0
-) -> tuple[Verdict, ...]:
+    ablations: Effects, methods: Mapping[str, Float[Tensor, "target seq"]], *, rule: Rule = RULE, seed: int = 0
+) -> tuple[RefereeVerdict, ...]:
     """A verdict on every target; of `methods` (by name) the first is compared with the second, if any; all get scores.
 
     `better` is the one with the larger LDS, and None unless the bootstrap interval of the difference excludes 0.
@@ -64,7 +64,7 @@ def verdicts(
             better = first if interval[0] > 0 else second
         sources = sources_of(drop, rule=rule)
         found.append(
-            Verdict(
+            RefereeVerdict(
                 scores=scores,
                 better=better,
                 difference=difference,

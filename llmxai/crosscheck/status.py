@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmxai.types import Agreement, Dilution, Status, Verdict
+from llmxai.types import Agreement, Dilution, RefereeVerdict, Status
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def status_of(
     *,
     variant: Agreement,
     variant_name: str,
-    verdict: Verdict | None,
+    verdict: RefereeVerdict | None,
     rule: Rule = RULE,
     falls: str = "log-prob",
 ) -> tuple[Status, str]:
@@ -70,7 +70,7 @@ def status_of(
     )
 
 
-def _by_sources(verdict: Verdict, agreement: Agreement, *, falls: str) -> tuple[Status, str]:
+def _by_sources(verdict: RefereeVerdict, agreement: Agreement, *, falls: str) -> tuple[Status, str]:
     n = len(verdict.sources)
     parts = f"{n} part{'s' if n > 1 else ''} of the prompt without which the {falls} falls much"
     ranks = (
@@ -82,7 +82,7 @@ def _by_sources(verdict: Verdict, agreement: Agreement, *, falls: str) -> tuple[
     return Status.AGREE, f"Both methods have among their first sources the {parts}.{ranks}"
 
 
-def status_alone(certificate: Certificate, verdict: Verdict | None) -> tuple[Status, str]:
+def status_alone(certificate: Certificate, verdict: RefereeVerdict | None) -> tuple[Status, str]:
     """The status where attention rollout is refused for the model, so that nothing stands beside the gradients."""
     if not certificate.converged:
         return Status.UNCONVERGED, _unconverged(certificate)
@@ -133,7 +133,7 @@ def _variant_clause(variant: Agreement, name: str, rule: Rule) -> str:
     return f"{words} {alike} (Spearman {variant.spearman:.2f}, p = {variant.adjusted_p:.2g})."
 
 
-def _ruling(verdict: Verdict | None) -> str:
+def _ruling(verdict: RefereeVerdict | None) -> str:
     if verdict is None:
         return "No referee was asked which of them is right."
     if verdict.better is None or verdict.interval is None:

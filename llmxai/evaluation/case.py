@@ -1,9 +1,9 @@
-"""A row as one model sees it: exact ids, one target, the features, and which of them are the known sources."""
+"""One question of an evaluation or a run, before any model has seen it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -11,12 +11,48 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from llmxai.errors import PromptError
-from llmxai.evaluation.rows import Row, Span
-from llmxai.generation import Decoding, against, encode_messages, encode_prompt, generate, given
+from llmxai.generation import Decoding, encode_messages, encode_prompt, force_response, generate, with_foil
 from llmxai.methods import Target, span_target, token_targets
-from llmxai.methods._path import CONTENT
+from llmxai.methods.features import CONTENT
 from llmxai.models import LoadedModel
 from llmxai.types import Generation
+
+Span = tuple[int, int]
+"""Half-open range of characters."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, what may be known of its answer, and where the answer comes from."""
+
+    id: str
+    source: str
+    """Label of the suite or data set."""
+    prompt: str | None = None
+    """Raw text; exactly one of `prompt` and `messages` is given."""
+    messages: tuple[Mapping[str, str], ...] | None = None
+    response: str | None = None
+    """The answer to explain; None: the model generates one."""
+    foil: str | None = None
+    """An answer that was not given: the target is then the contrast with it."""
+    spans: tuple[Span, ...] = ()
+    """Known sources, in characters of `text`."""
+    fields: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What else is known, such as the depth of a needle; columns of the results."""
+
+    @property
+    def text(self) -> str:
+        """The raw prompt, or the last message."""
+        return self.prompt if self.prompt is not None else self.messages[-1]["content"] if self.messages else ""
+
+
+def locate(text: str, snippet: str) -> Span:
+    """Where `snippet` stands in `text`. Raises ValueError unless it occurs exactly once."""
+    count = text.count(snippet) if snippet else 0
+    if count != 1:
+        raise ValueError(f"the source {snippet!r} occurs {count} times in the prompt; expected exactly once")
+    start = text.index(snippet)
+    return start, start + len(snippet)
 
 
 @dataclass(frozen=True)
@@ -43,7 +79,7 @@ def answer_row(loaded: LoadedModel, row: Row, *, decoding: Decoding = Decoding()
     else:
         prompt = encode_prompt(loaded, row.prompt or "")
     if row.response is not None:
-        return given(loaded, prompt, response=row.response)
+        return force_response(loaded, prompt, response=row.response)
     return generate(loaded, prompt, decoding=decoding)
 
 
@@ -57,7 +93,7 @@ def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: 
     if not features:
         raise PromptError(f"{row.id}: the prompt has no content token, so nothing can be attributed.")
     if row.foil is not None:
-        (chosen,) = (target for target in token_targets(against(loaded, generation, foil=row.foil)) if target.foils)
+        (chosen,) = (target for target in token_targets(with_foil(loaded, generation, foil=row.foil)) if target.foils)
     else:
         chosen = span_target(generation, end=1 if target == "first" else None)
     truth = None

@@ -1,8 +1,4 @@
-"""Do the scores foretell what removal does to F? Every figure names its source; the removal operator is the caller's.
-
-Probabilities: p = exp(F) of a log-prob (of a whole answer: the product over its tokens), sigmoid(F) of a contrast (the
-share of the answer against its foil), F itself of a plain logit.
-"""
+"""Does a method put the known sources first?"""
 
 from __future__ import annotations
 
@@ -16,9 +12,33 @@ from scipy import stats
 from torch import Tensor
 
 from llmxai.evaluation.contenders import as_shares
-from llmxai.methods._ablation import half_subsets
-from llmxai.methods._masks import random_masks
-from llmxai.methods._removal import Removal, removal_forward
+from llmxai.methods.perturbation.effects import half_subsets
+from llmxai.methods.perturbation.removal import SetFunction, removal_forward
+from llmxai.methods.perturbation.surrogates import random_masks
+
+
+def planted_truth(scores: Float[Tensor, " feature"], truth: Bool[Tensor, " feature"]) -> dict[str, float]:
+    """Reciprocal rank of the best-placed source, and precision among the k top features, k being the sources' number.
+
+    Precision at k as in Bastings et al. 2022 (https://arxiv.org/abs/2111.07367), section 4; the mean of reciprocal
+    ranks over questions is the MRR. Ties share their mean rank, and their part of the places that are left. `_abs`: the
+    same with the scores' sizes, signs dropped.
+    """
+    found = {}
+    for suffix, values in (("", scores), ("_abs", scores.abs())):
+        ranks = torch.from_numpy(stats.rankdata(-values.numpy(), method="average"))
+        found[f"mrr{suffix}"] = float(1 / ranks[truth].min())
+        found[f"precision{suffix}"] = _precision(values, truth)
+    return found
+
+
+def _precision(values: Float[Tensor, " feature"], truth: Bool[Tensor, " feature"]) -> float:
+    k = int(truth.sum())
+    least = values.sort(descending=True).values[k - 1]
+    above, tied = values > least, values == least
+    share = (k - int(above.sum())) / int(tied.sum())
+    return float((truth & above).sum() + share * (truth & tied).sum()) / k
+
 
 ERASER_BINS = (0.01, 0.05, 0.10, 0.20, 0.50)
 TOP_K = (1, 3, 5)
@@ -31,7 +51,7 @@ def order_of(scores: Scores) -> list[int]:
     return [int(i) for i in torch.argsort(-scores, stable=True)]
 
 
-def probability(removal: Removal, f: Float[Tensor, " mask"]) -> Float[Tensor, " mask"]:
+def probability(removal: SetFunction, f: Float[Tensor, " mask"]) -> Float[Tensor, " mask"]:
     """What F means as a probability (see the module)."""
     kind = removal.target.kind
     if kind == "logprob":
@@ -39,7 +59,7 @@ def probability(removal: Removal, f: Float[Tensor, " mask"]) -> Float[Tensor, " 
     return torch.sigmoid(f) if kind == "contrast" else f
 
 
-def aopc(removal: Removal, scores: Scores) -> dict[str, float]:
+def aopc(removal: SetFunction, scores: Scores) -> dict[str, float]:
     """Comprehensiveness and sufficiency (DeYoung et al. 2020, ERASER, eqs. 1 and 2), averaged over 1, 5, 10, 20, 50 %.
 
     Comprehensiveness: p minus p without the top k % of features (larger is better). Sufficiency: p minus p with them
@@ -60,14 +80,14 @@ def aopc(removal: Removal, scores: Scores) -> dict[str, float]:
     }
 
 
-def top_k_drop(removal: Removal, scores: Scores) -> dict[str, float]:
+def top_k_drop(removal: SetFunction, scores: Scores) -> dict[str, float]:
     """How far F falls (nats) without the 1, 3 and 5 top features (Cohen-Wang et al. 2024, ContextCite, eq. 4)."""
     order = order_of(scores)
     masks = torch.stack([~_mask(len(order), order[:k]) for k in TOP_K])
     return {f"top_{k}_drop": removal.full() - float(f) for k, f in zip(TOP_K, removal.values(masks), strict=True)}
 
 
-def curves(removal: Removal, scores: Scores, *, points: int) -> dict[str, float]:
+def curves(removal: SetFunction, scores: Scores, *, points: int) -> dict[str, float]:
     """Area under p while features are deleted, or inserted, from the top down (Petsiuk et al. 2018, RISE, section 3.3).
 
     Deletion: smaller is better; insertion: larger is better. Trapezoid over the share of features, `points` steps.
@@ -83,7 +103,7 @@ def curves(removal: Removal, scores: Scores, *, points: int) -> dict[str, float]
     }
 
 
-def lds(removal: Removal, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
+def lds(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
     """Linear datamodelling score: Spearman of F on random halves with the sum of the scores kept (ContextCite, eq. 5).
 
     Absent where either side is constant.
@@ -95,7 +115,7 @@ def lds(removal: Removal, scores: Scores, *, masks: int, seed: int) -> dict[str,
     return {"lds": float(stats.spearmanr(f, foretold).statistic)}
 
 
-def infidelity(removal: Removal, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
+def infidelity(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
     """E[(<z, scores> - (F(x) - F(x without z)))^2], nats^2 (Yeh et al. 2019, eq. 2), z a random subset; by Captum.
 
     Scores are scaled by the factor that fits best (Captum's `normalize`), so that their unit does not matter.
@@ -118,7 +138,7 @@ def infidelity(removal: Removal, scores: Scores, *, masks: int, seed: int) -> di
     return {"infidelity": float(value[0])}
 
 
-def soft_faithfulness(removal: Removal, scores: Scores, *, samples: int, seed: int) -> dict[str, float]:
+def soft_faithfulness(removal: SetFunction, scores: Scores, *, samples: int, seed: int) -> dict[str, float]:
     """Soft normalised comprehensiveness and sufficiency (Zhao & Aletras 2023, eqs. 4 to 7); larger is better for both.
 
     Each element of a feature's embedding is kept with a probability equal to its score (sufficiency) or to 1 minus it

@@ -14,10 +14,9 @@ from torch import Tensor
 from llmxai.errors import UserError
 from llmxai.evaluation.case import Case
 from llmxai.evaluation.contenders import Scored, score_case
-from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, soft_faithfulness, top_k_drop
-from llmxai.evaluation.planted import planted_truth
+from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, planted_truth, soft_faithfulness, top_k_drop
 from llmxai.evaluation.sanity import max_sensitivity, randomisation, randomised
-from llmxai.methods._removal import Removal
+from llmxai.methods.perturbation.removal import SetFunction
 from llmxai.models import LoadedModel
 
 METRICS = ("planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation")
@@ -79,7 +78,7 @@ class Comparison:
 
 
 @dataclass
-class Bench:
+class EvaluationContext:
     """A model with what all its cases share: the settings, and the copy with random weights once it is wanted."""
 
     loaded: LoadedModel
@@ -103,15 +102,15 @@ CONTROLS = (Competitor("random", "random"), Competitor("recency", "recency"))
 LEAVE_ONE_OUT = "leave_one_out"
 
 
-def measure(bench: Bench, case: Case) -> Comparison:
+def measure(bench: EvaluationContext, case: Case) -> Comparison:
     """Every competitor and control on one case, over one set of removals."""
-    removal = Removal(bench.loaded, case.generation, case.target, case.features, bench.operator)
+    removal = SetFunction(bench.loaded, case.generation, case.target, case.features, bench.operator)
     f = removal.full()
     found = [_measured(bench, case, removal, competitor) for competitor in (*bench.competitors, *CONTROLS)]
     return Comparison(f=f, measured=(*found, _leave_one_out(bench, case, removal)))
 
 
-def _measured(bench: Bench, case: Case, removal: Removal, competitor: Competitor) -> Measured:
+def _measured(bench: EvaluationContext, case: Case, removal: SetFunction, competitor: Competitor) -> Measured:
     def score(loaded: LoadedModel) -> Scored:
         return score_case(loaded, case, competitor.method, competitor.options)
 
@@ -129,27 +128,29 @@ def _measured(bench: Bench, case: Case, removal: Removal, competitor: Competitor
     return Measured(competitor.name, figures, scored.seconds, scored.converged, scored.nodes)
 
 
-def _leave_one_out(bench: Bench, case: Case, removal: Removal) -> Measured:
+def _leave_one_out(bench: EvaluationContext, case: Case, removal: SetFunction) -> Measured:
     """Its own measure of time: nothing of what was removed before is reused."""
-    again = Removal(bench.loaded, case.generation, case.target, case.features, bench.operator)
+    again = SetFunction(bench.loaded, case.generation, case.target, case.features, bench.operator)
     start = time.perf_counter()
     scores = leave_one_out_scores(again)
     seconds = time.perf_counter() - start
     removal.known.update(again.known)
     figures = _figures(bench, case, removal, scores)
     if "randomisation" in bench.metrics:
-        other = Removal(bench.random_weights(), case.generation, case.target, case.features, bench.operator)
+        other = SetFunction(bench.random_weights(), case.generation, case.target, case.features, bench.operator)
         figures |= randomisation(scores, leave_one_out_scores(other))
     return Measured(LEAVE_ONE_OUT, figures, seconds, None, None)
 
 
-def leave_one_out_scores(removal: Removal) -> Float[Tensor, " feature"]:
+def leave_one_out_scores(removal: SetFunction) -> Float[Tensor, " feature"]:
     """How far F falls without each single feature, under the removal's own operator and target."""
     n = len(removal.features)
     return removal.full() - removal.values(~torch.eye(n, dtype=torch.bool))
 
 
-def _figures(bench: Bench, case: Case, removal: Removal, scores: Float[Tensor, " feature"]) -> dict[str, float]:
+def _figures(
+    bench: EvaluationContext, case: Case, removal: SetFunction, scores: Float[Tensor, " feature"]
+) -> dict[str, float]:
     figures: dict[str, float] = {}
     if "planted" in bench.metrics and case.truth is not None:
         figures |= planted_truth(scores, case.truth)

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from llmxai.models import LoadedModel, embed, embedding_module
-from llmxai.models.seams import undisturbed
+from llmxai.models.forward import frozen_eval
 from llmxai.types import Generation
 
 Scores = Float[Tensor, " feature"]
@@ -78,7 +78,7 @@ def max_sensitivity(
     Noise is uniform within `radius` times the spread of the embeddings. `explain` is run again for every sample. A
     method that sees only ids that are removed or kept sees the noise too, in the embeddings of what is kept.
     """
-    with undisturbed(loaded.model):
+    with frozen_eval(loaded.model):
         x = embed(loaded.model, generation.ids)[None]
 
     def scores_at(points: tuple[Tensor, ...]) -> tuple[Tensor]:

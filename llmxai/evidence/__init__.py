@@ -17,25 +17,23 @@ from typing import TYPE_CHECKING
 from llmxai._lazy import lazy
 
 if TYPE_CHECKING:
-    from llmxai.evidence.attempt import Attempt, begin, drafting, recording
     from llmxai.evidence.bundle import consistency, export_bundle
-    from llmxai.evidence.content import SecretKey
-    from llmxai.evidence.draft import Draft
     from llmxai.evidence.explained import explained
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
-    from llmxai.evidence.record import Kind, Record
-    from llmxai.evidence.removal import prune, redact, withdraw
-    from llmxai.evidence.review import review
+    from llmxai.evidence.record import Record, RecordKind
+    from llmxai.evidence.recorder import Attempt, Draft, begin, drafting, recording
+    from llmxai.evidence.redaction import prune, redact, review, withdraw
+    from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
 
 __all__ = [
     "Attempt",
     "Draft",
     "EvidenceLog",
-    "Kind",
     "Receipt",
     "Record",
+    "RecordKind",
     "SecretKey",
     "append",
     "begin",
@@ -59,16 +57,16 @@ if not TYPE_CHECKING:
     __getattr__ = lazy(
         __name__,
         {
-            **dict.fromkeys(("Attempt", "begin", "drafting", "recording"), "llmxai.evidence.attempt"),
+            **dict.fromkeys(("Attempt", "begin", "drafting", "recording"), "llmxai.evidence.recorder"),
             **dict.fromkeys(("consistency", "export_bundle"), "llmxai.evidence.bundle"),
             **dict.fromkeys(("public_key", "secret_key", "signing_key"), "llmxai.evidence.keys"),
             **dict.fromkeys(("EvidenceLog", "Receipt", "append", "open_log"), "llmxai.evidence.log"),
-            **dict.fromkeys(("Kind", "Record"), "llmxai.evidence.record"),
-            **dict.fromkeys(("prune", "redact", "withdraw"), "llmxai.evidence.removal"),
-            "SecretKey": "llmxai.evidence.content",
-            "Draft": "llmxai.evidence.draft",
+            **dict.fromkeys(("RecordKind", "Record"), "llmxai.evidence.record"),
+            **dict.fromkeys(("prune", "redact", "withdraw"), "llmxai.evidence.redaction"),
+            "SecretKey": "llmxai.evidence.sealing",
+            "Draft": "llmxai.evidence.recorder",
             "explained": "llmxai.evidence.explained",
-            "review": "llmxai.evidence.review",
+            "review": "llmxai.evidence.redaction",
             "verify": "llmxai.evidence.verifier.check",
         },
     )

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from llmxai.evidence.attempt import Attempt
+from llmxai.environment import this_tool
 from llmxai.evidence.log import Receipt
-from llmxai.evidence.record import File, Kind, Method, Model, Outcome, Record, Target
-from llmxai.evidence.sign import utc_now
-from llmxai.evidence.texts import id_text, request_texts
-from llmxai.evidence.tool import this_tool
+from llmxai.evidence.record import File, Method, Model, Outcome, Record, RecordKind, TargetRecord
+from llmxai.evidence.recorder import Attempt, id_text, request_texts
+from llmxai.evidence.sealing import utc_now
 from llmxai.types import CrossCheck, Explanation
 
 
@@ -31,7 +30,7 @@ def explanation_record(
     generation = explanation.generation
     record = Record(
         id=attempt.id,
-        kind=Kind.EXPLANATION,
+        kind=RecordKind.EXPLANATION,
         entry=attempt.entry,
         started=attempt.started,
         ended=utc_now(),
@@ -95,7 +94,7 @@ def _outcome(explanation: Explanation, *, private: bool) -> Outcome:
     gaps = [float(gap) for gap in attribution.gap]
     largest = max((abs(gap) for gap in gaps), default=None)
     targets = tuple(
-        Target(
+        TargetRecord(
             position=explanation.generation.prompt_len + t,
             status=str(check.status),
             gap=gaps[t],

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from llmxai.errors import KeyFileError
-from llmxai.evidence.content import SecretKey
+from llmxai.evidence.sealing import SecretKey
 from llmxai.evidence.verifier.checkpoint import key_id, read_public_key
 
 SIGNING = "LLMXAI_SIGNING_KEY"

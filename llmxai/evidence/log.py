@@ -20,14 +20,12 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock, Timeout
 
+from llmxai.environment import this_tool
 from llmxai.errors import EvidenceError
-from llmxai.evidence.canonical import plain
-from llmxai.evidence.content import SecretKey, sealed
 from llmxai.evidence.files import append_durably, cut_to, last_line
-from llmxai.evidence.ids import new_id
-from llmxai.evidence.record import Chain, Kind, Record
-from llmxai.evidence.sign import checkpoint, utc_now
-from llmxai.evidence.tool import this_tool
+from llmxai.evidence.record import Chain, Record, RecordKind
+from llmxai.evidence.recorder import new_id
+from llmxai.evidence.sealing import SecretKey, checkpoint, plain, sealed, utc_now
 from llmxai.evidence.verifier.checkpoint import key_id, read_checkpoint
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, LOG
 from llmxai.evidence.verifier.lines import GENESIS, BrokenLogError, chained, torn_bytes
@@ -150,7 +148,7 @@ class EvidenceLog:
         if told:
             self.repaired += told
             now = utc_now()
-            record = Record(new_id(), Kind.REPAIR, "python", now, now, this_tool(), warnings=tuple(told))
+            record = Record(new_id(), RecordKind.REPAIR, "python", now, now, this_tool(), warnings=tuple(told))
             self._append([(record, {})], None)
 
     def _cut_torn(self, name: str) -> str | None:

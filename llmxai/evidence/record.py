@@ -6,6 +6,7 @@ that they can be taken away later while the chain stays whole.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,7 +15,7 @@ from typing import Any, Literal
 SCHEMA: Literal["llmxai.record/1"] = "llmxai.record/1"
 
 
-class Kind(StrEnum):
+class RecordKind(StrEnum):
     """`explanation`: one was made. `refusal`: what was asked could not be done, and the user can mend it.
     `failure`: a bug or an interrupt. The others refer to earlier records: `review` is a reviewer's decision,
     `redaction` and `prune` say that texts and files are gone on purpose, `repair` that a torn line was cut off.
@@ -86,7 +87,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetRecord:
     """One generated token. Units: nats. `check` holds the figures of the cross-check behind the status."""
 
     position: int
@@ -105,7 +106,7 @@ class Outcome:
 
     statuses: Mapping[str, int]
     largest_gap: float | None
-    targets: tuple[Target, ...] = ()
+    targets: tuple[TargetRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Record:
     """
 
     id: str
-    kind: Kind
+    kind: RecordKind
     entry: Entry
     started: str
     ended: str
@@ -178,3 +179,38 @@ class Chain:
     log: str
     seq: int
     prev: str
+
+
+@dataclass(frozen=True)
+class _Logged(Record):
+    chain: Chain = field(default_factory=lambda: Chain("", 0, ""))
+
+
+def record_schema() -> dict[str, Any]:
+    """Draft 2020-12; every field is required, and no other is allowed."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(_Logged).json_schema(mode="serialization")
+    definitions = schema.pop("$defs", {})
+    for each in (schema, *definitions.values()):
+        if each.get("type") == "object" and "properties" in each:
+            each["required"] = sorted(each["properties"])
+            each["additionalProperties"] = False
+            for value in each["properties"].values():
+                value.pop("default", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:{SCHEMA.replace('/', ':')}",
+        **schema,
+        "title": SCHEMA,
+        "description": "One record of an llmxai evidence log; see docs/verify.md.",
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def schema_text() -> str:
+    return json.dumps(record_schema(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")

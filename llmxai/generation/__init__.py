@@ -1,24 +1,23 @@
 """Prompt or chat to exact ids, what the model answered, and the proof that both fit together."""
 
-from llmxai.generation.batch import generate_many
-from llmxai.generation.classify import classify
-from llmxai.generation.decode import Decoding, generate, given
-from llmxai.generation.foil import against
+from llmxai.generation.answer import Decoding, classify, force_response, generate, generate_many
+from llmxai.generation.foil import with_foil
 from llmxai.generation.prompt import PromptTokens, encode_messages, encode_prompt
 from llmxai.generation.replay import replay
-from llmxai.generation.words import group_words, token_texts
+from llmxai.generation.texts import token_texts
+from llmxai.text import group_words
 
 __all__ = [
     "Decoding",
     "PromptTokens",
-    "against",
     "classify",
     "encode_messages",
     "encode_prompt",
+    "force_response",
     "generate",
     "generate_many",
-    "given",
     "group_words",
     "replay",
     "token_texts",
+    "with_foil",
 ]

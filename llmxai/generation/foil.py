@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmxai.errors import PromptError
-from llmxai.generation.classify import class_number, label_names
+from llmxai.generation.answer import class_number, label_names
 from llmxai.generation.prompt import require_text
-from llmxai.generation.words import WINDOW, token_texts
-from llmxai.models import Kind, LoadedModel
+from llmxai.generation.texts import WINDOW, token_texts
+from llmxai.models import LoadedModel, ModelKind
 from llmxai.types import Foil, Generation
 
 
-def against(loaded: LoadedModel, generation: Generation, *, foil: str) -> Generation:
+def with_foil(loaded: LoadedModel, generation: Generation, *, foil: str) -> Generation:
     """The same answer, to be explained against `foil`: another answer, or another class of a classifier.
 
     The first generated token that differs from the foil's token at its place gets that one as its `Foil`: its F is then
@@ -24,7 +24,9 @@ def against(loaded: LoadedModel, generation: Generation, *, foil: str) -> Genera
     require_text(foil, what="The foil")
     if not foil.strip():
         raise PromptError("The foil is empty: there is nothing to explain the answer against. Give another answer.")
-    found = _class(loaded, generation, foil) if loaded.kind is Kind.CLASSIFIER else _token(loaded, generation, foil)
+    found = (
+        _class(loaded, generation, foil) if loaded.kind is ModelKind.CLASSIFIER else _token(loaded, generation, foil)
+    )
     return replace(generation, foil=found, request={**generation.request, "foil": foil})
 
 

@@ -16,8 +16,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llmxai.errors import PromptError, UnsupportedModelError
-from llmxai.generation.words import token_texts
-from llmxai.models import Kind, LoadedModel
+from llmxai.generation.texts import token_texts
+from llmxai.models import LoadedModel, ModelKind
 from llmxai.types import Role
 
 Message = Mapping[str, Any]
@@ -131,7 +131,7 @@ def with_decoder_start(loaded: LoadedModel, prompt: PromptTokens) -> PromptToken
     They are the start token, and the token that the model is made to say first where it has one (BART, mBART): nobody
     chose it, so it is held and not explained. Raises UnsupportedModelError where no start token is known.
     """
-    if loaded.kind is not Kind.ENCODER_DECODER:
+    if loaded.kind is not ModelKind.ENCODER_DECODER:
         return prompt
     config = loaded.model.generation_config
     start = config.decoder_start_token_id

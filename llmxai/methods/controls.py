@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from llmxai.methods._embeddings import visible_features
-from llmxai.methods._registry import method
-from llmxai.methods._scores import TokenScores
-from llmxai.methods._targets import Target, token_targets
+from llmxai.methods.features import visible_features
+from llmxai.methods.registry import method
+from llmxai.methods.targets import Target, token_targets
 from llmxai.models import LoadedModel
-from llmxai.types import Generation
+from llmxai.types import Generation, TokenScores
 
 
 @method("random", needs=set(), source="control: https://aclanthology.org/2020.acl-main.408")

@@ -1,9 +1,8 @@
 """Models: load them, find their seams, leave no mark on them."""
 
 from llmxai.models.embedded import EMBEDDED
-from llmxai.models.kinds import Kind
-from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
-from llmxai.models.seams import (
+from llmxai.models.families import ModelKind
+from llmxai.models.forward import (
     checkpointed,
     embed,
     embedding_module,
@@ -13,11 +12,12 @@ from llmxai.models.seams import (
     transformer_depth,
     transformer_layers,
 )
+from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
 
 __all__ = [
     "EMBEDDED",
-    "Kind",
     "LoadedModel",
+    "ModelKind",
     "checkpointed",
     "embed",
     "embedding_module",

@@ -18,12 +18,11 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from llmxai.errors import OptionError
-from llmxai.models.finding import find_model, knows_text
-from llmxai.models.kinds import AUTO, Kind, kind_of
+from llmxai.models.families import AUTO, ModelKind, kind_of
+from llmxai.models.finding import find_model, knows_text, quantization_config, quantization_of
+from llmxai.models.forward import keeps_keys_and_values, keeps_logits, rollout_refusal, transformer_depth
 from llmxai.models.loading import stored_dtype
-from llmxai.models.planner import MemoryPlan, free_memory, plan_memory, score_maps_of, weight_bytes
-from llmxai.models.quantised import quantization_config, quantization_of
-from llmxai.models.seams import keeps_keys_and_values, keeps_logits, rollout_refusal, transformer_depth
+from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_maps_of, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,11 @@ def _gradients(model: PreTrainedModel) -> Capability:
         return Capability("integrated gradients", False, f"{type(model).__name__} takes no inputs_embeds")
     if not isinstance(model.get_input_embeddings(), nn.Module):
         return Capability("integrated gradients", False, "transformers names no input embedding of it")
-    if kind_of(model) is Kind.CLASSIFIER:
+    if kind_of(model) is ModelKind.CLASSIFIER:
         return Capability(
             "integrated gradients", True, f"of the log-prob of one of its {model.config.num_labels} classes"
         )
-    if kind_of(model) is Kind.ENCODER_DECODER:
+    if kind_of(model) is ModelKind.ENCODER_DECODER:
         return Capability("integrated gradients", True, "of source and earlier answer together, on one path")
     if keeps_logits(model):
         return Capability("integrated gradients", True, "the output head runs at the answer's positions only")
@@ -134,9 +133,9 @@ def _gradients(model: PreTrainedModel) -> Capability:
 
 
 def _prefix(model: PreTrainedModel) -> Capability:
-    if kind_of(model) is Kind.CLASSIFIER:
+    if kind_of(model) is ModelKind.CLASSIFIER:
         return Capability("cached prefix", False, "tokens are read both ways: all are computed at every node")
-    if kind_of(model) is Kind.ENCODER_DECODER:
+    if kind_of(model) is ModelKind.ENCODER_DECODER:
         return Capability("cached prefix", False, "the source is read both ways: all is computed at every node")
     if not keeps_keys_and_values(model):
         return Capability("cached prefix", False, "it keeps a recurrent state: held tokens are computed at every node")

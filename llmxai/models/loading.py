@@ -21,19 +21,21 @@ from transformers import (
 )
 
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
-from llmxai.models._reasons import first_line, not_found
 from llmxai.models.embedded import file_digest
+from llmxai.models.families import AUTO, ModelKind, kind_of
 from llmxai.models.finding import (
     FoundModel,
     encoder_message,
     find_model,
+    first_line,
     knows_text,
+    not_found,
+    quantization_argument,
+    quantization_of,
     require_one_class,
 )
-from llmxai.models.kinds import AUTO, Kind, kind_of
-from llmxai.models.planner import free_memory, weight_bytes
-from llmxai.models.quantised import quantization_argument, quantization_of
-from llmxai.models.seams import embed, forward_logits, input_device, undisturbed
+from llmxai.models.forward import embed, forward_logits, frozen_eval, input_device
+from llmxai.models.memory import free_memory, weight_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
@@ -62,7 +64,7 @@ class LoadedModel:
         return cast(torch.dtype, self.model.dtype)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ModelKind:
         return kind_of(self.model)
 
     @property
@@ -134,9 +136,9 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     known.setdefault("quantization", quantization_of(model.config))
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
-    if loaded.kind is Kind.CLASSIFIER:
+    if loaded.kind is ModelKind.CLASSIFIER:
         require_one_class(model.config, name=loaded.name)
-    elif loaded.kind is Kind.ENCODER_DECODER:
+    elif loaded.kind is ModelKind.ENCODER_DECODER:
         _require_same_from_embeddings(loaded)
     elif not _is_causal(model):
         raise UnsupportedModelError(encoder_message(loaded.name, type(model).__name__))
@@ -255,7 +257,7 @@ def _require_same_from_embeddings(loaded: LoadedModel) -> None:
     Encoder and decoder then embed differently, or scale on the way (Marian), and one path cannot stand for the other.
     """
     model, ids = loaded.model, list(range(3))
-    with undisturbed(model):
+    with frozen_eval(model):
         token_ids = torch.tensor([ids], device=input_device(model))
         want = model(input_ids=token_ids, decoder_input_ids=token_ids, use_cache=False).logits
         got = forward_logits(model, embed(model, ids + ids)[None], positions=[3, 4, 5], source=3)
@@ -270,7 +272,7 @@ def _require_same_from_embeddings(loaded: LoadedModel) -> None:
 def _is_causal(model: PreTrainedModel) -> bool:
     """Whether the logits of position 0 stay the same when the token at position 1 changes."""
     first, *others = torch.arange(3).tolist()
-    with undisturbed(model):
+    with frozen_eval(model):
         rows = [
             model(input_ids=torch.tensor([[first, other]], device=model.device), use_cache=False).logits[0, 0]
             for other in others

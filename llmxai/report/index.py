@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 from llmxai.report.charts import Chart, Interval, build_charts, build_intervals
-from llmxai.report.provenance import Provenance, build_provenance_box
 from llmxai.report.rows import RunRow
 from llmxai.report.tables import Setting, build_settings
 from llmxai.report.verdict import NOT_PROOF
+from llmxai.report.view import Provenance, build_provenance_box
 from llmxai.report.visible import Text, label, plain, visible
 
 FAILED = "failed"

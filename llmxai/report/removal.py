@@ -25,7 +25,7 @@ MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
-class Removal:
+class RemovalView:
     """The parts of the input that were taken away, and how."""
 
     parts: tuple[Text, ...]
@@ -49,21 +49,21 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Referee:
+class RefereeView:
     better: str
     """`gradients`, `attention`, or `neither` where it cannot be told."""
     said: str
     scores: tuple[Score, ...]
 
 
-def build_removal(explanation: Mapping[str, Any]) -> Removal | None:
+def build_removal(explanation: Mapping[str, Any]) -> RemovalView | None:
     """The parts of `ablations`; None where the referee was not asked."""
     ablations, tokens = explanation["ablations"], explanation["tokens"]
     if ablations is None:
         return None
     ranges = tuple((first, end) for first, end in ablations["units"])
     operator = ablations["operator"]
-    return Removal(
+    return RemovalView(
         parts=tuple(label("".join(token["text"] for token in tokens[a:b])) for a, b in ranges),
         ranges=ranges,
         operator=OPERATORS.get(operator, plain(visible(f"removed ({operator})"))),
@@ -82,7 +82,7 @@ def covered(ranges: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]
     return tuple((owner[a], owner[b - 1] + 1) for a, b in ranges)
 
 
-def build_referee(referee: Mapping[str, Any] | None, removal: Removal | None) -> Referee | None:
+def build_referee(referee: Mapping[str, Any] | None, removal: RemovalView | None) -> RefereeView | None:
     """One target's verdict; None where the referee was not asked."""
     if referee is None or removal is None:
         return None
@@ -91,7 +91,7 @@ def build_referee(referee: Mapping[str, Any] | None, removal: Removal | None) ->
     )
     lds = {method: score["lds"] for method, score in referee["scores"].items()}
     said = " ".join(filter(None, (_said(referee, lds), _found(referee, removal.parts))))
-    return Referee(_better(referee), said, scores)
+    return RefereeView(_better(referee), said, scores)
 
 
 def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:

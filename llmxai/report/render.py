@@ -14,10 +14,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmxai.report.contrast import Contrast
 from llmxai.report.index import IndexRow, IndexView
-from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, Target
-from llmxai.report.verdict import STATUS_TEXT
+from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, TargetView
+from llmxai.report.verdict import STATUS_TEXT, Contrast
 from llmxai.report.view import ReportView
 from llmxai.report.visible import Text, plain
 
@@ -193,7 +192,7 @@ def _level(level: Level) -> dict[str, Any]:
     }
 
 
-def _target(target: Target) -> dict[str, Any]:
+def _target(target: TargetView) -> dict[str, Any]:
     figures = {
         name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
         for name, value in asdict(target).items()

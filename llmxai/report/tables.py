@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmxai.names import Status
-from llmxai.report.contrast import Contrast, build_contrast
-from llmxai.report.dilution import is_diluted
-from llmxai.report.removal import Removal, build_referee, build_removal
-from llmxai.report.verdict import STATUS_TEXT
+from llmxai.report.removal import RemovalView, build_referee, build_removal
+from llmxai.report.verdict import STATUS_TEXT, Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, plain, visible
 
 SHOWN = 5
@@ -178,7 +176,7 @@ def _row(
     tokens: Sequence[Mapping[str, Any]],
     target: Mapping[str, Any],
     number: int,
-    removal: Removal | None,
+    removal: RemovalView | None,
     *,
     diluted: bool,
 ) -> Row:
@@ -213,7 +211,7 @@ def _sources(
     )
 
 
-def _removed(removal: Removal, sources: Sequence[Mapping[str, Any]]) -> tuple[SourceRow, ...]:
+def _removed(removal: RemovalView, sources: Sequence[Mapping[str, Any]]) -> tuple[SourceRow, ...]:
     return tuple(
         SourceRow(removal.parts[s["unit"]], signed(s["value"]), f"{s['share']:.0%}")
         for s in sources[:SHOWN]

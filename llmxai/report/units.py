@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
-from llmxai.report.contrast import Contrast, build_contrast
-from llmxai.report.dilution import is_diluted
-from llmxai.report.removal import Referee, Removal, build_referee, build_removal, covered
+from llmxai.report.removal import RefereeView, RemovalView, build_referee, build_removal, covered
+from llmxai.report.verdict import Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, plain, visible
 
 TOP = 20
@@ -70,7 +69,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetView:
     """One generated unit, its figures and its sources."""
 
     unit: int
@@ -108,7 +107,7 @@ class Target:
     variant_spearman: float | None
     variant_p: float | None
     """Corrected, as `adjusted_p` is."""
-    referee: Referee | None
+    referee: RefereeView | None
     sink_mass: float | None
     """This and the next five are None where attention rollout is refused."""
     feature_mass: float | None
@@ -148,7 +147,7 @@ class Level:
 
     units: tuple[Unit, ...]
     turns: tuple[Turn, ...]
-    targets: tuple[Target, ...]
+    targets: tuple[TargetView, ...]
     parts: tuple[tuple[int, int], ...]
     """For each part of the input that was removed, the units [first, end) that it touches."""
 
@@ -185,7 +184,7 @@ def build_level(
                 "removal_total": float(np.abs(removal[which].sum(axis=0)).sum()),
             }
             figures = _figures(own, units[number].status, explanation["settings"], parts)
-            built.append(Target(unit=number, **figures, **sources))
+            built.append(TargetView(unit=number, **figures, **sources))
     return Level(units, _turns(units), tuple(built), covered(parts.ranges if parts else (), groups))
 
 
@@ -212,7 +211,7 @@ def _turns(units: Sequence[Unit]) -> tuple[Turn, ...]:
 
 
 def _figures(
-    own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[str, Any], removal: Removal | None
+    own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[str, Any], removal: RemovalView | None
 ) -> dict[str, Any]:
     """One unit's numbers: sums where they add up, means of shares, and the agreement of the token it is judged by."""
     worst = next(target for target in own if target["status"] == status)

@@ -1,18 +1,54 @@
-"""What the page says first, in plain sentences, and what it says may not be concluded."""
+"""Whether plain rollout may be read: a status names only the worst that is wrong with a token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from llmxai.names import Role, Status
-from llmxai.report.contrast import Contrast, build_contrast
-from llmxai.report.dilution import is_diluted
 from llmxai.report.removal import count_referee
 from llmxai.report.visible import Text, label, shorten, visible
+
+
+def is_diluted(target: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """By the thresholds that the settings name, also where the gradients did not converge and the status says that."""
+    if target["status"] == Status.DILUTED:
+        return True
+    rollout, rule = target["rollout"], settings.get("crosscheck", {})
+    if target["status"] != Status.UNCONVERGED or rollout["sink_mass"] is None:
+        return False
+    return bool(
+        rollout["sink_mass"] > rule.get("most_sink", 1.0)
+        or rollout["null_divergence"] < rule.get("least_divergence", 0.0)
+    )
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Why this token and not the foil."""
+
+    SENTENCE: ClassVar = (
+        "The token ",
+        " is explained as a contrast with ",
+        ", its foil: positive values speak for the token, negative ones for the foil, in nats of the token’s "
+        "log-probability minus the foil’s.",
+    )
+    """What the page says of it; the token stands after the first part, the foil after the second."""
+
+    token: Text
+    foil: Text
+
+
+def build_contrast(targets: Sequence[Mapping[str, Any]]) -> Contrast | None:
+    """Of the one of these tokens that has a foil; None where none has."""
+    for target in targets:
+        if target["foil"] is not None:
+            return Contrast(label(target["text"]), label(target["foil"]["text"]))
+    return None
+
 
 MAIN_SOURCES = 5
 LONGEST_QUOTE = 600
@@ -71,7 +107,7 @@ class MainSource:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerdictView:
     asked: tuple[Asked, ...]
     answer: Text
     given: bool
@@ -87,9 +123,9 @@ class Verdict:
     not_proof: str
 
 
-def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> Verdict:
+def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> VerdictView:
     """From a parsed explanation.json and its maps to the first part of the page."""
-    return Verdict(
+    return VerdictView(
         asked=_asked(explanation),
         answer=visible(shorten(answer_text(explanation), limit=LONGEST_QUOTE)),
         given=explanation["generation"]["stop"] == "given",

@@ -1,22 +1,104 @@
-"""What the report says, as plain data: no HTML here."""
+"""What quantisation changed, token by token."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llmxai.report.groups import characters, sentences
-from llmxai.report.precision import Precision, build_precision
-from llmxai.report.provenance import Provenance, build_provenance_box
-from llmxai.report.removal import ROLLOUT, Removal, build_removal, method_name
-from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings
+from llmxai.names import Status
+from llmxai.report.removal import ROLLOUT, RemovalView, build_removal, method_name
+from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings, percent, signed
 from llmxai.report.units import Level, build_level
-from llmxai.report.verdict import LIMITS, Verdict, answer_text, build_verdict
-from llmxai.report.visible import Text, plain, shorten, visible
+from llmxai.report.verdict import LIMITS, STATUS_TEXT, VerdictView, answer_text, build_verdict
+from llmxai.report.visible import Text, characters, label, plain, sentences, shorten, visible
 from llmxai.store import upgraded
+
+
+@dataclass(frozen=True)
+class PrecisionRow:
+    """One generated token on the quantised weights and on the full ones."""
+
+    number: int
+    text: Text
+    probability: str
+    full_probability: str
+    difference: str
+    """Of the log-prob, in nats: above 0 where quantisation made the token likelier."""
+    rank: int
+    """On the full weights."""
+    cosine: str
+    same_source: str
+    status: str
+    sign: str
+    """Of the status on the full weights."""
+    changed: bool
+    """Whether the status is another one."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    model: Text
+    dtype: Text
+    rows: tuple[PrecisionRow, ...]
+
+
+def build_precision(explanation: Mapping[str, Any]) -> Precision | None:
+    """None where nothing was compared."""
+    told = explanation["full_precision"]
+    if told is None:
+        return None
+    pairs = zip(explanation["targets"], told["targets"], strict=True)
+    return Precision(
+        model=visible(told["model"]),
+        dtype=visible(told["dtype"]),
+        rows=tuple(_row(number, own, full) for number, (own, full) in enumerate(pairs, start=1)),
+    )
+
+
+def _row(number: int, own: Mapping[str, Any], full: Mapping[str, Any]) -> PrecisionRow:
+    return PrecisionRow(
+        number=number,
+        text=label(own["text"]),
+        probability=percent(math.exp(own["replayed_logprob"])),
+        full_probability=percent(math.exp(full["logprob"])),
+        difference=signed(full["difference"]),
+        rank=full["rank"],
+        cosine="–" if full["cosine"] is None else f"{full['cosine']:.3f}",
+        same_source="yes" if full["same_source"] else "no",
+        status=full["status"],
+        sign=STATUS_TEXT[Status(full["status"])][0],
+        changed=full["status"] != own["status"],
+    )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    record: Text
+    """Id of the record in the log; empty where none was given."""
+    command: Text
+    """What to type to check it; empty where none was given."""
+    details: tuple[Setting, ...]
+
+
+def build_provenance_box(provenance: Mapping[str, Any] | None) -> Provenance | None:
+    """From a mapping made by whoever keeps the records.
+
+    `record` is the record's id, `verify` the exact command that checks it; everything else (digests, key, sign-off)
+    is shown row by row, nested mappings with dotted keys.
+    """
+    if provenance is None:
+        return None
+    rest = {key: value for key, value in provenance.items() if key not in ("record", "verify")}
+    return Provenance(
+        record=visible(str(provenance.get("record", ""))),
+        command=visible(str(provenance.get("verify", ""))),
+        details=build_settings(rest),
+    )
+
 
 LONG = 400
 """Tokens from which sentences are offered as units too."""
@@ -30,12 +112,12 @@ class ReportView:
     title: str
     headline: Text
     """The answer on one line, shortened."""
-    verdict: Verdict
+    verdict: VerdictView
     warnings: tuple[Text, ...]
     levels: Mapping[str, Level]
     """`words` first, then `tokens`, and `sentences` where the text is long."""
     rows: tuple[Row, ...]
-    removal: Removal | None
+    removal: RemovalView | None
     """The parts of the input that were taken away; None where the referee was not asked."""
     variant: str | None
     """Name of the rollout variant beside the plain one; None where it is refused, and in schema /1."""

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from llmxai._lazy import lazy
 
 if TYPE_CHECKING:
-    from llmxai.runs.clerk import News
     from llmxai.runs.reading import find_recipe, list_recipes, read_recipe
     from llmxai.runs.recipe import Recipe, json_schema
-    from llmxai.runs.removal import clear_removed
+    from llmxai.runs.redaction import clear_removed
     from llmxai.runs.runner import RunOutcome, run_recipe
+    from llmxai.runs.writer import RunProgress
 
 __all__ = [
-    "News",
     "Recipe",
     "RunOutcome",
+    "RunProgress",
     "clear_removed",
     "find_recipe",
     "json_schema",
@@ -30,7 +30,7 @@ if not TYPE_CHECKING:
             **dict.fromkeys(("find_recipe", "list_recipes", "read_recipe"), "llmxai.runs.reading"),
             **dict.fromkeys(("Recipe", "json_schema"), "llmxai.runs.recipe"),
             **dict.fromkeys(("RunOutcome", "run_recipe"), "llmxai.runs.runner"),
-            "News": "llmxai.runs.clerk",
-            "clear_removed": "llmxai.runs.removal",
+            "RunProgress": "llmxai.runs.writer",
+            "clear_removed": "llmxai.runs.redaction",
         },
     )

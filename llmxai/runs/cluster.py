@@ -29,15 +29,14 @@ import pyarrow.parquet as pq
 from llmxai.errors import LlmxaiError, OptionError
 from llmxai.evaluation import Row
 from llmxai.evidence import drafting
-from llmxai.evidence.sign import utc_now
-from llmxai.runs.clerk import Clerk, News, Progress
+from llmxai.evidence.sealing import utc_now
 from llmxai.runs.data import FailedRow
-from llmxai.runs.engines import POLL, Site, load_for, site_of
-from llmxai.runs.jobs import Job, Stop, Window, pack
+from llmxai.runs.engines import POLL, EngineInfo, load_for, site_of
 from llmxai.runs.ledger import Ledger
-from llmxai.runs.processes import Processes
 from llmxai.runs.recipe import Recipe
-from llmxai.runs.work import EVIDENCE, Worker, request_of
+from llmxai.runs.scheduling import Job, Processes, Stop, Window, pack
+from llmxai.runs.worker import EVIDENCE, Worker, request_of
+from llmxai.runs.writer import Progress, RunProgress, RunWriter
 
 OBJECT_STORE = 256 * 2**20
 """Bytes of the object store of a cluster that we start: only ids and rows of data go through it."""
@@ -64,8 +63,8 @@ class RayEngine:
     def workers(self) -> int:
         return self.wanted or 1
 
-    def start(self, progress: Progress) -> Site:
-        progress(News("starting Ray", engine="ray"))
+    def start(self, progress: Progress) -> EngineInfo:
+        progress(RunProgress("starting Ray", engine="ray"))
         self.ray = _ray()
         if not self.ray.is_initialized():
             self._connect()
@@ -75,13 +74,13 @@ class RayEngine:
         if self.wanted is None:
             kind, each = ("GPU", self.gpus) if self.gpus else ("CPU", self.recipe.workers.cpus)
             self.wanted = max(1, int((available.get(kind, 1) - (kind == "CPU")) / each))
-        progress(News("loading the model", engine="ray"))
+        progress(RunProgress("loading the model", engine="ray"))
         look = self.ray.remote(num_cpus=self.recipe.workers.cpus, num_gpus=self.gpus, max_retries=0)(_look)
         with _unwrapped():
-            site: Site = self.ray.get(look.remote(self.recipe.model_dump_json(), os.getcwd()))
+            site: EngineInfo = self.ray.get(look.remote(self.recipe.model_dump_json(), os.getcwd()))
         return site
 
-    def perform(self, windows: Iterable[Window], clerk: Clerk | None, stop: Stop) -> None:
+    def perform(self, windows: Iterable[Window], clerk: RunWriter | None, stop: Stop) -> None:
         assert clerk is not None
         batches = self.batches = Path(tempfile.mkdtemp(dir=self.run, prefix=".batches-"))
         if count := self._write(windows, batches, clerk):
@@ -123,7 +122,7 @@ class RayEngine:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
 
-    def _write(self, windows: Iterable[Window], batches: Path, clerk: Clerk) -> int:
+    def _write(self, windows: Iterable[Window], batches: Path, clerk: RunWriter) -> int:
         """One Parquet file a batch, the costliest of each window first; how many."""
         count = 0
         for window in windows:
@@ -223,7 +222,7 @@ def _file(batches: Path, n: int) -> Path:
     return batches / f"{n:07d}.parquet"
 
 
-def _look(recipe: str, home: str) -> Site:
+def _look(recipe: str, home: str) -> EngineInfo:
     """In a task with the actors' resources: what the weights are, and the tokenizer that costs are counted with."""
     _at_home(home)
     return site_of(load_for(Recipe.model_validate_json(recipe).model, Processes()))

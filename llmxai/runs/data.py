@@ -14,7 +14,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from llmxai.errors import RecipeError
 from llmxai.evaluation import Row, locate, suite_rows
-from llmxai.evaluation.rows import Span
+from llmxai.evaluation.case import Span
 from llmxai.evaluation.suites import ROWS
 from llmxai.runs.recipe import Recipe, Source
 

@@ -1,23 +1,79 @@
-"""Where the rows are computed: in this process and those beside it, or (cluster.py) by the actors of Ray Data."""
+"""The folder of a run: one run in it at a time, of one recipe, and nobody else's files."""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from llmxai.evaluation.closed_form import build
-from llmxai.evaluation.marker import marker_folder
+from llmxai.errors import OutputError
+from llmxai.evaluation.planted_models import build, marker_folder
 from llmxai.explain import environment
 from llmxai.models import LoadedModel, load
 from llmxai.models.loading import weights_digest
-from llmxai.runs.clerk import Clerk, News, Progress
-from llmxai.runs.jobs import Stop, Window, share
-from llmxai.runs.processes import Processes
 from llmxai.runs.recipe import ModelSettings, Recipe
-from llmxai.runs.work import Worker
+from llmxai.runs.scheduling import Processes, Stop, Window, share
+from llmxai.runs.worker import Worker
+from llmxai.runs.writer import Progress, RunProgress, RunWriter
+
+
+@contextmanager
+def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
+    """Hold the run's folder: one run in it at a time, and only of this recipe."""
+    if not team.leads:
+        yield
+        return
+    try:
+        if out.exists() and not out.is_dir():
+            raise OutputError(f"{out}: is a file. Choose another folder with --out.")
+        strangers = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+        if strangers and not (out / ".lock").exists():
+            raise OutputError(
+                f"{out}: holds {sorted(strangers)[0]!r} and no run, so it is left alone. Choose a new or an empty "
+                f"folder with --out."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("a")
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"{out}: another run is at work in it. Wait for it, or choose another --out.") from error
+        _require_same(out, recipe)
+        folders = ("", "records/", "ledger/", "tables/", "plots/")
+        for scratch in [path for folder in folders for path in out.glob(f"{folder}.*-*")]:
+            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+        yield
+
+
+def _require_same(out: Path, recipe: Recipe) -> None:
+    """A folder holds one recipe; only its rows may become more or fewer, and the workers others."""
+    try:
+        before = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["recipe"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputError(f"{out}: its manifest.json is not that of a run ({error}). Choose another --out.") from error
+    now = recipe.model_dump(mode="json")
+    for document in (before, now):
+        document["data"] = [{k: v for k, v in source.items() if k != "limit"} for source in document["data"]]
+        document.pop("description", None)
+        document.pop("workers", None)
+    changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    if changed:
+        raise OutputError(
+            f"{out}: holds a run of recipe {before.get('name')!r} with another {', '.join(changed)}. Choose another "
+            f"folder with --out, or remove this one."
+        )
+
 
 EngineName = Literal["local", "accelerate", "ray"]
 POLL = 0.05
@@ -25,7 +81,7 @@ POLL = 0.05
 
 
 @dataclass(frozen=True)
-class Site:
+class EngineInfo:
     """What computes the rows, as far as whoever plans must know it."""
 
     model: str
@@ -44,9 +100,9 @@ class Engine(Protocol):
         """How many work at the same time; known after `start`."""
         ...
 
-    def start(self, progress: Progress) -> Site: ...
+    def start(self, progress: Progress) -> EngineInfo: ...
 
-    def perform(self, windows: Iterable[Window], clerk: Clerk | None, stop: Stop) -> None: ...
+    def perform(self, windows: Iterable[Window], clerk: RunWriter | None, stop: Stop) -> None: ...
 
     def close(self) -> None: ...
 
@@ -62,12 +118,12 @@ class TeamEngine:
     def workers(self) -> int:
         return self.team.count
 
-    def start(self, progress: Progress) -> Site:
+    def start(self, progress: Progress) -> EngineInfo:
         loaded = load_for(self.recipe.model, self.team, progress=progress, engine=self.name)
         self.worker = Worker.of(loaded, self.recipe, run=self.run, signed_by=self.signed_by)
         return site_of(loaded)
 
-    def perform(self, windows: Iterable[Window], clerk: Clerk | None, stop: Stop) -> None:
+    def perform(self, windows: Iterable[Window], clerk: RunWriter | None, stop: Stop) -> None:
         assert self.worker is not None
         alone = self.team.count == 1
         for window in windows:
@@ -89,8 +145,8 @@ class TeamEngine:
         pass
 
 
-def site_of(loaded: LoadedModel) -> Site:
-    return Site(weights_digest(loaded) or loaded.name, environment(loaded), loaded.tokenizer)
+def site_of(loaded: LoadedModel) -> EngineInfo:
+    return EngineInfo(weights_digest(loaded) or loaded.name, environment(loaded), loaded.tokenizer)
 
 
 def load_for(
@@ -101,7 +157,7 @@ def load_for(
     engine: EngineName = "local",
 ) -> LoadedModel:
     """The model of a recipe; `marker` and `closed_form` are those of the suites."""
-    news = News("loading the model", engine=engine)
+    news = RunProgress("loading the model", engine=engine)
     progress(news)
     if settings.name == "closed_form":
         return build()

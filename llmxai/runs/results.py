@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from llmxai.errors import OutputError
+from llmxai.evidence.files import replacing
 from llmxai.runs.pages import write_pages
-from llmxai.runs.parquet import write_table
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.tables import tabulate
 
@@ -111,3 +114,18 @@ def _metrics(entry: Entry) -> dict[str, float]:
 
 def _fields(entry: Entry) -> dict[str, Any]:
     return {f"field.{name}": str(value) for name, value in entry.get("fields", {}).items()}
+
+
+GROUP = 1000
+"""Rows that are written at a time."""
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Parquet, whole or not at all. Raises OutputError."""
+    rest = iter(rows)
+    try:
+        with replacing(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+            while some := list(islice(rest, GROUP)):
+                writer.write_table(pa.Table.from_pylist(some, schema=schema))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error

@@ -13,22 +13,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.evaluation import Row
 from llmxai.evidence import begin, open_log, signing_key
-from llmxai.evidence.attempt import ended_by
 from llmxai.evidence.files import describe
 from llmxai.evidence.keys import key_id
 from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.reading import read_ids
+from llmxai.evidence.recorder import ended_by
 from llmxai.report import write_index
-from llmxai.runs.clerk import Clerk, News, Progress
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows
-from llmxai.runs.engines import Engine, EngineName, Site, TeamEngine
-from llmxai.runs.jobs import Plan, Stop
+from llmxai.runs.engines import Engine, EngineInfo, EngineName, TeamEngine, run_lock
 from llmxai.runs.ledger import Ledger, key_of, write_json
-from llmxai.runs.place import held_folder
-from llmxai.runs.processes import Processes, processes
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.results import write_results
-from llmxai.runs.work import EVIDENCE
+from llmxai.runs.scheduling import Plan, Processes, Stop, processes
+from llmxai.runs.worker import EVIDENCE
+from llmxai.runs.writer import Progress, RunProgress, RunWriter
 
 SCHEMA = "llmxai.run/1"
 
@@ -69,9 +67,9 @@ def run_recipe(
     """
     out, team = Path(out), processes()
     ledger, ids = Ledger(out), list[str]()
-    with held_folder(out, recipe, team):
+    with run_lock(out, recipe, team):
         signer = signing_key() if recipe.explain is not None and team.leads else None
-        news = News("rows", engine=engine, total=count_rows(recipe))
+        news = RunProgress("rows", engine=engine, total=count_rows(recipe))
         with _clerk(out, recipe, ledger, signer, news, progress) if team.leads else nullcontext() as clerk:
             team.wait()
             with _engine(engine, recipe, out, team, workers) as computing:
@@ -120,16 +118,16 @@ def _clerk(
     recipe: Recipe,
     ledger: Ledger,
     signer: Ed25519PrivateKey | None,
-    news: News,
+    news: RunProgress,
     progress: Progress,
-) -> Iterator[Clerk]:
+) -> Iterator[RunWriter]:
     """The one writer. However the run ends, what is prepared and what was interrupted is in the log before it is
     closed and signed."""
     if recipe.explain is None:
-        yield Clerk(None, ledger, news=news, progress=progress)
+        yield RunWriter(None, ledger, news=news, progress=progress)
         return
     with open_log(out / EVIDENCE, signer=signer) as log:
-        clerk = Clerk(log, ledger, news=news, progress=progress)
+        clerk = RunWriter(log, ledger, news=news, progress=progress)
         clerk.take_aborted()
         try:
             yield clerk
@@ -139,7 +137,7 @@ def _clerk(
 
 
 @contextmanager
-def _recorded_refusal(clerk: Clerk | None, recipe: Recipe) -> Iterator[None]:
+def _recorded_refusal(clerk: RunWriter | None, recipe: Recipe) -> Iterator[None]:
     """What goes wrong before the first row is recorded too."""
     attempt = None
     if clerk is not None and clerk.log is not None:
@@ -165,7 +163,7 @@ def _outcome(out: Path, ledger: Ledger, ids: list[str], *, leads: bool, stopped:
     return RunOutcome(out, ok=ok, failed=len(statuses) - ok, leads=leads, stopped=stopped)
 
 
-def _manifest(recipe: Recipe, site: Site, *, engine: EngineName, command: str | None) -> dict[str, Any]:
+def _manifest(recipe: Recipe, site: EngineInfo, *, engine: EngineName, command: str | None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

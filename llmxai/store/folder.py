@@ -17,10 +17,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from llmxai.errors import NonFiniteError, OutputError
-from llmxai.store.precision import full_precision_of
+from llmxai.store.document import full_precision_of, refusals_of, warnings_of
 from llmxai.store.reading import SCHEMA
-from llmxai.store.warnings import refusals_of, warnings_of
-from llmxai.types import Ablations, Dilution, DilutionCurve, Explanation, Rollout, Verdict
+from llmxai.types import Dilution, DilutionCurve, Effects, Explanation, RefereeVerdict, Rollout
 
 TOP_SOURCES = 20
 FILES = ("report.html", "explanation.json", "maps.safetensors")
@@ -168,7 +167,7 @@ def _curve(curve: DilutionCurve | None, t: int) -> dict[str, list[float]] | None
     return {part.name: getattr(curve, part.name)[t].tolist() for part in fields(curve)}
 
 
-def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
+def _verdict(verdict: RefereeVerdict | None) -> dict[str, Any] | None:
     if verdict is None:
         return None
     return {
@@ -181,7 +180,7 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
     }
 
 
-def _ablations(ablations: Ablations | None) -> dict[str, Any] | None:
+def _ablations(ablations: Effects | None) -> dict[str, Any] | None:
     if ablations is None:
         return None
     return {
@@ -192,7 +191,7 @@ def _ablations(ablations: Ablations | None) -> dict[str, Any] | None:
     }
 
 
-def _unit_sources(ablations: Ablations | None, t: int) -> list[dict[str, Any]]:
+def _unit_sources(ablations: Effects | None, t: int) -> list[dict[str, Any]]:
     """The units whose loss changes the log-prob most, by |drop|, with their share of the sum of |drop|."""
     if ablations is None:
         return []

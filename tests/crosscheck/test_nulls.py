@@ -7,7 +7,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from llmxai.crosscheck import nulls, rank_test, recency_p
+from llmxai.crosscheck import agreement as nulls
+from llmxai.crosscheck import rank_test, recency_p
 
 WORLDS = 200
 LEVEL = 0.05

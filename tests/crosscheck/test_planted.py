@@ -8,9 +8,9 @@ from planted import Lookup, lookups, trained_lookup
 from questions import FAMILIES, make_question
 
 from llmxai.crosscheck import dilutions, why_diluted
-from llmxai.generation import encode_messages, given
-from llmxai.methods import Ablation, attention_rollout, leave_one_out
-from llmxai.methods._path import moving_tokens
+from llmxai.generation import encode_messages, force_response
+from llmxai.methods import Removal, attention_rollout, leave_one_out
+from llmxai.methods.features import moving_tokens
 from llmxai.models import LoadedModel
 from llmxai.types import Dilution, Generation, Rollout, predicting_position
 
@@ -54,7 +54,7 @@ def test_ablation_of_a_small_trained_model_finds_the_source(trained: LoadedModel
     """The source and the question itself come first, but for answers that the model guesses right (one in six)."""
     right = []
     for question in questions:
-        found = leave_one_out(trained, question.generation, ablation=Ablation(units="token", subsets=0))
+        found = leave_one_out(trained, question.generation, ablation=Removal(units="token", subsets=0))
         for t, source in enumerate(question.sources):
             if source is not None:
                 first_three = found.drop[t].argsort(descending=True)[:3].tolist()
@@ -78,5 +78,5 @@ def test_the_value_of_a_question_is_told_once(family: str) -> None:
 def test_rollout_of_the_real_model_is_flagged(smollm2: LoadedModel) -> None:
     question = make_question("place", seed=0)
     tokens = encode_messages(smollm2, [{"role": "user", "content": question.prompt}])
-    _, _, dilution = figures(smollm2, given(smollm2, tokens, response=question.response))
+    _, _, dilution = figures(smollm2, force_response(smollm2, tokens, response=question.response))
     assert all(why_diluted(one) is not None for one in dilution)

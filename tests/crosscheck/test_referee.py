@@ -8,21 +8,21 @@ import torch
 from scipy import stats
 
 from llmxai.crosscheck.referee import CEILING, difference_interval, missed, sources_of, unit_sums, verdicts
-from llmxai.methods._ablation import half_subsets
-from llmxai.types import Ablations
+from llmxai.methods.perturbation.effects import half_subsets
+from llmxai.types import Effects
 
 N_UNITS, TARGETS = 12, 3
 UNITS = tuple((2 * i + 1, 2 * i + 3) for i in range(N_UNITS))
 SEQ = 2 * N_UNITS + 4
 
 
-def additive(weights: torch.Tensor, *, noise: float = 0.0, subsets: int = 64) -> Ablations:
+def additive(weights: torch.Tensor, *, noise: float = 0.0, subsets: int = 64) -> Effects:
     """A world in which every unit adds its weight to F, whatever else is there."""
     kept = half_subsets(N_UNITS, subsets, seed=0)
     rng = np.random.default_rng(0)
     f = weights @ kept.T.double() + noise * torch.from_numpy(rng.normal(size=(len(weights), len(kept))))
     full = weights.sum(dim=1)
-    return Ablations(
+    return Effects(
         operator="delete",
         units=UNITS,
         kept=kept,
@@ -86,7 +86,7 @@ def test_two_methods_that_know_nothing_are_seldom_told_apart() -> None:
         world = additive(weights(seed), noise=1.0, subsets=40)
         one, two = (token_scores(weights(seed + k)) for k in (1, 2))
         noise = torch.from_numpy(np.random.default_rng(seed).normal(size=world.f_masked.shape))
-        nothing = Ablations(**{**vars(world), "f_masked": noise})
+        nothing = Effects(**{**vars(world), "f_masked": noise})
         won += sum(v.better is not None for v in verdicts(nothing, {"one": one, "two": two}))
     assert won <= 6  # of 30
 
@@ -129,7 +129,7 @@ def test_constant_scores_and_constant_worlds_have_no_lds() -> None:
 
 @pytest.mark.parametrize("n_units", [0, 1])
 def test_prompts_without_subsets_have_no_verdict(n_units: int) -> None:
-    world = Ablations(
+    world = Effects(
         operator="delete",
         units=UNITS[:n_units],
         kept=half_subsets(n_units, 64, seed=0),

@@ -9,17 +9,17 @@ import torch
 
 from llmxai.crosscheck import RULE, cross_check, jensen_shannon, status_of
 from llmxai.crosscheck.status import Certificate
-from llmxai.methods._ablation import half_subsets
+from llmxai.methods.perturbation.effects import half_subsets
 from llmxai.types import (
-    Ablations,
     Agreement,
     Attribution,
     Dilution,
+    Effects,
     Generation,
+    RefereeVerdict,
     Role,
     Rollout,
     Status,
-    Verdict,
     predicting_position,
 )
 
@@ -40,7 +40,7 @@ CLEAR = Dilution(sink_mass=0.1, feature_mass=0.8, entropy=0.7, null_divergence=0
 SUNK = replace(CLEAR, sink_mass=0.996)
 FINE = Certificate(converged=True, local_error=0.01, tolerance=0.02)
 OFF = Certificate(converged=False, local_error=0.5, tolerance=0.02)
-OPEN = Verdict(scores={}, better=None, difference=0.1, interval=(-0.2, 0.3), sources=(), missed={})
+OPEN = RefereeVerdict(scores={}, better=None, difference=0.1, interval=(-0.2, 0.3), sources=(), missed={})
 GRADIENTS = replace(OPEN, better="layer_integrated_gradients", difference=0.4, interval=(0.2, 0.6))
 ATTENTION = replace(OPEN, better="attention_rollout", difference=-0.4, interval=(-0.6, -0.2))
 FOUND = replace(OPEN, sources=(3, 7), missed={"layer_integrated_gradients": (), "attention_rollout": ()})
@@ -83,7 +83,7 @@ def test_the_status_rule(
     agreement: Agreement,
     dilution: Dilution,
     variant: Agreement,
-    verdict: Verdict | None,
+    verdict: RefereeVerdict | None,
     status: Status,
     words: str,
 ) -> None:
@@ -219,7 +219,7 @@ def test_the_referee_reads_all_three_methods() -> None:
     units = tuple((i, i + 1) for i in range(1, PROMPT))
     true, kept = SAME[:, 1:PROMPT], half_subsets(len(units), 64, seed=0)
     full = true.sum(dim=1)
-    world = Ablations(
+    world = Effects(
         operator="delete",
         units=units,
         kept=kept,

@@ -12,26 +12,26 @@ from scipy import stats
 from tiny import answered, make_loaded
 
 from llmxai.evaluation import answer_row, make_case, suite_rows
-from llmxai.evaluation.closed_form import build
 from llmxai.evaluation.contenders import as_shares
 from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, soft_faithfulness, top_k_drop
 from llmxai.evaluation.measure import leave_one_out_scores
+from llmxai.evaluation.planted_models import build
 from llmxai.evaluation.sanity import histogram_entropy, max_sensitivity, randomisation, randomised
 from llmxai.methods import gradient_x_input, span_target
-from llmxai.methods._ablation import half_subsets
-from llmxai.methods._masks import random_masks
-from llmxai.methods._path import baseline_embedding
-from llmxai.methods._removal import Removal
+from llmxai.methods.features import baseline_embedding
+from llmxai.methods.perturbation.effects import half_subsets
+from llmxai.methods.perturbation.removal import SetFunction
+from llmxai.methods.perturbation.surrogates import random_masks
 from llmxai.models import embed
 
 LINEAR = build()
 
 
 @pytest.fixture(scope="module")
-def removal() -> Removal:
+def removal() -> SetFunction:
     (row,) = suite_rows("closed_form", limit=1, seed=9, options={"length": 8})
     case = make_case(LINEAR, row, answer_row(LINEAR, row), target="first")
-    return Removal(LINEAR, case.generation, case.target, case.features, "baseline")
+    return SetFunction(LINEAR, case.generation, case.target, case.features, "baseline")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def scores() -> torch.Tensor:
     return torch.randn(8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-def embeddings(removal: Removal) -> torch.Tensor:
+def embeddings(removal: SetFunction) -> torch.Tensor:
     return embed(LINEAR.model, removal.generation.ids)[: removal.target.last + 1].clone()
 
 
-def p(removal: Removal, kept: set[int]) -> float:
+def p(removal: SetFunction, kept: set[int]) -> float:
     """sigmoid(F) with only `kept`, from a forward pass over embeddings put together by hand."""
     x = embeddings(removal)
     space = baseline_embedding(LINEAR, "space", seq=len(x))
@@ -54,7 +54,7 @@ def p(removal: Removal, kept: set[int]) -> float:
     return float(torch.sigmoid(f[removal.target.ids[0]] - f[removal.target.foils[0]]).detach())
 
 
-def test_aopc(removal: Removal, scores: torch.Tensor) -> None:
+def test_aopc(removal: SetFunction, scores: torch.Tensor) -> None:
     order = sorted(range(8), key=lambda i: -float(scores[i]))
     everything, full = set(range(8)), p(removal, set(range(8)))
     tops = [set(order[: math.ceil(share * 8)]) for share in (0.01, 0.05, 0.1, 0.2, 0.5)]
@@ -65,7 +65,7 @@ def test_aopc(removal: Removal, scores: torch.Tensor) -> None:
     assert found["sufficiency"] == pytest.approx(np.mean([full - p(removal, t) for t in tops]), abs=1e-6)
 
 
-def test_top_k_drop(removal: Removal, scores: torch.Tensor) -> None:
+def test_top_k_drop(removal: SetFunction, scores: torch.Tensor) -> None:
     exact = leave_one_out_scores(removal)
     order = sorted(range(8), key=lambda i: -float(scores[i]))
     for k in (1, 3, 5):
@@ -74,7 +74,7 @@ def test_top_k_drop(removal: Removal, scores: torch.Tensor) -> None:
         )
 
 
-def test_curves(removal: Removal, scores: torch.Tensor) -> None:
+def test_curves(removal: SetFunction, scores: torch.Tensor) -> None:
     order = sorted(range(8), key=lambda i: -float(scores[i]))
     heights = {"deletion_auc": [], "insertion_auc": []}
     for k in (0, 2, 4, 6, 8):
@@ -85,14 +85,14 @@ def test_curves(removal: Removal, scores: torch.Tensor) -> None:
         assert found[name] == pytest.approx(sum((a + b) / 2 for a, b in pairwise(h)) / 4, abs=1e-6)
 
 
-def test_lds_and_infidelity_of_the_exact_scores(removal: Removal) -> None:
+def test_lds_and_infidelity_of_the_exact_scores(removal: SetFunction) -> None:
     exact = leave_one_out_scores(removal)
     assert lds(removal, exact, masks=30, seed=0)["lds"] == pytest.approx(1.0)
     assert infidelity(removal, exact, masks=30, seed=0)["infidelity"] == pytest.approx(0.0, abs=1e-8)
     assert infidelity(removal, 7 * exact, masks=30, seed=0)["infidelity"] == pytest.approx(0.0, abs=1e-8)
 
 
-def test_lds_and_infidelity_against_their_definitions(removal: Removal, scores: torch.Tensor) -> None:
+def test_lds_and_infidelity_against_their_definitions(removal: SetFunction, scores: torch.Tensor) -> None:
     halves, masks = half_subsets(8, 30, seed=4), random_masks(30, 8, seed=4)
     found = []
     for subsets in (halves, masks):
@@ -108,13 +108,13 @@ def test_lds_and_infidelity_against_their_definitions(removal: Removal, scores: 
     assert value == pytest.approx(np.mean((beta * taken - fall) ** 2), rel=1e-5)
 
 
-def test_constant_scores_have_no_lds(removal: Removal) -> None:
+def test_constant_scores_have_no_lds(removal: SetFunction) -> None:
     for value in (0.0, 0.1):
         assert lds(removal, torch.full((8,), value, dtype=torch.float64), masks=10, seed=0) == {}
     assert infidelity(removal, torch.zeros(8, dtype=torch.float64), masks=10, seed=0) == {}
 
 
-def test_soft_faithfulness_of_hard_scores(removal: Removal) -> None:
+def test_soft_faithfulness_of_hard_scores(removal: SetFunction) -> None:
     """Scores of 0 and 1 leave nothing to chance: whole embeddings are zeroed, and the definition is a plain sum."""
     hard = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1], dtype=torch.float64)
 

@@ -9,8 +9,8 @@ from tiny import make_loaded
 
 from llmxai.errors import PromptError, RecipeError
 from llmxai.evaluation import SUITES, Row, answer_row, locate, make_case, require_suite, suite_rows, token_positions
-from llmxai.evaluation.closed_form import build, contributions
-from llmxai.generation import encode_messages, given
+from llmxai.evaluation.planted_models import build, contributions
+from llmxai.generation import encode_messages, force_response
 from llmxai.models import LoadedModel
 
 
@@ -95,7 +95,7 @@ def test_sources_are_found_among_the_tokens(name: str, tiny_llama: LoadedModel) 
 
 def test_what_was_asked_twice_is_found_in_the_last_message(tiny_llama: LoadedModel) -> None:
     messages = [{"role": "system", "content": "red blue"}, {"role": "user", "content": "red blue"}]
-    generation = given(tiny_llama, encode_messages(tiny_llama, messages), response=" red")
+    generation = force_response(tiny_llama, encode_messages(tiny_llama, messages), response=" red")
     found = token_positions(generation, "red blue", [(4, 8)])
     assert min(found) > generation.texts.index("user")
 

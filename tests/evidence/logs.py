@@ -7,18 +7,20 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from llmxai.environment import this_tool
 from llmxai.evidence.files import describe
-from llmxai.evidence.ids import new_id
 from llmxai.evidence.log import open_log
-from llmxai.evidence.record import File, Kind, Record
-from llmxai.evidence.tool import this_tool
+from llmxai.evidence.record import File, Record, RecordKind
+from llmxai.evidence.recorder import new_id
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 TIME = "2026-11-24T12:00:00.000Z"
 
 
-def make_record(kind: Kind = Kind.EXPLANATION, *, artefacts: Sequence[File] = (), ended: str = TIME) -> Record:
+def make_record(
+    kind: RecordKind = RecordKind.EXPLANATION, *, artefacts: Sequence[File] = (), ended: str = TIME
+) -> Record:
     return Record(new_id(), kind, "python", TIME, ended, this_tool(), artefacts=tuple(artefacts))
 
 

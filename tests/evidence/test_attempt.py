@@ -13,7 +13,7 @@ import pytest
 from logs import KEY, make_run
 from tiny import make_loaded
 
-from llmxai import Ablation, Decoding, UserError, explain, save
+from llmxai import Decoding, Removal, UserError, explain, save
 from llmxai.errors import EvidenceError
 from llmxai.evidence import (
     SecretKey,
@@ -238,7 +238,7 @@ def test_an_interrupted_redaction_is_finished_by_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("llmxai.evidence.removal._drop_texts", interrupted)
+        patch.setattr("llmxai.evidence.redaction._drop_texts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             redact(run, id, reason="asked")
     left = verify(run)
@@ -385,7 +385,7 @@ def test_a_replay_takes_the_settings_of_the_record(loaded: LoadedModel, tmp_path
         decoding=Decoding(max_new_tokens=2),
         max_nodes=8,
         variant="sink_free_rollout",
-        referee=Ablation(operator="mean", units="token", subsets=5, seed=3),
+        referee=Removal(operator="mean", units="token", subsets=5, seed=3),
     )
     save(other, tmp_path / "run")
     found = recompute(tmp_path / "run", only(tmp_path / "run")["id"], model=loaded)

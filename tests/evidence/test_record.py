@@ -15,20 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import KEY, make_record, make_run
 
-from llmxai.evidence.canonical import canonical, plain
-from llmxai.evidence.content import SecretKey, sealed
 from llmxai.evidence.reading import read_log
-from llmxai.evidence.record import Kind, Record
-from llmxai.evidence.removal import redact
-from llmxai.evidence.review import review
-from llmxai.evidence.schema import schema_text
+from llmxai.evidence.record import Record, RecordKind, schema_text
+from llmxai.evidence.redaction import redact, review
+from llmxai.evidence.sealing import SecretKey, canonical, plain, sealed
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_schema_in_the_docs_is_the_one_of_the_types() -> None:
     assert (DOCS / "record.schema.json").read_text(encoding="utf-8") == schema_text(), (
-        "write it again: python -m llmxai.evidence.schema > docs/record.schema.json"
+        "write it again: python -m llmxai.evidence.record > docs/record.schema.json"
     )
 
 
@@ -47,7 +44,7 @@ def test_records_have_the_schema(tmp_path: Path) -> None:
 def test_every_kind_and_field_is_in_the_schema() -> None:
     schema = json.loads(schema_text())
     assert {each.name for each in fields(Record)} | {"chain"} == set(schema["properties"]) == set(schema["required"])
-    assert set(schema["$defs"]["Kind"]["enum"]) == {str(kind) for kind in Kind}
+    assert set(schema["$defs"]["Kind"]["enum"]) == {str(kind) for kind in RecordKind}
 
 
 def test_canonical_bytes_of_the_rfc() -> None:
@@ -68,12 +65,12 @@ class Odd:
     number: float
     big: int
     path: Path
-    kinds: tuple[Kind, ...]
+    kinds: tuple[RecordKind, ...]
     text: str
 
 
 def test_what_json_cannot_hold() -> None:
-    odd = Odd(math.nan, 2**64, Path("a/b"), (Kind.REVIEW,), "half \ud800 pair")
+    odd = Odd(math.nan, 2**64, Path("a/b"), (RecordKind.REVIEW,), "half \ud800 pair")
     assert plain(odd) == {
         "number": None,
         "big": str(2**64),

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import KEY, OTHER_KEY, make_run
 
-from llmxai.evidence.review import review
+from llmxai.evidence.redaction import review
 from llmxai.evidence.verifier.check import read_held, verify
 from llmxai.evidence.verifier.checkpoint import Checkpoint
 from llmxai.evidence.verifier.folder import check_folder

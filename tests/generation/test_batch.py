@@ -13,7 +13,7 @@ from llmxai import explain, explain_many
 from llmxai.errors import OptionError, PromptError
 from llmxai.generation import Decoding, PromptTokens, encode_prompt, generate, generate_many
 from llmxai.models import LoadedModel
-from llmxai.models.seams import pads_well
+from llmxai.models.forward import pads_well
 
 TEXTS = ("Hello", "The capital of France is Paris, and the capital of Italy is", "Which city?", "A person asked")
 SHORT = Decoding(max_new_tokens=5)

@@ -10,7 +10,7 @@ import torch
 from tiny import answered, make_loaded, prompt_tokens
 
 from llmxai.errors import NonFiniteError, OptionError, ReplayError
-from llmxai.generation import Decoding, encode_messages, generate, given, replay
+from llmxai.generation import Decoding, encode_messages, force_response, generate, replay
 from llmxai.models import LoadedModel
 from llmxai.types import Role, predicting_position
 
@@ -101,7 +101,7 @@ def test_the_models_own_sampling_defaults_do_not_leak() -> None:
 
 def test_a_given_response(tiny_llama: LoadedModel) -> None:
     tokens = encode_messages(tiny_llama, [{"role": "user", "content": "Hello"}])
-    generation = given(tiny_llama, tokens, response="Paris, Rome")
+    generation = force_response(tiny_llama, tokens, response="Paris, Rome")
     assert generation.generated_ids == tuple(tiny_llama.tokenizer("Paris, Rome")["input_ids"])
     assert generation.logprobs is None
     assert generation.stop == "given"

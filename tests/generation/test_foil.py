@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llmxai.errors import PromptError
-from llmxai.generation import against, classify, encode_prompt, generate, given
-from llmxai.generation.decode import Decoding
+from llmxai.generation import classify, encode_prompt, force_response, generate, with_foil
+from llmxai.generation.answer import Decoding
 from llmxai.methods import Target, token_targets
-from llmxai.methods._targets import TargetRows
+from llmxai.methods.targets import TargetRows
 from llmxai.models import LoadedModel, wrap
 from llmxai.types import Foil, Generation
 
@@ -48,7 +48,7 @@ def token(loaded: LoadedModel, text: str) -> int:
 def test_the_first_token_that_differs(
     tiny_llama: LoadedModel, generation: Generation, foil: str, own: str, other: str
 ) -> None:
-    found = against(tiny_llama, generation, foil=foil)
+    found = with_foil(tiny_llama, generation, foil=foil)
     assert found.foil == Foil(t=said(generation).index(own), id=token(tiny_llama, other), text=other)
     assert found.request == {**generation.request, "foil": foil}
     assert found.ids == generation.ids
@@ -57,14 +57,14 @@ def test_the_first_token_that_differs(
 
 def test_what_a_foil_adds_has_no_counterpart(tiny_llama: LoadedModel, generation: Generation) -> None:
     with pytest.raises(PromptError, match="does not differ from the answer"):
-        against(tiny_llama, generation, foil=" Paris, and Rome, and")
+        with_foil(tiny_llama, generation, foil=" Paris, and Rome, and")
 
 
 def test_the_end_may_be_the_foil_and_half_a_character(tiny_llama: LoadedModel, generation: Generation) -> None:
-    ended = against(tiny_llama, generation, foil=" Paris<|im_end|>").foil
+    ended = with_foil(tiny_llama, generation, foil=" Paris<|im_end|>").foil
     assert ended is not None
     assert (ended.t, ended.text) == (said(generation).index(","), "<|im_end|>")
-    half = against(tiny_llama, generation, foil=" Paris€").foil
+    half = with_foil(tiny_llama, generation, foil=" Paris€").foil
     assert half is not None
     first = tiny_llama.tokenizer("€", add_special_tokens=False)["input_ids"][0]
     assert (half.id, half.text) == (first, tiny_llama.tokenizer.convert_ids_to_tokens(first))
@@ -73,7 +73,7 @@ def test_the_end_may_be_the_foil_and_half_a_character(tiny_llama: LoadedModel, g
 @pytest.mark.parametrize("foil", ["", " ", "\ud800"])
 def test_no_text_is_no_foil(tiny_llama: LoadedModel, generation: Generation, foil: str) -> None:
     with pytest.raises(PromptError):
-        against(tiny_llama, generation, foil=foil)
+        with_foil(tiny_llama, generation, foil=foil)
 
 
 def spaced(*, prefix: str) -> LoadedModel:
@@ -91,7 +91,9 @@ def spaced(*, prefix: str) -> LoadedModel:
 def test_whatever_the_tokenizer_does_with_the_first_space(prefix: str, foil: str) -> None:
     loaded = spaced(prefix=prefix)
     prompt = encode_prompt(loaded, "The capital is" if prefix == "always" else " The capital is")
-    found = against(loaded, given(loaded, prompt, response=" Paris" if prefix == "never" else "Paris"), foil=foil)
+    found = with_foil(
+        loaded, force_response(loaded, prompt, response=" Paris" if prefix == "never" else "Paris"), foil=foil
+    )
     assert found.foil == Foil(t=0, id=6, text=" Rome")
     assert found.generated_ids == (5,)
 
@@ -99,35 +101,35 @@ def test_whatever_the_tokenizer_does_with_the_first_space(prefix: str, foil: str
 def test_two_tokens_that_spell_one_word_do_not_differ() -> None:
     """A model may write `Paris` without the space that the tokenizer puts before it."""
     loaded = spaced(prefix="always")
-    own = given(loaded, encode_prompt(loaded, "The capital is"), response="Paris Rome")
+    own = force_response(loaded, encode_prompt(loaded, "The capital is"), response="Paris Rome")
     own = replace(own, ids=(*own.ids[:-2], 7, 6), texts=(*own.texts[:-2], "Paris", " Rome"))
-    assert against(loaded, own, foil="Paris is").foil == Foil(t=1, id=4, text=" is")
+    assert with_foil(loaded, own, foil="Paris is").foil == Foil(t=1, id=4, text=" is")
     with pytest.raises(PromptError, match="does not differ"):
-        against(loaded, own, foil="Paris Rome")
+        with_foil(loaded, own, foil="Paris Rome")
 
 
 def test_a_class_against_another() -> None:
     loaded = make_classifier("bert")
     generation = classify(loaded, encode_prompt(loaded, "The answer was short."), label="positive")
-    assert against(loaded, generation, foil="neutral").foil == Foil(t=0, id=1, text="neutral")
-    assert against(loaded, generation, foil="0").foil == Foil(t=0, id=0, text="negative")
+    assert with_foil(loaded, generation, foil="neutral").foil == Foil(t=0, id=1, text="neutral")
+    assert with_foil(loaded, generation, foil="0").foil == Foil(t=0, id=0, text="negative")
     with pytest.raises(PromptError, match="is the class of the answer itself"):
-        against(loaded, generation, foil="positive")
+        with_foil(loaded, generation, foil="positive")
     with pytest.raises(PromptError, match="has no class 'blue'"):
-        against(loaded, generation, foil="blue")
+        with_foil(loaded, generation, foil="blue")
 
 
 def test_an_answer_that_was_generated(tiny_llama: LoadedModel) -> None:
     prompt = encode_prompt(tiny_llama, "The capital of France is")
     generation = generate(tiny_llama, prompt, decoding=Decoding(max_new_tokens=3))
     other = " Paris" if not "".join(said(generation)).startswith(" Paris") else " Rome"
-    found = against(tiny_llama, generation, foil=other)
+    found = with_foil(tiny_llama, generation, foil=other)
     assert found.logprobs == generation.logprobs
     assert found.foil is not None
 
 
 def test_its_target_is_the_difference_of_the_log_probs(tiny_llama: LoadedModel, generation: Generation) -> None:
-    found = against(tiny_llama, generation, foil=" Paris, and red")
+    found = with_foil(tiny_llama, generation, foil=" Paris, and red")
     assert found.foil is not None
     t, logits = found.foil.t, torch.randn(1, found.n_targets, len(tiny_llama.tokenizer), dtype=torch.float64)
     targets = token_targets(found)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import CHATML, make_loaded, make_model, make_tokenizer
 
 from llmxai.errors import PromptError
-from llmxai.generation import PromptTokens, encode_messages, encode_prompt, given
+from llmxai.generation import PromptTokens, encode_messages, encode_prompt, force_response
 from llmxai.models import LoadedModel, wrap
 from llmxai.types import Role
 
@@ -143,7 +143,7 @@ def test_bos_is_there_once(styles: dict[str, LoadedModel], style: str) -> None:
 
 def test_a_response_gets_no_second_bos(styles: dict[str, LoadedModel]) -> None:
     loaded = styles["llama3"]
-    generation = given(loaded, encode_messages(loaded, TURNS), response="Rome.")
+    generation = force_response(loaded, encode_messages(loaded, TURNS), response="Rome.")
     assert generation.ids.count(loaded.tokenizer.bos_token_id) == 1
     assert loaded.tokenizer.decode(generation.generated_ids) == "Rome."
 
@@ -271,7 +271,7 @@ def test_lone_surrogates_are_refused(tiny_llama: LoadedModel, cut: str) -> None:
     with pytest.raises(PromptError, match=r"Message 0 holds a lone surrogate"):
         encode_messages(tiny_llama, [{"role": "user", "content": cut}])
     with pytest.raises(PromptError, match=r"The response holds a lone surrogate"):
-        given(tiny_llama, tokens, response=cut)
+        force_response(tiny_llama, tokens, response=cut)
 
 
 def test_an_empty_prompt(tiny_llama: LoadedModel) -> None:
@@ -290,13 +290,13 @@ def test_a_prompt_longer_than_the_context(tiny_llama: LoadedModel) -> None:
 def test_a_response_longer_than_the_context(tiny_llama: LoadedModel) -> None:
     tokens = encode_prompt(tiny_llama, "!" * 250)
     with pytest.raises(PromptError, match="with the response has 257 tokens"):
-        given(tiny_llama, tokens, response="!" * 7)
-    assert given(tiny_llama, tokens, response="!" * 6).n_targets == 6
+        force_response(tiny_llama, tokens, response="!" * 7)
+    assert force_response(tiny_llama, tokens, response="!" * 6).n_targets == 6
 
 
 def test_an_empty_response(tiny_llama: LoadedModel) -> None:
     with pytest.raises(PromptError, match="response is empty"):
-        given(tiny_llama, encode_prompt(tiny_llama, "Hello"), response="")
+        force_response(tiny_llama, encode_prompt(tiny_llama, "Hello"), response="")
 
 
 def test_messages_without_a_template(model: Any) -> None:

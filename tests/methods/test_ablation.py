@@ -10,15 +10,15 @@ import torch
 from tiny import answered, make_loaded, prompt_tokens
 
 from llmxai.errors import NonFiniteError, OptionError
-from llmxai.generation import encode_messages, given
-from llmxai.methods import Ablation, ablate, leave_one_out
-from llmxai.methods._ablation import half_subsets
-from llmxai.methods._path import baseline_embedding
-from llmxai.methods._removal import f_of_masks
-from llmxai.methods._targets import token_targets
-from llmxai.methods._units import MOST_UNITS, prompt_units
-from llmxai.methods._vjp import ChunkSize
+from llmxai.generation import encode_messages, force_response
+from llmxai.methods import Removal, leave_one_out, measure_effects
+from llmxai.methods.features import baseline_embedding
+from llmxai.methods.perturbation.effects import half_subsets
+from llmxai.methods.perturbation.removal import f_of_masks
+from llmxai.methods.perturbation.units import MOST_UNITS, prompt_units
+from llmxai.methods.targets import token_targets
 from llmxai.models import LoadedModel, embed
+from llmxai.models.memory import ChunkSize
 from llmxai.types import Generation, Role
 
 CHAT = [{"role": "user", "content": "The capital of France is Paris, and the capital of Italy?"}]
@@ -26,7 +26,7 @@ TOLERANCE = 2e-4  # nats, float32; float64 is exact to 1e-9
 
 
 def chat_answer(loaded: LoadedModel) -> Generation:
-    return given(loaded, encode_messages(loaded, CHAT), response=" Rome, short")
+    return force_response(loaded, encode_messages(loaded, CHAT), response=" Rome, short")
 
 
 def naive(
@@ -64,7 +64,7 @@ def naive(
 def test_a_batch_is_the_naive_loop(architecture: str, operator: str) -> None:
     loaded = make_loaded(architecture)
     generation = chat_answer(loaded)
-    found = ablate(loaded, generation, ablation=Ablation(operator=operator, subsets=8))
+    found = measure_effects(loaded, generation, ablation=Removal(operator=operator, subsets=8))
     masks = torch.cat([~torch.eye(len(found.units), dtype=torch.bool), found.kept])
     want = naive(loaded, generation, found.units, masks, operator=operator)
     got = torch.cat([found.f_without, found.f_masked], dim=1)
@@ -77,7 +77,7 @@ def test_a_batch_is_the_naive_loop(architecture: str, operator: str) -> None:
 @pytest.mark.parametrize("operator", ["delete", "baseline"])
 def test_in_float64_the_batch_is_exact(gpt64: LoadedModel, operator: str) -> None:
     generation = answered(gpt64)
-    found = ablate(gpt64, generation, ablation=Ablation(operator=operator, subsets=6, units="token"))
+    found = measure_effects(gpt64, generation, ablation=Removal(operator=operator, subsets=6, units="token"))
     want = naive(gpt64, generation, found.units, found.kept, operator=operator)
     assert torch.allclose(found.f_masked, want, atol=1e-9)
 
@@ -85,14 +85,14 @@ def test_in_float64_the_batch_is_exact(gpt64: LoadedModel, operator: str) -> Non
 @pytest.mark.parametrize("chunk_tokens", [1, 30, 100_000])
 def test_the_chunk_changes_nothing(gpt64: LoadedModel, chunk_tokens: int) -> None:
     generation = chat_answer(gpt64)
-    want = ablate(gpt64, generation, ablation=Ablation(subsets=5))
-    got = ablate(gpt64, generation, ablation=Ablation(subsets=5, chunk_tokens=chunk_tokens))
+    want = measure_effects(gpt64, generation, ablation=Removal(subsets=5))
+    got = measure_effects(gpt64, generation, ablation=Removal(subsets=5, chunk_tokens=chunk_tokens))
     assert torch.allclose(got.f_masked, want.f_masked, atol=1e-9)
     assert torch.allclose(got.f_without, want.f_without, atol=1e-9)
 
 
 def test_memory_that_runs_out_halves_the_chunk(gpt64: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmxai.methods import _removal
+    from llmxai.methods.perturbation import removal as _removal
 
     generation, forward, sizes = chat_answer(gpt64), _removal.forward_logits, []
 
@@ -102,9 +102,9 @@ def test_memory_that_runs_out_halves_the_chunk(gpt64: LoadedModel, monkeypatch: 
             raise torch.OutOfMemoryError("out of memory")
         return forward(model, embeds, **options)  # type: ignore[arg-type]
 
-    want = ablate(gpt64, generation, ablation=Ablation(operator="mean", subsets=9))
+    want = measure_effects(gpt64, generation, ablation=Removal(operator="mean", subsets=9))
     monkeypatch.setattr(_removal, "forward_logits", limited)
-    got = ablate(gpt64, generation, ablation=Ablation(operator="mean", subsets=9))
+    got = measure_effects(gpt64, generation, ablation=Removal(operator="mean", subsets=9))
     assert max(sizes) > 2
     assert got.settings["chunk_halvings"] > 0
     assert torch.allclose(got.f_masked, want.f_masked, atol=1e-9)
@@ -112,14 +112,14 @@ def test_memory_that_runs_out_halves_the_chunk(gpt64: LoadedModel, monkeypatch: 
 
 def test_progress_reaches_the_number_of_masks(tiny_llama: LoadedModel) -> None:
     seen: list[tuple[int, int]] = []
-    found = ablate(tiny_llama, chat_answer(tiny_llama), progress=lambda done, n: seen.append((done, n)))
+    found = measure_effects(tiny_llama, chat_answer(tiny_llama), progress=lambda done, n: seen.append((done, n)))
     n = 1 + len(found.units) + len(found.kept)
     assert seen[-1] == (n, n)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_the_drop_is_the_difference(tiny_llama: LoadedModel) -> None:
-    found = leave_one_out(tiny_llama, answered(tiny_llama), ablation=Ablation(subsets=0))
+    found = leave_one_out(tiny_llama, answered(tiny_llama), ablation=Removal(subsets=0))
     assert found.kept.shape == (0, len(found.units))
     assert torch.equal(found.drop, found.f_full[:, None] - found.f_without)
     assert found.drop.abs().max() > 0
@@ -184,8 +184,8 @@ def test_a_change_of_role_ends_a_sentence() -> None:
 
 
 def test_a_raw_prompt_of_one_word_has_no_unit(tiny_llama: LoadedModel) -> None:
-    generation = given(tiny_llama, prompt_tokens(tiny_llama, "Hello"), response=" there")
-    found = ablate(tiny_llama, generation, ablation=Ablation(units="word"))
+    generation = force_response(tiny_llama, prompt_tokens(tiny_llama, "Hello"), response=" there")
+    found = measure_effects(tiny_llama, generation, ablation=Removal(units="word"))
     assert found.units == ()
     assert found.f_without.shape == (generation.n_targets, 0)
     assert found.f_masked.shape == (generation.n_targets, 0)
@@ -220,7 +220,7 @@ def test_few_units_have_all_their_subsets(units: int, count: int) -> None:
 )
 def test_bad_options(options: dict[str, object], words: str) -> None:
     with pytest.raises(OptionError) as caught:
-        Ablation(**options)  # type: ignore[arg-type]
+        Removal(**options)  # type: ignore[arg-type]
     assert words in str(caught.value)
 
 
@@ -229,7 +229,7 @@ def test_nan_is_an_error_that_names_a_mend() -> None:
     with torch.no_grad():
         loaded.model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="--no-referee"):
-        ablate(loaded, answered(loaded))
+        measure_effects(loaded, answered(loaded))
 
 
 # worlds whose answer is known
@@ -260,8 +260,8 @@ def test_a_copy_model_loses_its_answer_with_its_source_only() -> None:
     loaded = copy_model()
     prompt = prompt_tokens(loaded, "a b c d e f")
     source = 2
-    generation = replace(given(loaded, prompt, response="x"), ids=(*prompt.ids, prompt.ids[source]))
-    found = ablate(loaded, generation, ablation=Ablation(units="token", operator="baseline", subsets=0))
+    generation = replace(force_response(loaded, prompt, response="x"), ids=(*prompt.ids, prompt.ids[source]))
+    found = measure_effects(loaded, generation, ablation=Removal(units="token", operator="baseline", subsets=0))
     drop = found.drop[0]
     assert int(drop.argmax()) == source
     assert float(drop[source]) > 1.0

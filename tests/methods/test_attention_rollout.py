@@ -22,7 +22,7 @@ WINDOWED = {"gemma2", "gemma3_text", "mistral", "gpt_oss"}
 
 @pytest.fixture(params=[300, 2**24], ids=["blocks of a few queries", "one block"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(importlib.import_module("llmxai.methods._attention"), "BLOCK_NUMBERS", request.param)
+    monkeypatch.setattr(importlib.import_module("llmxai.methods.attention.capture"), "BLOCK_NUMBERS", request.param)
     return int(request.param)
 
 

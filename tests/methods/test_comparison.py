@@ -9,7 +9,7 @@ from tiny import answered, make_loaded
 
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.evaluation import Case, answer_row, make_case, suite_rows
-from llmxai.evaluation.closed_form import build, contributions
+from llmxai.evaluation.planted_models import build, contributions
 from llmxai.methods import (
     METHODS,
     TokenScores,
@@ -26,7 +26,7 @@ from llmxai.methods import (
     smoothgrad,
 )
 from llmxai.models import LoadedModel, embed
-from llmxai.models.seams import undisturbed
+from llmxai.models.forward import frozen_eval
 
 LINEAR = build()
 EXACT = {
@@ -95,7 +95,7 @@ def test_dropout_spread_on_a_linear_model(case: Case) -> None:
 
 def test_gradient_methods_against_a_naive_loop(gpt64: LoadedModel) -> None:
     generation = answered(gpt64)
-    with undisturbed(gpt64.model):
+    with frozen_eval(gpt64.model):
         for t in range(generation.n_targets):
             x = embed(gpt64.model, generation.ids)[None].requires_grad_()
             logprob = gpt64.model(inputs_embeds=x).logits[0].log_softmax(dim=-1)

@@ -82,7 +82,7 @@ def test_groups_of_targets_change_nothing(gpt64: LoadedModel, monkeypatch: pytes
     generation = answered(gpt64, SENTENCES[0], " Hello there, Paris")
     assert generation.n_targets > 2
     whole = gradient_weighted_rollout(gpt64, generation)
-    module = importlib.import_module("llmxai.methods.gradient_weighted_rollout")
+    module = importlib.import_module("llmxai.methods.attention.attention_gradients")
     monkeypatch.setattr(module, "GROUP_NUMBERS", 2 * 32 * (len(generation.ids) - 1))
     steps: list[tuple[int, int]] = []
     grouped = gradient_weighted_rollout(gpt64, generation, progress=lambda done, n: steps.append((done, n)))

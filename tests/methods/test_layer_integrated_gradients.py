@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, OptionError
-from llmxai.generation import encode_messages, encode_prompt, given
+from llmxai.generation import encode_messages, encode_prompt, force_response
 from llmxai.methods import (
     Compute,
     Target,
@@ -29,8 +29,9 @@ from llmxai.methods import (
     span_target,
     token_targets,
 )
-from llmxai.methods._path import baseline_embedding, make_path, moving_tokens
-from llmxai.methods.layer_integrated_gradients import SHARED, position_groups
+from llmxai.methods.features import baseline_embedding, moving_tokens
+from llmxai.methods.gradients.integrated_gradients import SHARED, position_groups
+from llmxai.methods.gradients.path_gradients import make_path
 from llmxai.models import LoadedModel, wrap
 from llmxai.types import Attribution, Generation, Role, predicting_position
 
@@ -72,7 +73,7 @@ def naive_target(logits: Tensor, target: Target) -> Tensor:
 
 def chat(loaded: LoadedModel, content: str = "Hello there", response: str = " Paris, Rome") -> Generation:
     messages = [{"role": "user", "content": content}]
-    return given(loaded, encode_messages(loaded, messages), response=response)
+    return force_response(loaded, encode_messages(loaded, messages), response=response)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -292,7 +293,7 @@ def captum_attribution(loaded: LoadedModel, prompt: str, target: tuple[int, ...]
 
 
 def require_captum_equal(loaded: LoadedModel, prompt: str, response: str, *, n: int) -> None:
-    generation = given(loaded, encode_prompt(loaded, prompt), response=response)
+    generation = force_response(loaded, encode_prompt(loaded, prompt), response=response)
     got = layer_integrated_gradients(loaded, generation, features="prompt", baseline="id:0", n_steps=n)
     want = captum_attribution(loaded, prompt, generation.generated_ids, n=n)
     for mine, theirs in zip(got.values[:, : generation.prompt_len], want.double(), strict=True):
@@ -363,7 +364,7 @@ def test_unconverged_when_the_node_budget_is_too_small(llama64: LoadedModel) -> 
 @pytest.mark.slow
 def test_the_real_model_converges_on_content(smollm2: LoadedModel) -> None:
     messages = [{"role": "user", "content": "Which city is the capital of France?"}]
-    generation = given(smollm2, encode_messages(smollm2, messages), response="Paris.")
+    generation = force_response(smollm2, encode_messages(smollm2, messages), response="Paris.")
     result = layer_integrated_gradients(smollm2, generation, max_nodes=256)
     assert all(result.converged)
     assert (result.gap.abs() <= result.tolerance).all()

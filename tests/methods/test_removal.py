@@ -7,10 +7,10 @@ import torch
 from tiny import CHATML, answered, make_loaded
 
 from llmxai.errors import OptionError
-from llmxai.generation import encode_messages, given
+from llmxai.generation import encode_messages, force_response
 from llmxai.methods import contrast_target, span_target
-from llmxai.methods._path import baseline_token
-from llmxai.methods._removal import Removal
+from llmxai.methods.features import baseline_token
+from llmxai.methods.perturbation.removal import SetFunction
 from llmxai.models import LoadedModel
 from llmxai.types import Generation, Role
 
@@ -25,7 +25,7 @@ def naive(loaded: LoadedModel, ids: list[int], n_answer: int) -> float:
 
 def chat(loaded: LoadedModel) -> Generation:
     prompt = encode_messages(loaded, [{"role": "user", "content": "Which city is the capital?"}])
-    return given(loaded, prompt, response=" Paris, Rome")
+    return force_response(loaded, prompt, response=" Paris, Rome")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def masks() -> torch.Tensor:
 def test_deletion_is_a_forward_pass_over_what_is_left(llama64: LoadedModel, masks: torch.Tensor) -> None:
     generation = chat(llama64)
     places = tuple(i for i, role in enumerate(generation.roles) if role is Role.USER)[:5]
-    removal = Removal(llama64, generation, span_target(generation), places)
+    removal = SetFunction(llama64, generation, span_target(generation), places)
     expected = []
     for mask in masks:
         gone = {place for place, keep in zip(places, mask, strict=True) if not keep}
@@ -49,7 +49,7 @@ def test_deletion_is_a_forward_pass_over_what_is_left(llama64: LoadedModel, mask
 def test_the_neutral_token_in_place(architecture: str, masks: torch.Tensor) -> None:
     loaded = make_loaded(architecture, dtype=torch.float64)
     generation = answered(loaded)
-    removal = Removal(loaded, generation, span_target(generation, end=1), tuple(range(5)), "baseline")
+    removal = SetFunction(loaded, generation, span_target(generation, end=1), tuple(range(5)), "baseline")
     space = baseline_token(loaded, "space")
     for mask, found in zip(masks, removal.values(masks), strict=True):
         ids = [t if i >= 5 or mask[i] else space for i, t in enumerate(generation.ids[: generation.prompt_len + 1])]
@@ -59,7 +59,7 @@ def test_the_neutral_token_in_place(architecture: str, masks: torch.Tensor) -> N
 def test_a_raw_prompt_may_lose_everything(llama64: LoadedModel) -> None:
     """Then the neutral token stands alone before the answer."""
     generation = answered(llama64)
-    removal = Removal(llama64, generation, span_target(generation), tuple(range(generation.prompt_len)))
+    removal = SetFunction(llama64, generation, span_target(generation), tuple(range(generation.prompt_len)))
     none = torch.zeros(1, generation.prompt_len, dtype=torch.bool)
     ids = [baseline_token(llama64, "space"), *generation.generated_ids]
     assert float(removal.values(none)[0]) == pytest.approx(naive(llama64, ids, generation.n_targets), abs=1e-5)
@@ -68,7 +68,7 @@ def test_a_raw_prompt_may_lose_everything(llama64: LoadedModel) -> None:
 def test_a_chat_may_lose_everything(llama64: LoadedModel) -> None:
     generation = chat(llama64)
     places = tuple(i for i, role in enumerate(generation.roles) if role is Role.USER)
-    removal = Removal(llama64, generation, span_target(generation), places)
+    removal = SetFunction(llama64, generation, span_target(generation), places)
     ids = [token for i, token in enumerate(generation.ids) if i not in places]
     none = torch.zeros(1, len(places), dtype=torch.bool)
     assert float(removal.values(none)[0]) == pytest.approx(naive(llama64, ids, generation.n_targets), abs=1e-5)
@@ -79,7 +79,7 @@ def test_a_held_token_alone_before_the_features() -> None:
     loaded = make_loaded("llama", dtype=torch.float64)
     generation = chat(loaded)
     places = tuple(range(1, generation.prompt_len))
-    removal = Removal(loaded, generation, span_target(generation), places)
+    removal = SetFunction(loaded, generation, span_target(generation), places)
     none = torch.zeros(1, len(places), dtype=torch.bool)
     ids = [generation.ids[0], *generation.generated_ids]
     assert float(removal.values(none)[0]) == pytest.approx(naive(loaded, ids, generation.n_targets), abs=1e-5)
@@ -88,7 +88,7 @@ def test_a_held_token_alone_before_the_features() -> None:
 
 def test_every_set_is_computed_once(tiny_llama: LoadedModel) -> None:
     generation = answered(tiny_llama)
-    removal = Removal(tiny_llama, generation, contrast_target(generation, t=0, foil=5), (0, 1, 2))
+    removal = SetFunction(tiny_llama, generation, contrast_target(generation, t=0, foil=5), (0, 1, 2))
     masks = torch.tensor([[True, True, False], [True, True, True], [True, True, False]])
     first = removal.values(masks)
     assert removal.forwards == 2
@@ -101,6 +101,6 @@ def test_every_set_is_computed_once(tiny_llama: LoadedModel) -> None:
 def test_what_cannot_be_removed(tiny_llama: LoadedModel) -> None:
     generation = answered(tiny_llama)
     with pytest.raises(OptionError, match="none after the first predicting position"):
-        Removal(tiny_llama, generation, span_target(generation), (generation.prompt_len,))
+        SetFunction(tiny_llama, generation, span_target(generation), (generation.prompt_len,))
     with pytest.raises(OptionError, match="expected at least one"):
-        Removal(tiny_llama, generation, span_target(generation), ())
+        SetFunction(tiny_llama, generation, span_target(generation), ())

@@ -16,14 +16,16 @@ from transformers.modeling_utils import AttentionInterface
 from llmxai.crosscheck import jensen_shannon, normalised_entropy
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods import METHODS, attention_rollout
-from llmxai.methods.last_layer_attention import last_layer_attention
-from llmxai.methods.last_layers_rollout import last_layers_rollout
-from llmxai.methods.max_head_rollout import max_head_rollout
-from llmxai.methods.measured_residual_rollout import measured_residual_rollout
-from llmxai.methods.min_head_rollout import min_head_rollout
-from llmxai.methods.sink_free_rollout import sink_free_rollout
-from llmxai.methods.value_norm_attention import value_norm_attention
-from llmxai.methods.value_norm_rollout import value_norm_rollout
+from llmxai.methods.attention.rollout import (
+    last_layer_attention,
+    last_layers_rollout,
+    max_head_rollout,
+    measured_residual_rollout,
+    min_head_rollout,
+    sink_free_rollout,
+    value_norm_attention,
+    value_norm_rollout,
+)
 from llmxai.models import LoadedModel
 from llmxai.types import Generation, predicting_position
 
@@ -253,7 +255,7 @@ def test_bad_options(tiny_llama: LoadedModel, call: Any, words: str) -> None:
 
 def test_whole_maps_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make_loaded("bloom")
-    monkeypatch.setattr("llmxai.methods._attention.EAGER_LIMIT", 8)
+    monkeypatch.setattr("llmxai.methods.attention.capture.EAGER_LIMIT", 8)
     for method in (attention_rollout, METHODS["gradient_weighted_rollout"].function):
         with pytest.raises(UnsupportedModelError, match=r"17 tokens|16 tokens"):
             method(loaded, question(loaded))

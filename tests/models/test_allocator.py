@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import pytest
 from tiny import make_model
 
-from llmxai.models import allocator, seams
+from llmxai.models import forward as seams
+from llmxai.models import memory as allocator
 
 SHARES = """
 import ctypes, runpy, sys

@@ -15,7 +15,7 @@ from llmxai import cli
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models.check import Capability, ModelCheck, check_model
-from llmxai.models.seams import layers_without_softmax, prefix_cache
+from llmxai.models.forward import layers_without_softmax, prefix_cache
 
 
 def check(architecture: str, folder: Path) -> ModelCheck:

@@ -15,7 +15,7 @@ from torch import nn
 from llmxai import explain
 from llmxai.methods import Compute, attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel, load
-from llmxai.models.planner import plan_for
+from llmxai.models.memory import plan_for
 
 LAYERS = 12
 MIB = 2**20

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from llmxai.errors import InsufficientMemoryError
-from llmxai.models import planner
-from llmxai.models.planner import (
+from llmxai.models import memory as planner
+from llmxai.models.memory import (
     MemoryPlan,
     Shape,
     free_memory,

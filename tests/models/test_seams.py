@@ -8,7 +8,7 @@ from tiny import ARCHITECTURES, HYBRIDS, SENTENCES, WINDOW, make_loaded
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models import embed, forward_logits, prefix_cache, transformer_depth
-from llmxai.models.seams import undisturbed
+from llmxai.models.forward import frozen_eval
 
 DENSE = [name for name in ARCHITECTURES if name != "gpt_oss"]
 
@@ -66,7 +66,7 @@ def test_flags_are_put_back_also_after_an_exception() -> None:
     model.model.layers[0].eval()
     model.lm_head.weight.requires_grad_(False)
     flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    with pytest.raises(KeyError), undisturbed(model):  # noqa: PT012
+    with pytest.raises(KeyError), frozen_eval(model):  # noqa: PT012
         assert not any(m.training for m in model.modules())
         assert not any(p.requires_grad for p in model.parameters())
         raise KeyError

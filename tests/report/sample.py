@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.generation.words import group_words
 from llmxai.names import Role
+from llmxai.text import group_words
 
 Sample = tuple[dict[str, Any], dict[str, np.ndarray]]
 TOLERANCE = 0.1

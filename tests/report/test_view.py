@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from llmxai.report import ReportView, build_view, render_report
-from llmxai.report.removal import Removal, build_referee
+from llmxai.report.removal import RemovalView, build_referee
 from llmxai.report.tables import build_settings, percent, signed
-from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, Target
+from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView
 from llmxai.report.verdict import MainSource
 from llmxai.report.visible import Piece, label, plain, shorten, visible
 from tests.report.sample import CHAT_ANSWER, CHAT_STATUSES, Sample, chat, long, sample
@@ -20,7 +20,7 @@ def texts(view: ReportView, *, level: str = "words") -> list[str]:
     return [plain(unit.text) for unit in view.levels[level].units]
 
 
-def target_of(view: ReportView, number: int, *, level: str = "words") -> Target:
+def target_of(view: ReportView, number: int, *, level: str = "words") -> TargetView:
     return view.levels[level].targets[number]
 
 
@@ -319,7 +319,7 @@ def test_the_referee_in_plain_words() -> None:
             "attention_rollout": {"lds": -0.2, "leave_one_out": None},
         },
     }
-    removal = Removal(parts=tuple(label(f"part {n}") for n in range(7)), ranges=(), operator="", masks=1)
+    removal = RemovalView(parts=tuple(label(f"part {n}") for n in range(7)), ranges=(), operator="", masks=1)
     said_of = build_referee(worthless, removal)  # a record of rule 2 names no sources
     assert said_of.said.endswith("Yet even the better one foretells nothing: trust neither.")
     many = {**worthless, "sources": list(range(7)), "missed": {"attention_rollout": [6]}}

@@ -28,9 +28,9 @@ from llmxai.errors import ModelLoadError, OptionError
 from llmxai.evaluation import Row
 from llmxai.evidence import verify
 from llmxai.evidence.reading import read_log
-from llmxai.runs import News, RunOutcome, cluster, run_recipe
-from llmxai.runs.jobs import Job
+from llmxai.runs import RunOutcome, RunProgress, cluster, run_recipe
 from llmxai.runs.ledger import Ledger
+from llmxai.runs.scheduling import Job
 
 pytest.importorskip("ray")
 STORE = 100 * 2**20
@@ -107,7 +107,7 @@ class TestCluster:
     def test_two_nodes_give_what_one_process_gives(
         self, whole: Path, data: Path, model_folder: Path, tmp_path: Path
     ) -> None:
-        told: list[News] = []
+        told: list[RunProgress] = []
         outcome = run_recipe(
             make_recipe(model_folder), tmp_path / "run", root=data, engine="ray", workers=2, progress=told.append
         )

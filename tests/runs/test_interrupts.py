@@ -17,7 +17,7 @@ from settings import N, make_data, make_document
 
 from llmxai.evidence import verify
 from llmxai.evidence.reading import read_log
-from llmxai.runs import work as work_module
+from llmxai.runs import worker as work_module
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from llmxai.report import rebuild
 from llmxai.report.rebuild import REBUILT
 from llmxai.runs import clear_removed, run_recipe
 from llmxai.runs.ledger import Ledger
-from llmxai.runs.removal import REMOVED
+from llmxai.runs.redaction import REMOVED
 
 TEXT = "person 1"
 OTHERS = [f"person {i}" for i in range(N) if i != 1]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from settings import FAILS, N, make_recipe
 
-from llmxai.commands._progress import _words
+from llmxai.commands.console import _words
 from llmxai.errors import ModelLoadError, OutputError
 from llmxai.evaluation import Row
 from llmxai.evidence import Draft, EvidenceLog, open_log, verify
@@ -25,16 +25,16 @@ from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.reading import read_log
 from llmxai.evidence.verifier.folder import LOG
 from llmxai.report import rebuild
-from llmxai.runs import News, RunOutcome, run_recipe
-from llmxai.runs import parquet as parquet_module
+from llmxai.runs import RunOutcome, RunProgress, run_recipe
+from llmxai.runs import results as parquet_module
 from llmxai.runs import results as results_module
 from llmxai.runs import runner as runner_module
-from llmxai.runs import work as work_module
-from llmxai.runs.clerk import Clerk
-from llmxai.runs.jobs import Job, Window
+from llmxai.runs import worker as work_module
 from llmxai.runs.ledger import Ledger, write_json
 from llmxai.runs.pages import best_of
+from llmxai.runs.scheduling import Job, Window
 from llmxai.runs.tables import tabulate
+from llmxai.runs.writer import RunWriter
 from llmxai.store import read_folder
 
 
@@ -263,7 +263,7 @@ def test_what_was_prepared_is_recorded_and_not_done_again(
 ) -> None:
     """Killed after the work and before the record."""
     recipe = make_recipe(model_folder, evaluate=None)
-    monkeypatch.setattr(Clerk, "advance", stops_after(Clerk.advance, times=3))
+    monkeypatch.setattr(RunWriter, "advance", stops_after(RunWriter.advance, times=3))
     with pytest.raises(ZeroDivisionError):
         run_recipe(recipe, tmp_path / "run", root=data)
     assert [path.name for path in (tmp_path / "run" / "ledger").glob("*.prepared")] == ["cities-00002.prepared"]
@@ -276,10 +276,10 @@ def test_what_was_prepared_is_recorded_and_not_done_again(
     assert verify(tmp_path / "run").findings == []
 
 
-def stops_after(advance: Callable[[Clerk], None], *, times: int) -> Callable[[Clerk], None]:
+def stops_after(advance: Callable[[RunWriter], None], *, times: int) -> Callable[[RunWriter], None]:
     calls = 0
 
-    def wrapped(clerk: Clerk) -> None:
+    def wrapped(clerk: RunWriter) -> None:
         nonlocal calls
         calls += 1
         if calls > times:
@@ -356,7 +356,7 @@ def test_the_log_is_read_once_however_many_rows(
     opened = []
     real = runner_module.open_log
     monkeypatch.setattr(runner_module, "open_log", lambda *of, **how: opened.append(of) or real(*of, **how))
-    monkeypatch.setattr("llmxai.evidence.attempt.open_log", lambda *_of, **_how: pytest.fail("opened for one record"))
+    monkeypatch.setattr("llmxai.evidence.recorder.open_log", lambda *_of, **_how: pytest.fail("opened for one record"))
     run_recipe(make_recipe(model_folder, evaluate=None), tmp_path / "run", root=data)
     assert len(opened) == 1
     points = (tmp_path / "run" / "evidence" / "checkpoints.jsonl").read_text().splitlines()
@@ -393,7 +393,7 @@ def test_a_row_that_never_fits_is_that_rows_failure(
 
 
 def test_progress_counts_rows(data: Path, model_folder: Path, tmp_path: Path) -> None:
-    told: list[News] = []
+    told: list[RunProgress] = []
     recipe = make_recipe(model_folder, evaluate=None)
     limited = [{**recipe.data[0].model_dump(), "limit": 2}]
     run_recipe(
@@ -420,7 +420,7 @@ def test_progress_counts_rows(data: Path, model_folder: Path, tmp_path: Path) ->
     ],
 )  # fmt: skip
 def test_progress_in_words(figures: dict[str, Any], words: str) -> None:
-    assert _words(News("rows", **figures)) == words
+    assert _words(RunProgress("rows", **figures)) == words
 
 
 def test_a_rows_foil_is_explained_as_it_is_evaluated(data: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_rows_that_are_ready_together_are_entered_together(
         ledger.prepare(name, entry, Draft.from_json({"record": body, "texts": {"input": "x"}}))
         jobs.append(Job(i, Row(name, "s", prompt="x"), entry["key"], body["id"], 1, 1))
     with open_log(tmp_path / "evidence") as log:
-        clerk = Clerk(log, ledger, news=News("rows"), progress=lambda news: told.append(news.rows))
+        clerk = RunWriter(log, ledger, news=RunProgress("rows"), progress=lambda news: told.append(news.rows))
         clerk.expect(Window(tuple(jobs), frozenset(range(N))))
         clerk.advance()
         assert not clerk.waits

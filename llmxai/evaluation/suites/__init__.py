@@ -7,9 +7,9 @@ from itertools import islice
 from typing import Any
 
 from llmxai.errors import RecipeError, did_you_mean
-from llmxai.evaluation.rows import Row
+from llmxai.evaluation.case import Row
 from llmxai.evaluation.suites import linguistic, retrieval, toy  # noqa: F401  (they enter their suites)
-from llmxai.evaluation.suites._registry import SUITES, SuiteEntry, fresh
+from llmxai.evaluation.suites.registry import SUITES, SuiteEntry, fresh
 
 ROWS = 10
 """Rows of a suite where no limit is given."""

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count, cycle
 from random import Random
 
-from llmxai.evaluation.rows import Row, locate
-from llmxai.evaluation.suites._registry import numbered, suite
-from llmxai.evaluation.suites._words import NAMES, THINGS
+from llmxai.evaluation.case import Row, locate
+from llmxai.evaluation.suites.registry import NAMES, THINGS, numbered, suite
 
 SUBJECTS = (("author", "authors"), ("doctor", "doctors"), ("driver", "drivers"), ("farmer", "farmers"))
 ATTRACTORS = (("book", "books"), ("car", "cars"), ("garden", "gardens"), ("house", "houses"), ("key", "keys"))

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count, cycle, product
 from random import Random
 
-from llmxai.evaluation.rows import Row, locate
-from llmxai.evaluation.suites._registry import numbered, suite
-from llmxai.evaluation.suites._words import CITIES, COLOURS, FILLERS, NAMES, PLACES, THINGS
+from llmxai.evaluation.case import Row, locate
+from llmxai.evaluation.suites.registry import CITIES, COLOURS, FILLERS, NAMES, PLACES, THINGS, numbered, suite
 
 
 def _chat(text: str) -> tuple[dict[str, str], ...]:

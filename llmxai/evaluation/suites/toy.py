@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import count
 from random import Random
 
-from llmxai.evaluation.rows import Row
-from llmxai.evaluation.suites._registry import numbered, suite
+from llmxai.evaluation.case import Row
+from llmxai.evaluation.suites.registry import numbered, suite
 
 MARKER = "*"
 ASK = "?"
@@ -47,7 +47,7 @@ def closed_form(random: Random, label: str, *, length: int = 10) -> Iterator[Row
 
     The source is the word that raises the answer's logit most against the foil's.
     """
-    from llmxai.evaluation.closed_form import build, contributions
+    from llmxai.evaluation.planted_models import build, contributions
 
     model = build()
     for index in count():

@@ -12,9 +12,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from llmxai.evidence.verifier.checkpoint import Checkpoint, compact, key_id, read_checkpoint
-from llmxai.evidence.verifier.lines import Entry, digest_of_text, read_entry, stored_texts
+from llmxai.evidence.verifier.lines import Entry, Verification, digest_of_text, read_entry, stored_texts
 from llmxai.evidence.verifier.merkle import is_consistent, is_included
-from llmxai.evidence.verifier.verdict import Verdict
 
 BUNDLE_SCHEMA = "llmxai.bundle/1"
 CONSISTENCY_SCHEMA = "llmxai.consistency/1"
@@ -34,9 +33,9 @@ UNREADABLE = (
 """What foreign bytes can raise while they are read as a bundle or a proof."""
 
 
-def check_bundle(path: Path, *, key: Ed25519PublicKey | None = None) -> Verdict:
+def check_bundle(path: Path, *, key: Ed25519PublicKey | None = None) -> Verification:
     """Check a .zip of one record: it and what refers to it stand in the log, and its texts and files are its own."""
-    verdict = Verdict(str(path))
+    verdict = Verification(str(path))
     try:
         with zipfile.ZipFile(path) as bundle:
             _check_members(bundle, key, verdict)
@@ -45,9 +44,9 @@ def check_bundle(path: Path, *, key: Ed25519PublicKey | None = None) -> Verdict:
     return verdict
 
 
-def check_consistency(document: Any, *, key: Ed25519PublicKey | None = None) -> Verdict:
+def check_consistency(document: Any, *, key: Ed25519PublicKey | None = None) -> Verification:
     """Check that the newer of two checkpoints covers a log that begins with what the older one covered."""
-    verdict = Verdict("consistency proof")
+    verdict = Verification("consistency proof")
     try:
         old, new = (read_checkpoint(compact(document[name])) for name in ("old", "new"))
         path = [bytes.fromhex(step) for step in document["path"]]
@@ -65,7 +64,7 @@ def check_consistency(document: Any, *, key: Ed25519PublicKey | None = None) -> 
     return verdict
 
 
-def _check_members(bundle: zipfile.ZipFile, key: Ed25519PublicKey | None, verdict: Verdict) -> None:
+def _check_members(bundle: zipfile.ZipFile, key: Ed25519PublicKey | None, verdict: Verification) -> None:
     proof = json.loads(bundle.read("proof.json"))
     if proof["schema"] != BUNDLE_SCHEMA:
         verdict.add("unclear", f"its schema is {proof['schema']!r}, unknown here")
@@ -89,7 +88,7 @@ def _check_members(bundle: zipfile.ZipFile, key: Ed25519PublicKey | None, verdic
             verdict.add("tampered", f"{artefact['path']} was changed", subject.seq, subject.id)
 
 
-def _check_record(record: bytes, proof: dict[str, Any], point: Checkpoint, verdict: Verdict) -> Entry:
+def _check_record(record: bytes, proof: dict[str, Any], point: Checkpoint, verdict: Verification) -> Entry:
     entry = read_entry(hashlib.sha256(record).hexdigest(), record)
     path = [bytes.fromhex(step) for step in proof["path"]]
     if entry.seq != proof["index"] or not is_included(record, entry.seq, point.size, path, bytes.fromhex(point.root)):
@@ -97,14 +96,14 @@ def _check_record(record: bytes, proof: dict[str, Any], point: Checkpoint, verdi
     return entry
 
 
-def _check_content(line: bytes, subject: Entry, verdict: Verdict) -> None:
+def _check_content(line: bytes, subject: Entry, verdict: Verification) -> None:
     _, salt, texts = stored_texts(line)
     digests = {name: digest_of_text(salt, text) for name, text in texts.items()}
     if hashlib.sha256(line).hexdigest() != subject.content or digests != subject.body["digests"]:
         verdict.add("tampered", "its text was changed", subject.seq, subject.id)
 
 
-def _check_signature(point: Checkpoint, key: Ed25519PublicKey | None, verdict: Verdict) -> None:
+def _check_signature(point: Checkpoint, key: Ed25519PublicKey | None, verdict: Verification) -> None:
     if point.keyid is None:
         if key is not None:
             verdict.add("unclear", "its checkpoint is unsigned")

@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from llmxai.evidence.verifier.bundle import check_bundle, check_consistency
 from llmxai.evidence.verifier.checkpoint import Checkpoint, read_checkpoint
 from llmxai.evidence.verifier.folder import check_folder
-from llmxai.evidence.verifier.verdict import Verdict
+from llmxai.evidence.verifier.lines import Verification
 
 
-def verify(path: Path | str, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verdict:
+def verify(path: Path | str, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verification:
     """Check a run folder (or its `evidence/`), a bundle (.zip) or a consistency proof (.json)."""
     path = Path(path)
     if path.is_file() and held:
-        verdict = Verdict(str(path))
+        verdict = Verification(str(path))
         verdict.add("unclear", "a held checkpoint is compared with the folder of a run; this is a file")
         return verdict
     if path.suffix == ".zip" and path.is_file():
@@ -27,7 +27,7 @@ def verify(path: Path | str, *, key: Ed25519PublicKey | None = None, held: Seque
         try:
             document = json.loads(path.read_bytes())
         except ValueError as error:
-            verdict = Verdict(str(path))
+            verdict = Verification(str(path))
             verdict.add("unclear", f"is neither a folder, nor a bundle, nor a consistency proof ({error})")
             return verdict
         return check_consistency(document, key=key)

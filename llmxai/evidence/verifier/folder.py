@@ -14,13 +14,13 @@ from llmxai.evidence.verifier.lines import (
     RECORD_SCHEMA,
     BrokenLogError,
     Entry,
+    Verification,
     chained,
     digest_of_text,
     split_lines,
     stored_texts,
 )
 from llmxai.evidence.verifier.merkle import Frontier
-from llmxai.evidence.verifier.verdict import Verdict
 
 LOG, CONTENT, CHECKPOINTS = "log.jsonl", "content.jsonl", "checkpoints.jsonl"
 
@@ -30,12 +30,12 @@ def evidence_of(run: Path) -> Path:
     return run if (run / LOG).exists() and not (run / "evidence" / LOG).exists() else run / "evidence"
 
 
-def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verdict:
+def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verification:
     """Check the log of `run`; artefacts are looked for beside the folder of the log.
 
     `key`: whose signature is required. `held`: checkpoints that were kept elsewhere; the log must begin with them.
     """
-    place, verdict = evidence_of(run), Verdict(str(run))
+    place, verdict = evidence_of(run), Verification(str(run))
     lines, torn = split_lines(place / LOG)
     points = _checkpoints(place / CHECKPOINTS, verdict)
     entries, states = _walk(lines, {point.size for point in (*points, *held)}, verdict)
@@ -63,7 +63,7 @@ States = dict[int, tuple[str, str, str]]
 """From a number of records to the Merkle root, the hash of the last record and the digest of the file so far."""
 
 
-def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verdict) -> tuple[list[Entry], States]:
+def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verification) -> tuple[list[Entry], States]:
     frontier, prefix = Frontier(), hashlib.sha256()
     entries: list[Entry] = []
     states: States = {}
@@ -86,7 +86,7 @@ def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verdict) -> tuple[li
     return entries, states
 
 
-def _checkpoints(path: Path, verdict: Verdict) -> list[Checkpoint]:
+def _checkpoints(path: Path, verdict: Verification) -> list[Checkpoint]:
     lines, torn = split_lines(path)
     points: list[Checkpoint] = []
     before: str | None = None
@@ -104,7 +104,7 @@ def _checkpoints(path: Path, verdict: Verdict) -> list[Checkpoint]:
     return points
 
 
-def _check_point(point: Checkpoint, name: str, entries: Sequence[Entry], states: States, verdict: Verdict) -> None:
+def _check_point(point: Checkpoint, name: str, entries: Sequence[Entry], states: States, verdict: Verification) -> None:
     if entries and point.log != entries[0].body["chain"]["log"]:
         verdict.add("tampered", f"{name} is of another log: {point.log}")
     elif point.size > len(entries):
@@ -116,7 +116,7 @@ def _check_point(point: Checkpoint, name: str, entries: Sequence[Entry], states:
 
 
 def _check_signatures(
-    points: Sequence[Checkpoint], held: Sequence[Checkpoint], key: Ed25519PublicKey | None, verdict: Verdict
+    points: Sequence[Checkpoint], held: Sequence[Checkpoint], key: Ed25519PublicKey | None, verdict: Verification
 ) -> None:
     signed = [point for point in points if point.keyid is not None]
     if key is None:
@@ -141,7 +141,7 @@ def _check_signatures(
         )
 
 
-def _check_content(path: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verdict) -> None:
+def _check_content(path: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
     """Every stored text must be the one that its record names; only what a later record says is gone may be missing."""
     lines, torn = split_lines(path)
     owners = [entry for entry in entries if entry.content]
@@ -168,13 +168,13 @@ def _stray(path: Path, line: bytes, extra: bool) -> tuple[Any, str]:
     return "tampered", f"{path.name}: a text that no record names, or twice, or in the wrong place: {line[:60]!r}"
 
 
-def _missing(owners: Sequence[Entry], removed: dict[str, Entry], verdict: Verdict) -> None:
+def _missing(owners: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
     for owner in owners:
         if owner.id not in removed:
             verdict.add("tampered", "the text that it names was changed or removed", owner.seq, owner.id)
 
 
-def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: Verdict) -> None:
+def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: Verification) -> None:
     try:
         id, salt, texts = stored_texts(line)
         same = id == owner.id and {name: digest_of_text(salt, texts[name]) for name in texts} == owner.body["digests"]
@@ -188,7 +188,7 @@ def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: 
         )
 
 
-def _check_artefacts(base: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verdict) -> None:
+def _check_artefacts(base: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
     """Each file must be as the last record that names it says."""
     last = {artefact["path"]: entry for entry in entries for artefact in entry.body["artefacts"] or ()}
     replaced = 0
@@ -203,7 +203,7 @@ def _check_artefacts(base: Path, entries: Sequence[Entry], removed: dict[str, En
 
 
 def _check_file(
-    base: Path, artefact: dict[str, Any], entry: Entry, removed: dict[str, Entry], verdict: Verdict
+    base: Path, artefact: dict[str, Any], entry: Entry, removed: dict[str, Entry], verdict: Verification
 ) -> None:
     path = PurePosixPath(artefact["path"])
     if path.is_absolute() or ".." in path.parts or "\0" in artefact["path"]:

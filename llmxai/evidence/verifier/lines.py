@@ -11,9 +11,9 @@ import hmac
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 GENESIS = "0" * 64
 """What the first record names as the hash of the record before it."""
@@ -153,3 +153,62 @@ def _lines(path: Path) -> Iterator[bytes]:
 def digest_of_text(salt: bytes, text: str) -> str:
     """HMAC-SHA256 of a text in UTF-8 under the record's salt, or under the secret key of a private record."""
     return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()
+
+
+Severity = Literal["tampered", "unclear", "note"]
+WORDS = ("whole", "tampered", "cannot tell")
+
+
+@dataclass(frozen=True)
+class Finding:
+    severity: Severity
+    what: str
+    seq: int | None = None
+    """Place in the log (0-based) of the record that it concerns."""
+    record: str | None = None
+    """Id of that record, where it could be read."""
+
+    def __str__(self) -> str:
+        where = "" if self.seq is None else f"record {self.seq}" + (f" ({self.record})" if self.record else "") + ": "
+        return f"{self.severity}: {where}{self.what}"
+
+
+@dataclass
+class Verification:
+    """`exit` is 1 with anything tampered, else 2 with anything unclear, else 0."""
+
+    subject: str
+    records: int = 0
+    signature: str = "unsigned: nobody vouches for it"
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, severity: Severity, what: str, seq: int | None = None, record: str | None = None) -> None:
+        self.findings.append(Finding(severity, what, seq, record))
+
+    @property
+    def exit(self) -> int:
+        severities = {finding.severity for finding in self.findings}
+        return 1 if "tampered" in severities else 2 if "unclear" in severities else 0
+
+    @property
+    def first_bad(self) -> Finding | None:
+        """The tampered finding with the lowest record; findings about no single record come last."""
+        bad = [finding for finding in self.findings if finding.severity == "tampered"]
+        return min(bad, key=lambda f: (f.seq is None, f.seq or 0), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "subject": self.subject,
+            "verdict": WORDS[self.exit],
+            "exit": self.exit,
+            "records": self.records,
+            "signature": self.signature,
+            "first_bad": asdict(self.first_bad) if self.first_bad else None,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def to_text(self) -> str:
+        head = f"{WORDS[self.exit]}: {self.subject}, {self.records} record{'s' * (self.records != 1)}, {self.signature}"
+        bad = self.first_bad
+        rest = [str(finding) for finding in self.findings if finding is not bad]
+        return "\n".join([head, *([str(bad)] if bad else []), *rest])

@@ -1,0 +1,158 @@
+"""How far a run is: a bar on a terminal, a line every few seconds in a log file, or JSON lines for a pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from llmxai.runs import RunProgress
+    from llmxai.runs.writer import Progress as OnProgress
+
+ProgressKind = Literal["rich", "json", "none"]
+EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
+
+
+@contextmanager
+def run_progress(kind: ProgressKind) -> Iterator[OnProgress]:
+    """Where news of a run go; all of it to stderr."""
+    if kind == "none":
+        yield lambda _news: None
+    elif kind == "json":
+        yield _json_line
+    elif not log.is_terminal:
+        yield _Lines()
+    else:
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")),
+            *(TextColumn("{task.fields[told]}"), TimeElapsedColumn()),
+        )
+        with Progress(*columns, console=log, transient=True) as bar:
+            yield _Bar(bar)
+
+
+def _json_line(news: RunProgress) -> None:
+    figures = {name: None if value is None else round(value, 3) for name, value in _rates(news).items()}
+    sys.stderr.write(json.dumps({**asdict(news), **figures}) + "\n")
+    sys.stderr.flush()
+
+
+def _rates(news: RunProgress) -> dict[str, float | None]:
+    """Rows and targets a second of this call, and the seconds left at that rate; None where nothing can be said."""
+    seconds = news.seconds or None
+    rows = None if seconds is None or not news.fresh else news.fresh / seconds
+    return {
+        "rows_per_second": rows,
+        "targets_per_second": None if seconds is None or not news.fresh else news.targets / seconds,
+        "seconds_left": None if rows is None or news.total is None else (news.total - news.rows) / rows,
+    }
+
+
+def _words(news: RunProgress) -> str:
+    """Rate, tokens, failures and time left, as far as they are known."""
+    rates = _rates(news)
+    rows, targets, left = rates["rows_per_second"], rates["targets_per_second"], rates["seconds_left"]
+    words = [f"engine {news.engine}"]
+    if rows:
+        words += [_pace(rows, "row"), f"{news.tokens} tokens"]
+    if targets:
+        words.append(_pace(targets, "target"))
+    words.append(f"{news.failed} failed")
+    if left is not None:
+        words.append(f"{timedelta(seconds=round(left))} left")
+    return ", ".join(words)
+
+
+def _pace(rate: float, what: str) -> str:
+    """So many a second or, where they are slower, seconds for one."""
+    return f"{rate:.1f} {what}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{what}"
+
+
+class _Bar:
+    """One task a stage; the one before goes."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.stage: str | None = None
+        self.task = TaskID(0)
+
+    def __call__(self, news: RunProgress) -> None:
+        if news.stage != self.stage:
+            for old in list(self.bar.task_ids):
+                self.bar.remove_task(old)
+            self.stage, self.task = news.stage, self.bar.add_task(news.stage, told="")
+        self.bar.update(self.task, completed=news.rows, total=news.total, told=_words(news))
+
+
+class _Lines:
+    """Plain lines for a log file: a new stage at once, rows every few seconds."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.last = 0.0
+
+    def __call__(self, news: RunProgress) -> None:
+        now = time.monotonic()
+        if news.stage == self.stage and now - self.last < EVERY and news.rows != news.total:
+            return
+        self.stage, self.last = news.stage, now
+        of = "" if news.total is None else f"/{news.total}"
+        count = f" {news.rows}{of} ({_words(news)})" if news.rows and news.stage == "rows" else ""
+        log.print(f"llmxai: {news.stage}{count}", soft_wrap=True)
+
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, of which not all can be turned off otherwise
+
+log = Console(stderr=True, highlight=False)
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception: what was begun is recorded and the log is closed, then the process ends with 143."""
+
+
+@contextmanager
+def told_when_interrupted(what: str) -> Iterator[None]:
+    """Say `what` after Ctrl-C or SIGTERM, with what the evidence log has to add."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as interrupt:
+        log.print(" ".join([what, *getattr(interrupt, "__notes__", ())]), soft_wrap=True)
+        raise
+
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is being done, steps that are done, steps)."""
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A bar on a terminal, a line a stage elsewhere."""
+    if not log.is_terminal:
+        yield _plain_lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=log, transient=True) as bar:
+        task = bar.add_task("", total=1)
+        yield lambda stage, done, n: bar.update(task, description=stage, completed=done, total=n)
+
+
+def _plain_lines() -> Report:
+    seen: set[str] = set()
+
+    def line(stage: str, _done: int, _n: int) -> None:
+        if stage not in seen:
+            seen.add(stage)
+            log.print(f"llmxai: {stage}", soft_wrap=True)
+
+    return line

@@ -1,0 +1,63 @@
+"""Versions of installed packages, each looked up once."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from llmxai.evidence.record import Tool
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """The version that is installed, or None where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """By the names of the packages."""
+    return {name: version_of(name) for name in packages}
+
+
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors"),
+    *("cryptography", "securesystemslib", "rfc8785"),
+)
+
+
+@cache
+def this_tool() -> Tool:
+    """The running llmxai. Its commit is known where it runs from a git checkout, and null elsewhere."""
+    commit, dirty = _commit(Path(__file__).parents[1])
+    return Tool(
+        name="llmxai",
+        version=version_of("llmxai"),
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        packages=versions_of(PACKAGES),
+    )
+
+
+def _commit(source: Path) -> tuple[str | None, bool | None]:
+    if not (source / ".git").exists():
+        return None, None
+    commit = _git(source, "rev-parse", "HEAD")
+    changes = _git(source, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(source), *arguments]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ended.stdout.strip()

@@ -1,0 +1,71 @@
+"""The table of suites: one decorated generator each, deterministic in its seed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from llmxai.evaluation.case import Row
+
+Suite = Callable[..., Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class SuiteEntry:
+    """One row of the table."""
+
+    name: str
+    summary: str
+    function: Suite
+    """(random, label, **options) -> rows without end."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options and their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+SUITES: dict[str, SuiteEntry] = {}
+
+
+def suite(name: str) -> Callable[[Suite], Suite]:
+    """Enter a generator into the table; its docstring's first line is the summary."""
+
+    def enter(function: Suite) -> Suite:
+        summary = (function.__doc__ or "").strip().splitlines()[0]
+        SUITES[name] = SuiteEntry(name=name, summary=summary, function=function)
+        return function
+
+    return enter
+
+
+def numbered(label: str, index: int) -> str:
+    return f"{label}-{index:05d}"
+
+
+def fresh(seed: int, name: str) -> Random:
+    """A random state of its own for every suite and seed; text seeds are hashed by SHA-512, the same everywhere."""
+    return Random(f"{name}:{seed}")
+
+
+NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Kevin", "Laura", "Martin")
+PLACES = ("the garden", "the kitchen", "the library", "the museum", "the office", "the station", "the theatre")
+THINGS = ("book", "camera", "guitar", "hammer", "lamp", "letter", "map", "ring", "ticket", "umbrella", "violin")
+COLOURS = ("black", "blue", "brown", "green", "grey", "orange", "purple", "red", "white", "yellow")
+CITIES = ("Berlin", "Cairo", "Dublin", "Lima", "London", "Madrid", "Oslo", "Paris", "Rome", "Tokyo", "Vienna")
+FILLERS = (
+    "The weather was mild for the season.",
+    "Nobody had closed the window in the hall.",
+    "A train passed in the distance.",
+    "The meeting took longer than planned.",
+    "There was fresh bread on the table.",
+    "Two neighbours talked about the road works.",
+    "The clock on the wall had stopped again.",
+    "Somebody had left a bicycle by the gate.",
+    "The new timetable begins on Monday.",
+    "It rained a little in the afternoon.",
+)

@@ -1,0 +1,247 @@
+"""One attempt, one record: an explanation, a refusal or a failure.
+
+with recording("runs/a/evidence", purpose="complaint 17") as attempt:
+    attempt.request = {"prompt": "..."}
+    explanation = explain(model, "...")
+    save(explanation, "runs/a", attempt=attempt)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from llmxai.environment import this_tool
+from llmxai.errors import EvidenceError, UserError
+from llmxai.evidence.keys import key_id, signing_key
+from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
+from llmxai.evidence.record import Entry, Error, Record, RecordKind
+from llmxai.evidence.sealing import SecretKey, canonical, plain, utc_now
+from llmxai.evidence.verifier.folder import LOG
+
+
+@dataclass
+class Attempt:
+    """What is known from the start, and what becomes known on the way."""
+
+    folder: Path
+    """Of the log: an `evidence/` folder."""
+    log: EvidenceLog | None
+    """The log, where it is kept open for many attempts."""
+    id: str
+    """Of the record; the report names it before the record is written."""
+    entry: Entry
+    started: str
+    requester: str | None = None
+    purpose: str | None = None
+    private: SecretKey | None = None
+    """Only digests under this key are kept: no text, and no file that shows one."""
+    signer: Ed25519PrivateKey | None = None
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """`prompt` or `messages`, and `response` where one is given: what a refusal is recorded with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    drafts: bool = False
+    """The record is not written here: it becomes a `draft`, for the one writer of the log."""
+    signed_by: str | None = None
+    """Id of the key that the log is signed with, where this attempt does not hold the key itself."""
+    receipt: Receipt | None = None
+    """Set once the record is written."""
+    draft: Draft | None = None
+
+    @property
+    def keyid(self) -> str | None:
+        """Id of the key that will sign the record; None: nobody will."""
+        return self.signed_by if self.signer is None else key_id(self.signer.public_key())
+
+    @property
+    def kept(self) -> bool:
+        return self.receipt is not None or self.draft is not None
+
+    def keep(self, record: Record, texts: Mapping[str, str]) -> Receipt | None:
+        """Append the record of this attempt; the log's new root is signed here, or when an open log is closed.
+
+        None where the record became a draft.
+        """
+        if self.drafts:
+            self.draft = Draft(record, texts)
+            return None
+        if self.log is not None:
+            self.receipt = self.log.append(record, texts=texts, private=self.private)
+            return self.receipt
+        self.receipt = append(self.folder, record, texts=texts, private=self.private, signer=self.signer)
+        return self.receipt
+
+
+def begin(
+    folder: Path | str | EvidenceLog,
+    *,
+    entry: Entry | None = None,
+    requester: str | None = None,
+    purpose: str | None = None,
+    private: SecretKey | None = None,
+    signer: Ed25519PrivateKey | None = None,
+) -> Attempt:
+    """An attempt that starts now, for whoever cannot use `recording`. Without a `signer` its record is unsigned.
+
+    `folder`: of the log, or a log that `open_log` keeps open for many attempts (it signs with its own signer). Raises
+    EvidenceError where the log in `folder` is not whole, before any work is done.
+    """
+    log = folder if isinstance(folder, EvidenceLog) else None
+    attempt = Attempt(
+        folder=folder.folder if isinstance(folder, EvidenceLog) else Path(folder),
+        log=log,
+        id=new_id(),
+        entry=entry or ("notebook" if "ipykernel" in sys.modules else "python"),
+        started=utc_now(),
+        requester=requester,
+        purpose=purpose,
+        private=private,
+        signer=signer if log is None else log.signer,
+    )
+    if log is None and (attempt.folder / LOG).exists():
+        with open_log(attempt.folder, signer=attempt.signer):
+            pass
+    return attempt
+
+
+@contextmanager
+def recording(
+    folder: Path | str | EvidenceLog,
+    *,
+    entry: Entry | None = None,
+    requester: str | None = None,
+    purpose: str | None = None,
+    private: SecretKey | None = None,
+    signer: Ed25519PrivateKey | None = None,
+) -> Iterator[Attempt]:
+    """Whatever happens inside leaves one record in the log in `folder`. Without a `signer` the environment's signing
+    key is used, if there is one.
+
+    An error inside is recorded and raised again. Where its record could not be kept, the error carries a note that
+    says so. Raises EvidenceError at once where the log is not whole.
+    """
+    attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
+    with _kept(attempt):
+        if attempt.log is None:
+            attempt.signer = signer or signing_key()
+        yield attempt
+
+
+@contextmanager
+def drafting(folder: Path, *, id: str, entry: Entry, purpose: str, signed_by: str | None) -> Iterator[Attempt]:
+    """Like `recording`, for one of several workers: whatever happens inside leaves `attempt.draft`, which the one
+    writer of the log in `folder` appends. An error inside is drafted and raised again.
+    """
+    attempt = Attempt(
+        folder=folder,
+        log=None,
+        id=id,
+        entry=entry,
+        started=utc_now(),
+        purpose=purpose,
+        drafts=True,
+        signed_by=signed_by,
+    )
+    with _kept(attempt):
+        yield attempt
+
+
+@contextmanager
+def _kept(attempt: Attempt) -> Iterator[None]:
+    """An attempt that saved nothing is an error, and an error is kept before it goes on."""
+    try:
+        yield
+        if not attempt.kept:
+            raise EvidenceError("This attempt ended without an explanation being saved.")
+    except BaseException as error:
+        if not attempt.kept:
+            try:
+                attempt.keep(*ended_by(error, attempt))
+            except EvidenceError as trouble:
+                error.add_note(f"No record of this could be kept: {trouble}")
+        raise
+
+
+def ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str, str]]:
+    """What records the end of an attempt: a refusal (a UserError) or a failure (anything else), with what was asked
+    and what was said."""
+    refused = isinstance(error, UserError)
+    record = Record(
+        id=attempt.id,
+        kind=RecordKind.REFUSAL if refused else RecordKind.FAILURE,
+        entry=attempt.entry,
+        started=attempt.started,
+        ended=utc_now(),
+        tool=this_tool(),
+        requester=attempt.requester,
+        purpose=attempt.purpose,
+        options=attempt.options,
+        error=Error(type(error).__name__, interrupted=isinstance(error, KeyboardInterrupt | SystemExit)),
+    )
+    texts = request_texts(attempt.request)
+    if attempt.request.get("response") is not None:
+        texts["output"] = str(attempt.request["response"])
+    texts["error"] = str(error) if refused else "".join(traceback.format_exception(error))
+    return record, texts
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What `EvidenceLog.append` takes."""
+
+    record: Record
+    texts: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"record": plain(self.record), "texts": dict(self.texts)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Draft:
+        """Raises ValueError where the document is no draft."""
+        return cls(record=_reader().validate_python(document["record"]), texts=dict(document["texts"]))
+
+
+@cache
+def _reader() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Record)
+
+
+def new_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"
+
+
+def derived_id(*parts: str) -> str:
+    """24 hex digits of SHA-256 over the parts: whoever does the same work gives its record the same id."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
+    """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet.
+    `foil`, where the answer is explained against another."""
+    texts = {}
+    if request.get("prompt") is not None:
+        texts["input"] = str(request["prompt"])
+    elif request.get("messages") is not None:
+        texts["input"] = canonical(request["messages"]).decode()
+    if request.get("foil") is not None:
+        texts["foil"] = str(request["foil"])
+    return texts
+
+
+def id_text(ids: Sequence[int]) -> str:
+    """Token ids as a text: `[1,2,3]`."""
+    return json.dumps(list(ids), separators=(",", ":"))

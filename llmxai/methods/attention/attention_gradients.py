@@ -1,0 +1,292 @@
+"""Gradients with respect to every layer's attention map, one layer at a time from the top down.
+
+One forward pass notes what goes into each layer. From the top down, each layer then runs once more, with a graph, and
+takes every target's cotangent from its output to its input. Its attention is cut out of that graph and computed in
+blocks of queries, so that the weights and their gradient exist for one layer, one block and one target at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llmxai.errors import NonFiniteError, UnsupportedModelError
+from llmxai.methods.attention.capture import (
+    AttentionCall,
+    at_least_float32,
+    attending,
+    eager_maps,
+    require_eager_length,
+    require_every_layer,
+    through_interface,
+)
+from llmxai.methods.attention.dilution import CurveRecorder, shares
+from llmxai.methods.attention.encoder_decoder import weighted_two_sides
+from llmxai.methods.attention.rows import padded, starts
+from llmxai.methods.attention.visibility import Visible, visible_in_map
+from llmxai.methods.registry import method
+from llmxai.methods.targets import TargetRows, kinds, target_positions, token_targets
+from llmxai.models import LoadedModel, ModelKind, embed, forward_logits
+from llmxai.models.forward import first_of, frozen_eval, rollout_refusal, transformer_layers
+from llmxai.types import Generation, Rollout
+
+
+@dataclass(frozen=True)
+class _LayerCall:
+    """What one decoder layer was called with."""
+
+    layer: nn.Module
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def hidden(self) -> Float[Tensor, "1 seq hidden"]:
+        return torch.as_tensor(self.arguments[0] if self.arguments else self.options["hidden_states"])
+
+    def again(self, hidden: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, "1 seq hidden"]:
+        """The layer's output for `hidden`, everything else as it was."""
+        if self.arguments:
+            return first_of(self.layer(hidden, *self.arguments[1:], **self.options))
+        return first_of(self.layer(**{**self.options, "hidden_states": hidden}))
+
+
+@dataclass
+class _Taken:
+    """What the attention of the layer that runs just now was."""
+
+    cut: list[tuple[AttentionCall, Tensor]] = field(default_factory=list)
+    """The call and its output as a leaf of the graph."""
+    maps: list[Tensor] = field(default_factory=list)
+    """For architectures outside the interface: the weights, in the graph."""
+    graph: bool = False
+    """Whether what follows the attention is to be differentiated."""
+
+    def clear(self) -> None:
+        self.cut.clear()
+        self.maps.clear()
+
+    def output(self, call: AttentionCall) -> Tensor:
+        leaf = call.output().requires_grad_(self.graph)
+        self.cut.append((call, leaf))
+        return leaf
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Made by `descending`, used inside it."""
+
+    calls: tuple[_LayerCall, ...]
+    """One a layer, first layer first."""
+    top: Float[Tensor, "1 seq hidden"]
+    """Gradient of the sum of all targets with respect to the last layer's output."""
+    positions: tuple[int, ...] | None
+    """Of each target, the one position that its part of `top` stands at; None for a single target that has it all."""
+    taken: _Taken
+
+    def cotangents(self, targets: Sequence[int]) -> list[Float[Tensor, "1 seq hidden"]]:
+        """Gradients with respect to the last layer's output."""
+        if self.positions is None:
+            return [self.top.to(self.calls[-1].hidden.device)]
+        found = []
+        for t in targets:
+            found.append(torch.zeros_like(self.calls[-1].hidden))
+            found[-1][0, self.positions[t]] = self.top[0, self.positions[t]].to(found[-1].device)
+        return found
+
+    def carry(
+        self, layer: int, mass: Float[Tensor, "target seq"], cotangents: list[Tensor]
+    ) -> tuple[Float[Tensor, "target seq"], Visible]:
+        """Each target's `mass` times its own mean over heads of max(0, gradient x attention) of `layer`; its mask.
+
+        `cotangents` are replaced in place: from gradients at the layer's output to gradients at its input.
+        """
+        self.taken.clear()
+        with torch.enable_grad():
+            hidden = self.calls[layer].hidden.detach().requires_grad_()
+            output = self.calls[layer].again(hidden)
+        moved = torch.zeros_like(mass)
+        if self.taken.maps:
+            weights, visible = self.taken.maps[0], visible_in_map(self.taken.maps[0])
+            for t, cotangent in enumerate(cotangents):
+                cotangents[t], gradient = torch.autograd.grad(
+                    output, (hidden, weights), cotangent.to(output.device), retain_graph=True
+                )
+                moved[t] = mass[t] @ _weighted(gradient, weights)
+        else:
+            ((call, leaf),) = self.taken.cut
+            visible = call.visible
+            pulled = [
+                torch.autograd.grad(output, (hidden, leaf), cotangent.to(output.device), retain_graph=True)
+                for cotangent in cotangents
+            ]
+            inner = _through_attention(call, [at_leaf for _, at_leaf in pulled], mass, moved)
+            for t, (past, _) in enumerate(pulled):
+                (through,) = torch.autograd.grad(
+                    (call.query, call.key, call.value), hidden, inner[t], retain_graph=t < len(pulled) - 1
+                )
+                cotangents[t] = past + through
+        self.taken.clear()
+        return moved, visible
+
+
+def _through_attention(
+    call: AttentionCall, gradients: Sequence[Tensor], mass: Float[Tensor, "target seq"], moved: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """From gradients at the attention's output to those at query, key and value; adds to `moved` on the way."""
+    wholes = (call.query, call.key, call.value)
+    inner = [
+        (torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value)) for _ in gradients
+    ]
+    for queries, keys in call.blocks():
+        users = [t for t, g in enumerate(gradients) if g[:, queries].any()]
+        if not users:
+            continue
+        places = (queries, keys, keys)
+        cut = [x[:, :, place].detach().requires_grad_() for x, place in zip(wholes, places, strict=True)]
+        with torch.enable_grad():
+            output, weights = call.attend(cut[0], cut[1], cut[2], queries, keys)
+        for t in users:
+            gradient, *parts = torch.autograd.grad(
+                output, (weights, *cut), gradients[t][:, queries], retain_graph=t != users[-1]
+            )
+            moved[t, keys] += mass[t, queries] @ _weighted(gradient, weights)
+            for whole, part, place in zip(inner[t], parts, places, strict=True):
+                whole[:, :, place] += part
+    return inner
+
+
+def _weighted(gradient: Tensor, weights: Tensor) -> Float[Tensor, "query key"]:
+    product = at_least_float32(gradient.detach()[0]) * weights.detach()[0]
+    return product.clamp_(min=0).mean(dim=0).double().cpu()
+
+
+@contextmanager
+def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]:
+    """One forward pass; hooks, attention function and flags are as before when the context ends.
+
+    Raises UnsupportedModelError for layers without softmax attention and for a model whose layers cannot be named.
+    """
+    if (refusal := rollout_refusal(loaded.model.config)) is not None:
+        raise UnsupportedModelError(f"{loaded.name}: {refusal}")
+    model, taken = loaded.model, _Taken()
+    rows = TargetRows.of(token_targets(generation))
+    embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
+    if not through_interface(model):
+        require_eager_length(loaded, embeds.shape[1])
+    calls: list[_LayerCall] = []
+    leaves: list[Tensor] = []
+    layers = transformer_layers(model)
+
+    def note(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        calls.append(_LayerCall(layer, arguments, options))
+
+    def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
+        leaves.append(first_of(output).detach().requires_grad_())
+        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+
+    own = through_interface(model)
+    through = attending(model, taken.output) if own else eager_maps(model, taken.maps.append)
+    with frozen_eval(model), torch.no_grad(), through:
+        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+        handles.append(layers[-1].register_forward_hook(cut))
+        try:
+            with torch.enable_grad():  # frozen weights: the graph begins at the leaf
+                total = rows.values(forward_logits(model, embeds, positions=rows.positions)).sum()
+        finally:
+            for handle in handles:
+                handle.remove()
+        require_every_layer(loaded, len(taken.cut) or len(taken.maps))
+        taken.clear()
+        taken.graph = True
+        (at_top,) = torch.autograd.grad(total, leaves[0])  # of a language model, a position feeds one target only
+        yield Descent(tuple(calls), at_top, None if loaded.kind is ModelKind.CLASSIFIER else rows.positions, taken)
+
+
+GROUP_NUMBERS = 2**27
+"""Numbers in the cotangents (target x seq x hidden) that go down together; more targets go in several groups."""
+
+Progress = Callable[[int, int], None]
+"""Called with (layers x targets that are done, all of them)."""
+
+
+@method(
+    "gradient_weighted_rollout",
+    needs={"attentions", "gradients"},
+    source="Chefer, Gur & Wolf 2021, https://arxiv.org/abs/2103.15679, eq. 5 and 6",
+)
+def gradient_weighted_rollout(
+    loaded: LoadedModel, generation: Generation, *, progress: Progress = lambda _done, _all: None
+) -> Rollout:
+    """Rollout of attention weighted by its own positive gradient: what raised this token's log-prob (or its lead).
+
+    The identity that R begins as is taken off (it says only that the predicting position is itself) and each row is
+    scaled to sum 1, so `lost_mass` is 0; a row without any positive weight is 1 at the predicting position. The null is
+    the same recursion for uniform attention. Costs one forward pass, one more of each layer, and one backward a target.
+
+    Of an encoder-decoder, the recursion runs over source and answer together, cross-attention being a block of the
+    joined map (the paper's eq. 10 also mixes in the encoder's own R; this does not), and all maps exist at once.
+
+    Raises UnsupportedModelError for layers without softmax attention or that cannot be run one by one, NonFiniteError
+    where a gradient is NaN or infinite.
+    """
+    positions, start = target_positions(generation), starts(loaded, generation)
+    if loaded.kind is ModelKind.ENCODER_DECODER:
+        steps = list(weighted_two_sides(loaded, generation))
+        return _rollout(loaded, generation, start, [steps])
+    with descending(loaded, generation) as descent:
+        depth, size = len(descent.calls), max(1, GROUP_NUMBERS // descent.calls[-1].hidden.numel())
+        downs: list[list[tuple[Tensor, Tensor]]] = []
+        for first in range(0, len(positions), size):
+            group, done = range(first, min(first + size, len(positions))), first * depth
+            downs.append([])
+            for rows, null in _down(descent, start[group.start : group.stop], group):
+                downs[-1].append((rows, null))
+                done += len(group)
+                progress(done, depth * len(positions))
+    return _rollout(loaded, generation, start, downs)
+
+
+def _rollout(
+    loaded: LoadedModel,
+    generation: Generation,
+    start: Float[Tensor, "target seq"],
+    downs: Sequence[Sequence[tuple[Tensor, Tensor]]],
+) -> Rollout:
+    """From the rows and the null's after every layer, of every group of targets."""
+    if not all(torch.isfinite(down[-1][0]).all() for down in downs):
+        raise NonFiniteError(
+            f"{loaded.name}: NaN or infinity in the gradients of attention, computed in {loaded.dtype}. Load the model "
+            f"with --dtype float32 or bfloat16."
+        )
+    recorder = CurveRecorder.of(target_positions(generation))
+    for parts in zip(*downs, strict=True):  # one layer of every group
+        rows, null = (_as_shares(torch.cat(side), start) for side in zip(*parts, strict=True))
+        recorder.add(rows, null)
+    return Rollout(
+        method="gradient_weighted_rollout",
+        rows=padded(rows, generation),
+        null_rows=padded(null, generation),
+        lost_mass=torch.zeros(len(rows), dtype=rows.dtype),
+        curve=recorder.curve(),
+        settings={"target": kinds(token_targets(generation)), "head_fusion": "mean", "layers": len(recorder.steps)},
+    )
+
+
+def _down(descent: Descent, start: Float[Tensor, "target seq"], targets: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """R's rows and the null's after every layer, top layer first, with what they began as still in them."""
+    rows, null, cotangents = start, start, descent.cotangents(targets)
+    for layer in reversed(range(len(descent.calls))):
+        moved, visible = descent.carry(layer, rows, cotangents)
+        rows, null = rows + moved, null + visible.spread(null)
+        yield rows, null
+
+
+def _as_shares(rows: Float[Tensor, "target seq"], identity: Float[Tensor, "target seq"]) -> Float[Tensor, "target seq"]:
+    moved = (rows - identity).clamp(min=0)
+    return torch.where(moved.sum(dim=1, keepdim=True) > 0, shares(moved), identity)

@@ -1,0 +1,273 @@
+"""Every layer's attention in blocks of queries, never as a [layer, head, query, key] tensor.
+
+A forward pass runs with an attention function of ours behind transformers' `AttentionInterface`. It keeps each layer's
+queries, keys (after rotary) and values, which is no more than a cache holds, and calls the architecture's own eager
+function block by block, so that mask, window, scale, soft cap and sinks are the architecture's and not ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from llmxai.errors import UnsupportedModelError
+from llmxai.methods.attention.visibility import Visible, visible_in_map, visible_keys
+from llmxai.models import LoadedModel, ModelKind, embed, keeps_logits, transformer_depth
+from llmxai.models.forward import frozen_eval, rollout_refusal
+
+CAPTURE = "llmxai_capture"
+BLOCK_NUMBERS = 2**24
+"""Attention weights (heads x queries x keys) that exist at the same time: 64 MiB in float32, before copies."""
+EAGER_LIMIT = 4096
+"""Longest sequence for architectures outside the interface, whose [head, query, key] maps exist one layer at a time."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one layer attends with: enough to compute its weights again, for any block of queries."""
+
+    module: nn.Module
+    query: Float[Tensor, "1 head query channel"]
+    key: Float[Tensor, "1 kv_head key channel"]
+    value: Float[Tensor, "1 kv_head key channel"]
+    mask: Tensor | None
+    """[1, 1, query, key], True where a query sees a key (or added to the scores, where a model makes its own)."""
+    options: Mapping[str, Any]
+    visible: Visible
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Blocks of queries, and the keys that any of them sees."""
+        size = max(1, BLOCK_NUMBERS // (self.query.shape[1] * self.key.shape[2]))
+        n = self.query.shape[2]
+        for first in range(0, n, size):
+            queries = slice(first, min(first + size, n))
+            yield queries, self.visible.keys(queries)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, queries: slice, keys: slice
+    ) -> tuple[Float[Tensor, "1 query head channel"], Float[Tensor, "1 head query key"]]:
+        """The architecture's own (output, weights) for tensors already cut to `queries` and `keys`."""
+        mask = None if self.mask is None else self.mask[:, :, queries, keys]
+        if mask is not None and mask.dtype == torch.bool:
+            least = torch.finfo(query.dtype).min
+            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, least)
+        options = dict(self.options)
+        if isinstance(bias := options.get("position_bias"), Tensor):  # T5
+            options["position_bias"] = bias[:, :, queries, keys]
+        eager = sys.modules[type(self.module).__module__].eager_attention_forward
+        output, weights = eager(self.module, query, key, value, mask, **options)
+        return output, weights
+
+    def weights(self, queries: slice, keys: slice) -> Float[Tensor, "head query key"]:
+        """Attention weights, at least float32; one column of the values is enough to ask the eager function."""
+        with torch.no_grad():
+            cut = self.query[:, :, queries], self.key[:, :, keys], self.value[:, :, keys, :1]
+            return at_least_float32(self.attend(*cut, queries, keys)[1][0])
+
+    def output(self) -> Float[Tensor, "1 query head channel"]:
+        """What the layer's attention gives, without a graph."""
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    self.attend(self.query[:, :, q], self.key[:, :, k], self.value[:, :, k], q, k)[0]
+                    for q, k in self.blocks()
+                ],
+                dim=1,
+            )
+
+
+Fuse = Callable[[Float[Tensor, "head query key"], AttentionCall | None, slice], Float[Tensor, "query key"]]
+"""From the weights of all heads, their layer (None outside the interface) and the place of the keys to one map."""
+
+Watch = Callable[[AttentionCall, Tensor], None]
+"""Told each layer's attention and its output, before what follows runs."""
+
+
+def mean_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> Tensor:
+    return weights.mean(dim=0)
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """One layer's attention with its heads fused, computed block by block when asked."""
+
+    blocks: Callable[[], Iterator[tuple[slice, slice]]]
+    """Blocks of queries, and the keys that any of them sees."""
+    rows: Callable[[slice, slice], Float[Tensor, "query key"]]
+    visible: Visible
+
+
+def capture_attention(
+    loaded: LoadedModel, ids: Sequence[int], *, fuse: Fuse = mean_of_heads, watch: Watch | None = None
+) -> list[LayerAttention]:
+    """Every layer's attention over `ids`, first layer first.
+
+    Raises UnsupportedModelError where a layer has no softmax attention (linear attention, state space), and for an
+    architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or where calls are
+    to be watched.
+    """
+    if (refusal := rollout_refusal(loaded.model.config)) is not None:
+        raise UnsupportedModelError(f"{loaded.name}: {refusal}")
+    model = loaded.model
+    if loaded.kind is ModelKind.ENCODER_DECODER:
+        raise UnsupportedModelError(
+            f"{loaded.name}: an encoder-decoder has three attentions, and this variant is defined for one stack of "
+            f"layers only. attention_rollout and gradient_weighted_rollout are defined across both."
+        )
+    with frozen_eval(model), torch.no_grad():
+        if through_interface(model):
+            calls: list[AttentionCall] = []
+
+            def note(call: AttentionCall) -> Tensor:
+                calls.append(call)
+                output = call.output()
+                if watch is not None:
+                    watch(call, output)
+                return output
+
+            with attending(model, note):
+                run(model, embed(model, ids)[None])
+            layers = [_fused(call, fuse) for call in calls]
+        elif watch is not None:
+            raise UnsupportedModelError(
+                f"{loaded.name}: {type(model).__name__} does not attend through transformers' attention interface, so "
+                f"its values cannot be read. Choose a method that reads attention weights alone."
+            )
+        else:
+            require_eager_length(loaded, len(ids))
+            layers = _eager_layers(model, ids, fuse)
+    require_every_layer(loaded, len(layers))
+    return layers
+
+
+def through_interface(model: PreTrainedModel) -> bool:
+    """Whether the architecture attends through transformers' `AttentionInterface`."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def require_every_layer(loaded: LoadedModel, found: int) -> None:
+    """Raise UnsupportedModelError where fewer layers than the model has gave their attention."""
+    depth = transformer_depth(loaded.model)
+    if found != depth:
+        raise UnsupportedModelError(
+            f"{loaded.name}: {depth - found} of its {depth} layers give no attention weights (linear attention, state "
+            f"space, or an attention of their own that keeps them to itself), so there is no attention rollout for it."
+        )
+
+
+def require_eager_length(loaded: LoadedModel, n: int) -> None:
+    """Raise UnsupportedModelError where whole maps would not fit."""
+    if n > EAGER_LIMIT:
+        raise UnsupportedModelError(
+            f"{loaded.name}: {type(loaded.model).__name__} does not attend through transformers' attention interface, "
+            f"so its maps are made whole, and {n} tokens are more than the {EAGER_LIMIT} that are allowed then. "
+            f"Shorten the prompt."
+        )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _fused(call: AttentionCall, fuse: Fuse) -> LayerAttention:
+    return LayerAttention(
+        blocks=call.blocks,
+        rows=lambda queries, keys: fuse(call.weights(queries, keys), call, keys),
+        visible=call.visible,
+    )
+
+
+def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> list[LayerAttention]:
+    whole = slice(0, len(ids))
+    layers: list[LayerAttention] = []
+
+    def take(weights: Tensor) -> None:
+        fused = fuse(at_least_float32(weights[0].detach()), None, whole)
+        layers.append(
+            LayerAttention(
+                blocks=lambda: iter([(whole, whole)]), rows=lambda q, k: fused[q, k], visible=visible_in_map(weights)
+            )
+        )
+
+    with eager_maps(model, take):
+        run(model, embed(model, ids)[None])
+    return layers
+
+
+def run(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> None:
+    """One forward pass for what happens on the way; as few logits as the model lets us ask for."""
+    few = {"logits_to_keep": 1} if keeps_logits(model) else {}
+    model(inputs_embeds=inputs_embeds, use_cache=False, **few)
+
+
+@contextmanager
+def attending(
+    model: PreTrainedModel, output: Callable[[AttentionCall], Float[Tensor, "1 query head channel"]]
+) -> Iterator[None]:
+    """Let `model` attend through `output`; registry and model are put back afterwards."""
+    seen: dict[tuple[int, bool, int, int], tuple[Tensor | None, Visible]] = {}  # layers share their masks
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        causal = getattr(module, "is_causal", True)
+        case = (id(attention_mask), causal, query.shape[2], key.shape[2])
+        if case not in seen:
+            keys = None if causal else key.shape[2]
+            seen[case] = attention_mask, visible_keys(attention_mask, query.shape[2], keys=keys)
+        visible = seen[case][1]
+        return output(AttentionCall(module, query, key, value, attention_mask, options, visible)), None
+
+    before = model.config._attn_implementation
+    AttentionInterface.register(CAPTURE, attend)
+    AttentionMaskInterface.register(CAPTURE, _whole_mask)
+    try:
+        model.set_attn_implementation(CAPTURE)
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        AttentionInterface._global_mapping.pop(CAPTURE, None)
+        AttentionMaskInterface._global_mapping.pop(CAPTURE, None)
+
+
+def _whole_mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """A boolean mask, a quarter of what the eager one takes; it is made a float a block at a time."""
+    mask: Tensor | None = sdpa_mask(*arguments, **{**options, "allow_is_causal_skip": False})
+    return mask
+
+
+@contextmanager
+def eager_maps(model: PreTrainedModel, take: Callable[[Tensor], None]) -> Iterator[None]:
+    """Run eagerly and hand each layer's [1, head, query, key] weights to `take` as they come.
+
+    Only for models that read their configuration at every forward (BLOOM, Falcon): they refuse
+    `set_attn_implementation`, and their attention returns its weights.
+    """
+
+    def look(_module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor):
+            take(output[1])
+
+    modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [config._attn_implementation_internal for config in configs]
+    handles = [module.register_forward_hook(look) for module in modules]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name

@@ -1,0 +1,132 @@
+"""The straight path from baseline to input: which tokens move along it, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from llmxai.errors import OptionError
+from llmxai.methods.targets import Target
+from llmxai.models import LoadedModel, embed, embedding_module
+from llmxai.models.forward import input_device
+from llmxai.types import Generation, Role
+
+FEATURES = ("content", "prompt", "all")
+CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
+BASELINES = ("space", "zero", "eos", "pad", "mask", "mean")
+
+
+def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
+    """Raise OptionError for a `features` or `baseline` that does not exist, before anything is computed."""
+    if features not in FEATURES:
+        raise OptionError(f"features {features!r} is unknown. Known: {', '.join(FEATURES)}.")
+    if isinstance(baseline, str) and baseline not in ("zero", "mean"):
+        baseline_token(loaded, baseline)
+
+
+def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
+    """Which tokens move along the path: the chosen ones (see `chosen_tokens`).
+
+    With `content` the first token of the sequence is held as well, if another token of the prompt moves: the attention
+    sink is there, and a path that moves it seldom converges (docs/convergence.md). An encoder's source has none.
+    """
+    moving = chosen_tokens(generation, features=features)
+    if features == "content" and not generation.source_len and moving[1 : generation.prompt_len].any():
+        moving[0] = False
+    return moving
+
+
+def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
+    """The tokens that a method may score.
+
+    `content`: what people and the model wrote (system, user, tool, context, generated), neither template nor BOS.
+    `prompt`: every prompt token, none of the generated ones (Captum's convention). `all`: every token.
+    """
+    if features == "content":
+        chosen = [role in CONTENT for role in generation.roles]
+    elif features == "prompt":
+        chosen = [i < generation.prompt_len for i in range(len(generation.ids))]
+    elif features == "all":
+        chosen = [True] * len(generation.ids)
+    else:
+        raise OptionError(f"features {features!r} is unknown. Known: {', '.join(FEATURES)}.")
+    if not any(chosen[: generation.prompt_len]):
+        raise OptionError(
+            f"With features={features!r} no token of the prompt may move: every one is template or BOS. "
+            f"Give the prompt some content, or use --features all."
+        )
+    return torch.tensor(chosen)
+
+
+def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int) -> Float[Tensor, "... hidden"]:
+    """The embedding(s) where the path starts: [hidden], or [seq, hidden] for a tensor of that shape.
+
+    `space`: a single space token, neutral and in distribution (the mask token where the tokenizer drops spaces, as
+    BERT's does); `zero`; `eos`, `pad`, `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token
+    N; `token:TEXT`: the one token that TEXT encodes to.
+    """
+    width = int(embed(loaded.model, [0]).shape[-1])
+    if isinstance(baseline, Tensor):
+        if baseline.shape not in ((width,), (seq, width)):
+            raise OptionError(
+                f"The baseline has shape {tuple(baseline.shape)}; expected ({width},) or ({seq}, {width})."
+            )
+        return baseline
+    if baseline == "zero":
+        return torch.zeros(width, device=input_device(loaded.model))
+    if baseline == "mean":
+        return _mean_embedding(loaded)
+    return embed(loaded.model, [baseline_token(loaded, baseline)])[0]
+
+
+def baseline_token(loaded: LoadedModel, baseline: str) -> int:
+    """The id of a baseline that is one token."""
+    tokenizer = loaded.tokenizer
+    special = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "mask": tokenizer.mask_token_id}
+    if baseline in special:
+        token = special[baseline]
+        if token is None:
+            raise OptionError(f"{loaded.name} has no {baseline} token. Use baseline space, zero or mean.")
+        return int(token)
+    kind, _, what = baseline.partition(":")
+    vocabulary = int(getattr(embedding_module(loaded.model), "num_embeddings", len(tokenizer)))
+    if kind == "id" and what.isdigit():
+        if int(what) >= vocabulary:
+            raise OptionError(f"Baseline {baseline!r}: the vocabulary ends at id {vocabulary - 1}.")
+        return int(what)
+    if kind == "token" and what:
+        ids = tokenizer(what, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise OptionError(
+                f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Name it by id:N instead."
+            )
+        return int(ids[0])
+    if baseline == "space":
+        ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
+        if ids and ids[-1] != tokenizer.unk_token_id:
+            return int(ids[-1])
+        if not ids and special["mask"] is not None:
+            return int(special["mask"])
+        raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
+    raise OptionError(f"baseline {baseline!r} is unknown. Known: {', '.join(BASELINES)}, id:N, token:TEXT.")
+
+
+def _mean_embedding(loaded: LoadedModel) -> Float[Tensor, " hidden"]:
+    """Mean over the vocabulary, through the module itself: its weights may be offloaded or scaled."""
+    size = int(getattr(embedding_module(loaded.model), "num_embeddings", len(loaded.tokenizer)))
+    total: Tensor | None = None
+    for first in range(0, size, 8192):
+        part = embed(loaded.model, range(first, min(first + 8192, size))).double().sum(dim=0)
+        total = part if total is None else total + part
+    assert total is not None
+    return total / size
+
+
+def visible_features(generation: Generation, targets: Sequence[Target], *, features: str) -> Bool[Tensor, "target seq"]:
+    """The chosen tokens (see `chosen_tokens`) up to each target's last predicting position."""
+    chosen = chosen_tokens(generation, features=features)
+    last = torch.tensor([target.last for target in targets])
+    return chosen & (torch.arange(len(chosen)) <= last[:, None])

@@ -1,0 +1,181 @@
+"""Refine the path of every target until its panels' errors fit its tolerance, or its node budget is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llmxai.errors import NonFiniteError
+from llmxai.methods.gradients.path_gradients import Node, PathFunction
+from llmxai.methods.gradients.quadrature import ORDER, Panel, plan_panels, scout_grid
+
+Progress = Callable[[int, int], None]
+"""Called with (gradients that are done, gradients that are wanted so far), one a target and node."""
+
+
+@dataclass(frozen=True)
+class Integral:
+    """The integral along the path for some targets, with what each cost and by how much it may be off."""
+
+    values: Float[Tensor, "target seq"]
+    f_input: Float[Tensor, " target"]
+    f_baseline: Float[Tensor, " target"]
+    local_error: Float[Tensor, " target"]
+    """Sum over the panels of |sum of the values on the panel - (F(hi) - F(lo))|, nats."""
+    nodes: tuple[int, ...]
+    repeated: int
+    """Panels that were computed again in the model's dtype."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One target integrated over one panel."""
+
+    values: Float[Tensor, " seq"]
+    error: float
+    """Sum of the values minus F(hi) - F(lo), with F in the model's dtype."""
+    exact: bool
+    """Whether the gradients were in the model's dtype."""
+
+
+@dataclass
+class _State:
+    """What is known so far; `pieces[t]` covers [0, 1] for every target t between two rounds."""
+
+    exact: PathFunction
+    """Everything in the model's dtype."""
+    fast: PathFunction
+    """Gradients in the dtype that was asked for; the same object where that is the model's."""
+    progress: Progress
+    f: dict[float, Float[Tensor, " target"]] = field(default_factory=dict)
+    pieces: list[dict[Panel, _Piece]] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
+    repeated: int = 0
+
+    def __post_init__(self) -> None:
+        self.pieces = [{} for _ in self.exact.rows.targets]
+        self.nodes = [0] * len(self.pieces)
+
+    def look_up(self, alphas: Iterable[float]) -> None:
+        """Fill in `f` at every a."""
+        missing = sorted(set(alphas) - self.f.keys())
+        if missing:
+            self.f.update(zip(missing, self.exact.values(missing), strict=True))
+
+    def integrate(self, work: Mapping[Panel, Sequence[int]], *, order: int = ORDER, exact: bool = False) -> None:
+        """Integrate each panel for the targets that want it."""
+        self.look_up(edge for panel in work for edge in (panel.lo, panel.hi))
+        function = self.exact if exact else self.fast
+        nodes = [
+            Node(alpha=alpha, targets=tuple(users)) for panel, users in work.items() for alpha in panel.rule(order)[0]
+        ]
+        places = [(panel, weight) for panel in work for weight in panel.rule(order)[1]]
+        sums: dict[tuple[int, Panel], Tensor] = {}
+        done, wanted = sum(self.nodes), sum(self.nodes) + sum(len(node.targets) for node in nodes)
+        try:
+            for k, t, slope in function.slopes(nodes):
+                done += 1
+                self.progress(done, wanted)
+                panel, weight = places[k]
+                sums[t, panel] = sums.get((t, panel), 0) + weight * slope
+        except NonFiniteError:
+            if function is self.exact:
+                raise
+            self.repeated += len(work)
+            self.integrate(work, order=order, exact=True)
+            return
+        for (t, panel), values in sums.items():
+            change = float(self.f[panel.hi][t] - self.f[panel.lo][t])
+            self.pieces[t][panel] = _Piece(
+                values=values, error=float(values.sum()) - change, exact=function is self.exact
+            )
+            self.nodes[t] += order
+
+    def integral(self) -> Integral:
+        """The pieces added up."""
+        return Integral(
+            values=torch.stack([torch.stack([p.values for p in own.values()]).sum(dim=0) for own in self.pieces]),
+            f_input=self.f[1.0],
+            f_baseline=self.f[0.0],
+            local_error=torch.tensor([_total_error(own) for own in self.pieces], dtype=torch.float64),
+            nodes=tuple(self.nodes),
+            repeated=self.repeated,
+        )
+
+
+def integrate_fixed(exact: PathFunction, fast: PathFunction, *, n_steps: int, progress: Progress) -> Integral:
+    """One Gauss-Legendre rule of `n_steps` nodes on [0, 1] for every target."""
+    state = _State(exact=exact, fast=fast, progress=progress)
+    state.integrate({Panel(0.0, 1.0): range(len(state.pieces))}, order=n_steps)
+    return state.integral()
+
+
+def integrate_adaptively(
+    exact: PathFunction,
+    fast: PathFunction,
+    *,
+    allowed: Callable[[Float[Tensor, " target"]], Float[Tensor, " target"]],
+    max_nodes: int,
+    progress: Progress,
+) -> Integral:
+    """Scout F, plan panels, integrate, halve what fails; `allowed` is the tolerance of F(input) - F(baseline)."""
+    state = _State(exact=exact, fast=fast, progress=progress)
+    state.look_up(scout_grid())
+    scouted = torch.stack([state.f[a] for a in scout_grid()])  # [grid, target]
+    limits = allowed(state.f[1.0] - state.f[0.0]).tolist()
+    work: dict[Panel, list[int]] = {}
+    for t, limit in enumerate(limits):
+        for panel in plan_panels(scouted[:, t].numpy(), tolerance=limit / 2, max_panels=max_nodes // ORDER):
+            work.setdefault(panel, []).append(t)
+    again: dict[Panel, list[int]] = {}
+    while work or again:
+        if work:
+            state.integrate(work)
+        if again:
+            state.integrate(again, exact=True)
+        work, again = _next_round(state, limits, max_nodes)
+    return state.integral()
+
+
+def _next_round(
+    state: _State, limits: Sequence[float], max_nodes: int
+) -> tuple[dict[Panel, list[int]], dict[Panel, list[int]]]:
+    """The failing panels, taken out of the pieces: halves to integrate, and panels to do again in the model's dtype."""
+    work: dict[Panel, list[int]] = {}
+    again: dict[Panel, list[int]] = {}
+    for t, limit in enumerate(limits):
+        left = max_nodes - state.nodes[t]
+        for panel in _failing(state.pieces[t], limit):
+            wanted = panel.halves if state.pieces[t][panel].exact else (panel,)
+            left -= len(wanted) * ORDER
+            if left < 0:
+                break
+            if not state.pieces[t].pop(panel).exact:
+                again.setdefault(panel, []).append(t)
+                state.repeated += 1
+                continue
+            for half in wanted:
+                work.setdefault(half, []).append(t)
+    return work, again
+
+
+def _total_error(pieces: Mapping[Panel, _Piece]) -> float:
+    return sum(abs(piece.error) for piece in pieces.values())
+
+
+def _failing(pieces: Mapping[Panel, _Piece], allowed: float) -> list[Panel]:
+    """The panels to halve, worst first, until what is left of the errors is within half the tolerance."""
+    left = _total_error(pieces)
+    if left <= allowed:
+        return []
+    chosen = []
+    for panel in sorted(pieces, key=lambda panel: (-abs(pieces[panel].error), panel.lo)):
+        if left <= allowed / 2:
+            break
+        left -= abs(pieces[panel].error)
+        chosen.append(panel)
+    return chosen

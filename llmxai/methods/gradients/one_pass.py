@@ -1,0 +1,299 @@
+"""F as a function of all embeddings of a sequence, and the features of a target: what one-pass methods share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from captum.attr import DeepLift, GradientShap, InputXGradient, Saliency
+from jaxtyping import Float
+from torch import Tensor, nn, randn_like
+
+from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.methods.features import visible_features
+from llmxai.methods.gradients.path_gradients import make_path
+from llmxai.methods.registry import method
+from llmxai.methods.targets import Target, TargetRows, kinds, token_targets
+from llmxai.models import LoadedModel, embed, forward_logits
+from llmxai.models.forward import frozen_eval, seeded
+from llmxai.types import Generation, TokenScores
+
+Forward = Callable[[Float[Tensor, "batch seq hidden"]], Float[Tensor, " batch"]]
+Work = Callable[[Forward, Float[Tensor, "1 seq hidden"]], Float[Tensor, " seq"]]
+
+
+def score_tokens(
+    loaded: LoadedModel,
+    generation: Generation,
+    work: Work,
+    *,
+    method: str,
+    targets: Sequence[Target] | None,
+    features: str,
+    signed: bool,
+    settings: dict[str, object],
+    seed: int = 0,
+) -> TokenScores:
+    """Run `work` for each target on F of the embeddings, under one seed, and keep what falls on its features."""
+    targets = tuple(targets) if targets is not None else token_targets(generation)
+    chosen = visible_features(generation, targets, features=features)
+    with frozen_eval(loaded.model), seeded(seed, device=loaded.model.device):
+        x = embed(loaded.model, generation.ids)[None]
+        rows = [
+            work(_forward(loaded, target, source=generation.source_len), x).detach().double().cpu()
+            for target in targets
+        ]
+    return TokenScores(
+        method=method,
+        values=torch.stack(rows) * chosen,
+        features=chosen,
+        signed=signed,
+        settings={"target": kinds(targets), "features": features, **settings},
+    )
+
+
+def _forward(loaded: LoadedModel, target: Target, *, source: int) -> Forward:
+    rows = TargetRows.of([target])
+
+    def forward(embeddings: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, " batch"]:
+        seen = embeddings[:, : target.last + 1]
+        return rows.values(forward_logits(loaded.model, seen, positions=rows.positions, source=source))[:, 0]
+
+    return forward
+
+
+def gradient(forward: Forward, points: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq hidden"]:
+    """dF/dx at each point."""
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(forward(points).sum(), points)[0]
+
+
+@method("saliency", needs={"gradients"}, source="Simonyan et al. 2013, https://arxiv.org/abs/1312.6034")
+def saliency(
+    loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
+) -> TokenScores:
+    """|dF/dx_i|_2 of every token, the gradient by Captum: how much F moves for a small step, without a sign."""
+
+    def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
+        gradients: Tensor = Saliency(forward).attribute(x.requires_grad_(), abs=False)
+        length: Tensor = gradients[0].norm(dim=-1)
+        return length
+
+    return score_tokens(
+        loaded,
+        generation,
+        work,
+        method="saliency",
+        targets=targets,
+        features=features,
+        signed=False,
+        settings={"norm": 2},
+    )
+
+
+@method("gradient_x_input", needs={"gradients"}, source="Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713")
+def gradient_x_input(
+    loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
+) -> TokenScores:
+    """<dF/dx_i, x_i> of every token, by Captum: exact where F is linear in the embeddings."""
+
+    def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
+        scores: Tensor = InputXGradient(forward).attribute(x.requires_grad_())
+        return scores[0].sum(dim=-1)
+
+    return score_tokens(
+        loaded,
+        generation,
+        work,
+        method="gradient_x_input",
+        targets=targets,
+        features=features,
+        signed=True,
+        settings={},
+    )
+
+
+@method("smoothgrad", needs={"gradients"}, source="Smilkov et al. 2017, https://arxiv.org/abs/1706.03825")
+def smoothgrad(
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    features: str = "content",
+    samples: int = 8,
+    noise: float = 0.1,
+    seed: int = 0,
+) -> TokenScores:
+    """Mean over `samples` of |dF/dx_i|_2 at embeddings with Gaussian noise, `noise` times the embeddings' own spread.
+
+    The length is taken before the mean; Captum's NoiseTunnel averages the signed gradients, which cancel.
+    """
+    if samples < 1 or noise < 0:
+        raise OptionError(f"smoothgrad: samples is {samples} and noise {noise}; expected at least 1 and 0.")
+
+    def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
+        total = x.new_zeros(x.shape[1])
+        for _ in range(samples):
+            total = total + gradient(forward, x + noise * x.std() * randn_like(x))[0].norm(dim=-1)
+        return total / samples
+
+    return score_tokens(
+        loaded,
+        generation,
+        work,
+        method="smoothgrad",
+        targets=targets,
+        features=features,
+        signed=False,
+        settings={"samples": samples, "noise": noise, "seed": seed},
+        seed=seed,
+    )
+
+
+@method("gradient_shap", needs={"gradients"}, source="Lundberg & Lee 2017, https://arxiv.org/abs/1705.07874")
+def gradient_shap(
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    features: str = "content",
+    baseline: str = "space",
+    samples: int = 16,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> TokenScores:
+    """Mean over `samples` of <dF/dx_i at a random point of the path, x_i - b_i>, by Captum.
+
+    A Monte-Carlo estimate of integrated gradients, without a certificate. `noise` is the standard deviation added to
+    the input at each sample. What is not a feature is held real, as in `layer_integrated_gradients`.
+    """
+    if samples < 1 or noise < 0:
+        raise OptionError(f"gradient_shap: samples is {samples} and noise {noise}; expected at least 1 and 0.")
+    path = make_path(loaded, generation, features=features, baseline=baseline)
+    start = (path.input - path.delta)[None].to(loaded.dtype)
+
+    def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
+        scores: Tensor = GradientShap(forward).attribute(
+            x.requires_grad_(), baselines=start, n_samples=samples, stdevs=noise
+        )
+        return scores[0].sum(dim=-1)
+
+    return score_tokens(
+        loaded,
+        generation,
+        work,
+        method="gradient_shap",
+        targets=targets,
+        features=features,
+        signed=True,
+        settings={"baseline": baseline, "samples": samples, "noise": noise, "seed": seed},
+        seed=seed,
+    )
+
+
+@method(
+    "mc_dropout",
+    needs={"gradients"},
+    source="Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142; of explanations: Bykov et al. 2020, "
+    "https://arxiv.org/abs/2006.09000",
+)
+def mc_dropout(
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    features: str = "content",
+    samples: int = 8,
+    rate: float = 0.1,
+    seed: int = 0,
+) -> TokenScores:
+    """Standard deviation of <dF/dx_i, x_i> over `samples` draws of dropout on the embeddings: spread, not size.
+
+    Modern decoders have no dropout inside, so the elements of the embeddings are dropped (and the rest scaled up).
+    """
+    if samples < 2 or not 0 < rate < 1:
+        raise OptionError(
+            f"mc_dropout: samples is {samples} and rate {rate}; expected at least 2, and between 0 and 1."
+        )
+
+    def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
+        drawn = []
+        for _ in range(samples):
+            point = torch.nn.functional.dropout(x, p=rate)
+            drawn.append((gradient(forward, point)[0] * point[0]).sum(dim=-1))
+        return torch.stack(drawn).std(dim=0)
+
+    return score_tokens(
+        loaded,
+        generation,
+        work,
+        method="mc_dropout",
+        targets=targets,
+        features=features,
+        signed=False,
+        settings={"samples": samples, "rate": rate, "seed": seed},
+        seed=seed,
+    )
+
+
+class _Wrapped(nn.Module):
+    """F as a module over the model, so that Captum finds the layers that its rules are for."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self.compute = forward
+
+    def forward(self, embeddings: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch 1"]:
+        return self.compute(embeddings)[:, None]
+
+
+@method("deep_lift", needs={"gradients"}, source="Shrikumar et al. 2017, https://arxiv.org/abs/1704.02685")
+def deep_lift(
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    features: str = "content",
+    baseline: str = "space",
+) -> TokenScores:
+    """DeepLIFT (rescale rule) against a baseline, by Captum.
+
+    Captum has rules for activations that are modules of torch.nn. A softmax that is a function call, as in the
+    attention of every transformer here, products of activations and norms get none, and what would come out then is
+    gradient x (input - baseline) under another name. Raises UnsupportedModelError for such models.
+    """
+    if unruled := sorted(
+        {
+            type(m).__name__
+            for m in loaded.model.modules()
+            if "Attention" in type(m).__name__ or "Norm" in type(m).__name__
+        }
+    ):
+        raise UnsupportedModelError(
+            f"deep_lift: {loaded.name} computes {unruled[0]}, for which Captum's DeepLIFT has no rule; its numbers "
+            f"would be gradient x (input - baseline) under another name. Use layer_integrated_gradients."
+        )
+    path = make_path(loaded, generation, features=features, baseline=baseline)
+    start = (path.input - path.delta)[None].to(loaded.dtype)
+
+    def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Setting forward, backward hooks", UserWarning)  # Captum takes them off
+            scores: Tensor = DeepLift(_Wrapped(loaded.model, forward)).attribute(
+                x.requires_grad_(), baselines=start, target=0
+            )
+        return scores[0].sum(dim=-1)
+
+    return score_tokens(
+        loaded,
+        generation,
+        work,
+        method="deep_lift",
+        targets=targets,
+        features=features,
+        signed=True,
+        settings={"baseline": baseline},
+    )

@@ -1,0 +1,240 @@
+"""F and its gradient along the path: one forward a node for all targets, one vector-Jacobian product a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from llmxai.errors import NonFiniteError, UnsupportedModelError
+from llmxai.methods.features import baseline_embedding, moving_tokens
+from llmxai.methods.targets import Target, TargetRows
+from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
+from llmxai.models.memory import ChunkSize, T, within_memory
+from llmxai.types import Generation
+
+
+@dataclass(frozen=True)
+class Path:
+    """x(a) = baseline + a (input - baseline) on the moving tokens; held tokens stay real."""
+
+    input: Float[Tensor, "seq hidden"]
+    baseline: Float[Tensor, "seq hidden"]
+    moving: Bool[Tensor, " seq"]
+    source: int = 0
+    """Of an encoder-decoder: how many of the tokens go into the encoder."""
+
+    @property
+    def delta(self) -> Float[Tensor, "seq hidden"]:
+        """input - baseline, 0 where a token is held."""
+        return (self.input - self.baseline) * self.moving[:, None]
+
+    def points(self, alphas: Sequence[float], *, live: slice = slice(None)) -> Float[Tensor, "node live hidden"]:
+        """x(a) of the live tokens for every a; exactly the input where a token is held, and at a = 1."""
+        a = torch.tensor(list(alphas), dtype=self.input.dtype, device=self.input.device)
+        return self.input[live] - (1 - a)[:, None, None] * self.delta[live]
+
+    def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
+        """The moving tokens that a target can see: those up to its last predicting position."""
+        seq = torch.arange(len(self.moving), device=self.moving.device)
+        last = torch.tensor([target.last for target in targets], device=self.moving.device)
+        return self.moving & (seq <= last[:, None])
+
+
+def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> Path:
+    """The path over the embeddings of a generation, in float32 (float64 for a float64 model)."""
+    wide = torch.float64 if loaded.dtype == torch.float64 else torch.float32
+    x = embed(loaded.model, generation.ids).to(wide)
+    b = baseline_embedding(loaded, baseline, seq=len(generation.ids)).to(x)
+    moving = moving_tokens(generation, features=features).to(x.device)
+    return Path(input=x, baseline=b.expand_as(x), moving=moving, source=generation.source_len)
+
+
+Pullback = Callable[[Sequence[int], bool], Tensor]
+"""From (the target of each node, or -1; whether another call follows) to the gradient [node, live, hidden]."""
+
+
+ALIKE = 0.8
+"""Nodes of one chunk serve at least this share of the targets that its busiest node serves ..."""
+LEAST = 4
+"""... unless the chunk would shrink below a chunk_tokens / LEAST, where matrix products get slow."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A point of the path and the targets whose gradient is wanted there."""
+
+    alpha: float
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PathFunction:
+    """F of every target along a path. Made by `path_function`; use inside `undisturbed(model)`.
+
+    What stands before the first moving token is the same at every node, so its keys and values are computed once;
+    what stands after the last predicting position is never computed.
+    """
+
+    loaded: LoadedModel
+    path: Path
+    rows: TargetRows
+    size: ChunkSize
+    live: slice
+    """The tokens that are computed at every node."""
+    prefix: DynamicCache | None
+    """Keys and values of the tokens before them."""
+
+    @property
+    def chunk(self) -> int:
+        """Nodes that go through the model at once."""
+        return max(1, self.size.tokens // len(self.path.moving[self.live]))
+
+    def values(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
+        """F(x(a)) for every a and target, float64 on the CPU, from forward passes only."""
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(alphas):
+            chosen = alphas[done : done + self.chunk]
+            part = self._within_memory(partial(self._values_of_chunk, chosen), nodes=len(chosen))
+            if part is not None:
+                parts.append(part)
+                done += len(chosen)
+        return self._finite(torch.cat(parts))
+
+    def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
+        """(index of a node, target, <dF/dx_i, input_i - baseline_i> for every token i), in no particular order.
+
+        Summed over tokens this is dF/da. float64 on the CPU. Nodes that serve as many targets go through together, and
+        a backward pass carries a different target for every node, so that no pass is spent on a pair nobody asked for.
+        """
+        order = sorted(range(len(nodes)), key=lambda k: -len(nodes[k].targets))
+        while order:
+            most = len(nodes[order[0]].targets)
+            alike = sum(len(nodes[k].targets) >= ALIKE * most for k in order[: self.chunk])
+            size = max(alike, min(self.chunk, self.chunk // LEAST))
+            chosen = order[:size]
+            part = self._within_memory(partial(self._slopes_of_chunk, chosen, [nodes[k] for k in chosen]), nodes=size)
+            if part is not None:
+                yield from part
+                order = order[size:]
+
+    def _points(self, alphas: Sequence[float]) -> Float[Tensor, "node live hidden"]:
+        return self.path.points(alphas, live=self.live).to(self.loaded.dtype)
+
+    def _logits(self, points: Float[Tensor, "node live hidden"]) -> Float[Tensor, "node row vocab"]:
+        positions = [position - self.live.start for position in self.rows.positions]
+        return forward_logits(
+            self.loaded.model, points, positions=positions, prefix=self.prefix, source=self.path.source
+        )
+
+    def _within_memory(self, work: Callable[[], T], *, nodes: int) -> T | None:
+        return within_memory(work, size=self.size, each=len(self.path.moving[self.live]), items=nodes)
+
+    def _values_of_chunk(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
+        with torch.no_grad():
+            return self.rows.values(self._logits(self._points(alphas))).double().cpu()
+
+    def _slopes_of_chunk(
+        self, indices: Sequence[int], nodes: Sequence[Node]
+    ) -> list[tuple[int, int, Float[Tensor, " seq"]]]:
+        delta = self.path.delta[self.live]
+        points = self._points([node.alpha for node in nodes]).requires_grad_()
+        pull = self._pullback(points)
+        passes = max(len(node.targets) for node in nodes)
+        found = []
+        for k in range(passes):
+            carried = [node.targets[k] if k < len(node.targets) else -1 for node in nodes]
+            grad = pull(carried, k < passes - 1)
+            live = self._finite((grad.to(delta.dtype) * delta).sum(dim=-1).double().cpu())
+            slopes = torch.zeros(len(nodes), len(self.path.moving), dtype=torch.float64)
+            slopes[:, self.live] = live
+            found += [(k, t, slope) for k, t, slope in zip(indices, carried, slopes, strict=True) if t >= 0]
+        return found
+
+    def _pullback(self, points: Float[Tensor, "node live hidden"]) -> Pullback:
+        """One forward pass; then gradients with respect to `points`, one target a node at a time."""
+        if not keeps_logits(self.loaded.model):
+            with torch.enable_grad():
+                values = self.rows.values(self._logits(points))
+
+            def through_model(carried: Sequence[int], again: bool) -> Tensor:
+                chosen = torch.tensor(carried, device=values.device)[:, None]
+                wanted = (torch.arange(values.shape[1], device=values.device) == chosen).to(values.dtype)
+                return torch.autograd.grad(values, points, grad_outputs=wanted, retain_graph=again)[0]
+
+            return through_model
+
+        with torch.enable_grad(), split_at_head(self.loaded) as split:
+            total = self.rows.values(self._logits(points)).sum()
+            # each row of hidden states feeds one target only, so one backward through the head serves them all
+            (at_rows,) = torch.autograd.grad(total, split.leaf)
+        owner = torch.tensor(self.rows.owner, device=at_rows.device)
+
+        def from_head(carried: Sequence[int], again: bool) -> Tensor:
+            mine = owner == torch.tensor(carried, device=at_rows.device)[:, None]  # [node, row]
+            cotangent = at_rows * mine[..., None]
+            return torch.autograd.grad(split.hidden, points, grad_outputs=cotangent, retain_graph=again)[0]
+
+        return from_head
+
+    def _finite(self, numbers: Tensor) -> Tensor:
+        if not torch.isfinite(numbers).all():
+            raise NonFiniteError(
+                f"{self.loaded.name}: NaN or infinity along the path from baseline to input, computed in "
+                f"{self.loaded.dtype}. Load the model with --dtype float32 or bfloat16."
+            )
+        return numbers
+
+
+def path_function(
+    loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize, cached: bool = True
+) -> PathFunction:
+    """Compute what is the same at every node, where it may be `cached`. Call inside `undisturbed(model)`."""
+    rows = TargetRows.of(targets)
+    first = min(int(path.moving.nonzero()[0]), min(rows.positions))
+    prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
+    return PathFunction(
+        loaded=loaded,
+        path=path,
+        rows=rows,
+        size=size,
+        live=slice(first if prefix is not None else 0, max(rows.positions) + 1),
+        prefix=prefix,
+    )
+
+
+class _Split:
+    """The hidden states that go into the output head, cut from what computed them."""
+
+    hidden: Tensor
+    """With its history: what the vector-Jacobian products start from."""
+    leaf: Tensor
+    """Without: what the head's own gradient stops at."""
+
+    def cut(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self.hidden = inputs[0]
+        self.leaf = inputs[0].detach().requires_grad_()
+        return (self.leaf, *inputs[1:])
+
+
+@contextmanager
+def split_at_head(loaded: LoadedModel) -> Iterator[_Split]:
+    """Cut the graph at the input of the output head for the forwards inside; the hook is gone afterwards."""
+    head = loaded.model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModelError(
+            f"{type(loaded.model).__name__} names no output head, so its logits cannot be traced to positions."
+        )
+    split = _Split()
+    handle = head.register_forward_pre_hook(split.cut)
+    try:
+        yield split
+    finally:
+        handle.remove()

@@ -1,0 +1,270 @@
+"""F of targets with units of the input removed: one batched forward serves all targets.
+
+Sequences of equal length go through the model together, so that no padding and no attention mask is needed and every
+position is the one that the model would give. What stands before the first unit is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from llmxai.errors import NonFiniteError, OptionError
+from llmxai.methods.features import baseline_embedding
+from llmxai.methods.perturbation.units import Unit
+from llmxai.methods.targets import Target, TargetRows
+from llmxai.models import LoadedModel, embed, forward_logits, prefix_cache
+from llmxai.models.forward import frozen_eval
+from llmxai.models.memory import ChunkSize, within_memory
+from llmxai.types import Generation
+
+OPERATORS = ("delete", "baseline", "mean")
+CHUNK_TOKENS = 1024
+
+Progress = Callable[[int, int], None]
+"""Called with (masks that are done, masks)."""
+
+
+def require_operator(operator: str) -> None:
+    """Raise OptionError for an operator that does not exist."""
+    if operator not in OPERATORS:
+        raise OptionError(f"removal operator {operator!r} is unknown. Known: {', '.join(OPERATORS)}.")
+
+
+def f_of_masks(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: Sequence[Target],
+    units: Sequence[Unit],
+    kept: Bool[Tensor, "mask unit"],
+    *,
+    operator: str,
+    baseline: str,
+    size: ChunkSize,
+    progress: Progress = lambda _done, _all: None,
+) -> Float[Tensor, "target mask"]:
+    """F (nats, or logits) of every target under every mask, float64 on the CPU.
+
+    The units must not overlap, and none may end after the first predicting position.
+    """
+    with frozen_eval(loaded.model):
+        parts = MaskedSequence.of(loaded, generation, targets, units, operator=operator, baseline=baseline)
+        return parts.f(kept, size=size, progress=progress)
+
+
+@dataclass(frozen=True)
+class MaskedSequence:
+    """The sequence from `first` on, ready to be taken apart; what stands before it is in `prefix`.
+
+    Made and used inside `undisturbed(model)`.
+    """
+
+    loaded: LoadedModel
+    rows: TargetRows
+    first: int
+    prefix: DynamicCache | None
+    real: Float[Tensor, "live hidden"]
+    baseline: str
+    substitute: Float[Tensor, " hidden"] | None
+    """What stands in the place of removed tokens; None where they are taken out."""
+    owner: Tensor
+    """[live]: the unit of each token, or -1."""
+    source: int
+    """Of an encoder-decoder: how many of the tokens go into the encoder."""
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedModel,
+        generation: Generation,
+        targets: Sequence[Target],
+        units: Sequence[Unit],
+        *,
+        operator: str,
+        baseline: str,
+    ) -> MaskedSequence:
+        rows = TargetRows.of(targets)
+        x = embed(loaded.model, generation.ids[: max(rows.positions) + 1])
+        # one token before the units is computed every time, so that no sequence is ever empty
+        first = max(0, min((start for start, _ in units), default=generation.prompt_len) - 1)
+        prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype))
+        first = first if prefix is not None else 0
+        owner = torch.full((len(x),), -1)
+        for unit, (start, end) in enumerate(units):
+            owner[start:end] = unit
+        substitute = None
+        if operator != "delete":
+            substitute = baseline_embedding(loaded, "mean" if operator == "mean" else baseline, seq=len(x)).to(x)
+        return cls(
+            loaded=loaded,
+            rows=rows,
+            first=first,
+            prefix=prefix,
+            real=x[first:],
+            baseline=baseline,
+            substitute=substitute,
+            owner=owner[first:],
+            source=generation.source_len,
+        )
+
+    @torch.no_grad()
+    def f(
+        self,
+        kept: Bool[Tensor, "mask unit"],
+        *,
+        size: ChunkSize,
+        progress: Progress = lambda _done, _all: None,
+    ) -> Float[Tensor, "target mask"]:
+        """F of every target under every mask, masks that leave equally many tokens together."""
+        present = self.present(kept)
+        lengths = present.sum(dim=1)
+        found = torch.empty(len(kept), len(self.rows.targets), dtype=torch.float64)
+        done = 0
+        for length in sorted(set(lengths.tolist())):
+            waiting = (lengths == length).nonzero()[:, 0]
+            while len(waiting):
+                chosen = waiting[: max(1, size.tokens // length)]
+                part = within_memory(
+                    lambda chosen=chosen, length=length: self.values(  # type: ignore[misc]
+                        self.embedded(present[chosen], kept[chosen], length)
+                    ),
+                    size=size,
+                    each=length,
+                    items=len(chosen),
+                )
+                if part is not None:
+                    found[chosen] = part
+                    waiting = waiting[len(chosen) :]
+                    done += len(chosen)
+                    progress(done, len(kept))
+        return found.T.contiguous()
+
+    def stays(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
+        """Which tokens no mask has removed."""
+        always = torch.ones(len(kept), 1, dtype=torch.bool)
+        return torch.cat([kept, always], dim=1)[:, self.owner]  # the column of owner -1 is the last one
+
+    def present(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
+        """Which tokens stand in the sequence, real or not.
+
+        Where deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token stays.
+        """
+        if self.substitute is not None:
+            return torch.ones(len(kept), len(self.owner), dtype=torch.bool)
+        stays = self.stays(kept)
+        before = min(self.rows.positions) - self.first + 1
+        stays[:, 0] |= ~stays[:, :before].any(dim=1)
+        return stays
+
+    def embedded(
+        self, present: Bool[Tensor, "chosen live"], kept: Bool[Tensor, "chosen unit"], length: int
+    ) -> Float[Tensor, "chosen length hidden"]:
+        """What stands in the sequence under masks that leave `length` tokens each."""
+        where = present.nonzero()[:, 1].reshape(len(present), length).to(self.real.device)
+        removed = ~self.stays(kept).to(self.real.device).gather(1, where)
+        if not removed.any():
+            return self.real[where]
+        neutral = self.substitute
+        if neutral is None:  # deletion left nothing else
+            neutral = baseline_embedding(self.loaded, self.baseline, seq=length).to(self.real)
+        return torch.where(removed[..., None], neutral, self.real[where])
+
+    @torch.no_grad()
+    def values(self, x: Float[Tensor, "chosen length hidden"]) -> Float[Tensor, "chosen target"]:
+        """F where `x` stands from `first` on; what it is shorter by was taken out before the targets."""
+        gone = len(self.owner) - x.shape[1]
+        logits = forward_logits(
+            self.loaded.model,
+            x.to(self.loaded.dtype),
+            positions=[position - self.first - gone for position in self.rows.positions],
+            prefix=self.prefix,
+            source=max(0, self.source - gone),  # units stand in the source, where there is one
+        )
+        values = self.rows.values(logits).double().cpu()
+        if not torch.isfinite(values).all():
+            raise NonFiniteError(
+                f"{self.loaded.name}: NaN or infinity with parts of the prompt removed, computed in "
+                f"{self.loaded.dtype}. Load the model with --dtype float32 or bfloat16, or use --no-referee."
+            )
+        return values
+
+
+@dataclass
+class SetFunction:
+    """F (nats or logits) of `target` for any set of kept features; every distinct set is computed once.
+
+    `delete` takes tokens out, `baseline` puts the neutral token's embedding in their place, `mean` the mean embedding
+    of the vocabulary. Features stand at or before the target's first predicting position, so deleting moves all of
+    its positions alike; where nothing at all would be left before the target, the neutral token stands there.
+    """
+
+    loaded: LoadedModel
+    generation: Generation
+    target: Target
+    features: tuple[int, ...]
+    operator: str = "delete"
+    forwards: int = 0
+    """Sequences that went through the model."""
+    known: dict[bytes, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_operator(self.operator)
+        if self.generation.source_len and self.operator == "delete":
+            raise OptionError(
+                f"{self.loaded.name}: an encoder-decoder has two sides, and this method does not take tokens out of "
+                f"both. Choose the operator baseline or mean."
+            )
+        if not self.features or self.features[-1] > min(self.target.positions):
+            raise OptionError(
+                f"{len(self.features)} features, the last at {self.features[-1:]}: expected at least one, none after "
+                f"the first predicting position {min(self.target.positions)}."
+            )
+        with frozen_eval(self.loaded.model):
+            self.parts = MaskedSequence.of(
+                self.loaded,
+                self.generation,
+                [self.target],
+                [(place, place + 1) for place in self.features],
+                operator=self.operator,
+                baseline="space",
+            )
+
+    def values(self, kept: Bool[Tensor, "mask feature"]) -> Float[Tensor, " mask"]:
+        """F with only `kept` features left, float64."""
+        keys = [row.numpy().tobytes() for row in kept.cpu()]
+        missing = {key: row for key, row in zip(keys, kept.cpu(), strict=True) if key not in self.known}
+        if missing:
+            with frozen_eval(self.loaded.model):
+                f = self.parts.f(torch.stack(list(missing.values())), size=ChunkSize(CHUNK_TOKENS))
+            self.known.update(zip(missing, f[0].tolist(), strict=True))
+            self.forwards += len(missing)
+        return torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
+
+    def full(self) -> float:
+        """F with every feature in place."""
+        return float(self.values(torch.ones(1, len(self.features), dtype=torch.bool))[0])
+
+    @property
+    def real(self) -> Float[Tensor, "live hidden"]:
+        """The embeddings that are computed each time, from position `first` on."""
+        return self.parts.real
+
+    @property
+    def first(self) -> int:
+        return self.parts.first
+
+    def compute(self, x: Float[Tensor, "input live hidden"]) -> Float[Tensor, " input"]:
+        """F where `x` stands in the place of `real`."""
+        self.forwards += len(x)
+        with frozen_eval(self.loaded.model):
+            return self.parts.values(x)[:, 0]
+
+
+def removal_forward(removal: SetFunction) -> Callable[[Float[Tensor, "batch feature"]], Float[Tensor, " batch"]]:
+    """F over vectors that are 1 where a feature is kept and 0 where it is removed, for Captum."""
+    return lambda z: removal.values(z > 0.5)

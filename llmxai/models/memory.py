@@ -1,0 +1,334 @@
+"""How much memory an explanation takes, estimated from the configuration before any work.
+
+While gradients are computed the weights are frozen, so a linear layer keeps nothing for the backward pass. What is kept
+a token and layer, in numbers: what goes into each norm (two or four x hidden; an RMSNorm computes in float32 always),
+queries, keys, values and output of the attention (4 x heads x head_dim), and what the activation function and
+the gate keep (1 to 6 x intermediate). tests/models/test_planner.py compares this with what autograd keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llmxai.errors import InsufficientMemoryError
+from llmxai.models.forward import layer_stacks
+
+GIB = 2**30
+CHUNK_TOKENS = 1024
+"""Tokens (nodes x live ones) that go through the model at once where the memory allows it."""
+SHARE = 0.85
+"""Share of the free memory that is planned with; the rest is for what the estimate does not see."""
+BLOCK_NUMBERS = 2**24
+"""Attention weights of all heads that rollout holds at once, at most; four copies of them exist for a moment."""
+OWN_ATTENTION = {"bloom": 1, "falcon": 1}
+"""Maps of all heads that a layer keeps where a family attends by code of its own."""
+COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu")
+"""Activation functions that are written out in elementary operations, each of which keeps what it was given."""
+FOUR_NORMS = frozenset({"gemma2", "gemma3_text", "gemma3", "glm4", "olmo3"})
+"""Families that also normalise what a block gives, beside what goes into it."""
+KEPT_BY_EXPERTS = {"gpt_oss": 6}
+"""Families whose experts write out their activation, gate and clamp."""
+BITS = {"4bit": 4.5, "8bit": 8.5}
+"""Bits a weight of the quantised layers, their scales included."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that are estimated for one explanation, and the settings that they hold for."""
+
+    weights: int
+    """0 where the weights are in memory already."""
+    working: int
+    """The most that gradients or rollout need beside the weights."""
+    free: int
+    chunk_tokens: int
+    checkpoint: bool
+    """Whether layers compute their activations again in the backward pass instead of keeping them."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.working
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= SHARE * self.free
+
+    def sentence(self) -> str:
+        """What is planned, for a log or a page."""
+        kept = "computed again in the backward pass" if self.checkpoint else "kept for the backward pass"
+        weights = f"{self.weights / GIB:.2f} GiB for the weights and " if self.weights else ""
+        return (
+            f"{weights}{self.working / GIB:.2f} GiB of working memory, {self.free / GIB:.2f} GiB free; "
+            f"{self.chunk_tokens} tokens at once, activations {kept}"
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The figures of a configuration that decide what is kept; `intermediate` counts the experts a token goes to.
+
+    A figure that a configuration does not name is guessed: a plan is an estimate, and no reason to fail.
+    """
+
+    depth: int
+    hidden: int
+    heads: int
+    head_dim: int
+    intermediate: int
+    kept: int
+    """How many tensors as wide as `intermediate` the activation function and the gate keep."""
+    norms: int
+    rms: bool
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Shape:
+        text = config.get_text_config()
+        hidden = _first(text, "hidden_size", "d_model", "n_embd") or 1024
+        heads = _first(text, "num_attention_heads", "n_heads", "n_head") or 1
+        wide = _first(text, "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner") or 4 * hidden
+        experts = _first(text, "num_experts_per_tok", "num_experts_per_token", "moe_topk") or 0
+        if experts:
+            wide = experts * (_first(text, "moe_intermediate_size") or wide)
+        return cls(
+            depth=_depth(config),
+            hidden=hidden,
+            heads=heads,
+            head_dim=_first(text, "head_dim") or hidden // heads,
+            intermediate=wide,
+            kept=KEPT_BY_EXPERTS.get(text.model_type) or _kept_by_activation(text),
+            norms=4 if text.model_type in FOUR_NORMS else 2,
+            rms=getattr(text, "rms_norm_eps", None) is not None,
+            vocabulary=int(text.vocab_size),
+        )
+
+
+def kept_per_token(shape: Shape, *, itemsize: int) -> int:
+    """Bytes that one layer keeps of one token for the backward pass."""
+    norm = itemsize + 4 if shape.rms and itemsize < 4 else itemsize
+    heads = shape.heads * shape.head_dim
+    return shape.norms * shape.hidden * norm + (4 * heads + shape.kept * shape.intermediate) * itemsize
+
+
+def _depth(config: PreTrainedConfig) -> int:
+    """Layers; one of a decoder that also attends to an encoder counts for one and a half."""
+    layers = int(config.get_text_config().num_hidden_layers)
+    if not getattr(config, "is_encoder_decoder", False):
+        return layers
+    return layers + math.ceil(1.5 * (_first(config, "num_decoder_layers", "decoder_layers") or layers))
+
+
+def _kept_by_activation(config: PreTrainedConfig) -> int:
+    name = _first_text(config, "hidden_activation", "hidden_act", "activation_function", "activation")
+    if name in COMPOSED:
+        return 4
+    return 3 if name in ("silu", "swish", "gelu_pytorch_tanh") else 1  # those three stand beside a gate
+
+
+def working_bytes(
+    shape: Shape, *, tokens: int, targets: int, itemsize: int, chunk_tokens: int, checkpoint: bool, score_maps: int = 0
+) -> int:
+    """The most that is held at once: the graph of one chunk with its logits, or what rollout reads from all layers.
+
+    `score_maps`: how many [head, seq, seq] float32 maps a layer keeps (`score_maps_of`); none with a fused kernel.
+    """
+    nodes = max(1, chunk_tokens // tokens)
+    scores = score_maps * nodes * shape.heads * tokens * tokens * max(itemsize, 4)
+    layer = nodes * tokens * kept_per_token(shape, itemsize=itemsize) + scores
+    stream = nodes * tokens * shape.hidden * itemsize
+    graph = stream * shape.depth + 2 * layer if checkpoint else layer * (shape.depth + 1)
+    logits = 3 * nodes * targets * shape.vocabulary * max(itemsize, 4)
+    block = 4 * min(shape.heads * tokens * tokens, BLOCK_NUMBERS) * max(itemsize, 4)
+    rollout = 3 * shape.depth * tokens * shape.heads * shape.head_dim * itemsize + block
+    return max(graph + logits, rollout)
+
+
+def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_tokens: int, checkpoint: bool) -> int:
+    """`working_bytes` of a model that is loaded."""
+    return working_bytes(
+        Shape.of(model.config),
+        tokens=tokens,
+        targets=targets,
+        itemsize=model.dtype.itemsize,
+        chunk_tokens=chunk_tokens,
+        checkpoint=checkpoint,
+        score_maps=score_maps_of(model),
+    )
+
+
+def score_maps_of(model: PreTrainedModel) -> int:
+    """How many maps of all heads a layer keeps for the backward pass: scores and weights where attention is eager."""
+    eager = 2 if model.config._attn_implementation == "eager" else 0
+    return OWN_ATTENTION.get(model.config.model_type, eager)
+
+
+def plan_memory(
+    config: PreTrainedConfig,
+    *,
+    tokens: int,
+    targets: int,
+    dtype: torch.dtype,
+    free: int,
+    weights: int = 0,
+    score_maps: int = 0,
+    chunk_tokens: int = CHUNK_TOKENS,
+    offloaded: bool = False,
+) -> MemoryPlan:
+    """The fastest settings that fit into SHARE of `free`: smaller chunks first, then checkpointing; else the least.
+
+    `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. With `offloaded`
+    layers, checkpointing is not a choice: a graph would keep their weights alive. Whether the plan fits is for the
+    caller to ask (`require_fits`).
+    """
+    shape = Shape.of(config)
+    plan = None
+    for checkpoint in (True,) if offloaded else (False, True):
+        chunk = max(chunk_tokens, tokens)
+        while True:
+            working = working_bytes(
+                shape,
+                tokens=tokens,
+                targets=targets,
+                itemsize=dtype.itemsize,
+                chunk_tokens=chunk,
+                checkpoint=checkpoint,
+                score_maps=score_maps,
+            )
+            plan = MemoryPlan(weights, working, free, chunk, checkpoint)
+            if plan.fits:
+                return plan
+            if chunk <= tokens:
+                break
+            chunk = max(chunk // 2, tokens)
+    assert plan is not None
+    return plan
+
+
+def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan:
+    """The plan for a model whose weights are in memory, on whatever devices its layers lie."""
+    places = set(getattr(model, "hf_device_map", {"": model.device}).values())
+    devices = [torch.device("cuda", place) if isinstance(place, int) else place for place in places - {"disk"}]
+    accelerators = [d for d in map(torch.device, devices) if d.type not in ("cpu", "meta")]
+    offloaded = "disk" in places or bool(accelerators and places & {"cpu", torch.device("cpu")})
+    return plan_memory(
+        model.config,
+        tokens=tokens,
+        targets=targets,
+        dtype=model.dtype,
+        weights=_largest_layer(model) if offloaded else 0,
+        free=sum(free_memory(device) for device in accelerators or [torch.device("cpu")]),
+        score_maps=score_maps_of(model),
+        offloaded=offloaded,
+    )
+
+
+def _largest_layer(model: PreTrainedModel) -> int:
+    """Bytes of the weights of the largest layer: of the offloaded ones, one is in memory at a time."""
+    layers = [layer for stack in layer_stacks(model) for layer in stack]
+    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
+
+
+def require_fits(plan: MemoryPlan, *, name: str, tokens: int, dtype: torch.dtype) -> None:
+    """Raise InsufficientMemoryError, with the mend, where the least that is needed is more than there is."""
+    if plan.fits:
+        return
+    width = str(dtype).removeprefix("torch.")
+    cheaper = " a smaller dtype (--dtype bfloat16)," if dtype.itemsize > 2 else ""
+    raise InsufficientMemoryError(
+        f"{name}: explaining {tokens} tokens in {width} needs about {plan.total / GIB:.2f} GiB even one node at a time "
+        f"with checkpointing, and {SHARE:.0%} of the {plan.free / GIB:.2f} GiB that are free may be used. Shorten the "
+        f"prompt or the answer, or use{cheaper} --quantize 4bit, a smaller model, or a larger machine."
+    )
+
+
+def weight_bytes(model: PreTrainedModel, *, dtype: torch.dtype, quantize: str | None) -> tuple[int, float]:
+    """Bytes of the weights as loaded, and the share of them that bitsandbytes can quantise.
+
+    `quantize`: 4bit or 8bit, with the method's name before it or not.
+    """
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    smaller = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    rest = model.num_parameters() - smaller
+    bits = BITS.get((quantize or "").split(" ")[-1], 8.0 * dtype.itemsize)
+    return int(rest * dtype.itemsize + smaller * bits / 8), smaller / (rest + smaller)
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that can still be had on a device; on the CPU no more than the container's limit leaves."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([int(psutil.virtual_memory().available), *_container_limits()])
+
+
+def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What a control group (v2) leaves of its limit: one number, or none where there is no limit."""
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+        cache = next(
+            (
+                int(line.split()[1])
+                for line in (root / "memory.stat").read_text().splitlines()
+                if "inactive_file" in line
+            ),
+            0,
+        )
+    except (OSError, ValueError):
+        return []
+    return [max(0, int(limit) - used + cache)] if limit.isdigit() else []
+
+
+def _first(config: PreTrainedConfig, *names: str) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def _first_text(config: PreTrainedConfig, *names: str) -> str | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), str)), None)
+
+
+T = TypeVar("T")
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass
+class ChunkSize:
+    """How many tokens (nodes x live ones) may go through the model at once: what bounds the memory.
+
+    Halved where the memory does not suffice all the same.
+    """
+
+    tokens: int
+    halvings: int = 0
+
+    def halve(self) -> None:
+        self.tokens //= 2
+        self.halvings += 1
+
+
+def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: int) -> T | None:
+    """The result of `work`; None, with the chunk halved, where the memory did not suffice for its items.
+
+    An item is `each` tokens; a single item that does not fit raises.
+    """
+    try:
+        return work()
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        lacks_memory = not isinstance(error, RuntimeError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+        if not lacks_memory or items == 1:
+            raise
+    while max(1, size.tokens // each) >= items:
+        size.halve()
+    return None

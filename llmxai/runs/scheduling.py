@@ -1,0 +1,207 @@
+"""What there is to do: rows with their keys, the ids of their records and their cost, and how work is dealt out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import cached_property
+from itertools import count, islice
+from typing import Any
+
+from llmxai.evaluation import Row
+from llmxai.evidence.recorder import derived_id
+from llmxai.runs.data import FailedRow
+from llmxai.runs.ledger import Ledger, key_of
+from llmxai.runs.recipe import Recipe
+
+WINDOW = 128
+"""Rows among which work is balanced, at least: the evidence log, which is in row order, is behind by about these."""
+ROWS_A_WORKER = 16
+"""So many rows a worker has a window where there are many workers."""
+BATCHES_A_WORKER = 4
+"""A batch is at most this part of a worker's share of what is left: they get smaller, and the last ones even out."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to do."""
+
+    index: int
+    """Its place among all rows."""
+    row: Row | FailedRow
+    key: str
+    record: str
+    """Id of its evidence record."""
+    tokens: int
+    """Of prompt and answer, as far as that is known before."""
+    targets: int
+    """Tokens to explain at most."""
+
+    @property
+    def cost(self) -> int:
+        """Gradient work grows with both: every node is one forward over the tokens and one backward a target."""
+        return self.tokens * self.targets
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "failed": isinstance(self.row, FailedRow)}, default=list)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        document = json.loads(text)
+        row, failed = document.pop("row"), document.pop("failed")
+        if failed:
+            return cls(row=FailedRow(**row), **document)
+        messages = None if row["messages"] is None else tuple(row["messages"])
+        spans = tuple((start, end) for start, end in row["spans"])
+        return cls(row=Row(**{**row, "messages": messages, "spans": spans}), **document)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some rows that follow each other."""
+
+    jobs: tuple[Job, ...]
+    """All of them, in row order."""
+    to_do: frozenset[int]
+    """The indices of those that are neither done nor prepared."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What turns rows into jobs."""
+
+    recipe: Recipe
+    model: str
+    """Digest of the weights, or the model's name where they have none."""
+    tokenizer: Any
+    ledger: Ledger
+    recorded: Container[str]
+    """Ids of the records that were in the log before."""
+    retry_failed: bool
+
+    def windows(self, rows: Iterable[Row | FailedRow], *, workers: int) -> Iterator[Window]:
+        """The rows as jobs, read a window at a time: 128 of them, or 16 a worker where that is more."""
+        size = max(WINDOW, ROWS_A_WORKER * workers)
+        numbered = enumerate(rows)
+        while some := list(islice(numbered, size)):
+            jobs = tuple(self.job(index, row) for index, row in some)
+            yield Window(jobs, frozenset(job.index for job in jobs if self.is_to_do(job)))
+
+    @cached_property
+    def _decisive(self) -> dict[str, Any]:
+        return decisive(self.recipe)
+
+    def job(self, index: int, row: Row | FailedRow) -> Job:
+        key = key_of(row=asdict(row), model=self.model, settings=self._decisive)
+        tokens, targets = self._size(row)
+        return Job(index, row, key, self._record(row, key), tokens, targets)
+
+    def is_to_do(self, job: Job) -> bool:
+        if self.ledger.is_prepared(job.row.id, key=job.key):
+            return False
+        known = self.ledger.find(job.row.id, key=job.key)
+        return known is None or (self.retry_failed and known["status"] != "ok")
+
+    def _record(self, row: Row | FailedRow, key: str) -> str:
+        """The same row under the same settings has the same id in every run, whoever computes it; an attempt after
+        one that is in the log has another."""
+        ids = (derived_id(self.recipe.name, row.id, key, str(attempt)) for attempt in count())
+        return next(id for id in ids if id not in self.recorded)
+
+    def _size(self, row: Row | FailedRow) -> tuple[int, int]:
+        if isinstance(row, FailedRow):
+            return 0, 0
+        asked = row.prompt if row.prompt is not None else "\n".join(turn["content"] for turn in row.messages or ())
+        targets = self._tokens(row.response) if row.response is not None else self.recipe.decoding.max_new_tokens
+        return self._tokens(asked) + targets, targets
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """What decides a row's numbers besides its input and the weights."""
+    return recipe.model_dump(mode="json", include={"version", "model", "decoding", "explain", "evaluate"})
+
+
+def share(jobs: Sequence[Job], count: int) -> list[list[Job]]:
+    """Deal jobs out to `count` workers so that their costs are about equal (longest first to the least loaded).
+
+    Every process that shares a run computes this for itself, so it depends on the jobs alone.
+    """
+    shares: list[list[Job]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for job in sorted(jobs, key=lambda job: (-job.cost, job.index)):
+        least = loads.index(min(loads))
+        shares[least].append(job)
+        loads[least] += job.cost
+    return shares
+
+
+def pack(jobs: Sequence[Job], *, budget: int, workers: int) -> list[list[Job]]:
+    """Cut jobs into batches of at most `budget` tokens (a longer row is a batch of its own), the costliest first.
+
+    No batch holds more than its part of the cost, nor of the rows, that are left when it is begun (guided
+    self-scheduling, Polychronopoulos & Kuck 1987), so that `workers` end at about the same time. Rows count beside
+    their cost because each takes some time whatever its length.
+    """
+    parts = workers * BATCHES_A_WORKER
+    batches: list[list[Job]] = []
+    left, rows = float(sum(job.cost for job in jobs)), len(jobs)
+    tokens = cost = most = most_rows = 0.0
+    for job in sorted(jobs, key=lambda job: (-job.cost, job.index)):
+        full = not batches or len(batches[-1]) + 1 > most_rows or cost + job.cost > most
+        if full or tokens + job.tokens > budget:
+            batches.append([])
+            tokens, cost, most, most_rows = 0, 0, left / parts, rows / parts
+        batches[-1].append(job)
+        tokens, cost = tokens + job.tokens, cost + job.cost
+        left, rows = left - job.cost, rows - 1
+    return batches
+
+
+Stop = Callable[[], bool]
+"""Whether no further row shall be begun."""
+
+
+LONGEST_WAIT = timedelta(days=30)
+"""Rows take as long as they take; a process that died is noticed by the launcher, not by a clock."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share a run."""
+
+    index: int = 0
+    count: int = 1
+    device_map: str | None = None
+    """Where this process puts the model, if it must not spread over all devices."""
+    wait: Callable[[], None] = lambda: None
+
+    @property
+    def leads(self) -> bool:
+        return self.index == 0
+
+    def mine(self, row_index: int) -> bool:
+        """Rows are dealt out in turn."""
+        return row_index % self.count == self.index
+
+
+def processes() -> Processes:
+    """As torchrun or `accelerate launch` started us; a single process otherwise."""
+    import torch
+    from accelerate import PartialState
+
+    # without cpu=True several processes on CPUs would each be told that they are alone
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
+    if state.num_processes == 1:
+        return Processes()
+    on_gpu = state.device.type == "cuda"
+    return Processes(
+        index=state.process_index,
+        count=state.num_processes,
+        device_map=f"cuda:{state.local_process_index}" if on_gpu else None,
+        wait=state.wait_for_everyone,
+    )

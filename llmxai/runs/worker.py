@@ -1,0 +1,185 @@
+"""One row from beginning to end: answer, explain, measure. What goes wrong becomes the row's own record."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from llmxai.errors import EvidenceError, OutputError, RecipeError, UserError
+from llmxai.evaluation import Competitor, EvaluationContext, Row, answer_row, make_case, measure
+from llmxai.evidence import Attempt, Draft, drafting
+from llmxai.explain import explain
+from llmxai.generation import Decoding
+from llmxai.methods import Tolerance
+from llmxai.models import LoadedModel
+from llmxai.runs.data import FailedRow
+from llmxai.runs.ledger import Ledger
+from llmxai.runs.recipe import EvaluateSettings, Recipe
+from llmxai.runs.scheduling import Job
+from llmxai.save import save
+from llmxai.types import Explanation, Generation, Status
+
+_HOST = platform.node()
+EVIDENCE = "evidence"
+"""The folder of a run's log."""
+PREVIEW = 240
+"""Characters of a prompt that stand in its row."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What all rows share. It writes the rows' files and prepares their entries; the log is its clerk's."""
+
+    loaded: LoadedModel
+    recipe: Recipe
+    bench: EvaluationContext | None
+    run: Path
+    signed_by: str | None
+    """Id of the key that the log is signed with."""
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, recipe: Recipe, *, run: Path, signed_by: str | None) -> Worker:
+        bench = None if recipe.evaluate is None else _bench(loaded, recipe.evaluate)
+        return cls(loaded=loaded, recipe=recipe, bench=bench, run=run, signed_by=signed_by)
+
+    def do(self, job: Job) -> None:
+        """Do the row's work, leave its files in the run's folder and prepare its entry and its record.
+
+        Raises OutputError and EvidenceError: where nothing can be kept, going on makes no sense.
+        """
+        started, row, ledger = time.perf_counter(), job.row, Ledger(self.run)
+        told: dict[str, Any] = {"id": row.id, "source": row.source, "key": job.key, "attempt": job.record}
+        told |= {"status": "ok", "error": ""}
+        if isinstance(row, Row):
+            told |= {"prompt": _preview(row.text), "fields": dict(row.fields)}
+        attempt: Attempt | None = None
+        try:
+            if self.recipe.explain is None:
+                told |= self._evaluated(_whole(row), answer_row(self.loaded, _whole(row), decoding=self._decoding))
+            else:
+                purpose = f"recipe {self.recipe.name}, row {row.id}"
+                place = self.run / EVIDENCE
+                with drafting(
+                    place, id=job.record, entry="recipe", purpose=purpose, signed_by=self.signed_by
+                ) as attempt:
+                    told |= self._kept(row, attempt)
+        except (OutputError, EvidenceError, KeyboardInterrupt, SystemExit):
+            if attempt is not None and attempt.draft is not None:
+                with contextlib.suppress(OutputError):
+                    ledger.abort(row.id, attempt.draft)
+            raise
+        except UserError as error:
+            told |= {"status": "failed", "error": str(error)}
+        except Exception as error:  # a row's failure must never be the end of the run
+            told |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        draft = None if attempt is None else attempt.draft
+        told |= _evidence(draft) | {"seconds": time.perf_counter() - started, "worker": f"{_HOST}:{os.getpid()}"}
+        ledger.prepare(row.id, told, draft)
+
+    @property
+    def _decoding(self) -> Decoding:
+        return Decoding(**self.recipe.decoding.model_dump())
+
+    def _kept(self, row: Row | FailedRow, attempt: Attempt) -> dict[str, Any]:
+        """Explain the row and write its folder; the figures of its entry."""
+        row = _whole(row)
+        attempt.request = request_of(row)
+        explanation = self._explained(row)
+        told = _summary(explanation) | self._evaluated(row, explanation.generation)
+        save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
+        return told
+
+    def _explained(self, row: Row) -> Explanation:
+        settings = self.recipe.explain
+        assert settings is not None
+        return explain(
+            self.loaded,
+            row.prompt,
+            messages=row.messages,
+            response=row.response,
+            foil=row.foil,
+            decoding=self._decoding,
+            features=settings.features,
+            baseline=settings.baseline,
+            tolerance=Tolerance(relative=settings.tolerance),
+            max_nodes=settings.max_nodes,
+        )
+
+    def _evaluated(self, row: Row, generation: Generation) -> dict[str, Any]:
+        answer = _preview("".join(generation.texts[generation.prompt_len :]))
+        told: dict[str, Any] = {
+            "answer": answer,
+            "n_targets": generation.n_targets,
+            "n_tokens": len(generation.ids),
+        }
+        if self.bench is not None and self.recipe.evaluate is not None:
+            case = make_case(self.loaded, row, generation, target=self.recipe.evaluate.target)
+            compared = measure(self.bench, case)
+            told |= {"target_f": compared.f, "measured": [asdict(measured) for measured in compared.measured]}
+        return told
+
+
+def _whole(row: Row | FailedRow) -> Row:
+    """The row; raises RecipeError for one that could not be made."""
+    if isinstance(row, FailedRow):
+        raise RecipeError(row.error)
+    return row
+
+
+def _evidence(draft: Draft | None) -> dict[str, Any]:
+    """What the run's table says of the record: its id, and the SHA-256 of its data files."""
+    if draft is None:
+        return {}
+    digests = {Path(each.path).name: each.sha256 for each in draft.record.artefacts}
+    return {
+        "record": draft.record.id,
+        "explanation_sha256": digests.get("explanation.json"),
+        "maps_sha256": digests.get("maps.safetensors"),
+    }
+
+
+def request_of(row: Row) -> dict[str, Any]:
+    """What is asked, as records and explanations hold it."""
+    asked: dict[str, Any] = {"prompt": row.prompt} if row.messages is None else {"messages": list(row.messages)}
+    more = {"response": row.response, "foil": row.foil}
+    return asked | {name: text for name, text in more.items() if text is not None}
+
+
+def _bench(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationContext:
+    return EvaluationContext(
+        loaded=loaded,
+        competitors=[Competitor(c.name, c.method, c.options) for c in settings.methods],
+        metrics=settings.metrics,
+        operator=settings.removal,
+        masks=settings.masks,
+        samples=settings.samples,
+        points=settings.points,
+        seed=settings.seed,
+    )
+
+
+def _summary(explanation: Explanation) -> dict[str, Any]:
+    attribution, statuses = explanation.attribution, [check.status for check in explanation.checks]
+    agreements = [value for check in explanation.checks if (value := _spearman(check)) is not None]
+    return {
+        **{str(status): statuses.count(status) for status in Status},
+        "worst_gap_ratio": float((attribution.local_error / attribution.tolerance).max()),
+        "oom_halvings": explanation.settings.get("chunk_halvings", 0),
+        "median_spearman": median(agreements) if agreements else None,
+    }
+
+
+def _spearman(check: Any) -> float | None:
+    agreement = getattr(check, "agreement", check)
+    value = agreement.spearman
+    return None if value is None else float(value)
+
+
+def _preview(text: str) -> str:
+    return text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
