@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.environment import this_tool
 from llmxai.evidence import Record, RecordKind, append, open_log, verify
-from llmxai.evidence.recorder import new_id
+from llmxai.evidence.record import new_id
 from llmxai.evidence.sealing import utc_now
 
 HERE = Path(__file__).parent

@@ -1,53 +1,67 @@
 """Explain what a language model generated, token by token: converged, cross-checked, readable.
 
-from llmxai import explain, load, save
+from llmxai import explain, load
 
 model = load("smollm2")
-explanation = explain(model, messages=[{"role": "user", "content": "What is the capital of France?"}])
-save(explanation, "runs/france")
+explanation = explain(model, [{"role": "user", "content": "What is the capital of France?"}])
+print(explanation.summary())
+explanation.save("runs/france")
 """
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llmxai._lazy import lazy
+import lazy_loader
+
+from llmxai.names import OUTLETS
 
 if TYPE_CHECKING:
     from llmxai.errors import LlmxaiError, UserError
     from llmxai.explain import explain, explain_many
-    from llmxai.generation import Decoding
-    from llmxai.methods import (
-        METHODS,
-        Compute,
-        Removal,
-        Tolerance,
-        attention_rollout,
-        layer_integrated_gradients,
-        leave_one_out,
-    )
+    from llmxai.explanation import Explanation, Source, TokenView
+    from llmxai.generation import answer
+    from llmxai.methods import METHODS, attention_rollout, layer_integrated_gradients, leave_one_out
     from llmxai.models import LoadedModel, load, wrap
+    from llmxai.names import Role, Status
     from llmxai.recompute import compare_full
     from llmxai.save import save
-    from llmxai.types import Attribution, CrossCheck, Explanation, Generation, Role, Rollout, Status
+    from llmxai.settings import (
+        AttentionRollout,
+        Compute,
+        Decoding,
+        IntegratedGradients,
+        Removal,
+        Settings,
+        Tolerance,
+    )
+    from llmxai.store import load_explanation
+    from llmxai.types import Certificate, CrossCheck, Effects, Generation, Scores
 
 __version__ = version("llmxai")
 
 __all__ = [
     "METHODS",
-    "Attribution",
+    "AttentionRollout",
+    "Certificate",
     "Compute",
     "CrossCheck",
     "Decoding",
+    "Effects",
     "Explanation",
     "Generation",
+    "IntegratedGradients",
     "LlmxaiError",
     "LoadedModel",
     "Removal",
     "Role",
-    "Rollout",
+    "Scores",
+    "Settings",
+    "Source",
     "Status",
+    "TokenView",
     "Tolerance",
     "UserError",
+    "answer",
     "attention_rollout",
     "compare_full",
     "explain",
@@ -55,23 +69,56 @@ __all__ = [
     "layer_integrated_gradients",
     "leave_one_out",
     "load",
+    "load_explanation",
     "save",
     "wrap",
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = lazy(
+    __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
-        {
-            **dict.fromkeys(("Attribution", "CrossCheck", "Explanation", "Generation", "Rollout"), "llmxai.types"),
-            **dict.fromkeys(("LlmxaiError", "UserError"), "llmxai.errors"),
-            **dict.fromkeys(("LoadedModel", "load", "wrap"), "llmxai.models"),
-            **dict.fromkeys(("METHODS", "Removal", "Compute", "Tolerance", "leave_one_out"), "llmxai.methods"),
-            **dict.fromkeys(("attention_rollout", "layer_integrated_gradients"), "llmxai.methods"),
-            **dict.fromkeys(("Role", "Status"), "llmxai.names"),
-            "Decoding": "llmxai.generation",
-            "compare_full": "llmxai.recompute",
-            **dict.fromkeys(("explain", "explain_many"), "llmxai.explain"),
-            "save": "llmxai.save",
+        submod_attrs={
+            "errors": ["LlmxaiError", "UserError"],
+            "explain": ["explain", "explain_many"],
+            "explanation": ["Explanation", "Source", "TokenView"],
+            "generation": ["answer"],
+            "methods": ["METHODS", "attention_rollout", "layer_integrated_gradients", "leave_one_out"],
+            "models": ["LoadedModel", "load", "wrap"],
+            "names": ["Role", "Status"],
+            "recompute": ["compare_full"],
+            "save": ["save"],
+            "settings": [
+                *("AttentionRollout", "Compute", "Decoding", "IntegratedGradients", "Removal", "Settings", "Tolerance"),
+            ],
+            "store": ["load_explanation"],
+            "types": ["Certificate", "CrossCheck", "Effects", "Generation", "Scores"],
         },
     )
+
+
+def _document(explanation: Any) -> Any:
+    from llmxai.store import to_json
+
+    return to_json(explanation)
+
+
+def _page(explanation: Any) -> str:
+    from llmxai.report import build_view, render_report
+    from llmxai.store import to_json, to_maps
+
+    return render_report(build_view(to_json(explanation), to_maps(explanation)))
+
+
+def _inline(explanation: Any) -> str:
+    from llmxai.report.notebook import inline
+
+    return inline(explanation)
+
+
+def _folder(explanation: Any, out: Any) -> Any:
+    from llmxai.save import save as write
+
+    return write(explanation, out)
+
+
+OUTLETS.update(document=_document, page=_page, inline=_inline, folder=_folder)

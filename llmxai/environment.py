@@ -1,15 +1,31 @@
-"""Versions of installed packages, each looked up once."""
+"""What runs here: llmxai's version and commit, Python, and the packages that matter. Needs no torch."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llmxai.evidence.record import Tool
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors"),
+    *("cryptography", "securesystemslib", "rfc8785"),
+)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What did the work. `commit` and `dirty` are of the source tree, where llmxai runs from one."""
+
+    name: str
+    version: str | None
+    commit: str | None
+    dirty: bool | None
+    python: str
+    packages: Mapping[str, str | None]
 
 
 @cache
@@ -24,12 +40,6 @@ def version_of(package: str) -> str | None:
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
     """By the names of the packages."""
     return {name: version_of(name) for name in packages}
-
-
-PACKAGES = (
-    *("torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors"),
-    *("cryptography", "securesystemslib", "rfc8785"),
-)
 
 
 @cache

@@ -1,239 +1,237 @@
-"""The pipeline in one function: generate, replay, attribute, take apart, cross-check."""
+"""The pipeline in one function: answer, replay, attribute, remove, cross-check."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmxai.crosscheck import RULE, cross_check
-from llmxai.environment import version_of, versions_of
-from llmxai.errors import OptionError, PromptError, UnsupportedModelError
-from llmxai.generation import (
-    Decoding,
-    PromptTokens,
-    classify,
-    encode_messages,
-    encode_prompt,
-    force_response,
-    generate,
-    generate_many,
-    replay,
-    with_foil,
-)
-from llmxai.generation.prompt import Message
+from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.explanation import GRADIENTS, ROLLOUT, Explanation
+from llmxai.generation import answer, generate_many, replay
+from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of
 from llmxai.methods import (
-    BEST_EVIDENCED,
     METHODS,
-    Compute,
-    Removal,
-    Tolerance,
+    Target,
     attention_rollout,
     layer_integrated_gradients,
     measure_effects,
-    refused_rollout,
-    require_variant,
-    roll_variant,
+    require_method,
+    token_targets,
 )
 from llmxai.methods.features import require_path_options
-from llmxai.models import LoadedModel, ModelKind
-from llmxai.models.identity import identity
-from llmxai.models.loading import weights_digest
+from llmxai.models import LoadedModel
+from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
-from llmxai.types import Attribution, Explanation, Generation, Rollout
-
-PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
-
-Report = Callable[[str, int, int], None]
-"""Called with (what is being done, steps that are done, steps)."""
+from llmxai.names import StageProgress, quiet
+from llmxai.settings import Compute, Decoding, Settings
+from llmxai.types import Generation, Scores
 
 
 def explain(
-    model: LoadedModel,
-    prompt: str | None = None,
+    model: AnyModel,
+    prompt: AnyPrompt | Generation,
     *,
-    messages: Sequence[Message] | None = None,
     response: str | None = None,
     foil: str | None = None,
-    generation: Generation | None = None,
     decoding: Decoding = Decoding(),
-    features: str = "content",
-    baseline: str | Tensor = "space",
-    tolerance: Tolerance = Tolerance(),
-    max_nodes: int = 128,
-    compute: Compute | None = None,
-    residual: float = 0.5,
-    variant: str = BEST_EVIDENCED,
-    referee: Removal | None = Removal(),
-    report: Report = lambda _stage, _done, _all: None,
+    max_new_tokens: int | None = None,
+    settings: Settings = Settings(),
+    progress: StageProgress = quiet,
 ) -> Explanation:
     """Explain every generated token of one answer.
 
-    Give `prompt` (raw text) or `messages` (through the model's chat template), and `response` to explain a given
-    answer in place of a generated one. A classifier's answer is its most likely class, or the class that `response`
-    names. `generation` is an answer that is there already, such as one of `generate_many`. With `foil`, an answer that
-    was not given, the first token in which the two differ is explained as a contrast: why this and not that
-    (`llmxai.generation.against`). See
-    `layer_integrated_gradients` for `features`, `baseline`, `tolerance`, `max_nodes` and `compute`,
-    `attention_rollout` for `residual`. `variant` names the rollout variant that stands beside the plain one
-    (`variant_names()`). `referee` says how the prompt is taken apart to see which method foretells
-    that better; None asks no referee. Without `compute` the memory is planned: the fastest settings that fit into what
-    is free, or InsufficientMemoryError before gradients are computed.
+    `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
+    text (it goes to the model as it is), chat messages (through the model's chat template), token ids, or an answer
+    that exists already. `response` is explained in place of a generated answer; for a classifier it names the class.
+    With `foil`, an answer that was not given, the first token in which the two differ is explained as a contrast.
+    `max_new_tokens` is short for `decoding`'s.
 
-    Where attention rollout or the variant is not defined for the model (linear attention, state space), it is refused
-    with the reason (`Rollout.refused`), the rest is delivered, and the status says `unchecked`.
+    Where attention rollout or its variant is not defined for the model (linear attention, state space), it is refused
+    with the reason (`Scores.refused`), the rest is delivered, and the status says `unchecked`.
 
-    Raises UserError (see `llmxai.errors`) for everything a caller can mend.
+    >>> explain("smollm2", "The capital of France is", max_new_tokens=4)
+
+    Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
-    require_path_options(model, features=features, baseline=baseline)
-    require_variant(variant)
-    if referee is not None:
-        require_path_options(model, features=features, baseline=referee.baseline)
-    if sum(source is not None for source in (prompt, messages, generation)) != 1:
-        raise OptionError("Give either a prompt, messages or a generation: exactly one of them.")
-    if generation is None:
-        asked = messages if messages is not None else prompt
-        assert asked is not None
-        tokens = _encode(model, asked)
-        report("generating", 0, 1)
-        generation = _answer(model, tokens, response, decoding)
-    generation = generation if foil is None else with_foil(model, generation, foil=foil)
-    report("replaying", 0, 1)
-    replayed = replay(model, generation)
-    if compute is None:
-        compute = _planned(model, generation, report)
-    report("integrating gradients", 0, 1)
-    attribution = layer_integrated_gradients(
-        model,
+    loaded = loaded_model(model)
+    require_settings(loaded, settings)
+    progress("generating", 0, 1)
+    asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
+    generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
+    targets = token_targets(generation)
+    progress("replaying", 0, 1)
+    replayed = replay(loaded, generation)
+    f_input = torch.tensor(replayed.f, dtype=torch.float64)
+    compute = planned(loaded, generation, settings.compute, progress)
+    gradients = layer_integrated_gradients(
+        loaded,
         generation,
-        features=features,
-        baseline=baseline,
-        tolerance=tolerance,
-        max_nodes=max_nodes,
+        targets=targets,
+        features=settings.features,
+        **vars(settings.gradients),
         compute=compute,
-        progress=lambda done, n: report("integrating gradients", done, n),
+        f_input=f_input,
+        progress=partial(progress, "integrating gradients"),
     )
-    report("rolling attention out", 0, 1)
-    rollout = _or_refused(
-        "attention_rollout", generation, lambda: attention_rollout(model, generation, residual=residual)
-    )
-    beside = _or_refused(
-        variant,
-        generation,
-        lambda: roll_variant(
-            model, generation, name=variant, progress=lambda done, n: report("weighing attention", done, n)
-        ),
-    )
-    ablations = None
-    if referee is not None:
-        report("taking the prompt apart", 0, 1)
-        ablations = measure_effects(
-            model,
-            generation,
-            ablation=referee,
-            progress=lambda done, n: report("taking the prompt apart", done, n),
+    rollout = _rollout(loaded, generation, targets, settings, progress)
+    others = {name: _other(loaded, generation, targets, settings, name, progress) for name in _others(settings)}
+    effects = None
+    if settings.removal is not None:
+        watched = partial(progress, "removing parts of the prompt")
+        effects = measure_effects(
+            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
         )
-    checks = cross_check(generation, attribution, rollout, beside, ablations, rule=RULE)
+    scores = {GRADIENTS: gradients, ROLLOUT: rollout, **others}
+    variant = scores[settings.rollout.variant]
     return Explanation(
         generation=generation,
         replay=replayed,
-        attribution=attribution,
-        rollout=rollout,
-        variant=beside,
-        ablations=ablations,
-        checks=checks,
-        settings=_settings(attribution, rollout, beside) | {"replay_tolerance": replayed.tolerance},
-        environment=environment(model),
+        scores=scores,
+        effects=effects,
+        checks=cross_check(
+            generation, targets, gradients=gradients, rollout=rollout, variant=variant, effects=effects, rule=RULE
+        ),
+        settings=settings,
+        computed=_computed(gradients, rollout, variant) | {"replay_tolerance": replayed.tolerance},
+        environment=environment_of(loaded),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
 def explain_many(
-    model: LoadedModel,
-    prompts: Sequence[str | Sequence[Message]],
+    model: AnyModel,
+    prompts: Iterable[Any],
     *,
     batch_size: int = 8,
+    response: str | None = None,
+    foil: str | None = None,
     decoding: Decoding = Decoding(),
-    features: str = "content",
-    baseline: str | Tensor = "space",
-    tolerance: Tolerance = Tolerance(),
-    max_nodes: int = 128,
-    compute: Compute | None = None,
-    residual: float = 0.5,
-    variant: str = BEST_EVIDENCED,
-    referee: Removal | None = Removal(),
-    report: Report = lambda _stage, _done, _all: None,
+    max_new_tokens: int | None = None,
+    settings: Settings = Settings(),
+    progress: StageProgress = quiet,
 ) -> Iterator[Explanation]:
     """The explanations of several prompts in their order, each as soon as it is there; the same as one by one.
 
-    A prompt is raw text or chat messages. `batch_size` of them are answered together (`generate_many`), then each
-    answer is explained by itself. Everything else is as in `explain`. All prompts are encoded before any work, so that
-    one that cannot be is a PromptError at once, which says its number; what was explained before an error is not lost.
+    `prompts`: an iterable of what `explain` takes, or a `datasets.Dataset` with a column `prompt`, `messages` or
+    `text`. `batch_size` of them are answered together, then each answer is explained by itself. Everything else is as
+    in `explain`. All prompts are encoded before any work, so that one that cannot be is a PromptError at once, which
+    says its number; what was explained before an error is not lost.
     """
-    tokens = [_numbered(i, model, prompt) for i, prompt in enumerate(prompts)]
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
+    loaded = loaded_model(model)
+    require_settings(loaded, settings)
+    decoding = _decoding(decoding, max_new_tokens)
+    asked = prompts_of(loaded, prompts)
 
     def explanations() -> Iterator[Explanation]:
-        for first in range(0, len(tokens), batch_size):
-            batch = tokens[first : first + batch_size]
-            report(f"generating {first + 1} to {first + len(batch)} of {len(tokens)}", 0, 1)
-            if model.kind is ModelKind.CLASSIFIER:
-                answers = tuple(classify(model, prompt) for prompt in batch)
+        for first in range(0, len(asked), batch_size):
+            batch = asked[first : first + batch_size]
+            progress(f"generating {first + 1} to {first + len(batch)} of {len(asked)}", 0, 1)
+            if response is None:
+                answers = generate_many(loaded, batch, decoding=decoding, batch_size=batch_size)
             else:
-                answers = generate_many(model, batch, decoding=decoding, batch_size=batch_size)
-            for i, answer in enumerate(answers, start=first + 1):
-                yield explain(
-                    model,
-                    generation=answer,
-                    features=features,
-                    baseline=baseline,
-                    tolerance=tolerance,
-                    max_nodes=max_nodes,
-                    compute=compute,
-                    residual=residual,
-                    variant=variant,
-                    referee=referee,
-                    report=partial(_report_numbered, report, f"{i} of {len(tokens)}"),
-                )
+                answers = tuple(answer(loaded, tokens, response=response) for tokens in batch)
+            for number, one in enumerate(answers, start=first + 1):
+                watched = partial(_numbered, progress, f"{number} of {len(asked)}")
+                yield explain(loaded, one, foil=foil, settings=settings, progress=watched)
 
     return explanations()
 
 
-def _numbered(i: int, model: LoadedModel, prompt: str | Sequence[Message]) -> PromptTokens:
-    try:
-        return _encode(model, prompt)
-    except PromptError as error:
-        raise PromptError(f"Prompt {i + 1}: {error}") from error
+def require_settings(loaded: LoadedModel, settings: Settings) -> None:
+    """Raise OptionError for a baseline, variant or method that does not exist, before anything is computed."""
+    require_path_options(loaded, features=settings.features, baseline=settings.gradients.baseline)
+    if settings.removal is not None and settings.removal.operator == "baseline":
+        require_path_options(loaded, features=settings.features, baseline=settings.removal.baseline)
+    if settings.rollout.variant not in variant_names():
+        raise OptionError(f"variant {settings.rollout.variant!r} is unknown. Known: {', '.join(variant_names())}.")
+    for name in settings.also:
+        require_method(name)
 
 
-def _report_numbered(report: Report, number: str, stage: str, done: int, n: int) -> None:
-    report(f"{number}: {stage}", done, n)
+def variant_names() -> list[str]:
+    """The attention methods of the table, apart from plain rollout."""
+    return [name for name, entry in METHODS.items() if "attentions" in entry.needs and name != ROLLOUT]
 
 
-def _answer(model: LoadedModel, tokens: PromptTokens, response: str | None, decoding: Decoding) -> Generation:
-    if model.kind is ModelKind.CLASSIFIER:
-        return classify(model, tokens, label=response)
-    if response is None:
-        return generate(model, tokens, decoding=decoding)
-    return force_response(model, tokens, response=response)
+def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet) -> Compute:
+    """`compute` with what it leaves open planned from the free memory.
+
+    Raises InsufficientMemoryError, before gradients are computed, where no setting fits.
+    """
+    if compute.chunk_tokens is not None or compute.checkpoint is not None:
+        return compute
+    tokens = len(generation.ids)
+    plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets)
+    require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
+    progress(f"planned {plan.sentence()}", 0, 1)
+    return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
-def _or_refused(method: str, generation: Generation, work: Callable[[], Rollout]) -> Rollout:
-    """The rollout; where the model's layers do not allow it, the reason in its place."""
+def _rollout(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    progress: StageProgress,
+) -> Scores:
+    progress("rolling out attention", 0, 1)
+    asked = settings.rollout
+    work = partial(
+        attention_rollout,
+        loaded,
+        generation,
+        targets=targets,
+        residual=asked.residual,
+        head_fusion=asked.head_fusion,
+    )
+    return _or_refused(ROLLOUT, generation, work)
+
+
+def _others(settings: Settings) -> list[str]:
+    """The rollout variant, and the methods that were asked for as well."""
+    return [
+        name for name in dict.fromkeys((settings.rollout.variant, *settings.also)) if name not in (GRADIENTS, ROLLOUT)
+    ]
+
+
+def _other(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    name: str,
+    progress: StageProgress,
+) -> Scores:
+    """One more method of the table, at its own defaults."""
+    entry, stage = METHODS[name], name.replace("_", " ")
+    progress(stage, 0, 1)
+    options: dict[str, Any] = {"features": settings.features} if "features" in entry.options else {}
+    if entry.accepts("progress"):
+        options["progress"] = partial(progress, stage)
+    return _or_refused(name, generation, partial(entry.function, loaded, generation, targets=targets, **options))
+
+
+def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:
+    """The scores; where the method is not defined for the model, the reason in their place."""
     try:
         return work()
     except UnsupportedModelError as error:
-        return refused_rollout(method, generation, reason=str(error))
+        nothing = torch.zeros(generation.n_targets, len(generation.ids), dtype=torch.float64)
+        reason = str(error)
+        return Scores(name, nothing, nothing.bool(), signed=False, settings={"refused": reason}, refused=reason)
 
 
-def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> dict[str, Any]:
+def _computed(gradients: Scores, rollout: Scores, variant: Scores) -> dict[str, Any]:
     return {
-        **attribution.settings,
+        **gradients.settings,
         "rollout": dict(rollout.settings),
         "variant": {
             "method": variant.method,
@@ -244,42 +242,9 @@ def _settings(attribution: Attribution, rollout: Rollout, variant: Rollout) -> d
     }
 
 
-def _planned(model: LoadedModel, generation: Generation, report: Report) -> Compute:
-    tokens = len(generation.ids)
-    plan = plan_for(model.model, tokens=tokens, targets=generation.n_targets)
-    require_fits(plan, name=model.name, tokens=tokens, dtype=model.dtype)
-    report(f"planned {plan.sentence()}", 0, 1)
-    return Compute(chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
+def _decoding(decoding: Decoding, max_new_tokens: int | None) -> Decoding:
+    return decoding if max_new_tokens is None else replace(decoding, max_new_tokens=max_new_tokens)
 
 
-def _encode(model: LoadedModel, prompt: str | Sequence[Message]) -> PromptTokens:
-    return encode_prompt(model, prompt) if isinstance(prompt, str) else encode_messages(model, prompt)
-
-
-def environment(loaded: LoadedModel) -> dict[str, Any]:
-    """What computed the explanation: versions, the model and its digest, the hardware."""
-    model = loaded.model
-    return {
-        "llmxai": version_of("llmxai"),
-        "python": platform.python_version(),
-        "packages": versions_of(PACKAGES),
-        "model": {
-            "name": loaded.name,
-            "revision": loaded.revision,
-            "digest": weights_digest(loaded),
-            "architecture": type(model).__name__,
-            "parameters": model.num_parameters(),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-            "device": str(model.device),
-            "quantization": loaded.quantization,
-            "adapter": loaded.adapter,
-            "attention": model.config._attn_implementation,
-            **identity(loaded),
-        },
-        "hardware": {
-            "machine": platform.machine(),
-            "cpu": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-    }
+def _numbered(progress: StageProgress, number: str, stage: str, done: int, total: int) -> None:
+    progress(f"{number}: {stage}", done, total)

@@ -1,8 +1,21 @@
-"""The names that data carries: roles of tokens, statuses of explanations. No torch here: a page is built without it."""
+"""The names that all parts share: roles of tokens, statuses, types of callbacks. No torch here: pages do without it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
+
+Progress = Callable[[int, int], None]
+"""Called with (steps that are done, steps)."""
+StageProgress = Callable[[str, int, int], None]
+"""Called with (the stage's name, steps that are done, steps)."""
+Unit = tuple[int, int]
+"""A half-open range of tokens."""
+
+
+def quiet(*_progress: object) -> None:
+    """Progress that nobody watches."""
 
 
 class Role(StrEnum):
@@ -30,3 +43,8 @@ class Status(StrEnum):
     DISAGREE = "disagree"
     UNCONVERGED = "unconverged"
     UNCHECKED = "unchecked"
+
+
+OUTLETS: dict[str, Callable[..., Any]] = {}
+"""What makes a `document`, a `page`, a notebook's `inline` view or a `folder` of an explanation. `llmxai` enters them:
+data does not import what is made of it."""

@@ -3,6 +3,7 @@ or a quantised model's on its full-precision weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,24 @@ from llmxai.errors import EvidenceError, OptionError
 from llmxai.evidence.reading import find, read_log, removed_ids
 from llmxai.evidence.replay import Comparison, compare
 from llmxai.evidence.verifier.folder import evidence_of
-from llmxai.explain import Report, environment, explain
-from llmxai.generation import Decoding
-from llmxai.methods import Compute, Removal, Tolerance
+from llmxai.explain import explain
+from llmxai.explanation import Explanation
 from llmxai.models import LoadedModel, load
-from llmxai.models.loading import torch_dtype
+from llmxai.models.identity import environment_of
+from llmxai.names import StageProgress, quiet
+from llmxai.settings import (
+    UNITS,
+    AttentionRollout,
+    Compute,
+    Decoding,
+    IntegratedGradients,
+    Removal,
+    Settings,
+    Tolerance,
+    settings_from,
+)
 from llmxai.store import read_folder, to_json, to_maps
-from llmxai.types import Explanation, FullPrecision
+from llmxai.types import FullPrecision
 
 
 def recompute(
@@ -27,7 +39,7 @@ def recompute(
     id: str,
     *,
     model: LoadedModel | None = None,
-    report: Report = lambda _stage, _done, _all: None,
+    progress: StageProgress = quiet,
 ) -> Comparison:
     """Compute the explanation of record `id` again from its own settings and compare.
 
@@ -42,9 +54,9 @@ def recompute(
     if entry.id in removed_ids(log):
         raise EvidenceError(f"{entry.id}: its files were taken away (redacted or pruned): nothing to replay.")
     document, maps = read_folder((evidence_of(Path(run)).parent / paths[0]).parent)
-    report("loading the model", 0, 1)
+    progress("loading the model", 0, 1)
     loaded = model or _load(document["environment"]["model"])
-    again = explain(loaded, **_arguments(document), report=report)
+    again = explain(loaded, **_arguments(document), progress=progress)
     return compare(document, maps, to_json(again), to_maps(again))
 
 
@@ -52,7 +64,7 @@ def compare_full(
     explanation: Explanation,
     full: LoadedModel,
     *,
-    report: Report = lambda _stage, _done, _all: None,
+    progress: StageProgress = quiet,
 ) -> Explanation:
     """The explanation of a quantised model with what quantisation changed: `explanation.full_precision` is set.
 
@@ -61,12 +73,11 @@ def compare_full(
     any more and may be deleted before `full` is loaded. Raises OptionError where the explained model was not quantised,
     or `full` is another model or quantised itself, and what `explain` raises.
     """
-    document = to_json(explanation)
-    _require_comparable(document["environment"]["model"], full)
+    _require_comparable(explanation.environment["model"], full)
     answer = replace(explanation.generation, logprobs=None)  # recorded on other weights: not to be compared
-    again = explain(full, generation=answer, **_options(document), report=report)
+    again = explain(full, answer, settings=explanation.settings, progress=progress)
     told = again.environment["model"]
-    pairs = list(zip(explanation.attribution.values, again.attribution.values, strict=True))
+    pairs = list(zip(explanation.gradients.values, again.gradients.values, strict=True))
     return replace(
         explanation,
         full_precision=FullPrecision(
@@ -81,7 +92,7 @@ def compare_full(
     )
 
 
-def _require_comparable(told: dict[str, Any], full: LoadedModel) -> None:
+def _require_comparable(told: Mapping[str, Any], full: LoadedModel) -> None:
     if told["quantization"] is None:
         raise OptionError(
             f"{told['name']} was explained on {told['dtype']} weights that are not quantised, so there is no full "
@@ -89,7 +100,7 @@ def _require_comparable(told: dict[str, Any], full: LoadedModel) -> None:
         )
     if full.quantization is not None:
         raise OptionError(f"{full.name}: is quantised itself ({full.quantization}); load it without quantize.")
-    other = environment(full)["model"]
+    other = environment_of(full)["model"]
     for name in ("architecture", "tokenizer_digest", "adapter"):
         if other[name] != told[name]:
             raise OptionError(
@@ -117,36 +128,47 @@ def _load(told: dict[str, Any]) -> LoadedModel:
 
 def _arguments(document: dict[str, Any]) -> dict[str, Any]:
     generation = document["generation"]
+    request = dict(generation["request"])
     known = {each.name for each in fields(Decoding)}
+    prompt = next(request.pop(name) for name in ("prompt", "messages", "input_ids") if name in request)
     return {
-        **generation["request"],
+        "prompt": prompt,
+        **request,
         "decoding": Decoding(**{name: value for name, value in generation["decoding"].items() if name in known}),
-        **_options(document),
+        "settings": settings_of(document),
     }
 
 
-def _options(document: dict[str, Any]) -> dict[str, Any]:
-    """How it was explained, as the explanation says it."""
-    settings = document["settings"]
-    if settings["baseline"] == "tensor":
+def settings_of(document: dict[str, Any]) -> Settings:
+    """How it was explained: as the explanation says it, or as an older one's figures let us tell."""
+    if document["settings"] is not None:
+        return settings_from(document["settings"])
+    computed = document["computed"]
+    if computed["baseline"] == "tensor":
         raise OptionError("The baseline was a tensor of the caller's, which no explanation holds: give its name.")
-    other_dtype = settings["gradient_dtype"] != settings["dtype"]
-    return {
-        "features": settings["features"],
-        "baseline": settings["baseline"],
-        "tolerance": Tolerance(**settings["tolerance"]),
-        "max_nodes": settings["max_nodes"],
-        "compute": Compute(gradient_dtype=torch_dtype(settings["gradient_dtype"])) if other_dtype else None,
-        "residual": settings["rollout"].get("residual", 0.5),
-        **({"variant": document["variant"]["method"]} if document["variant"] else {}),
-        "referee": _referee(document["ablations"]),
-    }
+    other_dtype = computed["gradient_dtype"] != computed["dtype"]
+    variant = document["variant"]
+    return Settings(
+        features=computed["features"],
+        gradients=IntegratedGradients(
+            baseline=computed["baseline"],
+            tolerance=Tolerance(**computed["tolerance"]),
+            max_nodes=computed["max_nodes"],
+        ),
+        rollout=AttentionRollout(
+            residual=computed["rollout"].get("residual", AttentionRollout.residual),
+            variant=variant["method"] if variant else AttentionRollout.variant,
+        ),
+        removal=_removal(document["ablations"]),
+        compute=Compute(gradient_dtype=computed["gradient_dtype"] if other_dtype else None),
+    )
 
 
-def _referee(told: dict[str, Any] | None) -> Removal | None:
-    """How the prompt was taken apart, as the explanation says it."""
+def _removal(told: dict[str, Any] | None) -> Removal | None:
+    """How parts of the prompt were removed, as an older explanation says it."""
     if told is None:
         return None
     known = {each.name for each in fields(Removal)} & told.keys() - {"baseline", "units"}
     baseline = {} if told["baseline"] is None else {"baseline": told["baseline"]}
-    return Removal(units=told["kind"], subsets=told["masks"], **{name: told[name] for name in known}, **baseline)
+    units = told["kind"] if told["kind"] in UNITS else "auto"
+    return Removal(units=units, subsets=told["masks"], **{name: told[name] for name in known}, **baseline)

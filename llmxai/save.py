@@ -12,9 +12,9 @@ from llmxai.errors import EvidenceError
 from llmxai.evidence import Attempt, begin, explained, signing_key
 from llmxai.evidence.files import describe
 from llmxai.evidence.provenance import provenance
+from llmxai.explanation import Explanation
 from llmxai.report import build_view, home_of, render_report
 from llmxai.store import FILES, evidence_folder, to_json, write_folder
-from llmxai.types import Explanation
 
 
 def save(

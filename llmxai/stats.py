@@ -1,15 +1,19 @@
-"""Means with bootstrap intervals, and paired differences: honest about how few questions there are."""
+"""Ranks, divergences and intervals that several parts use; numpy and scipy only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
+from scipy.spatial import distance
 
-LEAST = 3
-"""Under this many questions there is no interval."""
+LEAST_QUESTIONS = 3
+"""Under this many questions a mean has no interval."""
+
+Values = Float[np.ndarray, " value"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,10 @@ class Estimate:
     n: int
 
 
-def estimate(values: Float[np.ndarray, " question"], *, resamples: int, seed: int) -> Estimate:
+def estimate(values: Values, *, resamples: int, seed: int) -> Estimate:
     """Mean and percentile bootstrap interval over the questions, which are resampled whole."""
     mean = float(np.mean(values))
-    if len(values) < LEAST:
+    if len(values) < LEAST_QUESTIONS:
         return Estimate(mean=mean, low=None, high=None, n=len(values))
     interval = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),
@@ -37,8 +41,76 @@ def estimate(values: Float[np.ndarray, " question"], *, resamples: int, seed: in
     return Estimate(mean=mean, low=float(interval.low), high=float(interval.high), n=len(values))
 
 
-def paired_difference(
-    a: Float[np.ndarray, " question"], b: Float[np.ndarray, " question"], *, resamples: int, seed: int
-) -> Estimate:
+def paired_difference(a: Values, b: Values, *, resamples: int, seed: int) -> Estimate:
     """Mean of a - b with its interval; a and b are of the same questions, which are resampled in pairs."""
     return estimate(np.asarray(a) - np.asarray(b), resamples=resamples, seed=seed)
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, *, resamples: int, confidence: float, seed: int
+) -> tuple[float, float] | None:
+    """Percentile interval of a statistic of n items, which are resampled whole.
+
+    `statistic` takes indices [resample, n] to one number per resample. Resamples for which it is NaN are left out; None
+    where those are more than half.
+    """
+    found = stats.bootstrap(
+        (np.arange(n),),
+        lambda indices, axis: statistic(np.moveaxis(indices, axis, -1)),
+        n_resamples=resamples,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    usable = np.isfinite(found)
+    if usable.mean() < 0.5:
+        return None
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found[usable], [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def comparable(a: Values, b: Values) -> bool:
+    """Whether a rank correlation is defined: three values or more, and neither side constant."""
+    return len(a) >= 3 and bool(np.ptp(a) > 0) and bool(np.ptp(b) > 0)
+
+
+def spearman(a: Values, b: Values) -> float | None:
+    """Spearman's rank correlation, ties sharing their mean rank; None under three values or where one is constant."""
+    return float(stats.spearmanr(a, b).statistic) if comparable(a, b) else None
+
+
+def spearman_rows(a: Float[np.ndarray, "row value"], b: Float[np.ndarray, "row value"]) -> Float[np.ndarray, " row"]:
+    """Spearman's correlation of each row of `a` with that of `b`; NaN where one is constant."""
+    x, y = (stats.rankdata(side, axis=-1) for side in (a, b))
+    x, y = (side - side.mean(axis=-1, keepdims=True) for side in (x, y))
+    scale = np.sqrt(np.sum(x**2, axis=-1) * np.sum(y**2, axis=-1))
+    usable = scale > 0
+    return np.where(usable, np.sum(x * y, axis=-1) / np.where(usable, scale, 1), np.nan)
+
+
+def kendall(a: Values, b: Values) -> float | None:
+    """Kendall's tau-b; None under three values or where one side is constant."""
+    return float(stats.kendalltau(a, b, variant="b").statistic) if comparable(a, b) else None
+
+
+def top_k_overlap(a: Values, b: Values, *, k: int) -> float | None:
+    """Share of the k largest of `a` that are among the k largest of `b`; the earlier value wins a tie.
+
+    k is cut to the number of values; None where there is none.
+    """
+    k = min(k, len(a))
+    if k == 0:
+        return None
+    first, second = (set(np.argsort(-x, kind="stable")[:k].tolist()) for x in (a, b))
+    return len(first & second) / k
+
+
+def jensen_shannon(p: Values, q: Values) -> float:
+    """Jensen-Shannon divergence in bits, 0 (equal) to 1 (disjoint), of two rows of mass, each scaled to sum 1.
+
+    A row without any mass is as far from every other as can be: 1 (0 from another such).
+    """
+    if p.sum() <= 0 or q.sum() <= 0:
+        return 0.0 if p.sum() <= 0 and q.sum() <= 0 else 1.0
+    return float(np.clip(np.nan_to_num(distance.jensenshannon(p, q, base=2)) ** 2, 0, 1))

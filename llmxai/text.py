@@ -1,19 +1,20 @@
-"""What each token adds to the text, and words out of sub-words. For display only: ids never come from here."""
+"""Words and sentences out of tokens. For units and display only: ids never come from here. Needs no torch."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
 
-from llmxai.types import Role
+from llmxai.names import Role, Unit
 
 JOINING = frozenset("'’-_")
 JOINER = "\u200d"
 """Zero-width joiner: what stands on its two sides is one sign."""
+SENTENCE_ENDS = frozenset(".!?…。！？؟।")
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
-def group_words(texts: Sequence[str], roles: Sequence[Role]) -> tuple[tuple[int, int], ...]:
+def group_words(texts: Sequence[str], roles: Sequence[Role]) -> tuple[Unit, ...]:
     """Half-open token ranges that cover the sequence, one a word.
 
     A word begins at white space, at punctuation, at a change of role, after a line break, and at every character of a
@@ -21,6 +22,23 @@ def group_words(texts: Sequence[str], roles: Sequence[Role]) -> tuple[tuple[int,
     """
     starts = [i for i in range(len(texts)) if i == 0 or _begins_word(texts, roles, i)]
     return tuple(zip(starts, [*starts[1:], len(texts)], strict=True))
+
+
+def sentences(texts: Sequence[str], roles: Sequence[Role], words: Sequence[Unit]) -> list[Unit]:
+    """Neighbouring words joined up to one that ends a sentence, to a line break, or to a change of role.
+
+    A full stop that no white space follows ends nothing: it stands inside a number or an address.
+    """
+    found: list[Unit] = []
+    open_ = False
+    for number, (start, end) in enumerate(words):
+        joins = open_ and found[-1][1] == start and roles[start] == roles[start - 1]
+        found[len(found) - joins :] = [(found[-1][0], end) if joins else (start, end)]
+        text = "".join(texts[start:end])
+        following = "".join(texts[slice(*words[number + 1])]) if number + 1 < len(words) else ""
+        inside = text.endswith(".") and following[:1] != "" and not following[0].isspace()
+        open_ = "\n" not in text and (inside or text.rstrip()[-1:] not in SENTENCE_ENDS)
+    return found
 
 
 def _begins_word(texts: Sequence[str], roles: Sequence[Role], i: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -115,6 +114,30 @@ def predicting_position(prompt_len: int, t: int) -> int:
 
 
 @dataclass(frozen=True)
+class PromptTokens:
+    """What the model is given: ids, the role of each, and the request they came from."""
+
+    ids: tuple[int, ...]
+    roles: tuple[Role, ...]
+    request: Mapping[str, Any]
+    source_len: int = 0
+    """Of an encoder-decoder: how many of them the encoder reads."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answers, as its adapter gives it: ids only, no text yet."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    """Nats, of each id as it was chosen; None where the answer was given."""
+    stop: str
+    """`eos`, `length`, `given`, or `class`."""
+    classes: tuple[str, ...] = ()
+    read_at: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Foil:
     """What the model might have said in the place of one generated token, which is then explained against it."""
 
@@ -176,32 +199,7 @@ class Generation:
         return self.ids[self.prompt_len :]
 
 
-@dataclass(frozen=True)
-class Attribution:
-    """Signed contributions (nats) of features to targets, each with its certificate.
-
-    Identity: `values[t].sum() == f_input[t] - f_baseline[t] + gap[t]`.
-    """
-
-    method: str
-    values: Float[Tensor, "target seq"]
-    """0 for every position that is not a feature of the target."""
-    features: Bool[Tensor, "target seq"]
-    f_input: Float[Tensor, " target"]
-    f_baseline: Float[Tensor, " target"]
-    gap: Float[Tensor, " target"]
-    """Convergence (completeness) gap in nats: sum of the values minus (f_input - f_baseline)."""
-    local_error: Float[Tensor, " target"]
-    """Sum over the panels of the path of |panel error| (nats); at least |gap|, since errors cannot cancel in it."""
-    tolerance: Float[Tensor, " target"]
-    """What `local_error` may be for the target to count as converged."""
-    nodes: tuple[int, ...]
-    """Gradient nodes spent on each target."""
-    converged: tuple[bool, ...]
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DilutionCurve:
     """Where a rollout dilutes: figures of the partial products, entry k after the top k + 1 layers.
 
@@ -218,28 +216,55 @@ class DilutionCurve:
     """Mean cosine with the other targets' rows (rank collapse: 1); 1 where there is a single target."""
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Attention rows carried through the layers: row t is the row of target t's predicting position.
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """How far each target of a path method is from completeness (nats).
 
-    Identity: each row is non-negative; `attention_rollout` sums to 1 minus `lost_mass` (attention sinks that are not
-    tokens), and every variant says in its docstring what its rows sum to.
+    Identity, with the values of the `Scores` that carry it: `values[t].sum() == f_input[t] - f_baseline[t] + gap[t]`.
+    """
+
+    f_input: Float[Tensor, " target"]
+    f_baseline: Float[Tensor, " target"]
+    gap: Float[Tensor, " target"]
+    """Convergence (completeness) gap: sum of the values minus (f_input - f_baseline)."""
+    local_error: Float[Tensor, " target"]
+    """Sum over the panels of the path of |panel error|; at least |gap|, since errors cannot cancel in it."""
+    tolerance: Float[Tensor, " target"]
+    """What `local_error` may be for the target to count as converged."""
+    nodes: tuple[int, ...]
+    """Gradient nodes spent on each target."""
+    converged: tuple[bool, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a method gives, whatever its family: one score per target and token.
+
+    Gradients and removals: signed contributions, in nats where the method says so. Attention: shares of 1, and
+    each row sums to 1 minus `lost_mass` (attention sinks that are not tokens).
     """
 
     method: str
-    """Name in the table of methods: `attention_rollout`, or the variant's."""
-    rows: Float[Tensor, "target seq"]
-    null_rows: Float[Tensor, "target seq"]
-    """The same product for uniform attention under the same masks and depth: what says nothing about content."""
-    lost_mass: Float[Tensor, " target"]
-    curve: DilutionCurve | None
-    """None for a variant that is no product over layers."""
+    """Its name in the table of methods."""
+    values: Float[Tensor, "target seq"]
+    """float64; 0 for every position that is not a feature of the target."""
+    features: Bool[Tensor, "target seq"]
+    """The tokens that may get a score; for attention, all that the target sees."""
+    signed: bool
+    """Whether a negative score says that the token speaks against the target."""
     settings: Mapping[str, Any]
+    certificate: Certificate | None = None
+    """Of path methods."""
+    null: Float[Tensor, "target seq"] | None = None
+    """Of attention: the same for uniform attention under the same masks and depth, which says nothing about content."""
+    lost_mass: Float[Tensor, " target"] | None = None
+    curve: DilutionCurve | None = None
+    """Of attention that is a product over layers."""
     refused: str | None = None
-    """Why the method is not defined for the model; rows are then 0, and all mass is lost."""
+    """Why the method is not defined for the model; the values are then 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Effects:
     """Log-probs of the targets with units of the prompt removed: the evidence that the referee reads.
 
@@ -270,6 +295,9 @@ class Replay:
     """The teacher-forced log-prob (nats) and rank (1 = arg-max) of each generated id."""
 
     logprobs: tuple[float, ...]
+    f: tuple[float, ...]
+    """F of every target with the real input, which all methods compare against: the log-prob, or the lead over the
+    foil."""
     ranks: tuple[int, ...]
     tolerance: float | None
     """The largest difference from the recorded log-probs that was allowed; None where none were recorded."""
@@ -289,39 +317,3 @@ class FullPrecision:
     same_source: tuple[bool, ...]
     """Whether both have the same token as their first source, by |value|."""
     statuses: tuple[Status, ...]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Everything that was measured for one generation."""
-
-    generation: Generation
-    replay: Replay
-    attribution: Attribution
-    rollout: Rollout
-    variant: Rollout
-    """The best-evidenced rollout variant, beside the plain one."""
-    ablations: Effects | None
-    """What the referee read; None where it was not asked."""
-    checks: tuple[CrossCheck, ...]
-    settings: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    full_precision: FullPrecision | None = None
-    """Set by `compare_full` for a quantised model."""
-
-    def _repr_html_(self) -> str:
-        """The report, for a notebook. Types know nothing of pages: the maker is looked up by name when it is needed."""
-        return str(import_module("llmxai.report.notebook").inline(self))
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """One score a token for every target; only their order, or also their sign and size, means something."""
-
-    method: str
-    values: Float[Tensor, "target seq"]
-    """float64; 0 for every position that is not a feature of the target."""
-    features: Bool[Tensor, "target seq"]
-    signed: bool
-    """Whether a negative score says that the token speaks against the target."""
-    settings: Mapping[str, Any]

@@ -168,7 +168,7 @@ def replay(id: Id, run: Run = None, as_json: Json = False) -> None:
     from llmxai.recompute import recompute
 
     with progress() as report:
-        found = recompute(_run(run, id), id, report=report)
+        found = recompute(_run(run, id), id, progress=report)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:

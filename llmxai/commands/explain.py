@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from gc import collect
 from pathlib import Path
@@ -13,9 +14,30 @@ import typer
 
 from llmxai.commands.console import progress, told_when_interrupted
 from llmxai.errors import OptionError, PromptError
+from llmxai.settings import Decoding, Settings, field_paths, put, settings_from
 
 TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
 """Options that are no settings of the record: texts are kept apart from it, and may be taken away."""
+
+
+FLAGS = {
+    "features": "features",
+    "baseline": "gradients.baseline",
+    "tolerance": "gradients.tolerance.relative",
+    "max_nodes": "gradients.max_nodes",
+    "residual": "rollout.residual",
+    "variant": "rollout.variant",
+    "gradient_dtype": "compute.gradient_dtype",
+    "chunk_tokens": "compute.chunk_tokens",
+    "checkpoint": "compute.checkpoint",
+    "removal_operator": "removal.operator",
+    "removal_units": "removal.units",
+}
+"""Options of the command, by the setting that each one is; `--set` reaches the rest."""
+
+
+def _help(setting: str, text: str) -> str:
+    return f"{text} Default: {field_paths()[setting]}."
 
 
 def explain(
@@ -39,13 +61,28 @@ def explain(
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    features: Annotated[str, typer.Option(help="Tokens that get attributed: content, prompt or all.")] = "content",
-    baseline: Annotated[str, typer.Option(help="space, zero, eos, pad, mean, id:N or token:TEXT.")] = "space",
-    tolerance: Annotated[float, typer.Option(help="Allowed completeness gap, relative to the change in F.")] = 0.02,
-    max_nodes: Annotated[int, typer.Option(help="Gradient nodes to spend on a target at most.")] = 128,
+    features: Annotated[str | None, typer.Option(help=_help("features", "content, prompt or all."))] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help=_help("gradients.baseline", "space, zero, eos, pad, mask, mean, id:N, token:TEXT.")),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help=_help("gradients.tolerance.relative", "Allowed error, relative to the change in F.")),
+    ] = None,
+    max_nodes: Annotated[
+        int | None, typer.Option(help=_help("gradients.max_nodes", "Gradient evaluations per target, at most."))
+    ] = None,
+    residual: Annotated[
+        float | None, typer.Option(help=_help("rollout.residual", "Share of a layer that rollout leaves in place."))
+    ] = None,
     variant: Annotated[
-        str, typer.Option(help="Rollout variant beside the plain rollout; `llmxai methods` lists them.")
-    ] = "gradient_weighted_rollout",
+        str | None,
+        typer.Option(help=_help("rollout.variant", "The second attention method; `llmxai methods` lists them.")),
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="One more method to compute and show; may be given several times.")
+    ] = None,
     gradient_dtype: Annotated[
         str | None,
         typer.Option(
@@ -62,15 +99,22 @@ def explain(
             help="Compute activations again in the backward pass: far less memory. Default: where it is needed.",
         ),
     ] = None,
-    referee: Annotated[
-        bool, typer.Option(help="Take the prompt apart to see which method foretells what happens.")
+    removal: Annotated[
+        bool, typer.Option(help="Remove parts of the prompt to measure their effect and to check the methods.")
     ] = True,
-    ablation_operator: Annotated[
-        str, typer.Option(help="How the referee takes words away: delete, baseline or mean.")
-    ] = "delete",
-    ablation_units: Annotated[
-        str, typer.Option(help="What it takes away at a time: auto, token, word or sentence.")
-    ] = "auto",
+    removal_operator: Annotated[
+        str | None, typer.Option(help=_help("removal.operator", "How parts are removed: delete, baseline or mean."))
+    ] = None,
+    removal_units: Annotated[
+        str | None, typer.Option(help=_help("removal.units", "What a part is: auto, token, word or sentence."))
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting, as rollout.head_fusion=max; --settings lists them."),
+    ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting with its default, and exit.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     device_map: Annotated[
         str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
@@ -100,6 +144,10 @@ def explain(
 ) -> None:
     """Explain every token of an answer and write report.html, explanation.json and maps.safetensors."""
     asked = {name: value for name, value in locals().items() if name not in TEXTS and value is not None}
+    if list_settings:
+        for name, value in field_paths().items():
+            typer.echo(f"{name} = {json.dumps(value)}")
+        return
     from llmxai.evidence import recording, secret_key, signing_key
     from llmxai.store import evidence_folder, require_replaceable
 
@@ -115,15 +163,15 @@ def explain(
             text, turns = None, [{"role": "user", "content": text}]
         attempt.request = {"prompt": text, "messages": turns, "response": response, "foil": foil}
         require_replaceable(out)
+        chosen = _settings(asked, also or (), assignments or (), removal=removal)
+        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         from transformers.utils.logging import disable_progress_bar
 
-        from llmxai import Decoding, Removal, Tolerance, load, save
         from llmxai import compare_full as compare
         from llmxai import explain as run
+        from llmxai import load, save
 
         disable_progress_bar()
-        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        apart = Removal(operator=ablation_operator, units=ablation_units) if referee else None
         read = partial(load, model, dtype=dtype, device_map=_device_map(device_map), revision=revision, adapter=adapter)
         if compare_full:
             _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, revision=revision)
@@ -131,24 +179,17 @@ def explain(
             report("loading the model", 0, 1)
             explanation = run(
                 read(quantize=quantize),
-                text,
-                messages=turns,
+                turns if turns is not None else text or "",
                 response=response,
                 foil=foil,
                 decoding=decoding,
-                features=features,
-                baseline=baseline,
-                tolerance=Tolerance(relative=tolerance),
-                max_nodes=max_nodes,
-                compute=_compute(gradient_dtype, chunk_tokens, checkpoint),
-                variant=variant,
-                referee=apart,
-                report=report,
+                settings=chosen,
+                progress=report,
             )
             if compare_full:
                 report("loading the model at full precision", 0, 1)
                 collect()  # the quantised one is finished with: both need not fit at once
-                explanation = compare(explanation, read(), report=report)
+                explanation = compare(explanation, read(), progress=report)
             report("writing the record" if private else "writing the report", 0, 1)
             save(explanation, out, attempt=attempt)
     _tell(explanation, attempt, out, as_json=as_json)
@@ -172,18 +213,17 @@ def _require_comparison(
         require_memory(found, dtype=stored_dtype(found.config, dtype), quantize=None)
 
 
-def _compute(gradient_dtype: str | None, chunk_tokens: int | None, checkpoint: bool | None) -> Any:
-    """None where nothing was said: it is then planned from the memory that is free."""
-    from llmxai import Compute
-    from llmxai.models.loading import torch_dtype
-
-    if (gradient_dtype, chunk_tokens, checkpoint) == (None, None, None):
-        return None
-    return Compute(
-        gradient_dtype=None if gradient_dtype is None else torch_dtype(gradient_dtype),
-        chunk_tokens=Compute.chunk_tokens if chunk_tokens is None else chunk_tokens,
-        checkpoint=bool(checkpoint),
-    )
+def _settings(asked: Mapping[str, Any], also: Sequence[str], assignments: Sequence[str], *, removal: bool) -> Settings:
+    """The settings that the options say. Raises OptionError."""
+    document: dict[str, Any] = {"also": list(also)}
+    for option, name in FLAGS.items():
+        if option in asked:
+            put(document, f"{name}={json.dumps(asked[option])}")
+    for assignment in assignments:
+        put(document, assignment)
+    if not removal:
+        document["removal"] = None
+    return settings_from(document)
 
 
 def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:

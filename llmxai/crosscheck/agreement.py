@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from llmxai.methods.attention.dilution import jensen_shannon
+from llmxai.stats import comparable, jensen_shannon, kendall, top_k_overlap
 from llmxai.types import Agreement
 
 RESAMPLES = 1999
@@ -70,11 +70,6 @@ def recency_p(
         return None
     runs = np.array_split(np.arange(len(x)), max(1, round(len(x) / NEIGHBOURS)))
     return _p(standardised(x), standardised(y), runs, seed=seed)
-
-
-def comparable(a: Float[np.ndarray, " feature"], b: Float[np.ndarray, " feature"]) -> bool:
-    """Whether a rank correlation is defined: three features or more, and neither side constant."""
-    return len(a) >= 3 and bool(np.ptp(a) > 0) and bool(np.ptp(b) > 0)
 
 
 def standardised(x: Float[np.ndarray, " feature"]) -> Float[np.ndarray, " feature"]:
@@ -202,28 +197,6 @@ def corrected(agreements: Sequence[Agreement]) -> tuple[Agreement, ...]:
 def _larger_p(agreement: Agreement) -> float:
     assert agreement.spearman_p is not None
     return max(agreement.spearman_p, 1.0 if agreement.recency_p is None else agreement.recency_p)
-
-
-def spearman(a: Float[np.ndarray, " feature"], b: Float[np.ndarray, " feature"]) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank; None under three features or where one is constant."""
-    return float(stats.spearmanr(a, b).statistic) if comparable(a, b) else None
-
-
-def kendall(a: Float[np.ndarray, " feature"], b: Float[np.ndarray, " feature"]) -> float | None:
-    """Kendall's tau-b; None under three features or where one side is constant."""
-    return float(stats.kendalltau(a, b, variant="b").statistic) if comparable(a, b) else None
-
-
-def top_k_overlap(a: Float[np.ndarray, " feature"], b: Float[np.ndarray, " feature"], *, k: int) -> float | None:
-    """Share of the k largest of `a` that are among the k largest of `b`; the earlier feature wins a tie.
-
-    k is cut to the number of features; None where there is none.
-    """
-    k = min(k, len(a))
-    if k == 0:
-        return None
-    first, second = (set(np.argsort(-x, kind="stable")[:k].tolist()) for x in (a, b))
-    return len(first & second) / k
 
 
 def rank_biased_overlap(

@@ -2,62 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 
 from llmxai.crosscheck.agreement import NOTHING, compare, corrected
 from llmxai.crosscheck.referee import verdicts
-from llmxai.crosscheck.status import RULE, Certificate, Rule, status_alone, status_of
+from llmxai.crosscheck.status import RULE, Rule, TargetError, status_alone, status_of
+from llmxai.methods import Target
 from llmxai.methods.attention.dilution import dilutions
-from llmxai.types import (
-    Agreement,
-    Attribution,
-    CrossCheck,
-    Dilution,
-    Effects,
-    Generation,
-    RefereeVerdict,
-    Rollout,
-    predicting_position,
-)
+from llmxai.types import Agreement, CrossCheck, Dilution, Effects, Generation, RefereeVerdict, Scores
 
 
 def cross_check(
     generation: Generation,
-    attribution: Attribution,
-    rollout: Rollout,
-    variant: Rollout,
-    ablations: Effects | None = None,
+    targets: Sequence[Target],
     *,
+    gradients: Scores,
+    rollout: Scores,
+    variant: Scores,
+    effects: Effects | None = None,
     rule: Rule = RULE,
 ) -> tuple[CrossCheck, ...]:
-    """Compare rollout, and the variant beside it, with |integrated gradients| over each target's features.
+    """Compare rollout, and the variant, with |integrated gradients| over each target's features.
 
-    The status is about plain `rollout`, and `unchecked` where that is refused. With `ablations`, every target carries
+    The status is about plain `rollout`, and `unchecked` where that is refused. With `effects`, every target carries
     the referee's verdict.
     """
-    positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
-    plain, beside = (_agreements(generation, attribution, rows, positions, rule) for rows in (rollout, variant))
-    dilution, dilution_beside = (_dilutions(attribution, rows, positions) for rows in (rollout, variant))
-    ruled: tuple[RefereeVerdict | None, ...] = (None,) * len(positions)
-    if ablations is not None:
-        rolled = {one.method: one.rows for one in (rollout, variant) if one.refused is None}
-        beside_gradients = rolled if rollout.refused is None else {}
-        ruled = verdicts(ablations, {attribution.method: attribution.values} | beside_gradients, rule=rule)
+    assert gradients.certificate is not None
+    plain, other = (_agreements(generation, targets, gradients, scores, rule) for scores in (rollout, variant))
+    dilution, other_dilution = (_dilutions(targets, gradients, scores) for scores in (rollout, variant))
+    ruled: tuple[RefereeVerdict | None, ...] = (None,) * len(targets)
+    if effects is not None:
+        rolled = {one.method: one.values for one in (rollout, variant) if one.refused is None}
+        compared = rolled if rollout.refused is None else {}
+        ruled = verdicts(effects, {gradients.method: gradients.values} | compared, rule=rule)
     checks = []
-    for t in range(len(positions)):
-        certificate = Certificate(
-            converged=attribution.converged[t],
-            local_error=float(attribution.local_error[t]),
-            tolerance=float(attribution.tolerance[t]),
-        )
+    for t in range(len(targets)):
+        error = TargetError.of(gradients.certificate, t)
         if (own := dilution[t]) is None:
-            status, reason = status_alone(certificate, ruled[t])
+            status, reason = status_alone(error, ruled[t])
         else:
             status, reason = status_of(
-                certificate,
+                error,
                 plain[t],
                 own,
-                variant=beside[t],
+                variant=other[t],
                 variant_name=variant.method,
                 verdict=ruled[t],
                 rule=rule,
@@ -69,32 +60,30 @@ def cross_check(
                 reason=reason,
                 agreement=plain[t],
                 dilution=dilution[t],
-                variant_agreement=beside[t],
-                variant_dilution=dilution_beside[t],
+                variant_agreement=other[t],
+                variant_dilution=other_dilution[t],
                 verdict=ruled[t],
             )
         )
     return tuple(checks)
 
 
-def _dilutions(
-    attribution: Attribution, rollout: Rollout, positions: list[int]
-) -> tuple[Dilution, ...] | tuple[None, ...]:
-    if rollout.refused is not None:
-        return (None,) * len(positions)
-    return dilutions(rollout, attribution.features, positions)
+def _dilutions(targets: Sequence[Target], gradients: Scores, scores: Scores) -> tuple[Dilution, ...] | tuple[None, ...]:
+    if scores.refused is not None:
+        return (None,) * len(targets)
+    return dilutions(scores, gradients.features, torch.tensor([target.last for target in targets]) + 1)
 
 
 def _agreements(
-    generation: Generation, attribution: Attribution, rollout: Rollout, positions: list[int], rule: Rule
+    generation: Generation, targets: Sequence[Target], gradients: Scores, scores: Scores, rule: Rule
 ) -> tuple[Agreement, ...]:
-    if rollout.refused is not None:
-        return (NOTHING,) * len(positions)
+    if scores.refused is not None:
+        return (NOTHING,) * len(targets)
     found = []
-    for t, position in enumerate(positions):
-        features = np.flatnonzero(attribution.features[t].numpy())
-        gradients = attribution.values[t].abs().double().numpy()[features]
-        row = rollout.rows[t].double().numpy()[features]
-        near = np.abs(features - generation.read_at[0]) if generation.read_at else position - features
-        found.append(compare(gradients, row, near, top_k=rule.top_k))
+    for t, target in enumerate(targets):
+        features = np.flatnonzero(gradients.features[t].numpy())
+        sizes = gradients.values[t].abs().double().numpy()[features]
+        row = scores.values[t].double().numpy()[features]
+        near = np.abs(features - generation.read_at[0]) if generation.read_at else target.last - features
+        found.append(compare(sizes, row, near, top_k=rule.top_k))
     return corrected(found)

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy import stats
+from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.crosscheck.agreement import spearman
 from llmxai.crosscheck.status import RULE, Rule
+from llmxai.stats import bootstrap_interval, spearman, spearman_rows
 from llmxai.types import Effects, RefereeVerdict, Score
 
 RESAMPLES = 1000
@@ -43,8 +42,6 @@ def verdicts(
     second = others[0] if others else None
     summed = {name: unit_sums(values, ablations.units) for name, values in methods.items()}
     kept = ablations.kept.numpy()
-    rng = np.random.default_rng(seed)
-    resamples = rng.integers(len(kept), size=(RESAMPLES, len(kept))) if len(kept) else None
     found = []
     for t in range(len(ablations.f_full)):
         drop, f = ablations.drop[t].numpy(), ablations.f_masked[t].numpy()
@@ -57,8 +54,8 @@ def verdicts(
         one, two = scores[first].lds, scores[second].lds if second else None
         difference = one - two if one is not None and two is not None else None
         interval = None
-        if difference is not None and resamples is not None and second is not None:
-            interval = difference_interval(forecasts[first], forecasts[second], f, resamples)
+        if difference is not None and second is not None:
+            interval = difference_interval(forecasts[first], forecasts[second], f, seed=seed)
         better = None
         if interval is not None and (interval[0] > 0 or interval[1] < 0):
             better = first if interval[0] > 0 else second
@@ -106,31 +103,15 @@ def difference_interval(
     first: Float[np.ndarray, " mask"],
     second: Float[np.ndarray, " mask"],
     f: Float[np.ndarray, " mask"],
-    resamples: Int[np.ndarray, "resample mask"],
+    *,
+    seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Percentile interval of Spearman(first, f) - Spearman(second, f); resamples in which one is constant are left out.
+    """95 % interval of Spearman(first, f) - Spearman(second, f) over the subsets; None where it is seldom defined."""
 
-    None where fewer than half of the resamples can be used.
-    """
-    one, two = _spearman_rows(first[resamples], f[resamples]), _spearman_rows(second[resamples], f[resamples])
-    differences = one - two
-    usable = np.isfinite(differences)
-    if usable.mean() < 0.5:
-        return None
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(differences[usable], [tail, 1 - tail])
-    return float(low), float(high)
+    def difference(chosen: np.ndarray) -> np.ndarray:
+        return np.asarray(spearman_rows(first[chosen], f[chosen]) - spearman_rows(second[chosen], f[chosen]))
 
-
-def _spearman_rows(
-    a: Float[np.ndarray, "resample mask"], b: Float[np.ndarray, "resample mask"]
-) -> Float[np.ndarray, " resample"]:
-    """Spearman's correlation of each row of `a` with that of `b`; NaN where one is constant."""
-    x, y = (stats.rankdata(side, axis=1) for side in (a, b))
-    x, y = (side - side.mean(axis=1, keepdims=True) for side in (x, y))
-    scale = np.sqrt(np.sum(x**2, axis=1) * np.sum(y**2, axis=1))
-    usable = scale > 0
-    return np.where(usable, np.sum(x * y, axis=1) / np.where(usable, scale, 1), np.nan)
+    return bootstrap_interval(difference, len(f), resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed)
 
 
 def _correlation(a: Float[np.ndarray, " mask"], b: Float[np.ndarray, " mask"]) -> float | None:

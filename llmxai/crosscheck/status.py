@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmxai.types import Agreement, Dilution, RefereeVerdict, Status
+from llmxai.types import Agreement, Certificate, Dilution, RefereeVerdict, Status
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,21 @@ METHOD_WORDS = {"layer_integrated_gradients": "the gradients", "attention_rollou
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """How far the gradient attribution of a target is from completeness, and how far it may be (nats)."""
+class TargetError:
+    """How far the gradient attribution of one target is from completeness, and how far it may be (nats)."""
 
     converged: bool
     local_error: float
     tolerance: float
 
+    @classmethod
+    def of(cls, certificate: Certificate, t: int) -> TargetError:
+        """The figures of target `t`."""
+        return cls(certificate.converged[t], float(certificate.local_error[t]), float(certificate.tolerance[t]))
+
 
 def status_of(
-    certificate: Certificate,
+    error: TargetError,
     agreement: Agreement,
     dilution: Dilution,
     *,
@@ -55,8 +60,8 @@ def status_of(
     all of them among their first, and disagree where one lacks any. Only where no removal mattered, or none was asked
     for, does the rank correlation decide. `falls` names F in the sentence.
     """
-    if not certificate.converged:
-        return Status.UNCONVERGED, _unconverged(certificate)
+    if not error.converged:
+        return Status.UNCONVERGED, _unconverged(error)
     if why := why_diluted(dilution, rule):
         return Status.DILUTED, f"{why}: do not read attention here. {_variant_clause(variant, variant_name, rule)}"
     if verdict is not None and verdict.sources:
@@ -82,10 +87,10 @@ def _by_sources(verdict: RefereeVerdict, agreement: Agreement, *, falls: str) ->
     return Status.AGREE, f"Both methods have among their first sources the {parts}.{ranks}"
 
 
-def status_alone(certificate: Certificate, verdict: RefereeVerdict | None) -> tuple[Status, str]:
+def status_alone(error: TargetError, verdict: RefereeVerdict | None) -> tuple[Status, str]:
     """The status where attention rollout is refused for the model, so that nothing stands beside the gradients."""
-    if not certificate.converged:
-        return Status.UNCONVERGED, _unconverged(certificate)
+    if not error.converged:
+        return Status.UNCONVERGED, _unconverged(error)
     said = "Attention rollout is refused for this model, so no second method checks the gradients."
     if verdict is None:
         return Status.UNCHECKED, f"{said} No referee was asked either."
@@ -95,10 +100,10 @@ def status_alone(certificate: Certificate, verdict: RefereeVerdict | None) -> tu
     return Status.UNCHECKED, f"{said} They foretell what taking parts of the prompt away does with an LDS of {lds:.2f}."
 
 
-def _unconverged(certificate: Certificate) -> str:
+def _unconverged(error: TargetError) -> str:
     return (
-        f"The gradient attribution may be off by {certificate.local_error:.3g} nats and "
-        f"{certificate.tolerance:.3g} is allowed: do not read it here."
+        f"The gradient attribution may be off by {error.local_error:.3g} nats and "
+        f"{error.tolerance:.3g} is allowed: do not read it here."
     )
 
 

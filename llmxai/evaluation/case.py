@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from llmxai.errors import PromptError
-from llmxai.generation import Decoding, encode_messages, encode_prompt, force_response, generate, with_foil
+from llmxai.generation import with_foil
 from llmxai.methods import Target, span_target, token_targets
 from llmxai.methods.features import CONTENT
 from llmxai.models import LoadedModel
@@ -41,6 +41,11 @@ class Row:
     """What else is known, such as the depth of a needle; columns of the results."""
 
     @property
+    def asked(self) -> str | tuple[Mapping[str, str], ...]:
+        """What the model is given: the raw prompt, or the messages."""
+        return self.messages if self.messages is not None else self.prompt or ""
+
+    @property
     def text(self) -> str:
         """The raw prompt, or the last message."""
         return self.prompt if self.prompt is not None else self.messages[-1]["content"] if self.messages else ""
@@ -65,22 +70,6 @@ class Case:
     """Positions of the prompt's content tokens, all before the target."""
     truth: Bool[Tensor, " feature"] | None
     """Which features are known to be sources; None where nothing is known."""
-
-    @property
-    def t(self) -> tuple[int, ...]:
-        """The generated tokens (0-based) that the target speaks of."""
-        return tuple(position + 1 - self.generation.prompt_len for position in self.target.positions)
-
-
-def answer_row(loaded: LoadedModel, row: Row, *, decoding: Decoding = Decoding()) -> Generation:
-    """The row's prompt with its answer: the given one, or the model's own."""
-    if row.messages is not None:
-        prompt = encode_messages(loaded, row.messages)
-    else:
-        prompt = encode_prompt(loaded, row.prompt or "")
-    if row.response is not None:
-        return force_response(loaded, prompt, response=row.response)
-    return generate(loaded, prompt, decoding=decoding)
 
 
 def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: str) -> Case:

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
-from llmxai.evaluation.contenders import as_shares
 from llmxai.methods.perturbation.effects import half_subsets
 from llmxai.methods.perturbation.removal import SetFunction, removal_forward
 from llmxai.methods.perturbation.surrogates import random_masks
@@ -109,10 +108,10 @@ def lds(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[
     Absent where either side is constant.
     """
     subsets = half_subsets(len(scores), masks, seed=seed)
-    f, foretold = removal.values(subsets).numpy(), (subsets.double() @ scores).numpy()
-    if not len(f) or np.ptp(f) == 0 or np.ptp(foretold) <= 1e-12 * np.abs(foretold).max():
+    f, predicted = removal.values(subsets).numpy(), (subsets.double() @ scores).numpy()
+    if not len(f) or np.ptp(f) == 0 or np.ptp(predicted) <= 1e-12 * np.abs(predicted).max():
         return {}
-    return {"lds": float(stats.spearmanr(f, foretold).statistic)}
+    return {"lds": float(stats.spearmanr(f, predicted).statistic)}
 
 
 def infidelity(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
@@ -168,6 +167,12 @@ def soft_faithfulness(removal: SetFunction, scores: Scores, *, samples: int, see
         "soft_nc": soft_comprehensiveness / (1 - zero),
         "soft_ns": (soft_sufficiency - zero) / (1 - zero),
     }
+
+
+def as_shares(scores: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
+    """Scores moved and scaled to [0, 1]: least 0, most 1; all 1/2 where they are equal."""
+    low, high = scores.min(), scores.max()
+    return torch.full_like(scores, 0.5) if high == low else (scores - low) / (high - low)
 
 
 def _mask(n: int, chosen: list[int]) -> Bool[Tensor, " feature"]:

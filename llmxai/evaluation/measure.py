@@ -13,11 +13,12 @@ from torch import Tensor
 
 from llmxai.errors import UserError
 from llmxai.evaluation.case import Case
-from llmxai.evaluation.contenders import Scored, score_case
 from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, planted_truth, soft_faithfulness, top_k_drop
 from llmxai.evaluation.sanity import max_sensitivity, randomisation, randomised
+from llmxai.methods import METHODS
 from llmxai.methods.perturbation.removal import SetFunction
 from llmxai.models import LoadedModel
+from llmxai.types import Scores
 
 METRICS = ("planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation")
 
@@ -102,42 +103,67 @@ CONTROLS = (Competitor("random", "random"), Competitor("recency", "recency"))
 LEAVE_ONE_OUT = "leave_one_out"
 
 
-def measure(bench: EvaluationContext, case: Case) -> Comparison:
-    """Every competitor and control on one case, over one set of removals."""
-    removal = SetFunction(bench.loaded, case.generation, case.target, case.features, bench.operator)
+def measure(context: EvaluationContext, case: Case) -> Comparison:
+    """Every competitor and control on one case, over one set of removals.
+
+    The controls (random, recency, leave_one_out) are measured once, also where they are among the competitors.
+    """
+    removal = SetFunction(context.loaded, case.generation, case.target, case.features, context.operator)
     f = removal.full()
-    found = [_measured(bench, case, removal, competitor) for competitor in (*bench.competitors, *CONTROLS)]
-    return Comparison(f=f, measured=(*found, _leave_one_out(bench, case, removal)))
+    asked = [one for one in context.competitors if one not in CONTROLS and not _is_leave_one_out(one)]
+    found = [_measured(context, case, removal, competitor) for competitor in (*asked, *CONTROLS)]
+    return Comparison(f=f, measured=(*found, _leave_one_out(context, case, removal)))
 
 
-def _measured(bench: EvaluationContext, case: Case, removal: SetFunction, competitor: Competitor) -> Measured:
-    def score(loaded: LoadedModel) -> Scored:
-        return score_case(loaded, case, competitor.method, competitor.options)
+def _is_leave_one_out(competitor: Competitor) -> bool:
+    return (competitor.name, competitor.method, dict(competitor.options)) == (LEAVE_ONE_OUT, LEAVE_ONE_OUT, {})
 
+
+def _measured(context: EvaluationContext, case: Case, removal: SetFunction, competitor: Competitor) -> Measured:
+    def scores_of(loaded: LoadedModel) -> Scores:
+        function = METHODS[competitor.method].function
+        return function(loaded, case.generation, targets=(case.target,), **competitor.options)
+
+    def on_features(scores: Scores) -> Float[Tensor, " feature"]:
+        return scores.values[0, list(case.features)].double()
+
+    start = time.perf_counter()
     try:
-        scored = score(bench.loaded)
+        scores = scores_of(context.loaded)
     except UserError as error:
         return Measured(competitor.name, {}, 0.0, None, None, error=str(error))
-    figures = _figures(bench, case, removal, scored.scores)
-    if "max_sensitivity" in bench.metrics and competitor.method not in ("random", "recency"):
+    seconds = time.perf_counter() - start
+    figures = _figures(context, case, removal, on_features(scores))
+    if "max_sensitivity" in context.metrics and competitor.method not in ("random", "recency"):
         figures |= max_sensitivity(
-            bench.loaded, case.generation, lambda: score(bench.loaded).scores, samples=bench.samples, seed=bench.seed
+            context.loaded,
+            case.generation,
+            lambda: on_features(scores_of(context.loaded)),
+            samples=context.samples,
+            seed=context.seed,
         )
-    if "randomisation" in bench.metrics:
-        figures |= randomisation(scored.scores, score(bench.random_weights()).scores)
-    return Measured(competitor.name, figures, scored.seconds, scored.converged, scored.nodes)
+    if "randomisation" in context.metrics:
+        figures |= randomisation(on_features(scores), on_features(scores_of(context.random_weights())))
+    certificate = scores.certificate
+    return Measured(
+        competitor.name,
+        figures,
+        seconds,
+        converged=None if certificate is None else certificate.converged[0],
+        nodes=None if certificate is None else certificate.nodes[0],
+    )
 
 
-def _leave_one_out(bench: EvaluationContext, case: Case, removal: SetFunction) -> Measured:
-    """Its own measure of time: nothing of what was removed before is reused."""
-    again = SetFunction(bench.loaded, case.generation, case.target, case.features, bench.operator)
+def _leave_one_out(context: EvaluationContext, case: Case, removal: SetFunction) -> Measured:
+    """Token by token, with its own measure of time: nothing of what was removed before is reused."""
+    again = SetFunction(context.loaded, case.generation, case.target, case.features, context.operator)
     start = time.perf_counter()
     scores = leave_one_out_scores(again)
     seconds = time.perf_counter() - start
     removal.known.update(again.known)
-    figures = _figures(bench, case, removal, scores)
-    if "randomisation" in bench.metrics:
-        other = SetFunction(bench.random_weights(), case.generation, case.target, case.features, bench.operator)
+    figures = _figures(context, case, removal, scores)
+    if "randomisation" in context.metrics:
+        other = SetFunction(context.random_weights(), case.generation, case.target, case.features, context.operator)
         figures |= randomisation(scores, leave_one_out_scores(other))
     return Measured(LEAVE_ONE_OUT, figures, seconds, None, None)
 
@@ -149,21 +175,21 @@ def leave_one_out_scores(removal: SetFunction) -> Float[Tensor, " feature"]:
 
 
 def _figures(
-    bench: EvaluationContext, case: Case, removal: SetFunction, scores: Float[Tensor, " feature"]
+    context: EvaluationContext, case: Case, removal: SetFunction, scores: Float[Tensor, " feature"]
 ) -> dict[str, float]:
     figures: dict[str, float] = {}
-    if "planted" in bench.metrics and case.truth is not None:
+    if "planted" in context.metrics and case.truth is not None:
         figures |= planted_truth(scores, case.truth)
-    if "aopc" in bench.metrics:
+    if "aopc" in context.metrics:
         figures |= aopc(removal, scores)
-    if "soft" in bench.metrics:
-        figures |= soft_faithfulness(removal, scores, samples=bench.samples, seed=bench.seed)
-    if "curves" in bench.metrics:
-        figures |= curves(removal, scores, points=bench.points)
-    if "top_k" in bench.metrics:
+    if "soft" in context.metrics:
+        figures |= soft_faithfulness(removal, scores, samples=context.samples, seed=context.seed)
+    if "curves" in context.metrics:
+        figures |= curves(removal, scores, points=context.points)
+    if "top_k" in context.metrics:
         figures |= top_k_drop(removal, scores)
-    if "lds" in bench.metrics:
-        figures |= lds(removal, scores, masks=bench.masks, seed=bench.seed)
-    if "infidelity" in bench.metrics:
-        figures |= infidelity(removal, scores, masks=bench.masks, seed=bench.seed)
+    if "lds" in context.metrics:
+        figures |= lds(removal, scores, masks=context.masks, seed=context.seed)
+    if "infidelity" in context.metrics:
+        figures |= infidelity(removal, scores, masks=context.masks, seed=context.seed)
     return figures

@@ -14,7 +14,7 @@ See docs/verify.md for what this proves and what it does not.
 
 from typing import TYPE_CHECKING
 
-from llmxai._lazy import lazy
+import lazy_loader
 
 if TYPE_CHECKING:
     from llmxai.evidence.bundle import consistency, export_bundle
@@ -54,19 +54,17 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = lazy(
+    __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
-        {
-            **dict.fromkeys(("Attempt", "begin", "drafting", "recording"), "llmxai.evidence.recorder"),
-            **dict.fromkeys(("consistency", "export_bundle"), "llmxai.evidence.bundle"),
-            **dict.fromkeys(("public_key", "secret_key", "signing_key"), "llmxai.evidence.keys"),
-            **dict.fromkeys(("EvidenceLog", "Receipt", "append", "open_log"), "llmxai.evidence.log"),
-            **dict.fromkeys(("RecordKind", "Record"), "llmxai.evidence.record"),
-            **dict.fromkeys(("prune", "redact", "withdraw"), "llmxai.evidence.redaction"),
-            "SecretKey": "llmxai.evidence.sealing",
-            "Draft": "llmxai.evidence.recorder",
-            "explained": "llmxai.evidence.explained",
-            "review": "llmxai.evidence.redaction",
-            "verify": "llmxai.evidence.verifier.check",
+        submod_attrs={
+            "bundle": ["consistency", "export_bundle"],
+            "explained": ["explained"],
+            "keys": ["public_key", "secret_key", "signing_key"],
+            "log": ["EvidenceLog", "Receipt", "append", "open_log"],
+            "record": ["Record", "RecordKind"],
+            "recorder": ["Attempt", "Draft", "begin", "drafting", "recording"],
+            "redaction": ["prune", "redact", "review", "withdraw"],
+            "sealing": ["SecretKey"],
+            "verifier.check": ["verify"],
         },
     )

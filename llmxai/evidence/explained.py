@@ -12,7 +12,8 @@ from llmxai.evidence.log import Receipt
 from llmxai.evidence.record import File, Method, Model, Outcome, Record, RecordKind, TargetRecord
 from llmxai.evidence.recorder import Attempt, id_text, request_texts
 from llmxai.evidence.sealing import utc_now
-from llmxai.types import CrossCheck, Explanation
+from llmxai.explanation import Explanation
+from llmxai.types import CrossCheck
 
 
 def explained(
@@ -75,12 +76,9 @@ def _model(told: Mapping[str, Any]) -> Model:
 
 
 def _method(explanation: Explanation) -> Method:
-    settings = explanation.settings
+    settings = {**explanation.computed, "asked": explanation.settings.to_dict()}
     return Method(
-        names=(
-            explanation.attribution.method,
-            *(() if explanation.rollout.refused else (explanation.rollout.method,)),
-        ),
+        names=tuple(name for name, scores in explanation.scores.items() if scores.refused is None),
         target=str(settings.get("target")),
         features=str(settings.get("features")),
         baseline=str(settings.get("baseline")),
@@ -90,17 +88,18 @@ def _method(explanation: Explanation) -> Method:
 
 
 def _outcome(explanation: Explanation, *, private: bool) -> Outcome:
-    attribution = explanation.attribution
-    gaps = [float(gap) for gap in attribution.gap]
+    certificate = explanation.gradients.certificate
+    assert certificate is not None
+    gaps = [float(gap) for gap in certificate.gap]
     largest = max((abs(gap) for gap in gaps), default=None)
     targets = tuple(
         TargetRecord(
             position=explanation.generation.prompt_len + t,
             status=str(check.status),
             gap=gaps[t],
-            local_error=float(attribution.local_error[t]),
-            tolerance=float(attribution.tolerance[t]),
-            nodes=attribution.nodes[t],
+            local_error=float(certificate.local_error[t]),
+            tolerance=float(certificate.tolerance[t]),
+            nodes=certificate.nodes[t],
             check=_figures(check),
         )
         for t, check in enumerate(explanation.checks)

@@ -23,8 +23,7 @@ from filelock import FileLock, Timeout
 from llmxai.environment import this_tool
 from llmxai.errors import EvidenceError
 from llmxai.evidence.files import append_durably, cut_to, last_line
-from llmxai.evidence.record import Chain, Record, RecordKind
-from llmxai.evidence.recorder import new_id
+from llmxai.evidence.record import Chain, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, checkpoint, plain, sealed, utc_now
 from llmxai.evidence.verifier.checkpoint import key_id, read_checkpoint
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, LOG

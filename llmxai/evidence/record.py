@@ -6,13 +6,27 @@ that they can be taken away later while the chain stays whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
+from llmxai.environment import Tool
+
 SCHEMA: Literal["llmxai.record/1"] = "llmxai.record/1"
+
+
+def new_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"
+
+
+def derived_id(*parts: str) -> str:
+    """24 hex digits of SHA-256 over the parts: whoever does the same work gives its record the same id."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 class RecordKind(StrEnum):
@@ -32,18 +46,6 @@ class RecordKind(StrEnum):
 
 Entry = Literal["cli", "python", "notebook", "recipe"]
 """Where the work was asked for."""
-
-
-@dataclass(frozen=True)
-class Tool:
-    """What did the work. `commit` and `dirty` are of the source tree, where llmxai runs from one."""
-
-    name: str
-    version: str | None
-    commit: str | None
-    dirty: bool | None
-    python: str
-    packages: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)

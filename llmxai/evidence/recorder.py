@@ -8,15 +8,12 @@ with recording("runs/a/evidence", purpose="complaint 17") as attempt:
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ from llmxai.environment import this_tool
 from llmxai.errors import EvidenceError, UserError
 from llmxai.evidence.keys import key_id, signing_key
 from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
-from llmxai.evidence.record import Entry, Error, Record, RecordKind
+from llmxai.evidence.record import Entry, Error, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, canonical, plain, utc_now
 from llmxai.evidence.verifier.folder import LOG
 
@@ -220,15 +217,6 @@ def _reader() -> Any:
     return TypeAdapter(Record)
 
 
-def new_id() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"
-
-
-def derived_id(*parts: str) -> str:
-    """24 hex digits of SHA-256 over the parts: whoever does the same work gives its record the same id."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
 def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
     """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet.
     `foil`, where the answer is explained against another."""
@@ -237,6 +225,8 @@ def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
         texts["input"] = str(request["prompt"])
     elif request.get("messages") is not None:
         texts["input"] = canonical(request["messages"]).decode()
+    elif request.get("input_ids") is not None:
+        texts["input"] = id_text(request["input_ids"])
     if request.get("foil") is not None:
         texts["foil"] = str(request["foil"])
     return texts

@@ -1,22 +1,26 @@
 """Prompt or chat to exact ids, what the model answered, and the proof that both fit together."""
 
-from llmxai.generation.answer import Decoding, classify, force_response, generate, generate_many
+from llmxai.generation.answer import answer, force_response, generate, generate_many
 from llmxai.generation.foil import with_foil
-from llmxai.generation.prompt import PromptTokens, encode_messages, encode_prompt
+from llmxai.generation.prompt import Message, Prompt, encode, encode_ids, encode_messages, encode_prompt
 from llmxai.generation.replay import replay
 from llmxai.generation.texts import token_texts
-from llmxai.text import group_words
+from llmxai.settings import Decoding
+from llmxai.types import PromptTokens
 
 __all__ = [
     "Decoding",
+    "Message",
+    "Prompt",
     "PromptTokens",
-    "classify",
+    "answer",
+    "encode",
+    "encode_ids",
     "encode_messages",
     "encode_prompt",
     "force_response",
     "generate",
     "generate_many",
-    "group_words",
     "replay",
     "token_texts",
     "with_foil",

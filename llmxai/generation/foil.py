@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmxai.errors import PromptError
-from llmxai.generation.answer import class_number, label_names
 from llmxai.generation.prompt import require_text
 from llmxai.generation.texts import WINDOW, token_texts
 from llmxai.models import LoadedModel, ModelKind
+from llmxai.models.adapters.classifier import class_number, label_names
 from llmxai.types import Foil, Generation
 
 
@@ -31,7 +31,7 @@ def with_foil(loaded: LoadedModel, generation: Generation, *, foil: str) -> Gene
 
 
 def _class(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
-    names = label_names(loaded)
+    names = label_names(loaded.model)
     number = class_number(names, foil, name=loaded.name)
     if number == generation.generated_ids[0]:
         raise PromptError(f"The foil {foil!r} is the class of the answer itself. Name another: {', '.join(names)}.")

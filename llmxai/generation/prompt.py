@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from llmxai.errors import PromptError, UnsupportedModelError
+from llmxai.errors import PromptError
 from llmxai.generation.texts import token_texts
-from llmxai.models import LoadedModel, ModelKind
-from llmxai.types import Role
+from llmxai.models import LoadedModel, ModelKind, embedding_module
+from llmxai.models.adapters.encoder_decoder import with_decoder_start
+from llmxai.types import PromptTokens, Role
 
 Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+"""Raw text, or chat messages."""
 
 MESSAGE_ROLES = {
     "system": Role.SYSTEM,
@@ -40,23 +43,17 @@ STRUCTURE_KEYS = frozenset({"role", "type", "id", "tool_call_id"})
 
 
 @dataclass(frozen=True)
-class PromptTokens:
-    """What the model is given: ids, the role of each, and the request they came from."""
-
-    ids: tuple[int, ...]
-    roles: tuple[Role, ...]
-    request: Mapping[str, Any]
-    source_len: int = 0
-    """Of an encoder-decoder: how many of them the encoder reads."""
-
-
-@dataclass(frozen=True)
 class _Span:
     """Characters [start, end) of the rendered chat that are a message's content."""
 
     start: int
     end: int
     role: Role
+
+
+def encode(loaded: LoadedModel, prompt: Prompt) -> PromptTokens:
+    """Text as it is, or messages through the model's chat template, as exact ids."""
+    return encode_prompt(loaded, prompt) if isinstance(prompt, str) else encode_messages(loaded, prompt)
 
 
 def encode_prompt(loaded: LoadedModel, prompt: str) -> PromptTokens:
@@ -93,6 +90,21 @@ def encode_messages(loaded: LoadedModel, messages: Sequence[Message]) -> PromptT
     return _finish(loaded, ids, roles, request={"messages": [dict(m) for m in messages]})
 
 
+def encode_ids(loaded: LoadedModel, ids: Sequence[int]) -> PromptTokens:
+    """Token ids as they are; special tokens have the role `template`, the others `user`.
+
+    Raises PromptError for none, or for an id outside the vocabulary.
+    """
+    if not ids:
+        raise PromptError("There are no token ids. Give at least one.")
+    size = int(getattr(embedding_module(loaded.model), "num_embeddings", len(loaded.tokenizer)))
+    if strange := [token for token in ids if not 0 <= token < size]:
+        raise PromptError(f"Token id {strange[0]} does not exist: {loaded.name} has {size} tokens.")
+    special = set(loaded.tokenizer.all_special_ids)
+    roles = [Role.TEMPLATE if token in special else Role.USER for token in ids]
+    return _finish(loaded, ids, roles, request={"input_ids": list(ids)})
+
+
 def require_text(text: str, *, what: str) -> None:
     """Raise PromptError where `text` holds half of a surrogate pair, which no tokenizer can encode."""
     try:
@@ -122,32 +134,10 @@ def _finish(
     require_fits(loaded, len(ids) + 1, what="The prompt with room for one answer token")
     starts = ids[0] == loaded.tokenizer.bos_token_id and roles[0] == Role.TEMPLATE
     first = Role.BOS if starts else roles[0]
-    return with_decoder_start(loaded, PromptTokens(ids=tuple(ids), roles=(first, *roles[1:]), request=request))
-
-
-def with_decoder_start(loaded: LoadedModel, prompt: PromptTokens) -> PromptTokens:
-    """For an encoder-decoder, the source with the tokens that its decoder always begins with behind it.
-
-    They are the start token, and the token that the model is made to say first where it has one (BART, mBART): nobody
-    chose it, so it is held and not explained. Raises UnsupportedModelError where no start token is known.
-    """
-    if loaded.kind is not ModelKind.ENCODER_DECODER:
-        return prompt
-    config = loaded.model.generation_config
-    start = config.decoder_start_token_id
-    start = start if start is not None else loaded.model.config.decoder_start_token_id
-    if start is None:
-        raise UnsupportedModelError(
-            f"{loaded.name}: neither its configuration nor its generation settings name a decoder_start_token_id, so "
-            f"its answer has nowhere to begin."
-        )
-    begin = [start] if config.forced_bos_token_id is None else [start, config.forced_bos_token_id]
-    return replace(
-        prompt,
-        ids=(*prompt.ids, *begin),
-        roles=(*prompt.roles, *[Role.TEMPLATE] * len(begin)),
-        source_len=len(prompt.ids),
-    )
+    tokens = PromptTokens(ids=tuple(ids), roles=(first, *roles[1:]), request=request)
+    if loaded.kind is ModelKind.ENCODER_DECODER:
+        return with_decoder_start(loaded.model, tokens, name=loaded.name)
+    return tokens
 
 
 def _require_messages(messages: Sequence[Message]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmxai.errors import NonFiniteError, ReplayError
-from llmxai.models import LoadedModel, embed, forward_logits
-from llmxai.models.forward import frozen_eval
+from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval
 from llmxai.types import Generation, Replay, predicting_position
 
 TOLERANCE = {
@@ -39,8 +38,12 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
             f"is {float(logprobs[t])} in {loaded.dtype}. Load it with --dtype float32, or check the weights."
         )
     ranks = 1 + (logits > logits.gather(1, chosen)).sum(dim=1)
+    f = logprobs.clone()
+    if (foil := generation.foil) is not None:
+        f[foil.t] = logits[foil.t, generation.generated_ids[foil.t]] - logits[foil.t, foil.id]
     result = Replay(
         logprobs=tuple(logprobs.tolist()),
+        f=tuple(f.tolist()),
         ranks=tuple(ranks.tolist()),
         tolerance=None if generation.logprobs is None else _tolerance(loaded),
     )

@@ -8,9 +8,9 @@ import torch
 
 from llmxai.methods.features import visible_features
 from llmxai.methods.registry import method
-from llmxai.methods.targets import Target, token_targets
+from llmxai.methods.targets import Target, targets_of
 from llmxai.models import LoadedModel
-from llmxai.types import Generation, TokenScores
+from llmxai.types import Generation, Scores
 
 
 @method("random", needs=set(), source="control: https://aclanthology.org/2020.acl-main.408")
@@ -21,24 +21,24 @@ def random_scores(
     targets: Sequence[Target] | None = None,
     features: str = "content",
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Uniform random scores: what chance gives. They depend on the seed and the ids, so that questions differ."""
     del loaded
-    targets = tuple(targets) if targets is not None else token_targets(generation)
+    targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
     mixed = (seed * 1_000_003 + sum((i + 1) * token for i, token in enumerate(generation.ids))) % 2**63
     values = torch.rand(chosen.shape, generator=torch.Generator().manual_seed(mixed), dtype=torch.float64)
-    return TokenScores("random", values * chosen, chosen, signed=False, settings={"seed": seed, "features": features})
+    return Scores("random", values * chosen, chosen, signed=False, settings={"seed": seed, "features": features})
 
 
 @method("recency", needs=set(), source="control: https://aclanthology.org/2020.acl-main.408")
 def recency(
     loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
-) -> TokenScores:
+) -> Scores:
     """1 / (1 + distance to the predicting position): what nearness alone gives."""
     del loaded
-    targets = tuple(targets) if targets is not None else token_targets(generation)
+    targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
     distance = torch.tensor([target.last for target in targets])[:, None] - torch.arange(chosen.shape[1])
     values = torch.where(chosen, 1.0 / (1.0 + distance.clamp(min=0).double()), 0.0)
-    return TokenScores("recency", values, chosen, signed=False, settings={"features": features})
+    return Scores("recency", values, chosen, signed=False, settings={"features": features})

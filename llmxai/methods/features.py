@@ -1,4 +1,4 @@
-"""The straight path from baseline to input: which tokens move along it, and from where."""
+"""Which tokens a method may score, and the neutral embedding that stands in for a token."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llmxai.errors import OptionError
-from llmxai.methods.targets import Target
+from llmxai.methods.targets import Target, seen_by
 from llmxai.models import LoadedModel, embed, embedding_module
 from llmxai.models.forward import input_device
+from llmxai.settings import FEATURES, require_known
 from llmxai.types import Generation, Role
 
-FEATURES = ("content", "prompt", "all")
 CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
 BASELINES = ("space", "zero", "eos", "pad", "mask", "mean")
 
 
 def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
     """Raise OptionError for a `features` or `baseline` that does not exist, before anything is computed."""
-    if features not in FEATURES:
-        raise OptionError(f"features {features!r} is unknown. Known: {', '.join(FEATURES)}.")
+    require_known("features", features, FEATURES)
     if isinstance(baseline, str) and baseline not in ("zero", "mean"):
         baseline_token(loaded, baseline)
 
@@ -45,6 +44,7 @@ def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
     `content`: what people and the model wrote (system, user, tool, context, generated), neither template nor BOS.
     `prompt`: every prompt token, none of the generated ones (Captum's convention). `all`: every token.
     """
+    chosen: list[bool] = []
     if features == "content":
         chosen = [role in CONTENT for role in generation.roles]
     elif features == "prompt":
@@ -52,7 +52,7 @@ def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
     elif features == "all":
         chosen = [True] * len(generation.ids)
     else:
-        raise OptionError(f"features {features!r} is unknown. Known: {', '.join(FEATURES)}.")
+        require_known("features", features, FEATURES)
     if not any(chosen[: generation.prompt_len]):
         raise OptionError(
             f"With features={features!r} no token of the prompt may move: every one is template or BOS. "
@@ -128,5 +128,4 @@ def _mean_embedding(loaded: LoadedModel) -> Float[Tensor, " hidden"]:
 def visible_features(generation: Generation, targets: Sequence[Target], *, features: str) -> Bool[Tensor, "target seq"]:
     """The chosen tokens (see `chosen_tokens`) up to each target's last predicting position."""
     chosen = chosen_tokens(generation, features=features)
-    last = torch.tensor([target.last for target in targets])
-    return chosen & (torch.arange(len(chosen)) <= last[:, None])
+    return chosen & seen_by(targets, len(chosen))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llmxai.errors import OptionError
@@ -36,6 +36,7 @@ class Target:
 
     @property
     def last(self) -> int:
+        """Its last predicting position: what stands behind it has no influence."""
         return max(self.positions)
 
 
@@ -47,6 +48,16 @@ def token_targets(generation: Generation, *, kind: TargetKind = "logprob") -> tu
         else Target(kind=kind, positions=(predicting_position(generation.prompt_len, t),), ids=(token,))
         for t, token in enumerate(generation.generated_ids)
     )
+
+
+def targets_of(generation: Generation, targets: Sequence[Target] | None) -> tuple[Target, ...]:
+    """`targets`, or one for every generated token where none are given."""
+    return token_targets(generation) if targets is None else tuple(targets)
+
+
+def seen_by(targets: Sequence[Target], n: int) -> Bool[Tensor, "target seq"]:
+    """Which of `n` tokens each target sees: those up to its last predicting position."""
+    return torch.arange(n) <= torch.tensor([target.last for target in targets])[:, None]
 
 
 def kinds(targets: Sequence[Target]) -> str:
@@ -102,8 +113,3 @@ class TargetRows:
         owner = torch.tensor(self.owner, device=device).expand(len(logits), -1)
         totals = torch.zeros(len(logits), len(self.targets), dtype=chosen.dtype, device=device)
         return totals.scatter_add(1, owner, chosen - minus)
-
-
-def target_positions(generation: Generation) -> list[int]:
-    """The predicting position of every generated token."""
-    return [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]

@@ -1,29 +1,32 @@
-"""Models: load them, find their seams, leave no mark on them."""
+"""Models: load them, reach into them in the same few places for every architecture, leave no mark on them."""
 
+from llmxai.models.adapters import adapter_of, forward_logits, layer_stacks, prefix_cache
 from llmxai.models.embedded import EMBEDDED
 from llmxai.models.families import ModelKind
 from llmxai.models.forward import (
-    checkpointed,
     embed,
     embedding_module,
-    forward_logits,
+    frozen_eval,
     keeps_logits,
-    prefix_cache,
     transformer_depth,
     transformer_layers,
 )
 from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
+from llmxai.models.memory import checkpointed
 
 __all__ = [
     "EMBEDDED",
     "LoadedModel",
     "ModelKind",
+    "adapter_of",
     "checkpointed",
     "embed",
     "embedding_module",
     "forward_logits",
+    "frozen_eval",
     "in_dtype",
     "keeps_logits",
+    "layer_stacks",
     "load",
     "prefix_cache",
     "transformer_depth",

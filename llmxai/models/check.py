@@ -18,9 +18,10 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from llmxai.errors import OptionError
-from llmxai.models.families import AUTO, ModelKind, kind_of
+from llmxai.models.adapters import adapter_of
+from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of, rollout_refusal
 from llmxai.models.finding import find_model, knows_text, quantization_config, quantization_of
-from llmxai.models.forward import keeps_keys_and_values, keeps_logits, rollout_refusal, transformer_depth
+from llmxai.models.forward import keeps_logits, transformer_depth
 from llmxai.models.loading import stored_dtype
 from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_maps_of, weight_bytes
 
@@ -70,7 +71,7 @@ def check_model(
     width = stored_dtype(found.config, dtype)
     quantization_config(quantize, dtype=width)
     with _quiet(), init_empty_weights():
-        model = AUTO[found.kind].from_config(found.config)
+        model = AUTO_CLASSES[found.kind].from_config(found.config)
     model.tie_weights()
     quantized = quantize or quantization_of(found.config)
     weights, share = weight_bytes(model, dtype=width, quantize=quantized)
@@ -137,7 +138,7 @@ def _prefix(model: PreTrainedModel) -> Capability:
         return Capability("cached prefix", False, "tokens are read both ways: all are computed at every node")
     if kind_of(model) is ModelKind.ENCODER_DECODER:
         return Capability("cached prefix", False, "the source is read both ways: all is computed at every node")
-    if not keeps_keys_and_values(model):
+    if not adapter_of(model).keeps_prefix(model):
         return Capability("cached prefix", False, "it keeps a recurrent state: held tokens are computed at every node")
     return Capability("cached prefix", True, "tokens before the first one that moves are computed once")
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -44,7 +45,13 @@ def cache_folder() -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes, in hex; computed once per process while its size and time stay the same."""
+    found = path.stat()
+    return _digest(path.resolve(), found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, _size: int, _time: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

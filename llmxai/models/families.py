@@ -1,7 +1,13 @@
-"""What kind of model it is: what it reads, and what it answers with."""
+"""Every fact about a family of models in one table, and what kinds of model there are.
+
+A new family usually needs no row: transformers says most. A row is for what its configuration does not say.
+docs/add-a-family.md goes through one.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -25,12 +31,61 @@ class ModelKind(StrEnum):
     ENCODER_DECODER = "encoder-decoder"
 
 
-AUTO: dict[ModelKind, Any] = {
+@dataclass(frozen=True)
+class Family:
+    """What the configuration of a family does not say. The defaults hold for Llama and most others."""
+
+    norms: int = 2
+    """Norms in a layer: two before its blocks; four where a block's output is normalised as well."""
+    experts_keep: int | None = None
+    """Tensors as wide as the experts' inner layer that are kept for the backward pass; None: as the activation says."""
+    own_maps: int = 0
+    """Maps of all heads that a layer keeps for the backward pass where it attends by code of its own."""
+    attention_adds_residual: bool = False
+    """Whether the attention module returns its output with the residual stream added to it."""
+    recurrent: bool = False
+    """Whether every layer keeps a recurrent state, in a configuration without `layer_types`."""
+
+
+FAMILIES: dict[str, Family] = {
+    "bloom": Family(own_maps=1, attention_adds_residual=True),
+    "falcon": Family(own_maps=1),
+    "gemma2": Family(norms=4),
+    "gemma3": Family(norms=4),
+    "gemma3_text": Family(norms=4),
+    "glm4": Family(norms=4),
+    "olmo3": Family(norms=4),
+    "gpt_oss": Family(experts_keep=6),
+    "rwkv": Family(recurrent=True),
+}
+"""By the `model_type` of a configuration."""
+
+SOFTMAX_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Entries of a configuration's `layer_types` for layers that mix tokens by softmax attention and nothing else."""
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo")
+"""Names of the linear map that follows attention."""
+SCORE_BIAS = "position_bias"
+"""The argument of attention that holds one number per query and key (T5 and its relatives)."""
+COMPOSED_ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu")
+"""Activation functions written out in elementary operations, each of which keeps its input for the backward pass."""
+GATED_ACTIVATIONS = ("silu", "swish", "gelu_pytorch_tanh")
+"""Activation functions that stand next to a gate."""
+AUTO_CLASSES: dict[ModelKind, Any] = {
     ModelKind.CAUSAL: AutoModelForCausalLM,
     ModelKind.CLASSIFIER: AutoModelForSequenceClassification,
     ModelKind.ENCODER_DECODER: AutoModelForSeq2SeqLM,
 }
 """What transformers loads a kind with."""
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The row of a model's (text) configuration."""
+    return FAMILIES.get(config.get_text_config().model_type, Family())
+
+
+def residual_multiplier(config: PreTrainedConfig) -> float:
+    """What a layer scales its blocks' outputs by before it adds them to the residual stream (Granite); 1 elsewhere."""
+    return float(getattr(config.get_text_config(), "residual_multiplier", 1.0))
 
 
 def kind_of(model: PreTrainedModel) -> ModelKind:
@@ -44,5 +99,26 @@ def kind_of(model: PreTrainedModel) -> ModelKind:
 
 def class_for(kind: ModelKind, config: PreTrainedConfig) -> str | None:
     """The name of the class that a configuration's models of this kind have; None where there is none."""
-    found = AUTO[kind]._model_mapping.get(type(config), None)
+    found = AUTO_CLASSES[kind]._model_mapping.get(type(config), None)
     return None if found is None else str((found[0] if isinstance(found, tuple) else found).__name__)
+
+
+def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
+    """The layers that mix tokens by anything but softmax attention: how many of each type."""
+    text = config.get_text_config()
+    if (types := getattr(text, "layer_types", None)) is not None:
+        return Counter(kind for kind in types if kind not in SOFTMAX_LAYERS)
+    return Counter({"linear_attention": int(text.num_hidden_layers)} if family_of(config).recurrent else {})
+
+
+def rollout_refusal(config: PreTrainedConfig) -> str | None:
+    """Why attention rollout is not defined for a model; None where it is."""
+    others = layers_without_softmax(config)
+    if not others:
+        return None
+    kinds = " and ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    return (
+        f"{others.total()} of its {config.get_text_config().num_hidden_layers} layers have no softmax attention or mix "
+        f"tokens by something else as well ({kinds}), so attention rollout is not defined for it; integrated gradients "
+        f"are."
+    )

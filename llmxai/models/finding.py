@@ -1,4 +1,4 @@
-"""Why a model could not be had, in the words of who asked for it."""
+"""From a name to the folder that transformers reads, its kind of model and its quantisation; no weight is read."""
 
 from __future__ import annotations
 

@@ -4,17 +4,61 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from llmxai.environment import version_of, versions_of
 from llmxai.models.embedded import file_digest
 from llmxai.models.loading import WEIGHT_PATTERNS, LoadedModel
+
+PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
+
+
+def environment_of(loaded: LoadedModel) -> dict[str, Any]:
+    """What computes an explanation: versions, the model and its digests, the hardware."""
+    model = loaded.model
+    return {
+        "llmxai": version_of("llmxai"),
+        "python": platform.python_version(),
+        "packages": versions_of(PACKAGES),
+        "model": {
+            "name": loaded.name,
+            "revision": loaded.revision,
+            "digest": weights_digest(loaded),
+            "architecture": type(model).__name__,
+            "parameters": model.num_parameters(),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "quantization": loaded.quantization,
+            "adapter": loaded.adapter,
+            "attention": model.config._attn_implementation,
+            **identity(loaded),
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def weights_digest(loaded: LoadedModel) -> str | None:
+    """SHA-256 over the weight files (over their digests, in order of name, where there are several)."""
+    if loaded.weight_digest is not None or not loaded.weight_files:
+        return loaded.weight_digest
+    digests = [file_digest(path) for path in loaded.weight_files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def identity(loaded: LoadedModel) -> dict[str, Any]:
     """`weight_files` (each with bytes and SHA-256, those of an adapter folder too) and the digests of the tokenizer and
-    the chat template. A file is hashed once a process while its size and time stay the same."""
+    the chat template."""
     adapter = Path(loaded.adapter) if loaded.adapter else None
     files = list(loaded.weight_files)
     if adapter and adapter.is_dir():
@@ -36,13 +80,7 @@ def tokenizer_digest(loaded: LoadedModel) -> str:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    found = path.stat()
-    return {"path": path.name, "bytes": found.st_size, "sha256": _digest(path, found.st_size, found.st_mtime_ns)}
-
-
-@cache
-def _digest(path: Path, _size: int, _time: int) -> str:
-    return file_digest(path)
+    return {"path": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _sha256(text: str) -> str:

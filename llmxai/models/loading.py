@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,21 +19,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
-from llmxai.models.embedded import file_digest
-from llmxai.models.families import AUTO, ModelKind, kind_of
+from llmxai.errors import ModelLoadError, OptionError
+from llmxai.models.adapters import adapter_of
+from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of
 from llmxai.models.finding import (
     FoundModel,
-    encoder_message,
     find_model,
     first_line,
     knows_text,
     not_found,
     quantization_argument,
     quantization_of,
-    require_one_class,
 )
-from llmxai.models.forward import embed, forward_logits, frozen_eval, input_device
 from llmxai.models.memory import free_memory, weight_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -136,12 +132,7 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     known.setdefault("quantization", quantization_of(model.config))
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
-    if loaded.kind is ModelKind.CLASSIFIER:
-        require_one_class(model.config, name=loaded.name)
-    elif loaded.kind is ModelKind.ENCODER_DECODER:
-        _require_same_from_embeddings(loaded)
-    elif not _is_causal(model):
-        raise UnsupportedModelError(encoder_message(loaded.name, type(model).__name__))
+    adapter_of(model).require_explainable(model, name=loaded.name)
     return loaded
 
 
@@ -160,16 +151,6 @@ def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
         # measured: the backward of SDPA in bfloat16 is several times slower on CPUs than that of plain products
         model.set_attn_implementation("eager")
     return replace(loaded, model=model)
-
-
-def weights_digest(loaded: LoadedModel) -> str | None:
-    """SHA-256 over the weight files (over their digests, in order of name, where there are several)."""
-    if loaded.weight_digest is not None or not loaded.weight_files:
-        return loaded.weight_digest
-    digests = [file_digest(path) for path in loaded.weight_files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
@@ -196,7 +177,7 @@ def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> t
 def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
     """Raise ModelLoadError where the weights need more memory than is free, before anything is read."""
     with init_empty_weights():
-        model = AUTO[found.kind].from_config(found.config)
+        model = AUTO_CLASSES[found.kind].from_config(found.config)
     model.tie_weights()
     quantized = quantize or quantization_of(found.config)
     needed, free = weight_bytes(model, dtype=dtype, quantize=quantized)[0], free_memory()
@@ -214,7 +195,7 @@ def _from_pretrained(
     name = found.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(found.place, revision=arguments["revision"])
-        model, told = AUTO[found.kind].from_pretrained(found.place, **arguments, output_loading_info=True)
+        model, told = AUTO_CLASSES[found.kind].from_pretrained(found.place, **arguments, output_loading_info=True)
     except ImportError as error:
         raise ModelLoadError(f"{name}: {first_line(error)}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -248,33 +229,3 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
             f"adapter_config.json and adapter_model.safetensors made for the same base model."
         ) from error
     return model
-
-
-@torch.no_grad()
-def _require_same_from_embeddings(loaded: LoadedModel) -> None:
-    """Raise UnsupportedModelError where an encoder-decoder answers otherwise to embeddings than to their ids.
-
-    Encoder and decoder then embed differently, or scale on the way (Marian), and one path cannot stand for the other.
-    """
-    model, ids = loaded.model, list(range(3))
-    with frozen_eval(model):
-        token_ids = torch.tensor([ids], device=input_device(model))
-        want = model(input_ids=token_ids, decoder_input_ids=token_ids, use_cache=False).logits
-        got = forward_logits(model, embed(model, ids + ids)[None], positions=[3, 4, 5], source=3)
-    if not torch.allclose(want.float(), got.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise UnsupportedModelError(
-            f"{loaded.name}: {type(model).__name__} gives other logits from embeddings than from ids (its two sides "
-            f"embed differently, or it scales on the way), so its embeddings cannot be moved along a path."
-        )
-
-
-@torch.no_grad()
-def _is_causal(model: PreTrainedModel) -> bool:
-    """Whether the logits of position 0 stay the same when the token at position 1 changes."""
-    first, *others = torch.arange(3).tolist()
-    with frozen_eval(model):
-        rows = [
-            model(input_ids=torch.tensor([[first, other]], device=model.device), use_cache=False).logits[0, 0]
-            for other in others
-        ]
-    return torch.allclose(rows[0].float(), rows[1].float(), rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -8,36 +8,34 @@ the gate keep (1 to 6 x intermediate). tests/models/test_planner.py compares thi
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import InsufficientMemoryError
-from llmxai.models.forward import layer_stacks
+from llmxai.models.adapters import layer_stacks
+from llmxai.models.families import COMPOSED_ACTIVATIONS, GATED_ACTIVATIONS, family_of
+from llmxai.settings import CHUNK_TOKENS
 
 GIB = 2**30
-CHUNK_TOKENS = 1024
-"""Tokens (nodes x live ones) that go through the model at once where the memory allows it."""
 SHARE = 0.85
 """Share of the free memory that is planned with; the rest is for what the estimate does not see."""
 BLOCK_NUMBERS = 2**24
 """Attention weights of all heads that rollout holds at once, at most; four copies of them exist for a moment."""
-OWN_ATTENTION = {"bloom": 1, "falcon": 1}
-"""Maps of all heads that a layer keeps where a family attends by code of its own."""
-COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu")
-"""Activation functions that are written out in elementary operations, each of which keeps what it was given."""
-FOUR_NORMS = frozenset({"gemma2", "gemma3_text", "gemma3", "glm4", "olmo3"})
-"""Families that also normalise what a block gives, beside what goes into it."""
-KEPT_BY_EXPERTS = {"gpt_oss": 6}
-"""Families whose experts write out their activation, gate and clamp."""
 BITS = {"4bit": 4.5, "8bit": 8.5}
 """Bits a weight of the quantised layers, their scales included."""
 
@@ -106,8 +104,8 @@ class Shape:
             heads=heads,
             head_dim=_first(text, "head_dim") or hidden // heads,
             intermediate=wide,
-            kept=KEPT_BY_EXPERTS.get(text.model_type) or _kept_by_activation(text),
-            norms=4 if text.model_type in FOUR_NORMS else 2,
+            kept=family_of(config).experts_keep or _kept_by_activation(text),
+            norms=family_of(config).norms,
             rms=getattr(text, "rms_norm_eps", None) is not None,
             vocabulary=int(text.vocab_size),
         )
@@ -130,9 +128,9 @@ def _depth(config: PreTrainedConfig) -> int:
 
 def _kept_by_activation(config: PreTrainedConfig) -> int:
     name = _first_text(config, "hidden_activation", "hidden_act", "activation_function", "activation")
-    if name in COMPOSED:
+    if name in COMPOSED_ACTIVATIONS:
         return 4
-    return 3 if name in ("silu", "swish", "gelu_pytorch_tanh") else 1  # those three stand beside a gate
+    return 3 if name in GATED_ACTIVATIONS else 1
 
 
 def working_bytes(
@@ -169,7 +167,7 @@ def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_token
 def score_maps_of(model: PreTrainedModel) -> int:
     """How many maps of all heads a layer keeps for the backward pass: scores and weights where attention is eager."""
     eager = 2 if model.config._attn_implementation == "eager" else 0
-    return OWN_ATTENTION.get(model.config.model_type, eager)
+    return family_of(model.config).own_maps or eager
 
 
 def plan_memory(
@@ -332,3 +330,55 @@ def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: i
     while max(1, size.tokens // each) >= items:
         size.halve()
     return None
+
+
+M_MMAP_THRESHOLD = -3
+"""Of mallopt(3): blocks of at least so many bytes are taken from the kernel one by one, and given back when freed."""
+AT_FIRST = 128 * 2**10
+"""The threshold that a process starts with, and that does not rise any more inside."""
+AT_MOST = 32 * 2**20
+"""What glibc raises it to by itself when large blocks are freed."""
+
+
+@contextmanager
+def freed_blocks_go_back() -> Iterator[None]:
+    """Inside, glibc keeps no freed block of 128 KiB or more for itself.
+
+    It would keep those of up to 32 MiB in its heap, small objects would settle between them, and the next large block
+    would find no room: gradient checkpointing, which takes and frees the same blocks layer by layer, then grew the
+    process to four times what was in use at once (docs/models.md). Elsewhere than on glibc nothing is done. Afterwards
+    the threshold is 32 MiB, where glibc's own rule ends.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_THRESHOLD, AT_FIRST)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, AT_MOST)
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, layers keep their input only and compute their activations again, one at a time, in the backward pass.
+
+    Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Layers whose weights Accelerate loads for a moment load them
+    again, so that the graph does not keep them alive. No key-value cache may be passed in: it would grow twice.
+    """
+    layers = [layer for stack in layer_stacks(model) for layer in stack]
+    own = [layer.__dict__.get("forward") for layer in layers]  # Accelerate's hooks put one there
+    try:
+        for layer in layers:
+            layer.forward = partial(recompute, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        # to stop early would skip the hook that forgets an offloaded weight: one matrix a layer would stay in memory
+        offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
+        with freed_blocks_go_back(), set_checkpoint_early_stop(not offloaded):
+            yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = forward

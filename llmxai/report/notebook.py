@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from markupsafe import escape
 
+from llmxai.explanation import Explanation
 from llmxai.report import build_view, render_report
 from llmxai.store import to_json, to_maps
-from llmxai.types import Explanation
 
 HEIGHT = 760
 """Pixels; the page scrolls inside of them."""

@@ -141,7 +141,7 @@ def build_rows(explanation: Mapping[str, Any]) -> tuple[Row, ...]:
     """One row a generated token, in order."""
     tokens, removal = explanation["tokens"], build_removal(explanation)
     return tuple(
-        _row(tokens, target, number, removal, diluted=is_diluted(target, explanation["settings"]))
+        _row(tokens, target, number, removal, diluted=is_diluted(target, explanation["computed"]))
         for number, target in enumerate(explanation["targets"], start=1)
     )
 

@@ -183,7 +183,7 @@ def build_level(
                 "removal": _top(removal[which].sum(axis=0), scale=GRADIENT_SCALE, limit=TOP),
                 "removal_total": float(np.abs(removal[which].sum(axis=0)).sum()),
             }
-            figures = _figures(own, units[number].status, explanation["settings"], parts)
+            figures = _figures(own, units[number].status, explanation["computed"], parts)
             built.append(TargetView(unit=number, **figures, **sources))
     return Level(units, _turns(units), tuple(built), covered(parts.ranges if parts else (), groups))
 

@@ -134,7 +134,7 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         counts=_counts(explanation["targets"]),
         n_tokens=len(explanation["targets"]),
         contrast=build_contrast(explanation["targets"]),
-        sentences=(*_chosen(explanation), *_sentences(explanation["targets"], explanation["settings"])),
+        sentences=(*_chosen(explanation), *_sentences(explanation["targets"], explanation["computed"])),
         not_proof=NOT_PROOF,
     )
 

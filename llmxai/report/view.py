@@ -14,8 +14,9 @@ from llmxai.report.removal import ROLLOUT, RemovalView, build_removal, method_na
 from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings, percent, signed
 from llmxai.report.units import Level, build_level
 from llmxai.report.verdict import LIMITS, STATUS_TEXT, VerdictView, answer_text, build_verdict
-from llmxai.report.visible import Text, characters, label, plain, sentences, shorten, visible
+from llmxai.report.visible import Text, characters, label, plain, shorten, visible
 from llmxai.store import upgraded
+from llmxai.text import sentences
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def build_view(
     words = [(a, b) for a, b in explanation["words"]]
     groups = {"words": words, "tokens": characters(explanation["tokens"])}
     if len(explanation["tokens"]) > LONG:
-        groups["sentences"] = sentences(explanation["tokens"], words)
+        tokens = explanation["tokens"]
+        groups["sentences"] = sentences([t["text"] for t in tokens], [t["role"] for t in tokens], words)
     answer = shorten(" ".join(answer_text(explanation).split()), limit=LONGEST_TITLE)
     return ReportView(
         title=f"Where the answer “{plain(visible(answer))}” came from",
@@ -180,7 +182,7 @@ def _settings(explanation: Mapping[str, Any]) -> dict[str, Any]:
     """All settings, those of the variant and of the referee among them; the parts themselves are shown in the text."""
     ablations = explanation["ablations"]
     return {
-        **explanation["settings"],
+        **explanation["computed"],
         "variant": explanation["variant"],
         "referee": "not asked"
         if ablations is None

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from llmxai._lazy import lazy
+import lazy_loader
 
 if TYPE_CHECKING:
     from llmxai.runs.reading import find_recipe, list_recipes, read_recipe
@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = lazy(
+    __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
-        {
-            **dict.fromkeys(("find_recipe", "list_recipes", "read_recipe"), "llmxai.runs.reading"),
-            **dict.fromkeys(("Recipe", "json_schema"), "llmxai.runs.recipe"),
-            **dict.fromkeys(("RunOutcome", "run_recipe"), "llmxai.runs.runner"),
-            "RunProgress": "llmxai.runs.writer",
-            "clear_removed": "llmxai.runs.redaction",
+        submod_attrs={
+            "reading": ["find_recipe", "list_recipes", "read_recipe"],
+            "recipe": ["Recipe", "json_schema"],
+            "redaction": ["clear_removed"],
+            "runner": ["RunOutcome", "run_recipe"],
+            "writer": ["RunProgress"],
         },
     )

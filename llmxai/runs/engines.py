@@ -14,10 +14,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from llmxai.errors import OutputError
 from llmxai.evaluation.planted_models import build, marker_folder
-from llmxai.explain import environment
 from llmxai.models import LoadedModel, load
-from llmxai.models.loading import weights_digest
-from llmxai.runs.recipe import ModelSettings, Recipe
+from llmxai.models.identity import environment_of, weights_digest
+from llmxai.runs.recipe import ModelSettings, Recipe, upgraded_recipe
 from llmxai.runs.scheduling import Processes, Stop, Window, share
 from llmxai.runs.worker import Worker
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
@@ -58,6 +57,7 @@ def _require_same(out: Path, recipe: Recipe) -> None:
     """A folder holds one recipe; only its rows may become more or fewer, and the workers others."""
     try:
         before = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["recipe"]
+        before = upgraded_recipe(before)
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError) as error:
@@ -146,7 +146,7 @@ class TeamEngine:
 
 
 def site_of(loaded: LoadedModel) -> EngineInfo:
-    return EngineInfo(weights_digest(loaded) or loaded.name, environment(loaded), loaded.tokenizer)
+    return EngineInfo(weights_digest(loaded) or loaded.name, environment_of(loaded), loaded.tokenizer)
 
 
 def load_for(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from llmxai.errors import RecipeError, did_you_mean
-from llmxai.evaluation import require_method, require_suite
-from llmxai.runs.recipe import VERSION, Recipe
+from llmxai.errors import OptionError, RecipeError, did_you_mean
+from llmxai.evaluation import require_suite
+from llmxai.methods import require_method
+from llmxai.runs.recipe import VERSION, Recipe, upgraded_recipe
+from llmxai.settings import put
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -62,56 +65,41 @@ def read_recipe(path: Path | str, *, settings: Sequence[str] = ()) -> Recipe:
 
 def check_recipe(document: dict[str, Any], *, where: str) -> Recipe:
     """The recipe in parsed YAML; raises RecipeError with one paragraph that names every fault."""
-    if document.get("version", VERSION) != VERSION:
-        raise RecipeError(f"{where}: version is {document['version']!r} and this llmxai reads {VERSION}.")
+    if document.get("version", VERSION) not in range(1, VERSION + 1):
+        raise RecipeError(f"{where}: version is {document['version']!r} and this llmxai reads 1 to {VERSION}.")
     try:
-        recipe = Recipe.model_validate(document)
+        recipe = Recipe.model_validate(upgraded_recipe(document))
     except ValidationError as error:
         raise RecipeError(f"{where}: {'; '.join(_faults(error))}.") from error
     for source in recipe.data:
         if source.suite is not None:
             require_suite(source.suite, source.options, where=where)
     for contender in recipe.evaluate.methods if recipe.evaluate else ():
-        require_method(contender.method, contender.options, where=where)
+        _require_method(contender.method, contender.options, where=where)
+    for name in (*recipe.explain.also, recipe.explain.rollout.variant) if recipe.explain else ():
+        _require_method(name, {}, where=where)
     return recipe
 
 
 def _put(document: dict[str, Any], setting: str) -> None:
-    name, sign, text = setting.partition("=")
-    if not sign or not name:
-        raise RecipeError(f"--set {setting!r}: expected a.b=value, such as data.0.limit=5.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {setting!r}: the value is not YAML ({' '.join(str(error).split())}).") from error
-    *parents, last = name.split(".")
-    place: Any = document
-    for part in parents:
-        place = _inside(place, part, setting)
-    if isinstance(place, list):
-        _inside(place, last, setting)
-        place[int(last)] = value
-    else:
-        place[last] = value
+        put(document, setting)
+    except OptionError as error:
+        raise RecipeError(str(error)) from error
 
 
-def _inside(place: Any, part: str, setting: str) -> Any:
-    if isinstance(place, list):
-        if not part.isdigit() or int(part) >= len(place):
-            raise RecipeError(f"--set {setting!r}: {part!r} is no place in a list of {len(place)}; they count from 0.")
-        return place[int(part)]
-    if place.get(part) is None:
-        place[part] = {}
-    if not isinstance(place[part], dict | list):
-        raise RecipeError(f"--set {setting!r}: {part!r} holds {place[part]!r}, which has no keys inside.")
-    return place[part]
+def _require_method(name: str, options: Mapping[str, Any], *, where: str) -> None:
+    try:
+        require_method(name, options, where=where)
+    except OptionError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _faults(error: ValidationError) -> list[str]:
     faults = []
     for fault in error.errors():
         place = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = sorted(_fields_at(Recipe, fault["loc"][:-1]))
             near = did_you_mean(str(fault["loc"][-1]), known)
             faults.append(f"unknown key {place!r}.{near} Known there: {_listed(known)}".rstrip("."))
@@ -124,17 +112,23 @@ def _faults(error: ValidationError) -> list[str]:
     return faults
 
 
-def _fields_at(model: type[BaseModel], place: Sequence[int | str]) -> set[str]:
-    """The keys that a recipe may hold at `place`."""
+def _fields_at(model: type, place: Sequence[int | str]) -> set[str]:
+    """The keys that a recipe may hold at `place`: fields of our models, or of the settings."""
     for part in place:
-        if isinstance(part, int):
+        if isinstance(part, int) or part not in _fields_of(model):
             continue
-        annotation = model.model_fields[part].annotation
-        inner = [a for a in (annotation, *_arguments(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        annotation = typing.get_type_hints(model)[part]
+        inner = [a for a in (annotation, *_arguments(annotation)) if isinstance(a, type) and _fields_of(a)]
         if not inner:
             return set()
         model = inner[0]
-    return set(model.model_fields)
+    return _fields_of(model)
+
+
+def _fields_of(model: type) -> set[str]:
+    if issubclass(model, BaseModel):
+        return set(model.model_fields)
+    return {each.name for each in fields(model)} if is_dataclass(model) else set()
 
 
 def _arguments(annotation: Any) -> list[Any]:

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-VERSION = 1
+from llmxai.settings import Decoding, Settings
+
+VERSION = 2
+"""Of the schema. Version 1 had four flat keys under `explain`; it is still read."""
 
 Positive = Annotated[int, Field(ge=1)]
 OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str]
@@ -104,24 +107,6 @@ class Source(Strict):
         return self.name or origin.rstrip("/").rsplit("/", 1)[-1].partition(".")[0]
 
 
-class DecodingSettings(Strict):
-    """How answers are generated where a row gives none."""
-
-    max_new_tokens: Positive = 64
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: int = 0
-
-
-class ExplainSettings(Strict):
-    """Explain every generated token and write the record's folder."""
-
-    features: Literal["content", "prompt", "all"] = "content"
-    baseline: str = "space"
-    tolerance: Annotated[float, Field(gt=0)] = 0.02
-    max_nodes: Annotated[int, Field(ge=4)] = 128
-
-
 class Contender(Strict):
     """A method with its options, to be compared with others."""
 
@@ -137,7 +122,7 @@ class Contender(Strict):
 
 
 class EvaluateSettings(Strict):
-    """Score methods. random, recency and leave_one_out are always beside them."""
+    """Score methods. random, recency and leave_one_out are always among them."""
 
     methods: list[Contender] = Field(min_length=1)
     metrics: list[MetricName] = ["planted", "aopc", "top_k", "lds"]
@@ -180,15 +165,16 @@ class WorkerSettings(Strict):
 class Recipe(Strict):
     """One run."""
 
-    version: Literal[1]
-    """Of this schema: 1."""
+    version: Literal[2]
+    """Of this schema: 2."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     description: str = ""
     model: ModelSettings = ModelSettings()
     data: list[Source] = Field(min_length=1)
-    decoding: DecodingSettings = DecodingSettings()
-    explain: ExplainSettings | None = ExplainSettings()
-    """null: no explanations, only the evaluation."""
+    decoding: Decoding = Decoding()
+    """How answers are generated where a row gives none."""
+    explain: Settings | None = Settings()
+    """How every generated token is explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
     evaluate: EvaluateSettings | None = None
     workers: WorkerSettings = WorkerSettings()
 
@@ -201,6 +187,22 @@ class Recipe(Strict):
         if twins:
             raise ValueError(f"two data sources share the label {twins[0]!r}: give one of them a name")
         return self
+
+
+def upgraded_recipe(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A parsed recipe of version 1 as one of version 2; a newer one as it is."""
+    document = dict(document)
+    if document.get("version") != 1:
+        return document
+    document["version"] = VERSION
+    old = document.get("explain")
+    if isinstance(old, Mapping):
+        gradients = {key: old[key] for key in ("baseline", "max_nodes") if key in old}
+        if "tolerance" in old and not isinstance(old["tolerance"], Mapping):
+            gradients["tolerance"] = {"relative": old["tolerance"]}
+        rest = {key: value for key, value in old.items() if key not in ("baseline", "max_nodes", "tolerance")}
+        document["explain"] = {**rest, **({"gradients": gradients} if gradients else {})}
+    return document
 
 
 def json_schema() -> dict[str, Any]:

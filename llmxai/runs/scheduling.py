@@ -11,7 +11,7 @@ from itertools import count, islice
 from typing import Any
 
 from llmxai.evaluation import Row
-from llmxai.evidence.recorder import derived_id
+from llmxai.evidence.record import derived_id
 from llmxai.runs.data import FailedRow
 from llmxai.runs.ledger import Ledger, key_of
 from llmxai.runs.recipe import Recipe

@@ -12,18 +12,18 @@ from statistics import median
 from typing import Any
 
 from llmxai.errors import EvidenceError, OutputError, RecipeError, UserError
-from llmxai.evaluation import Competitor, EvaluationContext, Row, answer_row, make_case, measure
+from llmxai.evaluation import Competitor, EvaluationContext, Row, make_case, measure
 from llmxai.evidence import Attempt, Draft, drafting
 from llmxai.explain import explain
-from llmxai.generation import Decoding
-from llmxai.methods import Tolerance
+from llmxai.explanation import Explanation
+from llmxai.generation import answer
 from llmxai.models import LoadedModel
 from llmxai.runs.data import FailedRow
 from llmxai.runs.ledger import Ledger
 from llmxai.runs.recipe import EvaluateSettings, Recipe
 from llmxai.runs.scheduling import Job
 from llmxai.save import save
-from llmxai.types import Explanation, Generation, Status
+from llmxai.types import Generation, Status
 
 _HOST = platform.node()
 EVIDENCE = "evidence"
@@ -38,15 +38,15 @@ class Worker:
 
     loaded: LoadedModel
     recipe: Recipe
-    bench: EvaluationContext | None
+    evaluation: EvaluationContext | None
     run: Path
     signed_by: str | None
     """Id of the key that the log is signed with."""
 
     @classmethod
     def of(cls, loaded: LoadedModel, recipe: Recipe, *, run: Path, signed_by: str | None) -> Worker:
-        bench = None if recipe.evaluate is None else _bench(loaded, recipe.evaluate)
-        return cls(loaded=loaded, recipe=recipe, bench=bench, run=run, signed_by=signed_by)
+        evaluation = None if recipe.evaluate is None else _context(loaded, recipe.evaluate)
+        return cls(loaded=loaded, recipe=recipe, evaluation=evaluation, run=run, signed_by=signed_by)
 
     def do(self, job: Job) -> None:
         """Do the row's work, leave its files in the run's folder and prepare its entry and its record.
@@ -61,7 +61,7 @@ class Worker:
         attempt: Attempt | None = None
         try:
             if self.recipe.explain is None:
-                told |= self._evaluated(_whole(row), answer_row(self.loaded, _whole(row), decoding=self._decoding))
+                told |= self._evaluated(_whole(row), self._answered(_whole(row)))
             else:
                 purpose = f"recipe {self.recipe.name}, row {row.id}"
                 place = self.run / EVIDENCE
@@ -82,9 +82,8 @@ class Worker:
         told |= _evidence(draft) | {"seconds": time.perf_counter() - started, "worker": f"{_HOST}:{os.getpid()}"}
         ledger.prepare(row.id, told, draft)
 
-    @property
-    def _decoding(self) -> Decoding:
-        return Decoding(**self.recipe.decoding.model_dump())
+    def _answered(self, row: Row) -> Generation:
+        return answer(self.loaded, row.asked, response=row.response, decoding=self.recipe.decoding)
 
     def _kept(self, row: Row | FailedRow, attempt: Attempt) -> dict[str, Any]:
         """Explain the row and write its folder; the figures of its entry."""
@@ -100,27 +99,23 @@ class Worker:
         assert settings is not None
         return explain(
             self.loaded,
-            row.prompt,
-            messages=row.messages,
+            row.asked,
             response=row.response,
             foil=row.foil,
-            decoding=self._decoding,
-            features=settings.features,
-            baseline=settings.baseline,
-            tolerance=Tolerance(relative=settings.tolerance),
-            max_nodes=settings.max_nodes,
+            decoding=self.recipe.decoding,
+            settings=settings,
         )
 
     def _evaluated(self, row: Row, generation: Generation) -> dict[str, Any]:
-        answer = _preview("".join(generation.texts[generation.prompt_len :]))
+        said = _preview("".join(generation.texts[generation.prompt_len :]))
         told: dict[str, Any] = {
-            "answer": answer,
+            "answer": said,
             "n_targets": generation.n_targets,
             "n_tokens": len(generation.ids),
         }
-        if self.bench is not None and self.recipe.evaluate is not None:
+        if self.evaluation is not None and self.recipe.evaluate is not None:
             case = make_case(self.loaded, row, generation, target=self.recipe.evaluate.target)
-            compared = measure(self.bench, case)
+            compared = measure(self.evaluation, case)
             told |= {"target_f": compared.f, "measured": [asdict(measured) for measured in compared.measured]}
         return told
 
@@ -151,7 +146,7 @@ def request_of(row: Row) -> dict[str, Any]:
     return asked | {name: text for name, text in more.items() if text is not None}
 
 
-def _bench(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationContext:
+def _context(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationContext:
     return EvaluationContext(
         loaded=loaded,
         competitors=[Competitor(c.name, c.method, c.options) for c in settings.methods],
@@ -165,20 +160,15 @@ def _bench(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationContext
 
 
 def _summary(explanation: Explanation) -> dict[str, Any]:
-    attribution, statuses = explanation.attribution, [check.status for check in explanation.checks]
-    agreements = [value for check in explanation.checks if (value := _spearman(check)) is not None]
+    certificate, statuses = explanation.gradients.certificate, [check.status for check in explanation.checks]
+    assert certificate is not None
+    agreements = [check.agreement.spearman for check in explanation.checks if check.agreement.spearman is not None]
     return {
         **{str(status): statuses.count(status) for status in Status},
-        "worst_gap_ratio": float((attribution.local_error / attribution.tolerance).max()),
-        "oom_halvings": explanation.settings.get("chunk_halvings", 0),
+        "worst_gap_ratio": float((certificate.local_error / certificate.tolerance).max()),
+        "oom_halvings": explanation.computed.get("chunk_halvings", 0),
         "median_spearman": median(agreements) if agreements else None,
     }
-
-
-def _spearman(check: Any) -> float | None:
-    agreement = getattr(check, "agreement", check)
-    value = agreement.spearman
-    return None if value is None else float(value)
 
 
 def _preview(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from llmxai._lazy import lazy
+import lazy_loader
 
 if TYPE_CHECKING:
-    from llmxai.store.folder import FILES, evidence_folder, require_replaceable, to_json, to_maps, write_folder
+    from llmxai.store.document import to_json, to_maps
+    from llmxai.store.folder import FILES, evidence_folder, require_replaceable, write_folder
+    from llmxai.store.loading import load_explanation
     from llmxai.store.reading import READABLE, SCHEMA, read_folder, upgraded
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "READABLE",
     "SCHEMA",
     "evidence_folder",
+    "load_explanation",
     "read_folder",
     "require_replaceable",
     "to_json",
@@ -22,13 +25,12 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = lazy(
+    __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
-        {
-            **dict.fromkeys(
-                ("FILES", "evidence_folder", "require_replaceable", "to_json", "to_maps", "write_folder"),
-                "llmxai.store.folder",
-            ),
-            **dict.fromkeys(("READABLE", "SCHEMA", "read_folder", "upgraded"), "llmxai.store.reading"),
+        submod_attrs={
+            "document": ["to_json", "to_maps"],
+            "folder": ["FILES", "evidence_folder", "require_replaceable", "write_folder"],
+            "loading": ["load_explanation"],
+            "reading": ["READABLE", "SCHEMA", "read_folder", "upgraded"],
         },
     )

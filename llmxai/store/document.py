@@ -1,11 +1,215 @@
-"""What quantisation changed, as plain JSON values and as one sentence."""
+"""An explanation as plain JSON values and as maps (docs/explanation-folder.md)."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from statistics import median
 from typing import Any
 
-from llmxai.types import Explanation
+import numpy as np
+import torch
+
+from llmxai.errors import NonFiniteError
+from llmxai.explanation import Explanation
+from llmxai.methods import METHODS
+from llmxai.store.reading import SCHEMA
+from llmxai.types import Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
+
+TOP_SOURCES = 20
+"""Sources of a target and method that are listed; the maps have all of them."""
+
+
+def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
+    """The maps, float32 unless said otherwise; none for what is refused.
+
+    [target, seq]: `integrated_gradients`, `rollout` and `rollout_variant` with their nulls, and the methods that were
+    asked for as well, by name; their features and those of the gradients as uint8. Of the removals: `leave_one_out`
+    [target, unit], `removal_f` [target, unit + mask] float64 and `removal_kept` [mask, unit] uint8.
+
+    Raises NonFiniteError in place of NaN.
+    """
+    gradients = explanation.gradients
+    maps = {"integrated_gradients": _float(gradients.values), "features": _bytes(gradients.features)}
+    for name, scores in (("rollout", explanation.rollout), ("rollout_variant", explanation.variant)):
+        if scores.refused is None and scores.null is not None:
+            maps |= {name: _float(scores.values), f"{name}_null": _float(scores.null)}
+    for name, scores in explanation.also.items():
+        if scores.refused is None:
+            maps |= {name: _float(scores.values), f"{name}.features": _bytes(scores.features)}
+            maps |= {f"{name}.null": _float(scores.null)} if scores.null is not None else {}
+    if (effects := explanation.effects) is not None:
+        maps["leave_one_out"] = _float(effects.drop)
+        maps["removal_f"] = torch.cat([effects.f_without, effects.f_masked], dim=1).double().numpy()
+        maps["removal_kept"] = _bytes(effects.kept)
+    for name, values in maps.items():
+        if not np.isfinite(values).all():
+            raise NonFiniteError(f"The map {name!r} holds NaN or infinity; nothing was written.")
+    return maps
+
+
+def _float(values: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = values.float().contiguous().numpy()
+    return array
+
+
+def _bytes(values: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = values.to(torch.uint8).contiguous().numpy()
+    return array
+
+
+def to_json(explanation: Explanation) -> dict[str, Any]:
+    """The explanation as plain JSON values, schema `llmxai.explanation/3`."""
+    generation = explanation.generation
+    return {
+        "schema": SCHEMA,
+        "created": explanation.created,
+        "generation": {
+            "prompt_len": generation.prompt_len,
+            "stop": generation.stop,
+            "request": dict(generation.request),
+            "decoding": dict(generation.decoding),
+            "source_len": generation.source_len,
+            "classes": list(generation.classes),
+            "read_at": list(generation.read_at),
+            "answer": "".join(generation.texts[generation.prompt_len :]),
+        },
+        "tokens": [
+            {"index": i, "id": token, "text": text, "role": str(role)}
+            for i, (token, text, role) in enumerate(
+                zip(generation.ids, generation.texts, generation.roles, strict=True)
+            )
+        ],
+        "words": [list(word) for word in generation.words],
+        "targets": [_target(explanation, t) for t in range(generation.n_targets)],
+        "ablations": _effects(explanation.effects),
+        "refusals": refusals_of(explanation),
+        "full_precision": full_precision_of(explanation),
+        "variant": dict(explanation.computed["variant"]),
+        "scores": {name: _method(scores) for name, scores in explanation.scores.items()},
+        "settings": explanation.settings.to_dict(),
+        "computed": {name: value for name, value in explanation.computed.items() if name != "variant"},
+        "environment": dict(explanation.environment),
+        "warnings": list(warnings_of(explanation)),
+    }
+
+
+def _target(explanation: Explanation, t: int) -> dict[str, Any]:
+    generation, gradients = explanation.generation, explanation.gradients
+    certificate = gradients.certificate
+    assert certificate is not None
+    check, position = explanation.checks[t], explanation.generation.prompt_len + t
+    f_input, f_baseline = float(certificate.f_input[t]), float(certificate.f_baseline[t])
+    features, foil = gradients.features[t].numpy(), generation.foil_of(t)
+    return {
+        "position": position,
+        "id": generation.ids[position],
+        "text": generation.texts[position],
+        "foil": None if foil is None else {"id": foil.id, "text": foil.text},
+        "logprob": None if generation.logprobs is None else generation.logprobs[t],
+        "replayed_logprob": explanation.replay.logprobs[t],
+        "rank": explanation.replay.ranks[t],
+        "status": str(check.status),
+        "reason": check.reason,
+        "gap": float(certificate.gap[t]),
+        "local_error": float(certificate.local_error[t]),
+        "tolerance": float(certificate.tolerance[t]),
+        "nodes": certificate.nodes[t],
+        "f_input": f_input,
+        "f_baseline": f_baseline,
+        "net": f_input - f_baseline,
+        "converged": certificate.converged[t],
+        "agreement": asdict(check.agreement),
+        "agreement_variant": asdict(check.variant_agreement),
+        "rollout": _row(check.dilution, explanation.rollout, t),
+        "rollout_variant": _row(check.variant_dilution, explanation.variant, t),
+        "curve": _curve(explanation.rollout.curve, t),
+        "referee": _verdict(check.verdict),
+        "sources": {
+            "integrated_gradients": _sources(_float(gradients.values[t]), features),
+            "rollout": _sources_of(explanation.rollout, t, features),
+            "rollout_variant": _sources_of(explanation.variant, t, features),
+            "leave_one_out": _unit_sources(explanation.effects, t),
+            **{
+                name: _sources_of(scores, t, scores.features[t].numpy())
+                for name, scores in explanation.also.items()
+                if name != "leave_one_out"
+            },
+        },
+    }
+
+
+def _method(scores: Scores) -> dict[str, Any]:
+    return {
+        "source": METHODS[scores.method].source,
+        "signed": scores.signed,
+        "refused": scores.refused,
+        "settings": dict(scores.settings),
+    }
+
+
+def _sources_of(scores: Scores, t: int, features: np.ndarray) -> list[dict[str, Any]]:
+    return [] if scores.refused is not None else _sources(_float(scores.values[t]), features)
+
+
+def _row(dilution: Dilution | None, rollout: Scores, t: int) -> dict[str, Any]:
+    if dilution is None or rollout.lost_mass is None:
+        return dict.fromkeys((*(part.name for part in fields(Dilution)), "lost_mass"))
+    return {**asdict(dilution), "lost_mass": float(rollout.lost_mass[t])}
+
+
+def _curve(curve: DilutionCurve | None, t: int) -> dict[str, list[float]] | None:
+    if curve is None:
+        return None
+    return {part.name: getattr(curve, part.name)[t].tolist() for part in fields(curve)}
+
+
+def _verdict(verdict: RefereeVerdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    return {
+        "better": verdict.better,
+        "difference": verdict.difference,
+        "interval": None if verdict.interval is None else list(verdict.interval),
+        "scores": {name: asdict(score) for name, score in verdict.scores.items()},
+        "sources": list(verdict.sources),
+        "missed": {name: list(units) for name, units in verdict.missed.items()},
+    }
+
+
+def _effects(effects: Effects | None) -> dict[str, Any] | None:
+    if effects is None:
+        return None
+    return {
+        **effects.settings,
+        "operator": effects.operator,
+        "units": [list(unit) for unit in effects.units],
+        "masks": len(effects.kept),
+    }
+
+
+def _unit_sources(effects: Effects | None, t: int) -> list[dict[str, Any]]:
+    """The units whose loss changes the log-prob most, by |drop|, with their share of the sum of |drop|."""
+    if effects is None:
+        return []
+    drop = _float(effects.drop[t])
+    found = _sources(drop, np.ones(len(drop), dtype=bool))
+    return [{"unit": one["index"], "value": one["value"], "share": one["share"]} for one in found]
+
+
+def _sources(values: np.ndarray, features: np.ndarray) -> list[dict[str, Any]]:
+    """The features with the largest |value|, with their share of the sum of |value| over all features."""
+    indices = np.flatnonzero(features)
+    magnitude = np.abs(values[indices])
+    total = float(magnitude.sum())
+    order = np.argsort(-magnitude, kind="stable")[:TOP_SOURCES]
+    return [
+        {
+            "index": int(indices[i]),
+            "value": float(values[indices[i]]),
+            "share": float(magnitude[i]) / total if total else 0.0,
+        }
+        for i in order
+    ]
 
 
 def full_precision_of(explanation: Explanation) -> dict[str, Any] | None:
@@ -62,8 +266,8 @@ def precision_sentence(explanation: Explanation) -> str:
 
 
 def refusals_of(explanation: Explanation) -> dict[str, str]:
-    """By method, why a rollout is not defined for the model."""
-    return {one.method: one.refused for one in (explanation.rollout, explanation.variant) if one.refused is not None}
+    """By method, why it is not defined for the model."""
+    return {name: one.refused for name, one in explanation.scores.items() if one.refused is not None}
 
 
 def warnings_of(explanation: Explanation) -> list[str]:

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from llmxai.errors import OutputError
 
-SCHEMA = "llmxai.explanation/2"
-READABLE = ("llmxai.explanation/1", "llmxai.explanation/2")
+SCHEMA = "llmxai.explanation/3"
+READABLE = tuple(f"llmxai.explanation/{version}" for version in (1, 2, 3))
 AGREEMENT = (
     *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
     *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
@@ -41,9 +41,14 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with what it lacks, empty: /1 had no variant, no referee and no curve, /2 at first no refusals, no
-    comparison of a quantised model with full precision and no foil."""
-    document = {"refusals": {}, "full_precision": None, **document}
+    """A document with what its schema did not have, empty.
+
+    /1 had no variant, no referee and no curve; /2 at first no refusals, no comparison of a quantised model with full
+    precision and no foil, and its `settings` were what /3 calls `computed`: what was asked for is None there.
+    """
+    document = {"refusals": {}, "full_precision": None, "scores": {}, **document}
+    if "computed" not in document:
+        document |= {"computed": document["settings"], "settings": None}
     document["targets"] = [{"foil": None, **target} for target in document["targets"]]
     if "variant" in document:
         return document

@@ -1,4 +1,8 @@
-"""Gradients with respect to every layer's attention map, one layer at a time from the top down.
+"""Gradient-weighted attention rollout, one layer and one target at a time.
+
+R <- R + A_bar R with A_bar = mean over heads of max(0, dF/dA x A), R beginning as the identity (Chefer, Gur & Wolf
+2021, https://arxiv.org/abs/2103.15679, eq. 5 and 6 for self-attention). Here F is the log-prob of the generated token
+and the row is that of its predicting position, where the paper reads a class token's.
 
 One forward pass notes what goes into each layer. From the top down, each layer then runs once more, with a graph, and
 takes every target's cotangent from its output to its input. Its attention is cut out of that graph and computed in
@@ -7,9 +11,9 @@ blocks of queries, so that the weights and their gradient exist for one layer, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,15 +30,20 @@ from llmxai.methods.attention.capture import (
     require_every_layer,
     through_interface,
 )
-from llmxai.methods.attention.dilution import CurveRecorder, shares
-from llmxai.methods.attention.encoder_decoder import weighted_two_sides
-from llmxai.methods.attention.rows import padded, starts
+from llmxai.methods.attention.dilution import shares
+from llmxai.methods.attention.encoder_decoder import weighted_steps
+from llmxai.methods.attention.rollout import attention_scores, initial_rows
 from llmxai.methods.attention.visibility import Visible, visible_in_map
 from llmxai.methods.registry import method
-from llmxai.methods.targets import TargetRows, kinds, target_positions, token_targets
-from llmxai.models import LoadedModel, ModelKind, embed, forward_logits
-from llmxai.models.forward import first_of, frozen_eval, rollout_refusal, transformer_layers
-from llmxai.types import Generation, Rollout
+from llmxai.methods.targets import Target, TargetRows, kinds, targets_of
+from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, frozen_eval, transformer_layers
+from llmxai.models.families import rollout_refusal
+from llmxai.models.forward import first_of
+from llmxai.names import Progress, quiet
+from llmxai.types import Generation, Scores
+
+GROUP_NUMBERS = 2**27
+"""Numbers in the cotangents (target x seq x hidden) that go down together; more targets go in several groups."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +92,23 @@ class Descent:
 
     calls: tuple[_LayerCall, ...]
     """One a layer, first layer first."""
-    top: Float[Tensor, "1 seq hidden"]
-    """Gradient of the sum of all targets with respect to the last layer's output."""
-    positions: tuple[int, ...] | None
-    """Of each target, the one position that its part of `top` stands at; None for a single target that has it all."""
+    targets: tuple[Target, ...]
+    top: Float[Tensor, "part seq hidden"]
+    """Gradients with respect to the last layer's output: one for the sum of all targets, or one per target."""
+    shared: bool
+    """Whether it is one for all: each target's part stands at its own positions, which no other target has."""
     taken: _Taken
 
     def cotangents(self, targets: Sequence[int]) -> list[Float[Tensor, "1 seq hidden"]]:
         """Gradients with respect to the last layer's output."""
-        if self.positions is None:
-            return [self.top.to(self.calls[-1].hidden.device)]
+        like = self.calls[-1].hidden
+        if not self.shared:
+            return [self.top[t : t + 1].to(like.device) for t in targets]
         found = []
         for t in targets:
-            found.append(torch.zeros_like(self.calls[-1].hidden))
-            found[-1][0, self.positions[t]] = self.top[0, self.positions[t]].to(found[-1].device)
+            found.append(torch.zeros_like(like))
+            places = list(self.targets[t].positions)
+            found[-1][0, places] = self.top[0, places].to(like.device)
         return found
 
     def carry(
@@ -167,7 +179,7 @@ def _weighted(gradient: Tensor, weights: Tensor) -> Float[Tensor, "query key"]:
 
 
 @contextmanager
-def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]:
+def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Target]) -> Iterator[Descent]:
     """One forward pass; hooks, attention function and flags are as before when the context ends.
 
     Raises UnsupportedModelError for layers without softmax attention and for a model whose layers cannot be named.
@@ -175,7 +187,7 @@ def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]
     if (refusal := rollout_refusal(loaded.model.config)) is not None:
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model, taken = loaded.model, _Taken()
-    rows = TargetRows.of(token_targets(generation))
+    rows = TargetRows.of(targets)
     embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
     if not through_interface(model):
         require_eager_length(loaded, embeds.shape[1])
@@ -197,22 +209,18 @@ def descending(loaded: LoadedModel, generation: Generation) -> Iterator[Descent]
         handles.append(layers[-1].register_forward_hook(cut))
         try:
             with torch.enable_grad():  # frozen weights: the graph begins at the leaf
-                total = rows.values(forward_logits(model, embeds, positions=rows.positions)).sum()
+                values = rows.values(forward_logits(model, embeds, positions=rows.positions))[0]
+                # of a language model, a position feeds only the targets that are predicted there
+                shared = loaded.kind is not ModelKind.CLASSIFIER and len(set(rows.positions)) == len(rows.positions)
+                parts = [values.sum()] if shared else list(values)
         finally:
             for handle in handles:
                 handle.remove()
         require_every_layer(loaded, len(taken.cut) or len(taken.maps))
         taken.clear()
         taken.graph = True
-        (at_top,) = torch.autograd.grad(total, leaves[0])  # of a language model, a position feeds one target only
-        yield Descent(tuple(calls), at_top, None if loaded.kind is ModelKind.CLASSIFIER else rows.positions, taken)
-
-
-GROUP_NUMBERS = 2**27
-"""Numbers in the cotangents (target x seq x hidden) that go down together; more targets go in several groups."""
-
-Progress = Callable[[int, int], None]
-"""Called with (layers x targets that are done, all of them)."""
+        top = torch.cat([torch.autograd.grad(part, leaves[0], retain_graph=True)[0] for part in parts])
+        yield Descent(tuple(calls), tuple(targets), top, shared, taken)
 
 
 @method(
@@ -221,8 +229,12 @@ Progress = Callable[[int, int], None]
     source="Chefer, Gur & Wolf 2021, https://arxiv.org/abs/2103.15679, eq. 5 and 6",
 )
 def gradient_weighted_rollout(
-    loaded: LoadedModel, generation: Generation, *, progress: Progress = lambda _done, _all: None
-) -> Rollout:
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    progress: Progress = quiet,
+) -> Scores:
     """Rollout of attention weighted by its own positive gradient: what raised this token's log-prob (or its lead).
 
     The identity that R begins as is taken off (it says only that the predicting position is itself) and each row is
@@ -235,47 +247,42 @@ def gradient_weighted_rollout(
     Raises UnsupportedModelError for layers without softmax attention or that cannot be run one by one, NonFiniteError
     where a gradient is NaN or infinite.
     """
-    positions, start = target_positions(generation), starts(loaded, generation)
+    targets = targets_of(generation, targets)
+    start = initial_rows(loaded, generation, targets)
     if loaded.kind is ModelKind.ENCODER_DECODER:
-        steps = list(weighted_two_sides(loaded, generation))
-        return _rollout(loaded, generation, start, [steps])
-    with descending(loaded, generation) as descent:
+        return _scores(loaded, generation, targets, start, [list(weighted_steps(loaded, generation, targets, start))])
+    with descending(loaded, generation, targets) as descent:
         depth, size = len(descent.calls), max(1, GROUP_NUMBERS // descent.calls[-1].hidden.numel())
         downs: list[list[tuple[Tensor, Tensor]]] = []
-        for first in range(0, len(positions), size):
-            group, done = range(first, min(first + size, len(positions))), first * depth
+        for first in range(0, len(targets), size):
+            group, done = range(first, min(first + size, len(targets))), first * depth
             downs.append([])
             for rows, null in _down(descent, start[group.start : group.stop], group):
                 downs[-1].append((rows, null))
                 done += len(group)
-                progress(done, depth * len(positions))
-    return _rollout(loaded, generation, start, downs)
+                progress(done, depth * len(targets))
+    return _scores(loaded, generation, targets, start, downs)
 
 
-def _rollout(
+def _scores(
     loaded: LoadedModel,
     generation: Generation,
+    targets: Sequence[Target],
     start: Float[Tensor, "target seq"],
     downs: Sequence[Sequence[tuple[Tensor, Tensor]]],
-) -> Rollout:
+) -> Scores:
     """From the rows and the null's after every layer, of every group of targets."""
     if not all(torch.isfinite(down[-1][0]).all() for down in downs):
         raise NonFiniteError(
             f"{loaded.name}: NaN or infinity in the gradients of attention, computed in {loaded.dtype}. Load the model "
             f"with --dtype float32 or bfloat16."
         )
-    recorder = CurveRecorder.of(target_positions(generation))
-    for parts in zip(*downs, strict=True):  # one layer of every group
-        rows, null = (_as_shares(torch.cat(side), start) for side in zip(*parts, strict=True))
-        recorder.add(rows, null)
-    return Rollout(
-        method="gradient_weighted_rollout",
-        rows=padded(rows, generation),
-        null_rows=padded(null, generation),
-        lost_mass=torch.zeros(len(rows), dtype=rows.dtype),
-        curve=recorder.curve(),
-        settings={"target": kinds(token_targets(generation)), "head_fusion": "mean", "layers": len(recorder.steps)},
-    )
+    layers = zip(*downs, strict=True)  # one layer of every group at a time
+    sums = ([torch.cat(side) for side in zip(*parts, strict=True)] for parts in layers)
+    steps = ((_as_shares(rows, start), _as_shares(null, start)) for rows, null in sums)
+    settings = {"target": kinds(targets), "head_fusion": "mean"}
+    scores = attention_scores("gradient_weighted_rollout", generation, targets, steps, settings)
+    return replace(scores, lost_mass=torch.zeros(len(targets), dtype=scores.values.dtype))
 
 
 def _down(descent: Descent, start: Float[Tensor, "target seq"], targets: range) -> Iterator[tuple[Tensor, Tensor]]:

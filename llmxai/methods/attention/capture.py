@@ -23,7 +23,8 @@ from transformers.modeling_utils import AttentionInterface
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.attention.visibility import Visible, visible_in_map, visible_keys
 from llmxai.models import LoadedModel, ModelKind, embed, keeps_logits, transformer_depth
-from llmxai.models.forward import frozen_eval, rollout_refusal
+from llmxai.models.families import SCORE_BIAS, rollout_refusal
+from llmxai.models.forward import frozen_eval
 
 CAPTURE = "llmxai_capture"
 BLOCK_NUMBERS = 2**24
@@ -62,8 +63,8 @@ class AttentionCall:
             least = torch.finfo(query.dtype).min
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, least)
         options = dict(self.options)
-        if isinstance(bias := options.get("position_bias"), Tensor):  # T5
-            options["position_bias"] = bias[:, :, queries, keys]
+        if isinstance(bias := options.get(SCORE_BIAS), Tensor):
+            options[SCORE_BIAS] = bias[:, :, queries, keys]
         eager = sys.modules[type(self.module).__module__].eager_attention_forward
         output, weights = eager(self.module, query, key, value, mask, **options)
         return output, weights

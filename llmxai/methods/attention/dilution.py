@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.special import rel_entr
-from scipy.stats import entropy
 from torch import Tensor
 
-from llmxai.types import Dilution, DilutionCurve, Rollout
+from llmxai.methods.targets import Target
+from llmxai.types import Dilution, DilutionCurve, Scores
 
 
 @dataclass
@@ -24,8 +22,8 @@ class CurveRecorder:
     steps: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, positions: Sequence[int]) -> CurveRecorder:
-        return cls(seen=torch.tensor(positions) + 1)
+    def of(cls, targets: Sequence[Target]) -> CurveRecorder:
+        return cls(seen=torch.tensor([target.last for target in targets]) + 1)
 
     def add(self, rows: Float[Tensor, "target seq"], null: Float[Tensor, "target seq"]) -> None:
         self.steps.append(
@@ -58,7 +56,9 @@ def divergences(rows: Float[Tensor, "target seq"], null: Float[Tensor, "target s
     def bits(a: Tensor) -> Tensor:
         return torch.where(a > 0, a * (a / m.clamp(min=torch.finfo(m.dtype).tiny)).log2(), 0).sum(dim=1)
 
-    return ((bits(p) + bits(q)) / 2).clamp(0, 1)
+    empty, other = (side.sum(dim=1) <= 0 for side in (p, q))
+    apart = torch.where(empty ^ other, 1.0, (bits(p) + bits(q)) / 2)  # a row without mass is as far as can be
+    return apart.clamp(0, 1)
 
 
 def similarities(rows: Float[Tensor, "target seq"], seen: Int[Tensor, " target"]) -> Float[Tensor, " target"]:
@@ -77,43 +77,29 @@ def similarities(rows: Float[Tensor, "target seq"], seen: Int[Tensor, " target"]
     return ((cosines.sum(dim=1) - cosines.diagonal()) / (n - 1)).clamp(0, 1)
 
 
-def dilutions(rollout: Rollout, features: Bool[Tensor, "target seq"], positions: Sequence[int]) -> tuple[Dilution, ...]:
-    """The figures of every row; `positions` are the predicting positions, behind which a target sees nothing."""
-    similar = similarities(rollout.rows.double(), torch.tensor(positions) + 1)
-    found = []
-    for t, position in enumerate(positions):
-        row, null = rollout.rows[t].double().numpy(), rollout.null_rows[t].double().numpy()
-        mine = features[t].numpy()
-        found.append(
-            Dilution(
-                sink_mass=float(row[0]),
-                feature_mass=float(row[mine].sum()),
-                entropy=normalised_entropy(row[mine]),
-                null_divergence=jensen_shannon(row[: position + 1], null[: position + 1]),
-                similarity=float(similar[t]),
-            )
+def dilutions(
+    scores: Scores, features: Bool[Tensor, "target seq"], seen: Int[Tensor, " target"]
+) -> tuple[Dilution, ...]:
+    """The figures of every row of an attention method; a target sees its first `seen` positions."""
+    assert scores.null is not None
+    rows, null = scores.values.double(), scores.null.double()
+    mass, many = (rows * features).sum(dim=1), features.sum(dim=1)
+    figures = zip(
+        rows[:, 0].tolist(),
+        mass.tolist(),
+        entropies(rows * features, many).tolist(),
+        divergences(rows, null).tolist(),
+        similarities(rows, seen).tolist(),
+        ((many > 1) & (mass > 0)).tolist(),
+        strict=True,
+    )
+    return tuple(
+        Dilution(
+            sink_mass=sink,
+            feature_mass=on_features,
+            entropy=entropy if defined else None,
+            null_divergence=divergence,
+            similarity=similarity,
         )
-    return tuple(found)
-
-
-def normalised_entropy(mass: Float[np.ndarray, " feature"]) -> float | None:
-    """Shannon entropy of the row over the features, divided by that of a uniform row: 0 to 1.
-
-    None under two features or where there is no mass on them.
-    """
-    if len(mass) < 2 or mass.sum() <= 0:
-        return None
-    return float(entropy(mass) / np.log(len(mass)))
-
-
-def jensen_shannon(p: Float[np.ndarray, " seq"], q: Float[np.ndarray, " seq"]) -> float:
-    """Jensen-Shannon divergence in bits, 0 (equal) to 1 (disjoint), of two rows of mass, each scaled to sum 1.
-
-    A row without any mass is as far from every other as can be: 1 (0 from another such).
-    """
-    if p.sum() <= 0 or q.sum() <= 0:
-        return 0.0 if p.sum() <= 0 and q.sum() <= 0 else 1.0
-    p, q = p / p.sum(), q / q.sum()
-    m = (p + q) / 2
-    bits = (rel_entr(p, m).sum() + rel_entr(q, m).sum()) / (2 * np.log(2))
-    return float(np.clip(bits, 0, 1))  # rounding can take it a hair below 0
+        for sink, on_features, entropy, divergence, similarity, defined in figures
+    )

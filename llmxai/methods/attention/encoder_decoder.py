@@ -9,7 +9,7 @@ decoder's part on the source goes on through the encoder is as in Ferrando et al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,9 @@ from torch import Tensor
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.attention.capture import AttentionCall, Fuse, at_least_float32, attending
-from llmxai.methods.attention.dilution import CurveRecorder
-from llmxai.methods.attention.rows import one_hot, padded
-from llmxai.methods.targets import TargetRows, target_positions, token_targets
-from llmxai.models import LoadedModel, embed, forward_logits
-from llmxai.models.forward import frozen_eval, layer_stacks
-from llmxai.types import Generation, Rollout
+from llmxai.methods.targets import Target, TargetRows
+from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval, layer_stacks
+from llmxai.types import Generation
 
 MAP_NUMBERS = 2**28
 """Attention weights of all layers that gradients are taken of together, at most: 1 GiB in float32."""
@@ -58,16 +55,13 @@ class TwoSides:
         return found
 
 
-def roll_out_two_sides(
-    loaded: LoadedModel,
-    generation: Generation,
-    *,
-    name: str,
-    residual: float,
-    fuse: Fuse,
-    settings: Mapping[str, object],
-) -> Rollout:
-    """The targets' rows over source and earlier answer; each of a decoder layer's two attentions keeps `residual`."""
+def rollout_steps(
+    loaded: LoadedModel, generation: Generation, targets: Sequence[Target], start: Rows, *, residual: float, fuse: Fuse
+) -> Iterator[tuple[Rows, Rows]]:
+    """The rows over source and earlier answer, and the null's, after every layer, top first.
+
+    Each of a decoder layer's two attentions keeps `residual`.
+    """
 
     def attend(mass: Tensor, call: AttentionCall, _number: int) -> Tensor:
         moved = mass.new_zeros(len(mass), call.key.shape[2])
@@ -76,10 +70,8 @@ def roll_out_two_sides(
         return moved
 
     with frozen_eval(loaded.model), torch.no_grad():
-        sides, _ = _capture(loaded, generation, AttentionCall.output)
-    positions = target_positions(generation)
-    rows, recorder = one_hot(positions), CurveRecorder.of(positions)
-    null = rows
+        sides, _ = _capture(loaded, generation, targets, AttentionCall.output)
+    rows = null = start
     for number, queries, keys, ends in sides.down():
         new = [(1 - residual) * sides.arrived(rows, number, queries, keys, attend)]
         new.append((1 - residual) * sides.arrived(null, number, queries, keys, _uniform))
@@ -88,18 +80,12 @@ def roll_out_two_sides(
             moved[:, queries] -= (1 - residual) * old[:, queries]
         rows, null = new
         if ends:
-            recorder.add(rows, null)
-    return Rollout(
-        method=name,
-        rows=padded(rows, generation),
-        null_rows=padded(null, generation),
-        lost_mass=(1 - rows.sum(dim=1)).clamp(min=0),
-        curve=recorder.curve(),
-        settings={**settings, "layers": len(recorder.steps)},
-    )
+            yield rows, null
 
 
-def weighted_two_sides(loaded: LoadedModel, generation: Generation) -> Iterator[tuple[Rows, Rows]]:
+def weighted_steps(
+    loaded: LoadedModel, generation: Generation, targets: Sequence[Target], start: Rows
+) -> Iterator[tuple[Rows, Rows]]:
     """R's rows and the null's after every layer, top first: R <- R + A_bar R over the joined axis.
 
     A_bar is the mean over heads of max(0, dF/dA x A), of each target its own. Raises UnsupportedModelError where the
@@ -120,7 +106,7 @@ def weighted_two_sides(loaded: LoadedModel, generation: Generation) -> Iterator[
         return output
 
     with frozen_eval(loaded.model), torch.enable_grad():
-        sides, values = _capture(loaded, generation, with_weights)
+        sides, values = _capture(loaded, generation, targets, with_weights)
     raised: list[list[Tensor]] = []
     for value in values:
         gradients = torch.autograd.grad(value, weights, retain_graph=True)
@@ -130,7 +116,7 @@ def weighted_two_sides(loaded: LoadedModel, generation: Generation) -> Iterator[
     def attend(mass: Tensor, _call: AttentionCall, number: int) -> Tensor:
         return torch.stack([row @ own[number] for row, own in zip(mass, raised, strict=True)])
 
-    rows = null = one_hot(target_positions(generation))
+    rows = null = start
     for number, queries, keys, ends in sides.down():
         rows = rows + sides.arrived(rows, number, queries, keys, attend)
         null = null + sides.arrived(null, number, queries, keys, _uniform)
@@ -146,11 +132,14 @@ def _uniform(mass: Tensor, call: AttentionCall, _number: int) -> Tensor:
 
 
 def _capture(
-    loaded: LoadedModel, generation: Generation, output: Callable[[AttentionCall], Tensor]
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: Sequence[Target],
+    output: Callable[[AttentionCall], Tensor],
 ) -> tuple[TwoSides, Float[Tensor, " target"]]:
     """One forward pass with every attention computed by `output`, and F of every target."""
     model, calls = loaded.model, []
-    rows = TargetRows.of(token_targets(generation))
+    rows = TargetRows.of(targets)
 
     def note(call: AttentionCall) -> Tensor:
         calls.append(call)

@@ -1,33 +1,119 @@
-"""The product over layers that every rollout variant is made of, row by wanted row, from the top layer down."""
+"""Attention rollout, only the rows that are wanted, and its variants as rows of one table.
+
+R = product over layers, last layer first, of (r I + (1 - r) A_l) with A_l the head-mean attention (Abnar & Zuidema
+2020, https://arxiv.org/abs/2005.00928). The row of a target is that of its predicting position, so the product is
+carried from the top layer down as [target, seq] and no layer's map is ever whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from llmxai.errors import OptionError
-from llmxai.methods.attention.capture import (
-    AttentionCall,
-    Fuse,
-    LayerAttention,
-    Watch,
-    capture_attention,
-    mean_of_heads,
-)
+from llmxai.methods.attention.capture import AttentionCall, Fuse, LayerAttention, capture_attention, mean_of_heads
 from llmxai.methods.attention.dilution import CurveRecorder
-from llmxai.methods.attention.encoder_decoder import roll_out_two_sides
-from llmxai.methods.attention.rows import padded, starts
+from llmxai.methods.attention.encoder_decoder import rollout_steps
 from llmxai.methods.attention.weighting import measured_residual, projections_watched, value_norms
-from llmxai.methods.registry import method
-from llmxai.methods.targets import target_positions
-from llmxai.models import LoadedModel, ModelKind
-from llmxai.types import Generation, Rollout
+from llmxai.methods.registry import METHODS, Method, method
+from llmxai.methods.targets import Target, seen_by, targets_of
+from llmxai.models import LoadedModel, ModelKind, adapter_of
+from llmxai.settings import AttentionRollout
+from llmxai.types import Generation, Scores
 
 TINY = 1e-30
+Steps = Iterator[tuple[Tensor, Tensor]]
+"""The targets' rows and the null's after every layer, top layer first: both [target, seen], float64 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a row of attention out of all layers. The defaults are plain rollout."""
+
+    name: str
+    source: str
+    summary: str
+    fusion: str = "mean"
+    """How heads become one map (`FUSIONS`), or `value_norms`."""
+    options: tuple[str, ...] = ("residual",)
+    """What a caller may set."""
+    residual: float | None = AttentionRollout.residual
+    """Share of each layer that stays; None: measured, layer by layer and token by token."""
+    last_layers: int | None = None
+    """How many layers, from the top; None: all."""
+    sink_removed: bool = False
+    """Hide the first token from every layer and scale each row to sum 1 again."""
+    product: bool = True
+    """The product over layers; else their mean."""
+    curve: bool = True
+    """Whether the partial products say anything."""
+
+
+ABNAR = "Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928"
+KOBAYASHI = "Kobayashi et al. 2020, https://arxiv.org/abs/2004.10102, eq. 4"
+VARIANTS = (
+    Variant(
+        "max_head_rollout",
+        f"{ABNAR}, heads fused by their maximum",
+        "Rollout of the maximum over heads of each attention weight, rows scaled to the sums that the mean would have.",
+        fusion="max",
+    ),
+    Variant(
+        "min_head_rollout",
+        f"{ABNAR}, heads fused by their minimum",
+        "Rollout of the minimum over heads of each attention weight, rows scaled to the sums that the mean would have.",
+        fusion="min",
+    ),
+    Variant(
+        "last_layer_attention",
+        f"raw attention, the baseline of {ABNAR}",
+        "The last layer's attention from each target's predicting position, mean over heads.",
+        options=(),
+        residual=0.0,
+        last_layers=1,
+        curve=False,
+    ),
+    Variant(
+        "last_layers_rollout",
+        f"{ABNAR}, the product cut short",
+        "Rollout through the last layers: what lower layers mixed stays where they put it.",
+        options=("last_layers", "residual"),
+        last_layers=8,
+    ),
+    Variant(
+        "sink_free_rollout",
+        f"the first-token sink: Xiao et al. 2023, https://arxiv.org/abs/2309.17453; product: {ABNAR}",
+        "Rollout with attention to the first token removed at every layer and each row scaled to sum 1 again.",
+        sink_removed=True,
+    ),
+    Variant(
+        "value_norm_rollout",
+        f"{KOBAYASHI}; product as in {ABNAR}",
+        "Rollout of ||sum over heads of attention weight x transformed value||, each layer's rows scaled to sum 1.",
+        fusion="value_norms",
+    ),
+    Variant(
+        "value_norm_attention",
+        f"{KOBAYASHI}, mean over layers",
+        "Mean over layers of ||sum over heads of attention weight x transformed value||, rows scaled to sum 1.",
+        fusion="value_norms",
+        options=(),
+        product=False,
+        curve=False,
+    ),
+    Variant(
+        "measured_residual_rollout",
+        "the idea of Kobayashi et al. 2021, https://arxiv.org/abs/2109.07152, without layer norms and value norms",
+        "Rollout with r = ||x|| / (||x|| + ||attention||) of each layer and position in place of a fixed share.",
+        options=(),
+        residual=None,
+    ),
+)
 
 
 def max_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> Tensor:
@@ -38,61 +124,130 @@ def min_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> 
     return _with_sums_of_the_mean(weights.amin(dim=0), weights)
 
 
-FUSIONS: Mapping[str, Fuse] = {"mean": mean_of_heads, "max": max_of_heads, "min": min_of_heads}
-
-
 def _with_sums_of_the_mean(fused: Tensor, weights: Tensor) -> Tensor:
     """Rows scaled back to what they sum to in the mean of the heads: 1, or less where a sink takes some."""
     wanted = weights.sum(dim=(0, 2))[:, None] / len(weights)
     return fused * (wanted / fused.sum(dim=1, keepdim=True).clamp(min=TINY))
 
 
-def require_share(residual: float) -> None:
-    """Raise OptionError for a residual outside [0, 1)."""
-    if not 0 <= residual < 1:
-        raise OptionError(f"residual is {residual}; expected a share from 0 up to, but not including, 1.")
+FUSIONS: Mapping[str, Fuse] = {"mean": mean_of_heads, "max": max_of_heads, "min": min_of_heads}
+
+
+@method("attention_rollout", needs={"attentions"}, source=ABNAR)
+def attention_rollout(
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    residual: float = AttentionRollout.residual,
+    head_fusion: str = AttentionRollout.head_fusion,
+) -> Scores:
+    """Share of attention that reaches every token from each target's predicting position, through all layers.
+
+    `residual` is the share of each layer that stays in place; `head_fusion` is how heads become one map: mean, or max
+    or min scaled back to the sums of the mean. The null is the same product with every attention row uniform over
+    what its mask allows. Rows sum to 1 minus `lost_mass`. Of an encoder-decoder, the product goes on from the decoder's
+    self- and cross-attention, each with its own residual share, through the encoder (`encoder_decoder`).
+
+    Raises OptionError for a residual outside [0, 1) or an unknown fusion, and UnsupportedModelError for layers without
+    softmax attention.
+    """
+    AttentionRollout(residual=residual, head_fusion=head_fusion)  # raises OptionError
+    settings = {"residual": residual, "head_fusion": head_fusion}
+    if loaded.kind is ModelKind.ENCODER_DECODER:
+        targets = targets_of(generation, targets)
+        start = initial_rows(loaded, generation, targets)
+        steps = rollout_steps(loaded, generation, targets, start, residual=residual, fuse=FUSIONS[head_fusion])
+        return attention_scores("attention_rollout", generation, targets, steps, settings)
+    plain = Variant("attention_rollout", ABNAR, "", fusion=head_fusion, residual=residual)
+    return roll_out(loaded, generation, plain, targets=targets, settings=settings)
 
 
 def roll_out(
     loaded: LoadedModel,
     generation: Generation,
+    variant: Variant,
     *,
-    name: str,
-    residual: float | Sequence[Float[Tensor, " seq"]],
-    fuse: Fuse = mean_of_heads,
-    watch: Watch | None = None,
-    sink_removed: bool = False,
-    last_layers: int | None = None,
+    targets: Sequence[Target] | None = None,
     settings: Mapping[str, object],
-) -> Rollout:
-    """R = product over the last `last_layers` layers (all by default) of (r I + (1 - r) A_l), the targets' rows.
+) -> Scores:
+    """The targets' rows by one variant. Rows sum to 1 minus `lost_mass`; with value norms or without a sink, to 1.
 
-    `residual` is r, one number or one a layer and query. `sink_removed` hides key 0 and scales each row to sum 1 again.
+    Raises OptionError for a residual outside [0, 1) or less than one layer, UnsupportedModelError where a layer has no
+    softmax attention, or attention does not go straight into the output projection whose values are to be weighed.
     """
-    if not isinstance(residual, Sequence):
-        require_share(residual)
-    if last_layers is not None and last_layers < 1:
-        raise OptionError(f"last_layers is {last_layers}; expected at least 1.")
-    positions = target_positions(generation)
-    rows = starts(loaded, generation)
-    layers = capture_attention(loaded, generation.ids[: positions[-1] + 1], fuse=fuse, watch=watch)
-    shares: list[float | Tensor] = list(residual) if isinstance(residual, Sequence) else [residual] * len(layers)
-    count = min(last_layers or len(layers), len(layers))
-    null = rows.clone()
-    recorder = CurveRecorder.of(positions)
-    for layer, r in list(zip(layers, shares, strict=True))[: -count - 1 : -1]:
-        visible = layer.visible.without_sink() if sink_removed else layer.visible
-        rows = r * rows + carry(layer, (1 - r) * rows, without_sink if sink_removed else as_it_is)
-        null = r * null + visible.spread((1 - r) * null)
-        recorder.add(rows, null)
-    return Rollout(
-        method=name,
-        rows=padded(rows, generation),
-        null_rows=padded(null, generation),
-        lost_mass=(1 - rows.sum(dim=1)).clamp(min=0),
-        curve=recorder.curve(),
-        settings={**settings, "layers": count},
+    if variant.last_layers is not None and variant.last_layers < 1:
+        raise OptionError(f"last_layers is {variant.last_layers}; expected at least 1.")
+    if variant.residual is not None:
+        AttentionRollout(residual=variant.residual)  # raises OptionError
+    targets = targets_of(generation, targets)
+    start = initial_rows(loaded, generation, targets)
+    ids = generation.ids[: start.shape[1]]
+    shares = measured_residual(loaded, ids) if variant.residual is None else None
+    weighed = variant.fusion == "value_norms"
+    with projections_watched() if weighed else nullcontext() as watch:
+        fuse = value_norms() if weighed else FUSIONS[variant.fusion]
+        layers = capture_attention(loaded, ids, fuse=fuse, watch=watch)
+        residuals: Sequence[float | Tensor] = shares or [variant.residual or 0.0] * len(layers)
+        chosen = list(zip(layers, residuals, strict=True))[-(variant.last_layers or len(layers)) :]
+        steps = _product(chosen, start, variant) if variant.product else iter([_mean(chosen, start)])
+        if shares is not None:
+            settings = {**settings, "residual": [round(float(share.mean()), 4) for share in shares]}
+        settings = {**settings, "layers": len(chosen)}
+        return attention_scores(variant.name, generation, targets, steps, settings, curve=variant.curve)
+
+
+def initial_rows(
+    loaded: LoadedModel, generation: Generation, targets: Sequence[Target]
+) -> Float[Tensor, "target seen"]:
+    """What a rollout starts from: 1 at the predicting position, or at what a classifier's head reads."""
+    return adapter_of(loaded.model).initial_rows(
+        loaded.model, name=loaded.name, generation=generation, positions=[target.positions for target in targets]
     )
+
+
+def attention_scores(
+    name: str,
+    generation: Generation,
+    targets: Sequence[Target],
+    steps: Steps,
+    settings: Mapping[str, object],
+    *,
+    curve: bool = True,
+) -> Scores:
+    """The rows after the last of `steps`, with the curve of all of them."""
+    recorder = CurveRecorder.of(targets)
+    for rows, null in steps:
+        recorder.add(rows, null)
+    n = len(generation.ids)
+
+    def padded(part: Tensor) -> Tensor:
+        return torch.nn.functional.pad(part, (0, n - part.shape[1]))
+
+    return Scores(
+        method=name,
+        values=padded(rows),
+        features=seen_by(targets, n),
+        signed=False,
+        settings={**settings, "layers": settings.get("layers", len(recorder.steps))},
+        null=padded(null),
+        lost_mass=(1 - rows.sum(dim=1)).clamp(min=0),
+        curve=recorder.curve() if curve else None,
+    )
+
+
+def _product(layers: Sequence[tuple[LayerAttention, float | Tensor]], rows: Tensor, variant: Variant) -> Steps:
+    null = rows.clone()
+    for layer, r in reversed(layers):
+        visible = layer.visible.without_sink() if variant.sink_removed else layer.visible
+        rows = r * rows + carry(layer, (1 - r) * rows, without_sink if variant.sink_removed else unchanged)
+        null = r * null + visible.spread((1 - r) * null)
+        yield rows, null
+
+
+def _mean(layers: Sequence[tuple[LayerAttention, float | Tensor]], start: Tensor) -> tuple[Tensor, Tensor]:
+    rows = torch.stack([carry(layer, start, unchanged) for layer, _ in layers]).mean(dim=0)
+    return rows, torch.stack([layer.visible.spread(start) for layer, _ in layers]).mean(dim=0)
 
 
 def carry(
@@ -109,8 +264,7 @@ def carry(
     return moved
 
 
-def as_it_is(rows: Tensor, _queries: slice, _keys: slice) -> Tensor:
-    """No change to a block of attention rows."""
+def unchanged(rows: Tensor, _queries: slice, _keys: slice) -> Tensor:
     return rows
 
 
@@ -123,219 +277,22 @@ def without_sink(rows: Float[Tensor, "query key"], queries: slice, keys: slice) 
     return rest / rest.sum(dim=1, keepdim=True).clamp(min=TINY)
 
 
-@method(
-    "attention_rollout",
-    needs={"attentions"},
-    source="Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928",
-)
-def attention_rollout(
-    loaded: LoadedModel, generation: Generation, *, residual: float = 0.5, head_fusion: str = "mean"
-) -> Rollout:
-    """Share of attention that reaches every token from each target's predicting position, through all layers.
+def _entered(variant: Variant) -> Method:
+    """The row of the table of methods for a variant: its options are the fields that a caller may set."""
 
-    `residual` is the share of each layer that stays in place; `head_fusion` is how heads become one map: mean, or max
-    or min scaled back to the sums of the mean. The null is the same product with every attention row uniform over
-    what its mask allows. Rows sum to 1 minus `lost_mass`. Of an encoder-decoder, the product goes on from the decoder's
-    self- and cross-attention, each with its own residual share, through the encoder (`_two_sides`).
+    def function(
+        loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, **options: object
+    ) -> Scores:
+        if unknown := sorted(options.keys() - set(variant.options)):
+            raise OptionError(f"{variant.name} has no option {unknown[0]!r}. It has: {', '.join(variant.options)}.")
+        chosen = replace(variant, **options)  # type: ignore[arg-type]
+        fusion = "norm of the sum" if variant.fusion == "value_norms" else variant.fusion
+        settings = {"residual": chosen.residual} if "residual" in variant.options else {}
+        return roll_out(loaded, generation, chosen, targets=targets, settings={**settings, "head_fusion": fusion})
 
-    Raises OptionError for a residual outside [0, 1) or an unknown fusion, and UnsupportedModelError for layers without
-    softmax attention.
-    """
-    if head_fusion not in FUSIONS:
-        raise OptionError(f"head_fusion {head_fusion!r} is unknown. Known: {', '.join(FUSIONS)}.")
-    if loaded.kind is ModelKind.ENCODER_DECODER:
-        require_share(residual)
-        return roll_out_two_sides(
-            loaded,
-            generation,
-            name="attention_rollout",
-            residual=residual,
-            fuse=FUSIONS[head_fusion],
-            settings={"residual": residual, "head_fusion": head_fusion},
-        )
-    return roll_out(
-        loaded,
-        generation,
-        name="attention_rollout",
-        residual=residual,
-        fuse=FUSIONS[head_fusion],
-        settings={"residual": residual, "head_fusion": head_fusion},
-    )
+    function.__name__, function.__doc__ = variant.name, variant.summary
+    options = {name: getattr(variant, name) for name in variant.options}
+    return Method(variant.name, frozenset({"attentions"}), variant.source, variant.summary, function, options)
 
 
-@method(
-    "max_head_rollout",
-    needs={"attentions"},
-    source="Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928, heads fused by their maximum",
-)
-def max_head_rollout(loaded: LoadedModel, generation: Generation, *, residual: float = 0.5) -> Rollout:
-    """Rollout of the maximum over heads of each attention weight, rows scaled to the sums that the mean would have.
-
-    Rows sum to 1 minus `lost_mass`. Raises OptionError for a residual outside [0, 1).
-    """
-    return roll_out(
-        loaded,
-        generation,
-        name="max_head_rollout",
-        residual=residual,
-        fuse=FUSIONS["max"],
-        settings={"residual": residual, "head_fusion": "max"},
-    )
-
-
-@method(
-    "min_head_rollout",
-    needs={"attentions"},
-    source="Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928, heads fused by their minimum",
-)
-def min_head_rollout(loaded: LoadedModel, generation: Generation, *, residual: float = 0.5) -> Rollout:
-    """Rollout of the minimum over heads of each attention weight, rows scaled to the sums that the mean would have.
-
-    Rows sum to 1 minus `lost_mass`. Raises OptionError for a residual outside [0, 1).
-    """
-    return roll_out(
-        loaded,
-        generation,
-        name="min_head_rollout",
-        residual=residual,
-        fuse=FUSIONS["min"],
-        settings={"residual": residual, "head_fusion": "min"},
-    )
-
-
-@method(
-    "last_layer_attention",
-    needs={"attentions"},
-    source="raw attention, the baseline of Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928",
-)
-def last_layer_attention(loaded: LoadedModel, generation: Generation) -> Rollout:
-    """The last layer's attention from each target's predicting position, mean over heads.
-
-    Rows sum to 1 minus `lost_mass`; the null is uniform attention; there is no curve.
-    """
-    rollout = roll_out(
-        loaded,
-        generation,
-        name="last_layer_attention",
-        residual=0.0,
-        last_layers=1,
-        settings={"head_fusion": "mean"},
-    )
-    return replace(rollout, curve=None)
-
-
-@method(
-    "last_layers_rollout",
-    needs={"attentions"},
-    source="Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928, the product cut short",
-)
-def last_layers_rollout(
-    loaded: LoadedModel, generation: Generation, *, last_layers: int = 8, residual: float = 0.5
-) -> Rollout:
-    """Rollout through the last `last_layers` layers: what lower layers mixed stays where they put it.
-
-    All layers where the model has no more. Rows sum to 1 minus `lost_mass`. Raises OptionError for fewer than one layer
-    or a residual outside [0, 1).
-    """
-    return roll_out(
-        loaded,
-        generation,
-        name="last_layers_rollout",
-        residual=residual,
-        last_layers=last_layers,
-        settings={"residual": residual, "head_fusion": "mean"},
-    )
-
-
-@method(
-    "sink_free_rollout",
-    needs={"attentions"},
-    source="the first-token sink: Xiao et al. 2023, https://arxiv.org/abs/2309.17453; product: Abnar & Zuidema 2020",
-)
-def sink_free_rollout(loaded: LoadedModel, generation: Generation, *, residual: float = 0.5) -> Rollout:
-    """Rollout with attention to the first token removed at every layer and each row scaled to sum 1 again.
-
-    The first token itself, which sees nothing else, keeps its own row. The null is uniform over the keys that are
-    left. Rows sum to 1. Raises OptionError for a residual outside [0, 1).
-    """
-    return roll_out(
-        loaded,
-        generation,
-        name="sink_free_rollout",
-        residual=residual,
-        sink_removed=True,
-        settings={"residual": residual, "head_fusion": "mean"},
-    )
-
-
-@method(
-    "value_norm_rollout",
-    needs={"attentions"},
-    source="Kobayashi et al. 2020, https://arxiv.org/abs/2004.10102, eq. 4; product as in Abnar & Zuidema 2020",
-)
-def value_norm_rollout(loaded: LoadedModel, generation: Generation, *, residual: float = 0.5) -> Rollout:
-    """Rollout of ||sum over heads of attention weight x transformed value||, each layer's rows scaled to sum 1.
-
-    A sink with small values weighs little. Rows sum to 1. Raises UnsupportedModelError where attention does not go
-    straight into an output projection, OptionError for a residual outside [0, 1).
-    """
-    with projections_watched() as watch:
-        return roll_out(
-            loaded,
-            generation,
-            name="value_norm_rollout",
-            residual=residual,
-            fuse=value_norms(),
-            watch=watch,
-            settings={"residual": residual, "head_fusion": "norm of the sum"},
-        )
-
-
-@method(
-    "value_norm_attention",
-    needs={"attentions"},
-    source="Kobayashi et al. 2020, https://arxiv.org/abs/2004.10102, eq. 4, mean over layers",
-)
-def value_norm_attention(loaded: LoadedModel, generation: Generation) -> Rollout:
-    """Mean over layers of ||sum over heads of attention weight x transformed value||, rows scaled to sum 1.
-
-    No product, so nothing is absorbed by the first token through depth; indirect paths are not followed. The null is
-    the mean over layers of uniform attention; there is no curve. Raises UnsupportedModelError where attention does not
-    go straight into an output projection.
-    """
-    positions = target_positions(generation)
-    start = starts(loaded, generation)
-    with projections_watched() as watch:
-        layers = capture_attention(loaded, generation.ids[: positions[-1] + 1], fuse=value_norms(), watch=watch)
-    rows = torch.stack([carry(layer, start, as_it_is) for layer in layers]).mean(dim=0)
-    null = torch.stack([layer.visible.spread(start) for layer in layers]).mean(dim=0)
-    return Rollout(
-        method="value_norm_attention",
-        rows=padded(rows, generation),
-        null_rows=padded(null, generation),
-        lost_mass=(1 - rows.sum(dim=1)).clamp(min=0),
-        curve=None,
-        settings={"head_fusion": "norm of the sum", "layers": len(layers)},
-    )
-
-
-@method(
-    "measured_residual_rollout",
-    needs={"attentions"},
-    source="the idea of Kobayashi et al. 2021, https://arxiv.org/abs/2109.07152, without layer norms and value norms",
-)
-def measured_residual_rollout(loaded: LoadedModel, generation: Generation) -> Rollout:
-    """Rollout with r = ||x|| / (||x|| + ||attention||) of each layer and position in place of a fixed share.
-
-    x is the residual stream that goes into the layer, attention what the layer's attention adds to it. The null has
-    the same shares. Rows sum to 1 minus `lost_mass`; `settings` gives the mean share of every layer. Raises
-    UnsupportedModelError where the layers or their attention cannot be told apart.
-    """
-    shares = measured_residual(loaded, generation.ids[: target_positions(generation)[-1] + 1])
-    return roll_out(
-        loaded,
-        generation,
-        name="measured_residual_rollout",
-        residual=shares,
-        settings={"residual": [round(float(share.mean()), 4) for share in shares], "head_fusion": "mean"},
-    )
+METHODS.update({variant.name: _entered(variant) for variant in VARIANTS})

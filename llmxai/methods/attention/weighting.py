@@ -7,7 +7,6 @@ the [head, head] inner products of the f_h(x_j), so the vectors of a block of qu
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.attention.capture import AttentionCall, Fuse, at_least_float32, run
 from llmxai.models import LoadedModel, embed
+from llmxai.models.families import OUTPUT_PROJECTIONS, family_of, residual_multiplier
 from llmxai.models.forward import first_of, frozen_eval, transformer_layers
 
-PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo")
 KEYS = 64
 """Keys whose transformed values exist at the same time."""
 TINY = 1e-30
@@ -47,13 +46,13 @@ def value_norms() -> Fuse:
 
 def output_projection(module: nn.Module) -> nn.Module:
     """The linear map after attention; raises UnsupportedModelError where it has none of the usual names."""
-    for name in PROJECTIONS:
+    for name in OUTPUT_PROJECTIONS:
         found = getattr(module, name, None)
         if isinstance(found, nn.Module):
             return found
     raise UnsupportedModelError(
-        f"{type(module).__name__} has no output projection named {', '.join(PROJECTIONS)}, so its values cannot be "
-        f"weighed. Choose a method that reads attention weights alone."
+        f"{type(module).__name__} has no output projection named {', '.join(OUTPUT_PROJECTIONS)}, so its values cannot "
+        f"be weighed. Choose a method that reads attention weights alone."
     )
 
 
@@ -111,7 +110,8 @@ class _Streams:
     stream: Tensor
     added: Tensor
 
-    def __init__(self, layer: nn.Module, attention: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, attention: nn.Module, *, residual_inside: bool) -> None:
+        self.residual_inside = residual_inside
         self.handles = [
             layer.register_forward_pre_hook(self._enter, with_kwargs=True),
             attention.register_forward_hook(self._attended, with_kwargs=True),
@@ -122,9 +122,9 @@ class _Streams:
         self.stream = arguments[0] if arguments else options["hidden_states"]
         self.added = torch.empty(0)
 
-    def _attended(self, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+    def _attended(self, _module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         self.added = first_of(output)
-        if "residual" in inspect.signature(module.forward).parameters:  # BLOOM adds the stream inside
+        if self.residual_inside:
             self.added = self.added - (options["residual"] if "residual" in options else arguments[1])
 
     def _followed(self, _module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -135,11 +135,11 @@ class _Streams:
 def measured_residual(loaded: LoadedModel, ids: Sequence[int]) -> list[Float[Tensor, " seq"]]:
     """||x|| / (||x|| + ||attention||) for every layer and position, float64 on the CPU; one forward pass."""
     model = loaded.model
-    scale = float(getattr(model.config.get_text_config(), "residual_multiplier", 1.0))  # Granite
+    scale, inside = residual_multiplier(model.config), family_of(model.config).attention_adds_residual
     streams: list[_Streams] = []
     try:
         for layer in transformer_layers(model):
-            streams.append(_Streams(layer, _attention_of(layer)))
+            streams.append(_Streams(layer, _attention_of(layer), residual_inside=inside))
         with frozen_eval(model), torch.no_grad():
             run(model, embed(model, ids)[None])
     finally:

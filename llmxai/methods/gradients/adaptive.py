@@ -12,9 +12,7 @@ from torch import Tensor
 from llmxai.errors import NonFiniteError
 from llmxai.methods.gradients.path_gradients import Node, PathFunction
 from llmxai.methods.gradients.quadrature import ORDER, Panel, plan_panels, scout_grid
-
-Progress = Callable[[int, int], None]
-"""Called with (gradients that are done, gradients that are wanted so far), one a target and node."""
+from llmxai.names import Progress
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,12 @@ class _State:
     def __post_init__(self) -> None:
         self.pieces = [{} for _ in self.exact.rows.targets]
         self.nodes = [0] * len(self.pieces)
+
+    def know(self, f_input: Float[Tensor, " target"] | None) -> _State:
+        """Take F of the real input as it was computed before, where it was."""
+        if f_input is not None:
+            self.f[1.0] = f_input.double()
+        return self
 
     def look_up(self, alphas: Iterable[float]) -> None:
         """Fill in `f` at every a."""
@@ -107,9 +111,16 @@ class _State:
         )
 
 
-def integrate_fixed(exact: PathFunction, fast: PathFunction, *, n_steps: int, progress: Progress) -> Integral:
+def integrate_fixed(
+    exact: PathFunction,
+    fast: PathFunction,
+    *,
+    n_steps: int,
+    progress: Progress,
+    f_input: Float[Tensor, " target"] | None = None,
+) -> Integral:
     """One Gauss-Legendre rule of `n_steps` nodes on [0, 1] for every target."""
-    state = _State(exact=exact, fast=fast, progress=progress)
+    state = _State(exact=exact, fast=fast, progress=progress).know(f_input)
     state.integrate({Panel(0.0, 1.0): range(len(state.pieces))}, order=n_steps)
     return state.integral()
 
@@ -121,9 +132,10 @@ def integrate_adaptively(
     allowed: Callable[[Float[Tensor, " target"]], Float[Tensor, " target"]],
     max_nodes: int,
     progress: Progress,
+    f_input: Float[Tensor, " target"] | None = None,
 ) -> Integral:
     """Scout F, plan panels, integrate, halve what fails; `allowed` is the tolerance of F(input) - F(baseline)."""
-    state = _State(exact=exact, fast=fast, progress=progress)
+    state = _State(exact=exact, fast=fast, progress=progress).know(f_input)
     state.look_up(scout_grid())
     scouted = torch.stack([state.f[a] for a in scout_grid()])  # [grid, target]
     limits = allowed(state.f[1.0] - state.f[0.0]).tolist()

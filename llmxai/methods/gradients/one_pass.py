@@ -14,10 +14,10 @@ from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods.features import visible_features
 from llmxai.methods.gradients.path_gradients import make_path
 from llmxai.methods.registry import method
-from llmxai.methods.targets import Target, TargetRows, kinds, token_targets
+from llmxai.methods.targets import Target, TargetRows, kinds, targets_of
 from llmxai.models import LoadedModel, embed, forward_logits
 from llmxai.models.forward import frozen_eval, seeded
-from llmxai.types import Generation, TokenScores
+from llmxai.types import Generation, Scores
 
 Forward = Callable[[Float[Tensor, "batch seq hidden"]], Float[Tensor, " batch"]]
 Work = Callable[[Forward, Float[Tensor, "1 seq hidden"]], Float[Tensor, " seq"]]
@@ -34,9 +34,9 @@ def score_tokens(
     signed: bool,
     settings: dict[str, object],
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Run `work` for each target on F of the embeddings, under one seed, and keep what falls on its features."""
-    targets = tuple(targets) if targets is not None else token_targets(generation)
+    targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
     with frozen_eval(loaded.model), seeded(seed, device=loaded.model.device):
         x = embed(loaded.model, generation.ids)[None]
@@ -44,7 +44,7 @@ def score_tokens(
             work(_forward(loaded, target, source=generation.source_len), x).detach().double().cpu()
             for target in targets
         ]
-    return TokenScores(
+    return Scores(
         method=method,
         values=torch.stack(rows) * chosen,
         features=chosen,
@@ -73,7 +73,7 @@ def gradient(forward: Forward, points: Float[Tensor, "batch seq hidden"]) -> Flo
 @method("saliency", needs={"gradients"}, source="Simonyan et al. 2013, https://arxiv.org/abs/1312.6034")
 def saliency(
     loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
-) -> TokenScores:
+) -> Scores:
     """|dF/dx_i|_2 of every token, the gradient by Captum: how much F moves for a small step, without a sign."""
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
@@ -96,7 +96,7 @@ def saliency(
 @method("gradient_x_input", needs={"gradients"}, source="Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713")
 def gradient_x_input(
     loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
-) -> TokenScores:
+) -> Scores:
     """<dF/dx_i, x_i> of every token, by Captum: exact where F is linear in the embeddings."""
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
@@ -125,7 +125,7 @@ def smoothgrad(
     samples: int = 8,
     noise: float = 0.1,
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Mean over `samples` of |dF/dx_i|_2 at embeddings with Gaussian noise, `noise` times the embeddings' own spread.
 
     The length is taken before the mean; Captum's NoiseTunnel averages the signed gradients, which cancel.
@@ -163,7 +163,7 @@ def gradient_shap(
     samples: int = 16,
     noise: float = 0.0,
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Mean over `samples` of <dF/dx_i at a random point of the path, x_i - b_i>, by Captum.
 
     A Monte-Carlo estimate of integrated gradients, without a certificate. `noise` is the standard deviation added to
@@ -208,7 +208,7 @@ def mc_dropout(
     samples: int = 8,
     rate: float = 0.1,
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Standard deviation of <dF/dx_i, x_i> over `samples` draws of dropout on the embeddings: spread, not size.
 
     Modern decoders have no dropout inside, so the elements of the embeddings are dropped (and the rest scaled up).
@@ -258,7 +258,7 @@ def deep_lift(
     targets: Sequence[Target] | None = None,
     features: str = "content",
     baseline: str = "space",
-) -> TokenScores:
+) -> Scores:
     """DeepLIFT (rescale rule) against a baseline, by Captum.
 
     Captum has rules for activations that are modules of torch.nn. A softmax that is a function call, as in the

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods.features import baseline_embedding, moving_tokens
-from llmxai.methods.targets import Target, TargetRows
+from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
 from llmxai.models.memory import ChunkSize, T, within_memory
 from llmxai.types import Generation
@@ -42,9 +42,7 @@ class Path:
 
     def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
         """The moving tokens that a target can see: those up to its last predicting position."""
-        seq = torch.arange(len(self.moving), device=self.moving.device)
-        last = torch.tensor([target.last for target in targets], device=self.moving.device)
-        return self.moving & (seq <= last[:, None])
+        return self.moving & seen_by(targets, len(self.moving)).to(self.moving.device)
 
 
 def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> Path:

@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
 
-ORDER = 4
-"""Nodes a panel."""
+from llmxai.settings import LEAST_NODES
+
+ORDER = LEAST_NODES
+"""Nodes per panel."""
 SCOUTS = 64
 """Intervals of the grid on which F is scouted; also the narrowest panel that scouting can ask for is 1 / SCOUTS."""
 

@@ -1,103 +1,83 @@
-"""The prompt taken apart: F of every generated token with units left out one by one and in random subsets."""
+"""Measured effects: F of every target with units of the prompt removed, one by one and in random subsets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import combinations
 from math import comb
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from llmxai.errors import OptionError
-from llmxai.methods.perturbation.removal import CHUNK_TOKENS, Progress, f_of_masks, require_operator
-from llmxai.methods.perturbation.units import prompt_units, require_units
+from llmxai.methods.perturbation.removal import f_of_masks
+from llmxai.methods.perturbation.units import prompt_units
 from llmxai.methods.registry import method
-from llmxai.methods.targets import token_targets
+from llmxai.methods.targets import Target, kinds, seen_by, targets_of
 from llmxai.models import LoadedModel
 from llmxai.models.memory import ChunkSize
-from llmxai.types import Effects, Generation
-
-
-@dataclass(frozen=True)
-class Removal:
-    """How the prompt is taken apart.
-
-    `units`: token, word, sentence, or auto (words; larger pieces where there are over `MOST_UNITS`). `operator`:
-    `delete` takes the tokens out and closes the gap; `baseline` puts the embedding of a neutral token in their place
-    (`baseline`, named as in `layer_integrated_gradients`), `mean` the mean embedding. `subsets`: random subsets,
-    each of which keeps half of the units.
-    """
-
-    units: str = "auto"
-    operator: str = "delete"
-    subsets: int = 64
-    baseline: str = "space"
-    seed: int = 0
-    chunk_tokens: int = CHUNK_TOKENS
-
-    def __post_init__(self) -> None:
-        require_units(self.units)
-        require_operator(self.operator)
-        if self.subsets < 0 or self.chunk_tokens < 1:
-            raise OptionError(
-                f"subsets is {self.subsets} and chunk_tokens {self.chunk_tokens}; expected at least 0 and 1."
-            )
+from llmxai.names import Progress, quiet
+from llmxai.settings import Removal
+from llmxai.types import Effects, Generation, Scores
 
 
 def measure_effects(
     loaded: LoadedModel,
     generation: Generation,
     *,
-    ablation: Removal = Removal(),
-    progress: Progress = lambda _done, _all: None,
+    targets: Sequence[Target] | None = None,
+    removal: Removal = Removal(),
+    f_input: Float[Tensor, " target"] | None = None,
+    progress: Progress = quiet,
 ) -> Effects:
-    """Log-probs (nats) of all generated tokens with units of the prompt left out, one by one and in random subsets.
+    """F (nats) of all targets with units of the prompt left out, one by one and in random subsets.
 
-    Template tokens, BOS and the answer are never removed.
+    Template tokens, BOS and the answer are never removed. `f_input`: F with nothing removed, where it is known. One
+    forward pass serves all targets.
 
-    Raises OptionError for an option that does not exist and NonFiniteError where the model gives NaN.
+    Raises NonFiniteError where the model gives NaN.
     """
-    units, kind = prompt_units(generation, units=ablation.units)
-    kept = half_subsets(len(units), ablation.subsets, seed=ablation.seed)
+    units, kind = prompt_units(generation, units=removal.units)
+    kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
-    whole = torch.ones(1, len(units), dtype=torch.bool)
-    size = ChunkSize(ablation.chunk_tokens)
+    whole = torch.ones(int(f_input is None), len(units), dtype=torch.bool)
+    size = ChunkSize(removal.chunk_tokens)
     f = f_of_masks(
         loaded,
         generation,
-        token_targets(generation),
+        targets_of(generation, targets),
         units,
         torch.cat([whole, alone, kept]),
-        operator=ablation.operator,
-        baseline=ablation.baseline,
+        operator=removal.operator,
+        baseline=removal.baseline,
         size=size,
         progress=progress,
     )
+    known = len(whole)
     return Effects(
-        operator=ablation.operator,
+        operator=removal.operator,
         units=units,
         kept=kept,
-        f_full=f[:, 0],
-        f_without=f[:, 1 : 1 + len(units)],
-        f_masked=f[:, 1 + len(units) :],
+        f_full=f[:, 0] if f_input is None else f_input.double(),
+        f_without=f[:, known : known + len(units)],
+        f_masked=f[:, known + len(units) :],
         settings={
             "kind": kind,
             "kept_share": 0.5,
-            "seed": ablation.seed,
-            "baseline": ablation.baseline if ablation.operator == "baseline" else None,
+            "seed": removal.seed,
+            "baseline": removal.baseline if removal.operator == "baseline" else None,
             "chunk_tokens": size.tokens,
             "chunk_halvings": size.halvings,
         },
     )
 
 
-def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[torch.Tensor, "mask unit"]:
+def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"]:
     """`n` different subsets that keep `n_units // 2` of the units each; all of them where there are no more than `n`.
 
     Of one size, as in Park et al. 2023 (https://arxiv.org/abs/2303.14186, definition 3): were the sizes to vary, any
-    scores that are all positive would foretell F from the size alone wherever removing anything lowers it. None of
+    scores that are all positive would predict F from the size alone wherever removing anything lowers it. None of
     the subsets is empty or full.
     """
     size = n_units // 2
@@ -115,23 +95,37 @@ def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[torch.Tensor, "mask
     return kept.scatter_(1, torch.tensor(chosen), value=True)
 
 
-@method(
-    "leave_one_out",
-    needs={"forward"},
-    source="Li, Monroe & Jurafsky 2016, https://arxiv.org/abs/1612.08220",
-)
+@method("leave_one_out", needs={"forward"}, source="Li, Monroe & Jurafsky 2016, https://arxiv.org/abs/1612.08220")
 def leave_one_out(
     loaded: LoadedModel,
     generation: Generation,
     *,
-    ablation: Removal = Removal(),
-    progress: Progress = lambda _done, _all: None,
-) -> Effects:
-    """Fall of every target's log-prob (nats) when a word of the prompt is left out.
+    targets: Sequence[Target] | None = None,
+    units: str = Removal.units,
+    operator: str = Removal.operator,
+    baseline: str = Removal.baseline,
+    progress: Progress = quiet,
+) -> Scores:
+    """Fall of every target's log-prob (nats) when a unit of the prompt is left out, in equal parts on its tokens.
 
-    `drop` of the result is [target, unit]. One forward pass a unit serves all targets. Random subsets come along unless
-    `ablation` says subsets=0.
+    F(prompt) - F(prompt without the unit): erasure of Li, Monroe & Jurafsky 2016, eq. 1, in nats and not divided by F.
+    It is a measurement and not an estimate, but of a prompt that nobody gave. Added up over a unit's tokens, the values
+    are its effect. One forward pass per unit serves all targets.
 
     Raises OptionError for an option that does not exist and NonFiniteError where the model gives NaN.
     """
-    return measure_effects(loaded, generation, ablation=ablation, progress=progress)
+    targets = targets_of(generation, targets)
+    removal = Removal(units=units, operator=operator, baseline=baseline, subsets=0)
+    effects = measure_effects(loaded, generation, targets=targets, removal=removal, progress=progress)
+    values = torch.zeros(len(targets), len(generation.ids), dtype=torch.float64)
+    features = torch.zeros(values.shape, dtype=torch.bool)
+    for unit, (start, end) in enumerate(effects.units):
+        values[:, start:end] = effects.drop[:, unit, None] / (end - start)
+        features[:, start:end] = True
+    return Scores(
+        method="leave_one_out",
+        values=values,
+        features=features & seen_by(targets, len(generation.ids)),
+        signed=True,
+        settings={"target": kinds(targets), "operator": operator, "units": effects.settings["kind"]},
+    )

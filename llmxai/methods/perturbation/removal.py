@@ -16,24 +16,12 @@ from transformers import DynamicCache
 
 from llmxai.errors import NonFiniteError, OptionError
 from llmxai.methods.features import baseline_embedding
-from llmxai.methods.perturbation.units import Unit
 from llmxai.methods.targets import Target, TargetRows
-from llmxai.models import LoadedModel, embed, forward_logits, prefix_cache
-from llmxai.models.forward import frozen_eval
+from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval, prefix_cache
 from llmxai.models.memory import ChunkSize, within_memory
+from llmxai.names import Progress, Unit, quiet
+from llmxai.settings import CHUNK_TOKENS, OPERATORS, require_known
 from llmxai.types import Generation
-
-OPERATORS = ("delete", "baseline", "mean")
-CHUNK_TOKENS = 1024
-
-Progress = Callable[[int, int], None]
-"""Called with (masks that are done, masks)."""
-
-
-def require_operator(operator: str) -> None:
-    """Raise OptionError for an operator that does not exist."""
-    if operator not in OPERATORS:
-        raise OptionError(f"removal operator {operator!r} is unknown. Known: {', '.join(OPERATORS)}.")
 
 
 def f_of_masks(
@@ -46,7 +34,7 @@ def f_of_masks(
     operator: str,
     baseline: str,
     size: ChunkSize,
-    progress: Progress = lambda _done, _all: None,
+    progress: Progress = quiet,
 ) -> Float[Tensor, "target mask"]:
     """F (nats, or logits) of every target under every mask, float64 on the CPU.
 
@@ -118,7 +106,7 @@ class MaskedSequence:
         kept: Bool[Tensor, "mask unit"],
         *,
         size: ChunkSize,
-        progress: Progress = lambda _done, _all: None,
+        progress: Progress = quiet,
     ) -> Float[Tensor, "target mask"]:
         """F of every target under every mask, masks that leave equally many tokens together."""
         present = self.present(kept)
@@ -189,7 +177,7 @@ class MaskedSequence:
         if not torch.isfinite(values).all():
             raise NonFiniteError(
                 f"{self.loaded.name}: NaN or infinity with parts of the prompt removed, computed in "
-                f"{self.loaded.dtype}. Load the model with --dtype float32 or bfloat16, or use --no-referee."
+                f"{self.loaded.dtype}. Load the model with --dtype float32 or bfloat16, or use --no-removal."
             )
         return values
 
@@ -213,7 +201,7 @@ class SetFunction:
     known: dict[bytes, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require_operator(self.operator)
+        require_known("removal operator", self.operator, OPERATORS)
         if self.generation.source_len and self.operator == "delete":
             raise OptionError(
                 f"{self.loaded.name}: an encoder-decoder has two sides, and this method does not take tokens out of "

@@ -16,10 +16,10 @@ from llmxai.errors import OptionError
 from llmxai.methods.features import visible_features
 from llmxai.methods.perturbation.removal import SetFunction, removal_forward
 from llmxai.methods.registry import method
-from llmxai.methods.targets import Target, kinds, token_targets
+from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel
 from llmxai.models.forward import seeded
-from llmxai.types import Generation, TokenScores
+from llmxai.types import Generation, Scores
 
 Fit = Callable[[SetFunction], Float[Tensor, " feature"]]
 
@@ -35,13 +35,13 @@ def score_by_removal(
     operator: str,
     seed: int,
     settings: dict[str, object],
-) -> TokenScores:
+) -> Scores:
     """Run `fit` for each target on its removals, under one seed.
 
     A feature of a target stands at or before its first predicting position: of a span of answer tokens, the earlier
     ones are no features.
     """
-    targets = tuple(targets) if targets is not None else token_targets(generation)
+    targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
     first = torch.tensor([min(target.positions) for target in targets])
     chosen = chosen & (torch.arange(chosen.shape[1]) <= first[:, None])
@@ -53,7 +53,7 @@ def score_by_removal(
         with seeded(seed, device=loaded.model.device):
             values[t, list(places)] = fit(removal).double().cpu()
         forwards += removal.forwards
-    return TokenScores(
+    return Scores(
         method=method,
         values=values,
         features=chosen,
@@ -86,7 +86,7 @@ def lime(
     samples: int = 128,
     alpha: float = 0.01,
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Weights of a lasso (`alpha`) fitted to `samples` removals that are weighted by their likeness to the input.
 
     By Captum, with its defaults: each token kept with probability 1/2, an exponential kernel over the cosine distance.
@@ -125,7 +125,7 @@ def kernel_shap(
     operator: str = "delete",
     samples: int = 128,
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Shapley values of the tokens, estimated from `samples` removals by Captum's weighted regression."""
     if samples < 2:
         raise OptionError(f"kernel_shap: samples is {samples}; expected at least 2.")
@@ -163,7 +163,7 @@ def context_cite(
     masks: int = 64,
     alpha: float = 0.01,
     seed: int = 0,
-) -> TokenScores:
+) -> Scores:
     """Weights of a lasso fitted to the logit of the target's probability on `masks` random subsets (section 3).
 
     Subsets keep each token with probability 1/2; columns are standardised and the outputs divided by the number of

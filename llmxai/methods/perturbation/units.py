@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmxai.errors import OptionError
 from llmxai.methods.features import CONTENT
+from llmxai.names import Unit
+from llmxai.settings import UNITS, require_known
+from llmxai.text import sentences
 from llmxai.types import Generation
 
-UNITS = ("auto", "token", "word", "sentence")
 MOST_UNITS = 64
 """More pieces than this are put together under `auto`: each costs a forward pass."""
 FEWEST_SENTENCES = 16
 """Fewer sentences than this say too little; `auto` then takes runs of words."""
-SENTENCE_ENDS = frozenset(".!?。！？…\n")
-
-Unit = tuple[int, int]
 
 
 def prompt_units(generation: Generation, *, units: str = "auto") -> tuple[tuple[Unit, ...], str]:
@@ -24,7 +22,7 @@ def prompt_units(generation: Generation, *, units: str = "auto") -> tuple[tuple[
     Template tokens, BOS and the answer belong to no unit, and no unit reaches over a change of role. A raw prompt
     that is a single unit has none: nothing would be left to answer from.
     """
-    require_units(units)
+    require_known("removal units", units, UNITS)
     tokens = [i for i in range(generation.prompt_len) if generation.roles[i] in CONTENT]
     content = frozenset(tokens)
     words = [word for word in generation.words if word[1] <= generation.prompt_len and word[0] in content]
@@ -33,43 +31,22 @@ def prompt_units(generation: Generation, *, units: str = "auto") -> tuple[tuple[
     elif units == "word":
         chosen, kind = words, "word"
     elif units == "sentence":
-        chosen, kind = _sentences(generation, words), "sentence"
+        chosen, kind = sentences(generation.texts, generation.roles, words), "sentence"
     else:
         chosen, kind = _not_too_many(generation, words)
     everything = sum(end - start for start, end in chosen) == generation.prompt_len
     return (() if everything and len(chosen) == 1 else tuple(chosen)), kind
 
 
-def require_units(units: str) -> None:
-    """Raise OptionError for a kind of unit that does not exist."""
-    if units not in UNITS:
-        raise OptionError(f"ablation units {units!r} are unknown. Known: {', '.join(UNITS)}.")
-
-
 def _not_too_many(generation: Generation, words: Sequence[Unit]) -> tuple[list[Unit], str]:
     if len(words) <= MOST_UNITS:
         return list(words), "word"
-    sentences = _sentences(generation, words)
-    if FEWEST_SENTENCES <= len(sentences) <= MOST_UNITS:
-        return sentences, "sentence"
-    if len(sentences) > MOST_UNITS:
-        return _runs(sentences, MOST_UNITS), "run of sentences"
+    found = sentences(generation.texts, generation.roles, words)
+    if FEWEST_SENTENCES <= len(found) <= MOST_UNITS:
+        return found, "sentence"
+    if len(found) > MOST_UNITS:
+        return _runs(found, MOST_UNITS), "run of sentences"
     return _runs(words, MOST_UNITS), "run of words"
-
-
-def _sentences(generation: Generation, words: Sequence[Unit]) -> list[Unit]:
-    """Neighbouring words up to one that ends a sentence, or to a change of role."""
-    found: list[Unit] = []
-    begins = True
-    for start, end in words:
-        follows = bool(found) and found[-1][1] == start and generation.roles[start] == generation.roles[start - 1]
-        if begins or not follows:
-            found.append((start, end))
-        else:
-            found[-1] = (found[-1][0], end)
-        text = "".join(generation.texts[start:end])
-        begins = "\n" in text or text.rstrip()[-1:] in SENTENCE_ENDS
-    return found
 
 
 def _runs(pieces: Sequence[Unit], most: int) -> list[Unit]:

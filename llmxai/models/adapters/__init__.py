@@ -1,0 +1,101 @@
+"""One adapter per kind of model: a module each, with the same functions.
+
+| function | what it gives |
+| --- | --- |
+| `require_explainable(model, name)` | raises UnsupportedModelError where its answers cannot be explained |
+| `logits(model, embeds, positions, prefix, source)` | logits at positions, differentiable in the embeddings |
+| `stacks(model)` | its stacks of layers |
+| `keeps_prefix(model)` | whether keys and values of a fixed beginning can be kept |
+| `initial_rows(model, name, generation, positions)` | the rows that an attention rollout starts from |
+| `answers(model, name, prompts, decoding)` | the model's own answers as ids with their log-probs |
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from llmxai.errors import UnsupportedModelError
+from llmxai.models.adapters import causal, classifier, encoder_decoder
+from llmxai.models.families import ModelKind, kind_of
+from llmxai.models.forward import keys_and_values
+from llmxai.settings import Decoding
+from llmxai.types import Answer, Generation, PromptTokens
+
+
+class Adapter(Protocol):
+    """What the three modules have in common."""
+
+    def require_explainable(self, model: PreTrainedModel, *, name: str) -> None: ...
+
+    def logits(
+        self,
+        model: PreTrainedModel,
+        inputs_embeds: Float[Tensor, "batch seq hidden"],
+        *,
+        positions: Sequence[int],
+        prefix: DynamicCache | None,
+        source: int,
+    ) -> Float[Tensor, "batch position vocab"]: ...
+
+    def stacks(self, model: PreTrainedModel) -> list[nn.ModuleList]: ...
+
+    def keeps_prefix(self, model: PreTrainedModel) -> bool: ...
+
+    def initial_rows(
+        self, model: PreTrainedModel, *, name: str, generation: Generation, positions: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "target seen"]: ...
+
+    def answers(
+        self, model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+    ) -> list[Answer]: ...
+
+
+ADAPTERS: dict[ModelKind, Adapter] = {
+    ModelKind.CAUSAL: causal,
+    ModelKind.CLASSIFIER: classifier,
+    ModelKind.ENCODER_DECODER: encoder_decoder,
+}
+
+
+def adapter_of(model: PreTrainedModel) -> Adapter:
+    """The adapter of a model in memory."""
+    return ADAPTERS[kind_of(model)]
+
+
+def forward_logits(
+    model: PreTrainedModel,
+    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    *,
+    positions: Sequence[int],
+    prefix: DynamicCache | None = None,
+    source: int = 0,
+) -> Float[Tensor, "batch position vocab"]:
+    """Logits at `positions` (indices into seq) only; differentiable in `inputs_embeds`.
+
+    `prefix` holds the keys and values of what comes before seq, for a batch of one; it is not changed. `source`: of an
+    encoder-decoder, how many of the embeddings go into the encoder. Raises UnsupportedModelError for a model that
+    cannot start from embeddings.
+    """
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no inputs_embeds, so its embeddings cannot be moved along a path."
+        )
+    return adapter_of(model).logits(model, inputs_embeds, positions=positions, prefix=prefix, source=source)
+
+
+def layer_stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """The one stack of layers, or the encoder's and the decoder's."""
+    return adapter_of(model).stacks(model)
+
+
+def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache | None:
+    """Keys and values of a beginning that never changes; None for an empty one, or where the model cannot keep it."""
+    if not inputs_embeds.shape[1] or not adapter_of(model).keeps_prefix(model):
+        return None
+    return keys_and_values(model, inputs_embeds)

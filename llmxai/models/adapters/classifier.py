@@ -1,0 +1,135 @@
+"""Classifiers of texts: the answer is one class, as if it were the one token that the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from llmxai.errors import NonFiniteError, PromptError, UnsupportedModelError
+from llmxai.models.adapters.causal import equal_shares
+from llmxai.models.finding import require_one_class
+from llmxai.models.forward import embed, frozen_eval, input_device, transformer_layers
+from llmxai.settings import Decoding
+from llmxai.types import Answer, Generation, PromptTokens
+
+
+def require_explainable(model: PreTrainedModel, *, name: str) -> None:
+    """Raise UnsupportedModelError where the logits are not a distribution over classes that exclude each other."""
+    require_one_class(model.config, name=name)
+
+
+def logits(
+    model: PreTrainedModel,
+    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    *,
+    positions: Sequence[int],
+    prefix: DynamicCache | None,
+    source: int,
+) -> Float[Tensor, "batch position vocab"]:
+    """The one row of logits for the whole of seq, which stands for any position."""
+    del prefix, source
+    return torch.as_tensor(model(inputs_embeds=inputs_embeds).logits)[:, None].expand(-1, len(positions), -1)
+
+
+def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
+    return [transformer_layers(model)]
+
+
+def keeps_prefix(model: PreTrainedModel) -> bool:
+    """False: tokens are read both ways, so none can be computed before the rest."""
+    del model
+    return False
+
+
+def initial_rows(
+    model: PreTrainedModel, *, name: str, generation: Generation, positions: Sequence[Sequence[int]]
+) -> Float[Tensor, "target seen"]:
+    """Equal shares of the positions that the classifier's head reads. Raises UnsupportedModelError where unknown."""
+    if not generation.read_at:
+        raise UnsupportedModelError(
+            f"{name}: the layers of {type(model).__name__} cannot be told apart, so the position that its classifier "
+            f"reads is unknown, and attention rollout has nowhere to begin; integrated gradients work."
+        )
+    row = equal_shares([generation.read_at])
+    return torch.nn.functional.pad(row, (0, 1 + max(map(max, positions)) - row.shape[1])).expand(len(positions), -1)
+
+
+def answers(
+    model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+) -> list[Answer]:
+    """The most likely class of every prompt."""
+    del decoding, room
+    return [classified(model, prompt, name=name, label=None) for prompt in prompts]
+
+
+def classified(model: PreTrainedModel, prompt: PromptTokens, *, name: str, label: str | None) -> Answer:
+    """The most likely class, or the class `label` (its name or number), with its log-prob (nats).
+
+    The id is the class's number. Raises PromptError for a label that the model does not have and NonFiniteError where
+    the logits hold NaN.
+    """
+    ids = torch.tensor([prompt.ids], device=input_device(model))
+    with frozen_eval(model), torch.no_grad():
+        values = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double()
+        try:
+            read = positions_read(model, prompt.ids)
+        except UnsupportedModelError:
+            read = ()
+    if not torch.isfinite(values).all():
+        raise NonFiniteError(
+            f"{name}: the logits of the classes hold NaN or infinity in {model.dtype}. Load it with --dtype "
+            f"float32 (or bfloat16), or check the weights."
+        )
+    names = label_names(model)
+    chosen = int(values.argmax()) if label is None else class_number(names, label, name=name)
+    return Answer(
+        ids=(chosen,),
+        logprobs=None if label is not None else (float(torch.log_softmax(values, dim=-1)[chosen]),),
+        stop="class" if label is None else "given",
+        classes=tuple(names),
+        read_at=read,
+    )
+
+
+def label_names(model: PreTrainedModel) -> list[str]:
+    """The names of the classes, in the order of the logits."""
+    known = model.config.id2label
+    return [str(known.get(number, f"LABEL_{number}")) for number in range(model.config.num_labels)]
+
+
+def class_number(names: Sequence[str], label: str, *, name: str) -> int:
+    """The class that `label` names, by its name or its number. Raises PromptError for one that does not exist."""
+    if label in names:
+        return list(names).index(label)
+    if label.isdigit() and int(label) < len(names):
+        return int(label)
+    raise PromptError(
+        f"{name} has no class {label!r}. Known: {', '.join(map(repr, names))}, or a number from 0 to {len(names) - 1}."
+    )
+
+
+def positions_read(model: PreTrainedModel, ids: Sequence[int]) -> tuple[int, ...]:
+    """The positions of the last layer's output that the logits depend on, from their gradient.
+
+    Raises UnsupportedModelError where the layers cannot be told apart. Call inside `frozen_eval(model)`.
+    """
+    leaves: list[Tensor] = []
+
+    def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
+        tensor = output[0] if isinstance(output, tuple) else output
+        leaves.append(tensor.detach().requires_grad_())
+        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+
+    handle = transformer_layers(model)[-1].register_forward_hook(cut)
+    try:
+        with torch.enable_grad():
+            values = model(inputs_embeds=embed(model, ids)[None]).logits
+            (gradient,) = torch.autograd.grad(values.float().square().sum(), leaves[0])
+    finally:
+        handle.remove()
+    return tuple(gradient[0].abs().amax(dim=-1).nonzero()[:, 0].tolist())

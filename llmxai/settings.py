@@ -1,0 +1,269 @@
+"""What an explanation is asked for: one frozen object that Python takes, a recipe validates, the command line fills,
+the record stores and a replay reads back.
+
+Nothing here needs torch. Every field is a plain JSON value or another of these objects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+from llmxai.errors import OptionError, did_you_mean
+
+FEATURES = ("content", "prompt", "all")
+OPERATORS = ("delete", "baseline", "mean")
+UNITS = ("auto", "token", "word", "sentence")
+FUSIONS = ("mean", "max", "min")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LEAST_NODES = 4
+"""Nodes of one panel of a path."""
+CHUNK_TOKENS = 1024
+"""Tokens that go through the model at once, unless memory or the caller says otherwise."""
+
+STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
+"""How pydantic validates these classes in recipes and records: unknown names are refused."""
+
+
+def require_known(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise OptionError for a value that is not one of `known`."""
+    if value not in known:
+        raise OptionError(f"{what} {value!r} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}.")
+
+
+def require_least(what: str, value: float, least: float) -> None:
+    """Raise OptionError for a number below `least`."""
+    if value < least:
+        raise OptionError(f"{what} is {value}; expected at least {least}.")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the answer is chosen. Greedy unless a temperature is given."""
+
+    __pydantic_config__ = STRICT
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise OptionError(f"max_new_tokens is {self.max_new_tokens}; there must be at least 1 token to explain.")
+        if not 0 <= self.temperature < math.inf:
+            raise OptionError(f"temperature is {self.temperature}; expected 0 (greedy) or a positive number.")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p is {self.top_p}; expected a number above 0 and up to 1.")
+        if self.top_k < 0:
+            raise OptionError(f"top_k is {self.top_k}; expected 0 (off) or a positive number.")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The error that counts as converged: max(relative x |F(input) - F(baseline)|, absolute), in nats."""
+
+    __pydantic_config__ = STRICT
+
+    relative: float = 0.02
+    absolute: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not (self.relative >= 0 and self.absolute >= 0 and self.relative + self.absolute > 0):
+            raise OptionError(
+                f"tolerance: relative {self.relative}, absolute {self.absolute}; expected one above 0, none below."
+            )
+
+
+@dataclass(frozen=True)
+class IntegratedGradients:
+    """Layer-integrated gradients (Sundararajan, Taly & Yan 2017, https://arxiv.org/abs/1703.01365)."""
+
+    __pydantic_config__ = STRICT
+
+    baseline: str = "space"
+    """Where the path starts: space, zero, eos, pad, mask, mean, id:N or token:TEXT."""
+    tolerance: Tolerance = Tolerance()
+    max_nodes: int = 128
+    """Gradient evaluations per target, at most."""
+    n_steps: int | None = None
+    """A fixed number of Gauss-Legendre nodes on the whole path, in place of adaptive panels."""
+
+    def __post_init__(self) -> None:
+        require_least("max_nodes", self.max_nodes, LEAST_NODES)
+        if self.n_steps is not None:
+            require_least("n_steps", self.n_steps, 1)
+
+
+@dataclass(frozen=True)
+class AttentionRollout:
+    """Attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928) and the variant next to it."""
+
+    __pydantic_config__ = STRICT
+
+    residual: float = 0.5
+    """Share of each layer that stays in the residual stream."""
+    head_fusion: str = "mean"
+    """How the heads of a layer become one map: mean, max or min."""
+    variant: str = "gradient_weighted_rollout"
+    """The second attention method, compared with the gradients as well; `llmxai methods` lists them."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.residual < 1:
+            raise OptionError(f"residual is {self.residual}; expected a share from 0 up to, but not including, 1.")
+        require_known("head_fusion", self.head_fusion, FUSIONS)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How parts of the prompt are removed to measure their effect."""
+
+    __pydantic_config__ = STRICT
+
+    units: str = "auto"
+    """What is removed at a time: token, word, sentence, or auto (words; larger pieces in a long prompt)."""
+    operator: str = "delete"
+    """`delete` takes tokens out, `baseline` puts a neutral token's embedding in their place, `mean` the mean one."""
+    subsets: int = 64
+    """Random subsets, each of which keeps half of the units."""
+    baseline: str = "space"
+    """The neutral token of the operator `baseline`, named as in `IntegratedGradients`."""
+    seed: int = 0
+    chunk_tokens: int = CHUNK_TOKENS
+    """Tokens that go through the model at once; halved where memory runs out."""
+
+    def __post_init__(self) -> None:
+        require_known("removal units", self.units, UNITS)
+        require_known("removal operator", self.operator, OPERATORS)
+        require_least("subsets", self.subsets, 0)
+        require_least("chunk_tokens", self.chunk_tokens, 1)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How gradients are computed. It decides time and memory, and changes the numbers by rounding only."""
+
+    __pydantic_config__ = STRICT
+
+    gradient_dtype: str | None = None
+    """Gradients on a copy of the weights in this dtype (say bfloat16), while F stays in the model's own. The
+    certificate covers the rounding, and a panel that fails is computed again in the model's dtype."""
+    chunk_tokens: int | None = None
+    """Tokens (nodes x live tokens) that go through the model at once; None: planned from the free memory."""
+    checkpoint: bool | None = None
+    """Compute activations again in the backward pass, one layer at a time: far less memory for about half as much work
+    again. None: where the memory requires it."""
+
+    def __post_init__(self) -> None:
+        if self.gradient_dtype is not None:
+            require_known("gradient_dtype", self.gradient_dtype, DTYPES)
+        if self.chunk_tokens is not None:
+            require_least("chunk_tokens", self.chunk_tokens, 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides how an answer is explained, apart from the model, the prompt and the answer itself."""
+
+    __pydantic_config__ = STRICT
+
+    features: str = "content"
+    """Tokens that get a contribution: `content` (what people and the model wrote), `prompt` or `all`."""
+    gradients: IntegratedGradients = IntegratedGradients()
+    rollout: AttentionRollout = AttentionRollout()
+    removal: Removal | None = Removal()
+    """None: nothing is removed, and no effect is measured."""
+    also: tuple[str, ...] = ()
+    """More methods to compute and show, by name; `llmxai methods` lists them."""
+    compute: Compute = Compute()
+
+    def __post_init__(self) -> None:
+        require_known("features", self.features, FEATURES)
+        object.__setattr__(self, "also", tuple(dict.fromkeys(self.also)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `settings_from` reads them back."""
+        return {**asdict(self), "also": list(self.also)}
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """The settings that `values` say, nested as the fields are; what is missing keeps its default.
+
+    Raises OptionError for a field that does not exist, with the nearest that does, and for a value out of range.
+    """
+    from pydantic import ValidationError
+
+    try:
+        found: Settings = _validator().validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        if isinstance(cause := first.get("ctx", {}).get("error"), OptionError):
+            raise cause from None
+        if first["type"] == "unexpected_keyword_argument":
+            known = field_paths()
+            raise OptionError(
+                f"settings: there is no {where!r}.{did_you_mean(where, known)} Known: {', '.join(known)}."
+            ) from None
+        raise OptionError(f"settings: {where} is {first['input']!r}: {first['msg']}.") from None
+    return found
+
+
+def field_paths(spec: Any = None, *, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted name (`gradients.tolerance.relative`), with its default."""
+    spec = Settings() if spec is None else spec
+    found: dict[str, Any] = {}
+    for each in fields(spec):
+        value, name = getattr(spec, each.name), f"{prefix}{each.name}"
+        found |= field_paths(value, prefix=f"{name}.") if is_dataclass(value) else {name: value}
+    return found
+
+
+def put(document: dict[str, Any], assignment: str) -> None:
+    """Put `a.b=value` (the value in YAML) into nested values; a number names a place in a list.
+
+    Raises OptionError for what is not an assignment, or has no such place.
+    """
+    import yaml
+
+    name, sign, text = assignment.partition("=")
+    if not sign or not name:
+        raise OptionError(f"--set {assignment!r}: expected a.b=value, such as gradients.max_nodes=64.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OptionError(f"--set {assignment!r}: the value is not YAML ({' '.join(str(error).split())}).") from error
+    *parents, last = name.split(".")
+    place: Any = document
+    for part in parents:
+        place = _inside(place, part, assignment)
+    if isinstance(place, list):
+        _inside(place, last, assignment)
+        place[int(last)] = value
+    else:
+        place[last] = value
+
+
+def _inside(place: Any, part: str, assignment: str) -> Any:
+    if isinstance(place, list):
+        if not part.isdigit() or int(part) >= len(place):
+            raise OptionError(
+                f"--set {assignment!r}: {part!r} is no place in a list of {len(place)}; they count from 0."
+            )
+        return place[int(part)]
+    if place.get(part) is None:
+        place[part] = {}
+    if not isinstance(place[part], dict | list):
+        raise OptionError(f"--set {assignment!r}: {part!r} holds {place[part]!r}, which has no keys inside.")
+    return place[part]
+
+
+@cache
+def _validator() -> Any:
+    from pydantic import TypeAdapter  # imported when a recipe, a record or the command line needs it
+
+    return TypeAdapter(Settings)
