@@ -21,8 +21,8 @@ from scipy.interpolate import CubicSpline
 from llmxai import Decoding, load
 from llmxai.generation import encode_messages, generate
 from llmxai.methods import Tolerance, token_targets
+from llmxai.methods.gradients.adaptive import gauss_legendre
 from llmxai.methods.gradients.path_gradients import make_path, path_function
-from llmxai.methods.gradients.quadrature import gauss_legendre
 from llmxai.models.forward import frozen_eval
 from llmxai.models.memory import ChunkSize
 

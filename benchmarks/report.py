@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.machine import processor
 from llmxai.report import build_index, build_view, render_index, render_report, to_columns, write_index
-from llmxai.report.pdf import find_chromium
+from llmxai.report.export import find_chromium
 from tests.report.run_sample import made_up
 from tests.report.sample import long
 

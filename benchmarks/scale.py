@@ -36,11 +36,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmxai.evaluation import Row
 from llmxai.evidence import open_log
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 from llmxai.runs import Recipe, RunProgress, run_recipe
 from llmxai.runs.engines import load_for
-from llmxai.runs.ledger import Ledger
-from llmxai.runs.scheduling import ROWS_A_WORKER, WINDOW, Job, Plan, Processes, Window, pack
+from llmxai.runs.scheduling import ROWS_A_WORKER, WINDOW, Job, Ledger, Plan, Processes, Window, pack
 from llmxai.runs.worker import Worker
 from llmxai.runs.writer import RunWriter
 

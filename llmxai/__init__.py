@@ -86,11 +86,19 @@ if not TYPE_CHECKING:
             "models": ["LoadedModel", "load", "wrap"],
             "names": ["Role", "Status"],
             "recompute": ["compare_full"],
-            "save": ["save"],
+            "report": ["build_view", "render_report"],
+            "report.export": ["framed"],
+            "save": ["save", "save as write"],
             "settings": [
-                *("AttentionRollout", "Compute", "Decoding", "IntegratedGradients", "Removal", "Settings", "Tolerance"),
+                "AttentionRollout",
+                "Compute",
+                "Decoding",
+                "IntegratedGradients",
+                "Removal",
+                "Settings",
+                "Tolerance",
             ],
-            "store": ["load_explanation"],
+            "store": ["load_explanation", "to_json", "to_json", "to_maps"],
             "types": ["Certificate", "CrossCheck", "Effects", "Generation", "Scores"],
         },
     )
@@ -110,9 +118,9 @@ def _page(explanation: Any) -> str:
 
 
 def _inline(explanation: Any) -> str:
-    from llmxai.report.notebook import inline
+    from llmxai.report.export import framed
 
-    return inline(explanation)
+    return framed(_page(explanation))
 
 
 def _folder(explanation: Any, out: Any) -> Any:

@@ -13,9 +13,8 @@ from llmxai.commands import evidence
 from llmxai.commands.console import Terminated, log
 from llmxai.commands.explain import explain
 from llmxai.commands.models import check, methods
-from llmxai.commands.recipes import recipes
 from llmxai.commands.report import report, table
-from llmxai.commands.run import run
+from llmxai.commands.run import recipes, run
 from llmxai.errors import UserError
 
 app = typer.Typer(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients
+from llmxai.methods.attention.variants import roll_variant
 from tiny import CLASSES, CLASSIFIERS, make_classifier
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -17,10 +18,9 @@ from typer.testing import CliRunner
 from llmxai import explain, load, save
 from llmxai.cli import app
 from llmxai.errors import PromptError, UnsupportedModelError
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 from llmxai.generation import classify, encode_prompt
 from llmxai.methods import attention_rollout, gradient_weighted_rollout, layer_integrated_gradients, variant_names
-from llmxai.methods.attention.variants import roll_variant
 from llmxai.methods.features import baseline_token
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.check import check_model

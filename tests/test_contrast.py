@@ -16,7 +16,7 @@ from tiny import answered, make_classifier
 from llmxai import explain, save
 from llmxai.errors import PromptError
 from llmxai.evidence import redact, verify
-from llmxai.evidence.reading import Entry, read_log
+from llmxai.evidence.log import Entry, read_log
 from llmxai.generation import with_foil
 from llmxai.methods import (
     Removal,

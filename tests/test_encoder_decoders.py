@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from llmxai import Compute, Decoding, explain, load, save
 from llmxai.cli import app
 from llmxai.errors import UnsupportedModelError
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 from llmxai.generation import encode_prompt, force_response, generate, replay
 from llmxai.methods import attention_rollout, gradient_weighted_rollout, layer_integrated_gradients
 from llmxai.methods.features import baseline_token

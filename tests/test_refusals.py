@@ -13,8 +13,8 @@ from llmxai import Status, explain, save
 from llmxai.crosscheck.status import Certificate, status_alone
 from llmxai.errors import UnsupportedModelError
 from llmxai.evidence import begin
-from llmxai.evidence.explained import explanation_record
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
+from llmxai.evidence.recorder import explanation_record
 from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel
 from llmxai.recompute import recompute

@@ -69,7 +69,7 @@ def verify(
     """Check that nobody changed, removed or reordered anything. Exit 0: whole, 1: tampered, 2: cannot tell."""
     from llmxai.evidence.verifier.check import read_held
     from llmxai.evidence.verifier.check import verify as check
-    from llmxai.evidence.verifier.checkpoint import read_public_key
+    from llmxai.evidence.verifier.proof import read_public_key
 
     try:
         key = None if pubkey is None else read_public_key(pubkey.read_bytes())
@@ -119,7 +119,7 @@ def export(
 ) -> None:
     """Write one record with its proofs, texts and files as a bundle that a third party can check."""
     from llmxai.evidence.bundle import export_bundle
-    from llmxai.evidence.reading import find, read_log
+    from llmxai.evidence.log import find, read_log
 
     place = _run(run, id)
     entry, _ = find(read_log(place), id)
@@ -137,7 +137,7 @@ def redact(
     stay, and the chain stays whole."""
     from llmxai.evidence import redact as remove
     from llmxai.evidence import signing_key
-    from llmxai.runs.redaction import clear_removed
+    from llmxai.runs.results import clear_removed
 
     place = _run(run, id)
     receipt = remove(place, id, reason=reason, by=by, signer=signing_key(key))
@@ -193,7 +193,7 @@ def prune(
     and the chain stay."""
     from llmxai.evidence import prune as remove
     from llmxai.evidence import signing_key
-    from llmxai.runs.redaction import clear_removed
+    from llmxai.runs.results import clear_removed
 
     receipt = remove(run, older_than=_age(older_than), by=by, signer=signing_key(key))
     clear_removed(run)  # also where an earlier call was interrupted before it came to that
@@ -207,7 +207,7 @@ def prune(
 def seal(run: Annotated[Path, typer.Argument(help="Folder of the run.")], key: Key = None) -> None:
     """Write a checkpoint over everything so far, signed where there is a key; kept elsewhere, it shows a later cut."""
     from llmxai.evidence import open_log, signing_key
-    from llmxai.evidence.reading import read_log
+    from llmxai.evidence.log import read_log
     from llmxai.evidence.verifier.folder import CHECKPOINTS, evidence_of
 
     records = len(read_log(run))
@@ -221,7 +221,7 @@ def seal(run: Annotated[Path, typer.Argument(help="Folder of the run.")], key: K
 def _run(run: Path | None, id: str) -> Path:
     if run is not None:
         return run
-    from llmxai.evidence.reading import find_run
+    from llmxai.evidence.log import find_run
 
     return find_run(id)
 

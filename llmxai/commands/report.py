@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Make the HTML pages of an explanation or a run again from its stored data; no model is loaded."""
     from llmxai.evidence.provenance import provenances_of, records_of
-    from llmxai.report.pdf import find_chromium, write_pdf
+    from llmxai.report.export import find_chromium, write_pdf
     from llmxai.report.rebuild import rebuild
 
     if pdf:

@@ -1,5 +1,6 @@
 """Which explanation is faithful? Questions with known sources, and measures of what removal does."""
 
+from llmxai.evaluation import questions as questions  # enters its suites
 from llmxai.evaluation.case import Case, Row, locate, make_case, token_positions
 from llmxai.evaluation.measure import (
     BETTER,

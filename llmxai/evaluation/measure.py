@@ -13,8 +13,18 @@ from torch import Tensor
 
 from llmxai.errors import UserError
 from llmxai.evaluation.case import Case
-from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, planted_truth, soft_faithfulness, top_k_drop
-from llmxai.evaluation.sanity import max_sensitivity, randomisation, randomised
+from llmxai.evaluation.metrics import (
+    aopc,
+    curves,
+    infidelity,
+    lds,
+    max_sensitivity,
+    planted_truth,
+    randomisation,
+    randomised,
+    soft_faithfulness,
+    top_k_drop,
+)
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.removal import SetFunction
 from llmxai.models import LoadedModel

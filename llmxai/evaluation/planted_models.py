@@ -1,9 +1,14 @@
-"""A causal language model whose logits are sums over tokens, so that every attribution is known in closed form.
+"""Two models whose sources are known: one in closed form, one trained here on a planted task.
 
-logits at position p = W (sum over i <= p of E[id_i]). For F = logit(answer) - logit(foil), token i contributes exactly
-<W[answer] - W[foil], E[id_i] - b> against a baseline b: integrated gradients, gradient x input (b = 0), DeepLIFT,
-Shapley values and leave-one-out all agree, and a removal changes F by the sum of what is removed (unless nothing would
-be left: a space then stands alone).
+Closed form: logits at position p = W (sum over i <= p of E[id_i]). For F = logit(answer) - logit(foil), token i
+contributes exactly <W[answer] - W[foil], E[id_i] - b> against a baseline b: integrated gradients, gradient x input
+(b = 0), DeepLIFT, Shapley values and leave-one-out all agree, and a removal changes F by the sum of what is removed
+(unless nothing would be left: a space then stands alone).
+
+Trained: say the word that follows the marker. Two layers of four heads, trained on the CPU from a fixed seed until it
+answers nearly every question of a held-out set (seconds on an idle machine), then kept in the user's cache as an
+ordinary HuggingFace folder, keyed by everything that decides its weights. Only two tokens of a question can tell it the
+answer: the marker and the word after it.
 """
 
 from __future__ import annotations
@@ -29,9 +34,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 from transformers.modeling_outputs import CausalLMOutput
 
 from llmxai.errors import NumericalError
-from llmxai.evaluation.suites.toy import ASK, MARKER, WORDS, marker_text
+from llmxai.evaluation.questions import ASK, MARKER, WORDS, marker_text
 from llmxai.models import LoadedModel, wrap
-from llmxai.models.embedded import cache_folder
+from llmxai.models.finding import cache_folder
 
 HIDDEN = 16
 PLAIN = "Hello"

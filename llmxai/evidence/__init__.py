@@ -18,11 +18,10 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from llmxai.evidence.bundle import consistency, export_bundle
-    from llmxai.evidence.explained import explained
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
     from llmxai.evidence.record import Record, RecordKind
-    from llmxai.evidence.recorder import Attempt, Draft, begin, drafting, recording
+    from llmxai.evidence.recorder import Attempt, Draft, begin, drafting, explained, recording
     from llmxai.evidence.redaction import prune, redact, review, withdraw
     from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
@@ -58,11 +57,10 @@ if not TYPE_CHECKING:
         __name__,
         submod_attrs={
             "bundle": ["consistency", "export_bundle"],
-            "explained": ["explained"],
             "keys": ["public_key", "secret_key", "signing_key"],
             "log": ["EvidenceLog", "Receipt", "append", "open_log"],
             "record": ["Record", "RecordKind"],
-            "recorder": ["Attempt", "Draft", "begin", "drafting", "recording"],
+            "recorder": ["Attempt", "Draft", "begin", "drafting", "explained", "recording"],
             "redaction": ["prune", "redact", "review", "withdraw"],
             "sealing": ["SecretKey"],
             "verifier.check": ["verify"],

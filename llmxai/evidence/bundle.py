@@ -10,12 +10,18 @@ from typing import Any
 
 from llmxai.errors import EvidenceError
 from llmxai.evidence.files import replacing
-from llmxai.evidence.reading import Log, find, read_log
+from llmxai.evidence.log import Log, find, read_log
 from llmxai.evidence.verifier.bundle import BUNDLE_SCHEMA, CONSISTENCY_SCHEMA
-from llmxai.evidence.verifier.checkpoint import Checkpoint, read_checkpoint
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, evidence_of
 from llmxai.evidence.verifier.lines import Entry, split_lines
-from llmxai.evidence.verifier.merkle import consistency_proof, inclusion_proof, leaf_hash, tree_hash
+from llmxai.evidence.verifier.proof import (
+    Checkpoint,
+    consistency_proof,
+    inclusion_proof,
+    leaf_hash,
+    read_checkpoint,
+    tree_hash,
+)
 
 README = """One record of an llmxai evidence log.
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from llmxai.errors import KeyFileError
 from llmxai.evidence.sealing import SecretKey
-from llmxai.evidence.verifier.checkpoint import key_id, read_public_key
+from llmxai.evidence.verifier.proof import key_id, read_public_key
 
 SIGNING = "LLMXAI_SIGNING_KEY"
 """Holds the private key in PEM; `LLMXAI_SIGNING_KEY_FILE` names a file that does."""

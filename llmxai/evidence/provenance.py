@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmxai.evidence.verifier.checkpoint import read_checkpoint
 from llmxai.evidence.verifier.folder import CHECKPOINTS, LOG
 from llmxai.evidence.verifier.lines import BrokenLogError, Entry, chained, split_lines
+from llmxai.evidence.verifier.proof import read_checkpoint
 
 UNSIGNED = "unsigned: nobody vouches for this record"
 

@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.environment import this_tool
 from llmxai.evidence.files import replace_durably
-from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
-from llmxai.evidence.reading import Log, find, read_log, removed_ids
+from llmxai.evidence.log import EvidenceLog, Log, Receipt, append, find, open_log, read_log, removed_ids
 from llmxai.evidence.record import Link, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, utc_now
 from llmxai.evidence.verifier.folder import CONTENT, evidence_of

@@ -17,9 +17,9 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
 
 from llmxai.evidence.record import Content, Record
-from llmxai.evidence.verifier.checkpoint import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, key_id
 from llmxai.evidence.verifier.folder import LOG
 from llmxai.evidence.verifier.lines import digest_of_text
+from llmxai.evidence.verifier.proof import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, key_id
 
 EXACT = 2**53
 """Integers from here on are no exact JSON numbers for every reader; they are written as strings of digits."""

@@ -1,10 +1,8 @@
 """Prompt or chat to exact ids, what the model answered, and the proof that both fit together."""
 
-from llmxai.generation.answer import answer, force_response, generate, generate_many
-from llmxai.generation.foil import with_foil
-from llmxai.generation.prompt import Message, Prompt, encode, encode_ids, encode_messages, encode_prompt
+from llmxai.generation.answer import answer, force_response, generate, generate_many, with_foil
+from llmxai.generation.prompt import Message, Prompt, encode, encode_ids, encode_messages, encode_prompt, token_texts
 from llmxai.generation.replay import replay
-from llmxai.generation.texts import token_texts
 from llmxai.settings import Decoding
 from llmxai.types import PromptTokens
 

@@ -1,4 +1,4 @@
-"""A raw prompt or chat messages as exact token ids, with the role of every token.
+"""A raw prompt, chat messages or ids as exact token ids, with the role and the text of every token.
 
 Roles come from the chat template itself: it is rendered twice, once with the real contents and once with a marker in
 the place of each, and what stands where the markers stood is content. No model name is looked at.
@@ -9,17 +9,45 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llmxai.errors import PromptError
-from llmxai.generation.texts import token_texts
 from llmxai.models import LoadedModel, ModelKind, embedding_module
 from llmxai.models.adapters.encoder_decoder import with_decoder_start
 from llmxai.types import PromptTokens, Role
+
+WINDOW = 8
+"""Tokens of left context that are decoded together with a token (some tokenizers drop a leading space)."""
+LONGEST_CHARACTER = 4
+"""A character is at most four byte tokens."""
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token adds, so that the texts joined are the decoded sequence.
+
+    A token that ends in the middle of a character adds `""`; the token that completes it adds the character.
+    """
+
+    def decode(first: int, last: int) -> str:
+        return str(
+            tokenizer.decode(list(ids[first:last]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    def settled(first: int, last: int) -> str:
+        """What the decoded text of [first, last) has in common with that of some tokens more."""
+        pairs = zip(decode(first, last), decode(first, min(last + LONGEST_CHARACTER, len(ids))), strict=False)
+        return "".join(now for now, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    texts = []
+    for i in range(len(ids)):
+        anchor = max(0, i - WINDOW)
+        texts.append(settled(anchor, i + 1)[len(settled(anchor, i)) :])
+    return tuple(texts)
+
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]

@@ -1,8 +1,8 @@
 """Models: load them, reach into them in the same few places for every architecture, leave no mark on them."""
 
 from llmxai.models.adapters import adapter_of, forward_logits, layer_stacks, prefix_cache
-from llmxai.models.embedded import EMBEDDED
 from llmxai.models.families import ModelKind
+from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
     embed,
     embedding_module,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmxai.environment import version_of, versions_of
-from llmxai.models.embedded import file_digest
+from llmxai.models.finding import file_digest
 from llmxai.models.loading import WEIGHT_PATTERNS, LoadedModel
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")

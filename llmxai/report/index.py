@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from llmxai.report.charts import Chart, Interval, build_charts, build_intervals
-from llmxai.report.rows import RunRow
+from llmxai.report.rows import Chart, Interval, RunRow, build_charts, build_intervals
 from llmxai.report.tables import Setting, build_settings
 from llmxai.report.verdict import NOT_PROOF
 from llmxai.report.view import Provenance, build_provenance_box

@@ -1,21 +1,35 @@
-"""From the ledger's entries to rows.parquet, measures.parquet, tables, plots and pages."""
+"""From the ledger's entries to rows.parquet, measures.parquet, tables and pages, and what redaction takes out."""
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
+import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from llmxai.errors import OutputError
+from llmxai.evaluation import Estimate
+from llmxai.evaluation.measure import BETTER
 from llmxai.evidence.files import replacing
-from llmxai.runs.pages import write_pages
+from llmxai.evidence.log import read_log, removed_ids
+from llmxai.evidence.provenance import provenance_of, records_of
+from llmxai.evidence.verifier.folder import evidence_of
+from llmxai.report import write_index
+from llmxai.report.rebuild import INDEX, PAGE, REBUILT
+from llmxai.report.rows import ROWS, record_folders
 from llmxai.runs.recipe import Recipe
-from llmxai.runs.tables import tabulate
+from llmxai.runs.scheduling import Ledger, write_atomically
+from llmxai.runs.tables import ALL, CONTROLS, Plot, Tables, build_plot, tabulate
 
 ROW_SCHEMA = {
     "id": pa.string(),
@@ -129,3 +143,199 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
                 writer.write_table(pa.Table.from_pylist(some, schema=schema))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
+
+
+PAGES = Environment(
+    loader=PackageLoader("llmxai.runs", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: int) -> None:
+    """Write tables/, plots/ and evaluation.html (where something was measured) of a run with `ok` and `failed` rows."""
+    style = PAGES.loader.get_source(PAGES, "page.css")[0] if PAGES.loader else ""
+    shared = {
+        "recipe": recipe,
+        "style": Markup(style),
+        "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        "n_ok": ok,
+        "n_failed": failed,
+        "number": number,
+    }
+    if recipe.evaluate is not None:
+        _write(out / "tables" / "figures.csv", _figures_csv(tables))
+        _write(out / "tables" / "cost.csv", _cost_csv(tables))
+        _write(out / "tables" / "summary.md", _markdown(tables))
+        plots = [
+            plot
+            for figure in tables.figures
+            if (plot := build_plot(tables, source=tables.sources[-1], figure=figure)) is not None
+        ]
+        for plot in plots:
+            _write(out / "plots" / f"{plot.figure}.svg", _svg(plot))
+        page = PAGES.get_template("evaluation.html").render(
+            **shared,
+            settings=recipe.evaluate,
+            tables=tables,
+            better=BETTER,
+            controls=CONTROLS,
+            best=lambda source, figure: best_of(tables, source, figure),
+            signed=lambda value: f"{value:+.2g}",
+            files=("figures.csv", "cost.csv", "summary.md"),
+            plots=[Markup(_svg(plot)) for plot in plots],
+        )
+        _write(out / "evaluation.html", page)
+
+
+def number(value: float) -> str:
+    """Three digits, never in powers of ten where that can be read plainly."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def best_of(tables: Tables, source: str, figure: str) -> frozenset[str]:
+    """The methods with the best mean; several where they share it, none where it tells no method from another."""
+    cells = [cell for method in tables.methods if (cell := tables.cell(source, method, figure)) is not None]
+    most = max((BETTER[figure] * cell.value.mean for cell in cells), default=0.0)
+    best = frozenset(cell.method for cell in cells if BETTER[figure] * cell.value.mean == most)
+    return best if len(best) < len(cells) else frozenset()
+
+
+def _svg(plot: Plot) -> str:
+    return PAGES.get_template("plot.svg").render(plot=plot)
+
+
+def _figures_csv(tables: Tables) -> str:
+    head = ["source", "method", "figure", "n", "mean", "low", "high"]
+    for other in ("leave_one_out", "random"):
+        head += [f"minus_{other}", f"minus_{other}_low", f"minus_{other}_high"]
+    rows = [
+        [
+            *(cell.source, cell.method, cell.figure, cell.value.n),
+            *_three(cell.value),
+            *_three(cell.against_leave_one_out),
+            *_three(cell.against_random),
+        ]
+        for cell in tables.cells
+    ]
+    return _csv([head, *rows])
+
+
+def _three(estimate: Estimate | None) -> list[float | None]:
+    return [None, None, None] if estimate is None else [estimate.mean, estimate.low, estimate.high]
+
+
+def _cost_csv(tables: Tables) -> str:
+    head = ["method", "median_seconds", "median_nodes", "converged_share", "errors"]
+    return _csv([head, *([c.method, c.seconds, c.nodes, c.converged, " ".join(c.errors)] for c in tables.costs)])
+
+
+def _markdown(tables: Tables) -> str:
+    """One table a source, the best first by the first figure: what documents and pull requests can hold."""
+    costs = {cost.method: cost for cost in tables.costs}
+    said = []
+    for source in tables.sources:
+        cells = {(c.method, c.figure): c.value for c in tables.cells if c.source == source}
+        figures = [figure for figure in tables.figures if any(key[1] == figure for key in cells)]
+        columns = ["method", *figures, "seconds", "nodes", "converged"]
+        rows = []
+        for method in sorted(tables.methods, key=lambda name: _rank(cells.get((name, figures[0])), figures[0])):
+            cost = costs[method]
+            held = "" if cost.converged is None else f"{cost.converged:.0%}"
+            nodes = "" if cost.nodes is None else number(cost.nodes)
+            values = [_interval(cells.get((method, figure))) for figure in figures]
+            rows.append([method, *values, number(cost.seconds), nodes, held])
+        n = max(value.n for value in cells.values())
+        lines = [columns, ["---"] * len(columns), *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        said.append(f"## {'All' if source == ALL else source}, {n} question{'' if n == 1 else 's'}\n\n{table}\n")
+    return "\n".join(said)
+
+
+def _rank(value: Estimate | None, figure: str) -> float:
+    return float("inf") if value is None else -BETTER[figure] * value.mean
+
+
+def _interval(value: Estimate | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.2f}" + ("" if value.low is None else f" ({value.low:.2f} to {value.high:.2f})")
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text.encode("utf-8"))
+
+
+REMOVED = "(removed)"
+"""Stands where the text was."""
+PAGE_FILES = tuple(str(Path(page).with_suffix(kind)) for page in (PAGE, REBUILT) for kind in (".html", ".pdf"))
+"""What `llmxai report` may have put beside an explanation; no record names the last three."""
+
+
+def clear_removed(run: Path | str) -> int:
+    """Take the texts of removed records out of the ledger, rows.parquet, the index and pages that were made again.
+
+    Goes by the log: what a redaction or a prune of any time says is gone goes from everything here, so that a call that
+    was interrupted is finished by the next. Figures stay. Returns how many rows of the ledger were cleared.
+
+    Raises EvidenceError where there is no log or a broken one, and OutputError for what cannot be written.
+    """
+    place = evidence_of(Path(run))
+    base, log = place.parent, read_log(place)
+    gone = removed_ids(log)
+    if not gone:
+        return 0
+    for entry, _ in log:
+        if entry.id in gone:
+            _remove_pages({(base / artefact["path"]).parent for artefact in entry.body["artefacts"]})
+    cleared = _clear_ledger(Ledger(base), gone)
+    if (base / ROWS).is_file():
+        with pq.ParquetFile(base / ROWS) as table:
+            write_table(base / ROWS, _without_texts(table, gone), table.schema_arrow)
+    if (base / INDEX).is_file():
+        if (base / ROWS).is_file() or record_folders(base):
+            write_index(base, provenance=provenance_of(base), records=records_of(base))
+        else:
+            (base / INDEX).unlink()
+    return cleared
+
+
+def _remove_pages(folders: Collection[Path]) -> None:
+    """Of explanations that are gone; where a later record has put its own there, they stay."""
+    for folder in folders:
+        if not (folder / "explanation.json").exists():
+            for page in PAGE_FILES:
+                (folder / page).unlink(missing_ok=True)
+
+
+def _clear_ledger(ledger: Ledger, gone: Collection[str]) -> int:
+    cleared = 0
+    for row_id in ledger.rows():
+        entry = ledger.read(row_id)
+        if entry is not None and entry.get("record") in gone and (bare := _bare(entry)) != entry:
+            ledger.commit(row_id, bare)
+            cleared += 1
+    return cleared
+
+
+def _without_texts(table: pq.ParquetFile, gone: Collection[str]) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(batch_size=GROUP):
+        for row in batch.to_pylist():
+            yield _bare(row) if row.get("record") in gone else row
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its figures and none of its texts; it says so in their place."""
+    texts = {name: REMOVED for name in ("prompt", "answer", "error") if row.get(name)}
+    fields: dict[str, Any] = {name: None for name in row if name.startswith("field.")}  # of the table
+    if "fields" in row:  # of the ledger
+        fields["fields"] = {}
+    return row | texts | fields

@@ -15,16 +15,15 @@ from llmxai.evaluation import Row
 from llmxai.evidence import begin, open_log, signing_key
 from llmxai.evidence.files import describe
 from llmxai.evidence.keys import key_id
+from llmxai.evidence.log import read_ids
 from llmxai.evidence.provenance import provenance_of, records_of
-from llmxai.evidence.reading import read_ids
 from llmxai.evidence.recorder import ended_by
 from llmxai.report import write_index
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows
 from llmxai.runs.engines import Engine, EngineInfo, EngineName, TeamEngine, run_lock
-from llmxai.runs.ledger import Ledger, key_of, write_json
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.results import write_results
-from llmxai.runs.scheduling import Plan, Processes, Stop, processes
+from llmxai.runs.scheduling import Ledger, Plan, Processes, Stop, key_of, processes, write_json
 from llmxai.runs.worker import EVIDENCE
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
 

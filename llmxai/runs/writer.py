@@ -11,8 +11,7 @@ from itertools import islice
 from typing import Any
 
 from llmxai.evidence import Draft, EvidenceLog, withdraw
-from llmxai.runs.ledger import Ledger
-from llmxai.runs.scheduling import Window
+from llmxai.runs.scheduling import Ledger, Window
 
 GROUP = 100
 """Rows that are entered at a time, at most."""

@@ -8,15 +8,25 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from llmxai.evaluation.contenders import as_shares
 from scipy import stats
 from tiny import answered, make_loaded
 
 from llmxai.evaluation import answer_row, make_case, suite_rows
-from llmxai.evaluation.contenders import as_shares
-from llmxai.evaluation.faithfulness import aopc, curves, infidelity, lds, soft_faithfulness, top_k_drop
 from llmxai.evaluation.measure import leave_one_out_scores
+from llmxai.evaluation.metrics import (
+    aopc,
+    curves,
+    histogram_entropy,
+    infidelity,
+    lds,
+    max_sensitivity,
+    randomisation,
+    randomised,
+    soft_faithfulness,
+    top_k_drop,
+)
 from llmxai.evaluation.planted_models import build
-from llmxai.evaluation.sanity import histogram_entropy, max_sensitivity, randomisation, randomised
 from llmxai.methods import gradient_x_input, span_target
 from llmxai.methods.features import baseline_embedding
 from llmxai.methods.perturbation.effects import half_subsets

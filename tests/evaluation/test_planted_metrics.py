@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmxai.evaluation import estimate, paired_difference
-from llmxai.evaluation.faithfulness import planted_truth
+from llmxai.evaluation.metrics import planted_truth
 
 
 def figures(scores: list[float], truth: list[int]) -> dict[str, float]:

@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from llmxai.environment import this_tool
 from llmxai.evidence.files import describe
 from llmxai.evidence.log import open_log
-from llmxai.evidence.record import File, Record, RecordKind
-from llmxai.evidence.record import new_id
+from llmxai.evidence.record import File, Record, RecordKind, new_id
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))

@@ -28,11 +28,10 @@ from llmxai.evidence import (
     verify,
 )
 from llmxai.evidence.keys import key_id
+from llmxai.evidence.log import find, find_run, read_log
 from llmxai.evidence.provenance import provenance_of, provenances_of, records_of
-from llmxai.evidence.reading import find, find_run, read_log
-from llmxai.evidence.replay import compare
 from llmxai.models import LoadedModel
-from llmxai.recompute import recompute
+from llmxai.recompute import compare, recompute
 from llmxai.report.rebuild import rebuild
 from llmxai.store import to_json, to_maps
 from llmxai.types import Explanation

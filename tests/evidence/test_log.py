@@ -15,10 +15,9 @@ import pytest
 from logs import KEY, make_record, make_run
 
 from llmxai.errors import EvidenceError
-from llmxai.evidence.log import append, open_log
-from llmxai.evidence.reading import read_log
-from llmxai.evidence.verifier.checkpoint import read_checkpoint
+from llmxai.evidence.log import append, open_log, read_log
 from llmxai.evidence.verifier.folder import check_folder
+from llmxai.evidence.verifier.proof import read_checkpoint
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parents[1]

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from llmxai.evidence.verifier.merkle import (
+from llmxai.evidence.verifier.proof import (
     Frontier,
     consistency_proof,
     inclusion_proof,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import KEY, make_record, make_run
 
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 from llmxai.evidence.record import Record, RecordKind, schema_text
 from llmxai.evidence.redaction import redact, review
 from llmxai.evidence.sealing import SecretKey, canonical, plain, sealed

@@ -20,7 +20,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from llmxai.errors import KeyFileError
 from llmxai.evidence.keys import new_secret_key, new_signing_key, public_key, public_pem, secret_key, signing_key
 from llmxai.evidence.sealing import checkpoint
-from llmxai.evidence.verifier.checkpoint import (
+from llmxai.evidence.verifier.proof import (
     PAYLOAD_TYPE,
     compact,
     key_id,

@@ -16,8 +16,8 @@ from logs import KEY, OTHER_KEY, make_run
 
 from llmxai.evidence.redaction import review
 from llmxai.evidence.verifier.check import read_held, verify
-from llmxai.evidence.verifier.checkpoint import Checkpoint
 from llmxai.evidence.verifier.folder import check_folder
+from llmxai.evidence.verifier.proof import Checkpoint
 
 LOG, CONTENT, CHECKPOINTS = (f"evidence/{name}.jsonl" for name in ("log", "content", "checkpoints"))
 N = 7

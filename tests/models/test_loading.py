@@ -14,12 +14,12 @@ import torch
 from tiny import GROUPED, answered, make_loaded, make_model, make_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-import llmxai.models.embedded
+import llmxai.models.finding
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import Compute, attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel, load, wrap
-from llmxai.models.embedded import cache_folder, dequantised_folder, embedded_gguf, file_digest
+from llmxai.models.finding import cache_folder, dequantised_folder, embedded_gguf, file_digest
 from llmxai.models.loading import in_dtype, weights_digest
 
 
@@ -233,7 +233,7 @@ def test_the_cache_is_used_and_made_once(
         calls.append(gguf)
         save_with_tokenizer(tiny_llama.model, folder)
 
-    monkeypatch.setattr(llmxai.models.embedded, "_dequantise", dequantise)
+    monkeypatch.setattr(llmxai.models.finding, "_dequantise", dequantise)
     monkeypatch.setenv("LLMXAI_CACHE", str(tmp_path / "cache"))
     for content in (b"one", b"one", b"two"):
         (tmp_path / "model.gguf").write_bytes(content)
@@ -248,7 +248,7 @@ def test_a_dequantising_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: p
         (folder / "config.json").write_text("{}")
         raise RuntimeError("full disk")
 
-    monkeypatch.setattr(llmxai.models.embedded, "_dequantise", fail)
+    monkeypatch.setattr(llmxai.models.finding, "_dequantise", fail)
     monkeypatch.setenv("LLMXAI_CACHE", str(tmp_path))
     with pytest.raises(RuntimeError, match="full disk"):
         dequantised_folder(tmp_path / "x.gguf", digest="abc")
@@ -263,7 +263,7 @@ def test_the_embedded_model_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_the_embedded_model_by_name_and_by_path(smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmxai.models.embedded, "_dequantise", lambda *_: pytest.fail("dequantised again"))
+    monkeypatch.setattr(llmxai.models.finding, "_dequantise", lambda *_: pytest.fail("dequantised again"))
     again = load(embedded_gguf(), dtype="float32")
     assert again.weight_digest == smollm2.weight_digest == file_digest(embedded_gguf())
     assert smollm2.name == "smollm2"

@@ -26,8 +26,8 @@ from llmxai.report import (
     to_columns,
     write_page,
 )
-from llmxai.report.charts import build_charts, build_intervals
-from llmxai.report.pdf import find_chromium, write_pdf
+from llmxai.report.export import find_chromium, write_pdf
+from llmxai.report.rows import build_charts, build_intervals
 from llmxai.report.visible import plain
 from llmxai.store import read_folder
 from tests.report.run_sample import made_up, write_run, write_sample

@@ -27,10 +27,9 @@ from test_survival import assert_same_run, worked_by
 from llmxai.errors import ModelLoadError, OptionError
 from llmxai.evaluation import Row
 from llmxai.evidence import verify
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 from llmxai.runs import RunOutcome, RunProgress, cluster, run_recipe
-from llmxai.runs.ledger import Ledger
-from llmxai.runs.scheduling import Job
+from llmxai.runs.scheduling import Job, Ledger
 
 pytest.importorskip("ray")
 STORE = 100 * 2**20

@@ -16,7 +16,7 @@ from ended import Run
 from settings import N, make_data, make_document
 
 from llmxai.evidence import verify
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 from llmxai.runs import worker as work_module
 
 

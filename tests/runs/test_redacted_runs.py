@@ -17,12 +17,12 @@ from ended import Ended
 from settings import FAILS, N, make_recipe
 
 from llmxai.evidence import prune, redact, verify
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 from llmxai.report import rebuild
 from llmxai.report.rebuild import REBUILT
 from llmxai.runs import clear_removed, run_recipe
-from llmxai.runs.ledger import Ledger
-from llmxai.runs.redaction import REMOVED
+from llmxai.runs.results import REMOVED
+from llmxai.runs.scheduling import Ledger
 
 TEXT = "person 1"
 OTHERS = [f"person {i}" for i in range(N) if i != 1]

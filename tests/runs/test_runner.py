@@ -21,8 +21,8 @@ from llmxai.commands.console import _words
 from llmxai.errors import ModelLoadError, OutputError
 from llmxai.evaluation import Row
 from llmxai.evidence import Draft, EvidenceLog, open_log, verify
+from llmxai.evidence.log import read_log
 from llmxai.evidence.provenance import provenance_of, records_of
-from llmxai.evidence.reading import read_log
 from llmxai.evidence.verifier.folder import LOG
 from llmxai.report import rebuild
 from llmxai.runs import RunOutcome, RunProgress, run_recipe
@@ -30,9 +30,8 @@ from llmxai.runs import results as parquet_module
 from llmxai.runs import results as results_module
 from llmxai.runs import runner as runner_module
 from llmxai.runs import worker as work_module
-from llmxai.runs.ledger import Ledger, write_json
-from llmxai.runs.pages import best_of
-from llmxai.runs.scheduling import Job, Window
+from llmxai.runs.results import best_of
+from llmxai.runs.scheduling import Job, Ledger, Window, write_json
 from llmxai.runs.tables import tabulate
 from llmxai.runs.writer import RunWriter
 from llmxai.store import read_folder

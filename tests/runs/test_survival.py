@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from settings import FAILS, N, make_document
 
 from llmxai.evidence import verify
-from llmxai.evidence.reading import read_log
+from llmxai.evidence.log import read_log
 
 HERE = Path(__file__).parent
 TIMES = {"seconds", "created", "explanation_sha256"}

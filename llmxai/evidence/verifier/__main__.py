@@ -19,7 +19,7 @@ if not __package__:  # run as a folder: its files are found here, and the rest o
 
 def main() -> int:
     from llmxai.evidence.verifier.check import read_held, verify
-    from llmxai.evidence.verifier.checkpoint import read_public_key
+    from llmxai.evidence.verifier.proof import read_public_key
 
     parser = argparse.ArgumentParser(prog="verifier", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder, its evidence/, a bundle (.zip) or a consistency proof")

@@ -11,9 +11,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from llmxai.evidence.verifier.checkpoint import Checkpoint, compact, key_id, read_checkpoint
 from llmxai.evidence.verifier.lines import Entry, Verification, digest_of_text, read_entry, stored_texts
-from llmxai.evidence.verifier.merkle import is_consistent, is_included
+from llmxai.evidence.verifier.proof import Checkpoint, compact, is_consistent, is_included, key_id, read_checkpoint
 
 BUNDLE_SCHEMA = "llmxai.bundle/1"
 CONSISTENCY_SCHEMA = "llmxai.consistency/1"

@@ -9,9 +9,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from llmxai.evidence.verifier.bundle import check_bundle, check_consistency
-from llmxai.evidence.verifier.checkpoint import Checkpoint, read_checkpoint
 from llmxai.evidence.verifier.folder import check_folder
 from llmxai.evidence.verifier.lines import Verification
+from llmxai.evidence.verifier.proof import Checkpoint, read_checkpoint
 
 
 def verify(path: Path | str, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verification:

@@ -9,7 +9,6 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from llmxai.evidence.verifier.checkpoint import Checkpoint, key_id, read_checkpoint
 from llmxai.evidence.verifier.lines import (
     RECORD_SCHEMA,
     BrokenLogError,
@@ -20,7 +19,7 @@ from llmxai.evidence.verifier.lines import (
     split_lines,
     stored_texts,
 )
-from llmxai.evidence.verifier.merkle import Frontier
+from llmxai.evidence.verifier.proof import Checkpoint, Frontier, key_id, read_checkpoint
 
 LOG, CONTENT, CHECKPOINTS = "log.jsonl", "content.jsonl", "checkpoints.jsonl"
 

@@ -23,17 +23,18 @@ from torch import Tensor, nn
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods.attention.capture import (
     AttentionCall,
+    Visible,
     at_least_float32,
     attending,
     eager_maps,
     require_eager_length,
     require_every_layer,
     through_interface,
+    visible_in_map,
 )
 from llmxai.methods.attention.dilution import shares
 from llmxai.methods.attention.encoder_decoder import weighted_steps
 from llmxai.methods.attention.rollout import attention_scores, initial_rows
-from llmxai.methods.attention.visibility import Visible, visible_in_map
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, TargetRows, kinds, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, frozen_eval, transformer_layers

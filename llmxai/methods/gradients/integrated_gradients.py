@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.methods.gradients.adaptive import Integral, integrate_adaptively, integrate_fixed
+from llmxai.methods.gradients.adaptive import ORDER, Integral, integrate_adaptively, integrate_fixed
 from llmxai.methods.gradients.path_gradients import Path, make_path, path_function
-from llmxai.methods.gradients.quadrature import ORDER
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel, checkpointed, frozen_eval, in_dtype

@@ -1,14 +1,45 @@
-"""The table of suites: one decorated generator each, deterministic in its seed."""
+"""Generated questions with known sources: deterministic in their seed, under this project's licence."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any
 
+from llmxai.errors import RecipeError, did_you_mean
 from llmxai.evaluation.case import Row
+
+ROWS = 10
+"""Rows of a suite where no limit is given."""
+
+
+def require_suite(name: str, options: Mapping[str, Any], *, where: str) -> None:
+    """Raise RecipeError for a suite or an option that does not exist, with the nearest one that does."""
+    if name not in SUITES:
+        raise RecipeError(
+            f"{where}: unknown suite {name!r}.{did_you_mean(name, SUITES)} Known: {', '.join(sorted(SUITES))}."
+        )
+    for option in options:
+        if option not in (known := SUITES[name].options):
+            raise RecipeError(
+                f"{where}: suite {name!r} has no option {option!r}.{did_you_mean(option, known)} It has: "
+                f"{', '.join(known) or 'none'}."
+            )
+
+
+def suite_rows(
+    name: str, *, label: str | None = None, seed: int = 0, limit: int | None = None, options: Mapping[str, Any] | None
+) -> Iterator[Row]:
+    """The first `limit` rows of a suite. Raises RecipeError for options out of range."""
+    try:
+        rows = SUITES[name].function(fresh(seed, name), label or name, **(options or {}))
+        yield from islice(rows, limit or ROWS)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"suite {name!r} with {dict(options or {})}: {error}.") from error
+
 
 Suite = Callable[..., Iterator[Row]]
 

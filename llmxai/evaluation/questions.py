@@ -1,0 +1,257 @@
+"""Suites of questions with known sources.
+
+Grammar or repetition: indirect_object, agreement, induction. Retrieval: needle, key_value, multi_hop, context_memory.
+For the models that come with the suites: marker, closed_form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count, cycle, product
+from random import Random
+
+from llmxai.evaluation.case import Row, locate
+from llmxai.evaluation.suites import CITIES, COLOURS, FILLERS, NAMES, PLACES, THINGS, numbered, suite
+
+SUBJECTS = (("author", "authors"), ("doctor", "doctors"), ("driver", "drivers"), ("farmer", "farmers"))
+ATTRACTORS = (("book", "books"), ("car", "cars"), ("garden", "gardens"), ("house", "houses"), ("key", "keys"))
+VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
+
+
+@suite("indirect_object")
+def indirect_object(random: Random, label: str) -> Iterator[Row]:
+    """Two names, one of them gives: the answer is the other, its first mention the source, the giver the foil.
+
+    The task of Wang et al. 2022 (https://arxiv.org/abs/2211.00593), with our own words.
+    """
+    for index in count():
+        receiver, giver = random.sample(NAMES, 2)
+        thing = random.choice(THINGS)
+        first, second = random.sample([receiver, giver], 2)
+        text = f"After {first} and {second} came home, {giver} gave the {thing} to"
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            prompt=text,
+            response=f" {receiver}",
+            foil=f" {giver}",
+            spans=(locate(text, receiver),),
+            fields={"receiver_first": int(first == receiver)},
+        )
+
+
+@suite("agreement")
+def agreement(random: Random, label: str, *, attractors: Sequence[int] = (1, 2)) -> Iterator[Row]:
+    """Subject and verb agree across attractors of the other number; the source is the subject, the foil the other verb.
+
+    The task of Linzen et al. 2016 (https://arxiv.org/abs/1611.01368), with our own words. `attractors`: nouns between.
+    """
+    for index, between in zip(count(), cycle(attractors), strict=False):
+        plural = random.random() < 0.5
+        subject = random.choice(SUBJECTS)[plural]
+        nouns = [pair[not plural] for pair in random.sample(ATTRACTORS, between)]
+        verb, wrong = (pair := random.choice(VERBS))[plural], pair[not plural]
+        text = f"The {subject} near " + " and ".join(f"the {noun}" for noun in nouns)
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            prompt=text,
+            response=verb,
+            foil=wrong,
+            spans=(locate(text, subject),),
+            fields={"attractors": between, "plural": int(plural)},
+        )
+
+
+@suite("induction")
+def induction(random: Random, label: str, *, length: int = 6) -> Iterator[Row]:
+    """Unrelated words, then the first ones again: the next word is known, and where it stood is the source.
+
+    `length`: words before the repetition (Olsson et al. 2022, https://arxiv.org/abs/2209.11895).
+    """
+    words = (*THINGS, "apple", "bridge", "cloud", "desk", "engine", "forest", "glass", "island", "mirror", "river")
+    for index in count():
+        chosen = random.sample(words, length)
+        known = random.randrange(2, length - 1)
+        text = " ".join([*chosen, *chosen[:known]])
+        start = len(" ".join(chosen[:known])) + 1
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            prompt=text,
+            response=f" {chosen[known]}",
+            spans=((start, start + len(chosen[known])),),
+            fields={"length": length, "repeated": known},
+        )
+
+
+def _chat(text: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "user", "content": text},)
+
+
+def _placed(sentences: list[str], needle: str, depth: float) -> str:
+    at = round(depth * len(sentences))
+    return " ".join([*sentences[:at], needle, *sentences[at:]])
+
+
+@suite("needle")
+def needle(
+    random: Random,
+    label: str,
+    *,
+    lengths: Sequence[int] = (4,),
+    depths: Sequence[float] = (0.0, 0.5, 1.0),
+    distractors: int = 1,
+) -> Iterator[Row]:
+    """A fact at a set depth among filler sentences, with distractors of the same form; the source is its value.
+
+    `lengths`: filler sentences; `depths`: 0 (first) to 1 (last); `distractors`: facts about other things.
+    """
+    for index, (length, depth) in zip(count(), cycle(product(lengths, depths)), strict=False):
+        things = random.sample(THINGS, distractors + 1)
+        colours = random.sample(COLOURS, distractors + 1)
+        facts = [f"The {thing} is {colour}." for thing, colour in zip(things, colours, strict=True)]
+        sentences = [random.choice(FILLERS) for _ in range(length)] + facts[1:]
+        random.shuffle(sentences)
+        text = f"{_placed(sentences, facts[0], depth)} What colour is the {things[0]}? Answer with one word."
+        start, end = locate(text, facts[0])
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            messages=_chat(text),
+            response=colours[0].capitalize(),
+            spans=((end - 1 - len(colours[0]), end - 1),),
+            fields={"length": length, "depth": depth, "distractors": distractors, "fact": text[start:end]},
+        )
+
+
+@suite("key_value")
+def key_value(random: Random, label: str, *, pairs: Sequence[int] = (3, 6)) -> Iterator[Row]:
+    """Codes in a list of keys; the question asks for one, and the source is its code.
+
+    `pairs`: lines of the list.
+    """
+    for index, size in zip(count(), cycle(pairs), strict=False):
+        keys = random.sample(NAMES, size)
+        codes = [str(code) for code in random.sample(range(100, 1000), size)]
+        asked = random.randrange(size)
+        lines = "\n".join(f"{key}: {code}" for key, code in zip(keys, codes, strict=True))
+        text = f"Room numbers:\n{lines}\nWhat is the room number of {keys[asked]}? Answer with the number only."
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            messages=_chat(text),
+            response=codes[asked],
+            spans=(locate(text, codes[asked]),),
+            fields={"pairs": size, "line": asked},
+        )
+
+
+@suite("multi_hop")
+def multi_hop(random: Random, label: str, *, distractors: int = 1) -> Iterator[Row]:
+    """Who has a thing, and where that person is: the answer needs both facts, and both are sources.
+
+    `distractors`: further people, each with a thing and a place.
+    """
+    for index in count():
+        people = random.sample(NAMES, distractors + 1)
+        things = random.sample(THINGS, distractors + 1)
+        places = random.sample(PLACES, distractors + 1)
+        facts = [f"{person} has the {thing}." for person, thing in zip(people, things, strict=True)]
+        facts += [f"{person} is in {place}." for person, place in zip(people, places, strict=True)]
+        random.shuffle(facts)
+        text = f"{' '.join(facts)} Where is the {things[0]}? Answer with the place only."
+        holder = locate(text, f"{people[0]} has the {things[0]}")
+        place = locate(text, f"{people[0]} is in {places[0]}")
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            messages=_chat(text),
+            response=places[0].removeprefix("the ").capitalize(),
+            spans=((holder[0], holder[0] + len(people[0])), (place[1] - len(places[0]) + 4, place[1])),
+            fields={"distractors": distractors},
+        )
+
+
+@suite("context_memory")
+def context_memory(random: Random, label: str) -> Iterator[Row]:
+    """The context contradicts what a model has learnt; the answer follows the context, whose word is the source.
+
+    The foil is what is true in the world, so the target is the contrast of the two.
+    """
+    world = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Germany": "Berlin"}
+    world |= {"Norway": "Oslo", "Egypt": "Cairo", "Peru": "Lima", "Ireland": "Dublin", "Austria": "Vienna"}
+    for index in count():
+        country, city = random.choice(sorted(world.items()))
+        other = random.choice([name for name in CITIES if name != city])
+        text = (
+            f"In this story, the capital of {country} was moved to {other} last year. "
+            f"According to the story, what is the capital of {country}? Answer with one word."
+        )
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            messages=_chat(text),
+            response=other,
+            foil=city,
+            spans=(locate(text, other),),
+            fields={"country": country},
+        )
+
+
+MARKER = "*"
+ASK = "?"
+WORDS = tuple(f"v{i}" for i in range(16))
+
+
+def marker_text(random: Random, length: int) -> tuple[str, str, int]:
+    """Words with the marker among them, and the question mark; the word after the marker; the marker's place."""
+    words = random.choices(WORDS, k=length)
+    place = random.randrange(length - 1)
+    words[place] = MARKER
+    return " ".join([*words, ASK]), words[place + 1], place
+
+
+@suite("marker")
+def marker(random: Random, label: str, *, length: int = 12) -> Iterator[Row]:
+    """Random words with a marker, for the model `marker`: the marker and the word after it are the sources.
+
+    `length`: words of the question, 3 to 14, as the model was trained.
+    """
+    for index in count():
+        text, word, place = marker_text(random, length)
+        start = text.index(MARKER)
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            prompt=text,
+            response=f" {word}",
+            spans=((start, start + len(MARKER)), (start + len(MARKER) + 1, start + len(MARKER) + 1 + len(word))),
+            fields={"length": length, "place": place},
+        )
+
+
+@suite("closed_form")
+def closed_form(random: Random, label: str, *, length: int = 10) -> Iterator[Row]:
+    """Random words for the model `closed_form`, whose logits are a sum over tokens: attributions are known exactly.
+
+    The source is the word that raises the answer's logit most against the foil's.
+    """
+    from llmxai.evaluation.planted_models import build, contributions
+
+    model = build()
+    for index in count():
+        words = random.choices([f"w{i}" for i in range(40)], k=length)
+        answer, foil = random.sample([f"w{i}" for i in range(40)], 2)
+        scores = contributions(model, words, answer=answer, foil=foil)
+        best = max(range(length), key=lambda i: scores[i])
+        start = sum(len(word) + 1 for word in words[:best])
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            prompt=" ".join(words),
+            response=f" {answer}",
+            foil=f" {foil}",
+            spans=((start, start + len(words[best])),),
+            fields={"length": length},
+        )
