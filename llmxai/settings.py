@@ -34,7 +34,7 @@ def require_known(what: str, value: str, known: tuple[str, ...]) -> None:
         raise OptionError(f"{what} {value!r} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}.")
 
 
-def require_least(what: str, value: float, least: float) -> None:
+def require_least(what: str, value: int | float, least: int | float) -> None:
     """Raise OptionError for a number below `least`."""
     if value < least:
         raise OptionError(f"{what} is {value}; expected at least {least}.")
