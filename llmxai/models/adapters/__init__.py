@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """What the three modules have in common."""
 
