@@ -8,14 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from llmxai.evaluation.contenders import as_shares
 from scipy import stats
 from tiny import answered, make_loaded
 
-from llmxai.evaluation import answer_row, make_case, suite_rows
+from llmxai.evaluation import make_case, suite_rows
 from llmxai.evaluation.measure import leave_one_out_scores
 from llmxai.evaluation.metrics import (
     aopc,
+    as_shares,
     curves,
     histogram_entropy,
     infidelity,
@@ -27,6 +27,7 @@ from llmxai.evaluation.metrics import (
     top_k_drop,
 )
 from llmxai.evaluation.planted_models import build
+from llmxai.generation import answer
 from llmxai.methods import gradient_x_input, span_target
 from llmxai.methods.features import baseline_embedding
 from llmxai.methods.perturbation.effects import half_subsets
@@ -40,7 +41,7 @@ LINEAR = build()
 @pytest.fixture(scope="module")
 def removal() -> SetFunction:
     (row,) = suite_rows("closed_form", limit=1, seed=9, options={"length": 8})
-    case = make_case(LINEAR, row, answer_row(LINEAR, row), target="first")
+    case = make_case(LINEAR, row, answer(LINEAR, row.asked, response=row.response), target="first")
     return SetFunction(LINEAR, case.generation, case.target, case.features, "baseline")
 
 
@@ -108,10 +109,10 @@ def test_lds_and_infidelity_against_their_definitions(removal: SetFunction, scor
     for subsets in (halves, masks):
         f = [float(removal.values(mask[None])[0]) for mask in subsets]
         found.append((f, [sum(float(s) for s, keep in zip(scores, mask, strict=True) if keep) for mask in subsets]))
-    f, foretold = found[0]
-    assert lds(removal, scores, masks=30, seed=4)["lds"] == pytest.approx(stats.spearmanr(foretold, f).statistic)
-    f, foretold = found[1]
-    taken = np.array([float(scores.sum()) - x for x in foretold])
+    f, predicted = found[0]
+    assert lds(removal, scores, masks=30, seed=4)["lds"] == pytest.approx(stats.spearmanr(predicted, f).statistic)
+    f, predicted = found[1]
+    taken = np.array([float(scores.sum()) - x for x in predicted])
     fall = np.array([removal.full() - x for x in f])
     beta = (taken * fall).sum() / (taken**2).sum()
     value = infidelity(removal, scores, masks=30, seed=4)["infidelity"]

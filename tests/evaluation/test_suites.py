@@ -8,10 +8,20 @@ import pytest
 from tiny import make_loaded
 
 from llmxai.errors import PromptError, RecipeError
-from llmxai.evaluation import SUITES, Row, answer_row, locate, make_case, require_suite, suite_rows, token_positions
+from llmxai.evaluation import SUITES, Case, Row, locate, make_case, require_suite, suite_rows, token_positions
 from llmxai.evaluation.planted_models import build, contributions
-from llmxai.generation import encode_messages, force_response
+from llmxai.generation import answer, encode_messages, force_response
 from llmxai.models import LoadedModel
+from llmxai.types import Generation
+
+
+def answered(loaded: LoadedModel, row: Row) -> Generation:
+    return answer(loaded, row.asked, response=row.response)
+
+
+def explained(case: Case) -> tuple[int, ...]:
+    """The generated tokens that the target is about."""
+    return tuple(position - case.generation.prompt_len + 1 for position in case.target.positions)
 
 
 def rows(name: str, *, limit: int = 30, seed: int = 0, **options: object) -> list[Row]:
@@ -83,7 +93,7 @@ def test_the_closed_form_source_contributes_most() -> None:
 def test_sources_are_found_among_the_tokens(name: str, tiny_llama: LoadedModel) -> None:
     """On a byte-level tokenizer, in a chat or raw: what the chosen tokens spell is the source."""
     for row in rows(name, limit=3):
-        case = make_case(tiny_llama, row, answer_row(tiny_llama, row), target="first")
+        case = make_case(tiny_llama, row, answered(tiny_llama, row), target="first")
         positions = sorted(token_positions(case.generation, row.text, row.spans))
         spelt = "".join(case.generation.texts[i] for i in positions)
         wanted = "".join(row.text[slice(*span)] for span in sorted(row.spans))
@@ -102,18 +112,19 @@ def test_what_was_asked_twice_is_found_in_the_last_message(tiny_llama: LoadedMod
 
 def test_the_foil_is_where_the_answers_part(tiny_llama: LoadedModel) -> None:
     row = Row(id="a", source="s", prompt="The capital is", response=" Paris, Rome", foil=" Paris, red")
-    case = make_case(tiny_llama, row, answer_row(tiny_llama, row), target="answer")
-    assert case.t[0] > 0
+    case = make_case(tiny_llama, row, answered(tiny_llama, row), target="answer")
+    assert explained(case)[0] > 0
     same = Row(id="a", source="s", prompt="The capital is", response=" Paris", foil=" Paris")
     with pytest.raises(PromptError, match="does not differ"):
-        make_case(tiny_llama, same, answer_row(tiny_llama, same), target="first")
+        make_case(tiny_llama, same, answered(tiny_llama, same), target="first")
 
 
 def test_targets(tiny_llama: LoadedModel) -> None:
     row = Row(id="a", source="s", prompt="The capital is", response=" Paris, Rome")
-    generation = answer_row(tiny_llama, row)
-    assert make_case(tiny_llama, row, generation, target="first").t == (0,)
-    assert make_case(tiny_llama, row, generation, target="answer").t == tuple(range(generation.n_targets))
+    generation = answered(tiny_llama, row)
+    assert explained(make_case(tiny_llama, row, generation, target="first")) == (0,)
+    whole = make_case(tiny_llama, row, generation, target="answer")
+    assert explained(whole) == tuple(range(generation.n_targets))
     assert make_case(tiny_llama, row, generation, target="first").truth is None
 
 
@@ -137,4 +148,4 @@ def test_a_snippet_must_occur_once() -> None:
 def test_gpt2_too() -> None:
     loaded = make_loaded("gpt2")
     row = rows("induction", limit=1)[0]
-    assert make_case(loaded, row, answer_row(loaded, row), target="first").truth is not None
+    assert make_case(loaded, row, answered(loaded, row), target="first").truth is not None

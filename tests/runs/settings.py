@@ -20,7 +20,7 @@ def make_data(folder: Path) -> None:
 
 def make_document(model: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "version": 1,
+        "version": 2,
         "name": "tiny",
         "model": {"name": str(model), "dtype": "float32"},
         "data": [
@@ -31,7 +31,7 @@ def make_document(model: Path, **changes: Any) -> dict[str, Any]:
                 "sources": ["{{ name }}"],
             }
         ],
-        "explain": {"max_nodes": 16},
+        "explain": {"gradients": {"max_nodes": 16}},
         "evaluate": {"methods": [{"method": "saliency"}, {"method": "deep_lift"}], "masks": 8, "resamples": 50},
         **changes,
     }

@@ -124,8 +124,8 @@ def test_a_broken_file_is_one_paragraph(tmp_path: Path) -> None:
 
 def test_ids_must_differ(folder: Path) -> None:
     source = {"path": "q.jsonl", "prompt": "x {{ n }}", "id": "same"}
-    recipe = Recipe(version=1, name="r", data=[source])
+    recipe = Recipe(version=2, name="r", data=[source])
     with pytest.raises(RecipeError, match="two rows have the id 'same'"):
         list(recipe_rows(recipe, root=folder))
     assert count_rows(recipe) is None
-    assert count_rows(Recipe(version=1, name="r", data=[{"suite": "needle"}, {"suite": "induction", "limit": 3}])) == 13
+    assert count_rows(Recipe(version=2, name="r", data=[{"suite": "needle"}, {"suite": "induction", "limit": 3}])) == 13
