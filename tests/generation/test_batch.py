@@ -12,11 +12,15 @@ from tiny import ARCHITECTURES, make_classifier, make_encoder_decoder, make_load
 from llmxai import explain, explain_many
 from llmxai.errors import OptionError, PromptError
 from llmxai.generation import Decoding, PromptTokens, encode_prompt, generate, generate_many
-from llmxai.models import LoadedModel
-from llmxai.models.forward import pads_well
+from llmxai.models import LoadedModel, adapter_of
+from llmxai.settings import IntegratedGradients, Settings
 
 TEXTS = ("Hello", "The capital of France is Paris, and the capital of Italy is", "Which city?", "A person asked")
 SHORT = Decoding(max_new_tokens=5)
+
+
+def gradients_of(max_nodes: int) -> Settings:
+    return Settings(gradients=IntegratedGradients(max_nodes=max_nodes), removal=None)
 
 
 def prompts(loaded: LoadedModel) -> list[PromptTokens]:
@@ -80,7 +84,7 @@ def test_a_prompt_near_the_end_of_the_context_keeps_its_own_room() -> None:
 
 @pytest.mark.parametrize("loaded", [make_loaded("lfm2"), make_encoder_decoder("t5")], ids=["lfm2", "t5"])
 def test_others_go_one_by_one(loaded: LoadedModel) -> None:
-    assert not pads_well(loaded.model)
+    assert not adapter_of(loaded.model).keeps_prefix(loaded.model)
     alone = [generate(loaded, prompt, decoding=SHORT).ids for prompt in prompts(loaded)]
     assert [each.ids for each in generate_many(loaded, prompts(loaded), decoding=SHORT)] == alone
 
@@ -88,12 +92,12 @@ def test_others_go_one_by_one(loaded: LoadedModel) -> None:
 def test_an_answer_that_is_there_is_explained_as_its_prompt_is() -> None:
     loaded = make_loaded("llama", initializer_range=0.1)
     first, second = generate_many(loaded, prompts(loaded)[1:3], decoding=SHORT)
-    want = explain(loaded, TEXTS[1], decoding=SHORT, referee=None)
-    got = explain(loaded, generation=first, referee=None)
-    assert torch.allclose(got.attribution.values, want.attribution.values, atol=1e-5)
+    want = explain(loaded, TEXTS[1], decoding=SHORT, settings=Settings(removal=None))
+    got = explain(loaded, first, settings=Settings(removal=None))
+    assert torch.allclose(got.gradients.values, want.gradients.values, atol=1e-5)
     assert dict(got.generation.request) == dict(want.generation.request)
-    with pytest.raises(OptionError, match="exactly one"):
-        explain(loaded, TEXTS[2], generation=second)
+    with pytest.raises(OptionError, match="both are the answer"):
+        explain(loaded, second, response=TEXTS[2])
 
 
 def test_a_bad_batch_size() -> None:
@@ -110,19 +114,17 @@ def test_many_are_explained_as_one_by_one() -> None:
         asked,
         batch_size=2,
         decoding=SHORT,
-        max_nodes=32,
-        referee=None,
-        report=lambda stage, _done, _all: stages.append(stage),
+        settings=gradients_of(max_nodes=32),
+        progress=lambda stage, _done, _all: stages.append(stage),
     )
     assert isinstance(found, Iterator)
     assert stages == []  # nothing is computed before it is asked for
     for prompt, got in zip(asked, found, strict=True):
-        chosen = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
-        want = explain(loaded, **chosen, decoding=SHORT, max_nodes=32, referee=None)
+        want = explain(loaded, prompt, decoding=SHORT, settings=gradients_of(max_nodes=32))
         assert got.generation.ids == want.generation.ids
         assert dict(got.generation.request) == dict(want.generation.request)
-        assert torch.allclose(got.attribution.values, want.attribution.values, atol=1e-5)
-        assert torch.allclose(got.rollout.rows, want.rollout.rows, atol=1e-6)
+        assert torch.allclose(got.gradients.values, want.gradients.values, atol=1e-5)
+        assert torch.allclose(got.rollout.values, want.rollout.values, atol=1e-6)
         assert [check.status for check in got.checks] == [check.status for check in want.checks]
     assert [stage for stage in stages if stage.startswith("generating")] == [
         "generating 1 to 2 of 3",
@@ -133,7 +135,7 @@ def test_many_are_explained_as_one_by_one() -> None:
 
 def test_what_is_explained_before_an_error_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make_loaded("llama")
-    found = explain_many(loaded, TEXTS[:3], batch_size=1, decoding=SHORT, max_nodes=8, referee=None)
+    found = explain_many(loaded, TEXTS[:3], batch_size=1, decoding=SHORT, settings=gradients_of(max_nodes=8))
     first = next(found)
     assert first.generation.ids == generate(loaded, prompts(loaded)[0], decoding=SHORT).ids
     monkeypatch.setattr(loaded.model, "forward", None)
@@ -150,17 +152,16 @@ def test_a_bad_prompt_among_many_is_refused_before_any_work() -> None:
 
 @pytest.mark.parametrize("loaded", [make_classifier("bert"), make_encoder_decoder("t5")], ids=["bert", "t5"])
 def test_other_kinds_are_explained_too(loaded: LoadedModel) -> None:
-    many = list(explain_many(loaded, TEXTS[:2], decoding=SHORT, max_nodes=8, referee=None))
-    alone = [explain(loaded, text, decoding=SHORT, max_nodes=8, referee=None) for text in TEXTS[:2]]
+    many = list(explain_many(loaded, TEXTS[:2], decoding=SHORT, settings=gradients_of(max_nodes=8)))
+    alone = [explain(loaded, text, decoding=SHORT, settings=gradients_of(max_nodes=8)) for text in TEXTS[:2]]
     assert [each.generation for each in many] == [each.generation for each in alone]
 
 
 def test_many_take_every_option_of_one() -> None:
     one, many = (dict(inspect.signature(f).parameters) for f in (explain, explain_many))
-    for name in ("prompt", "messages", "response", "foil", "generation"):
-        one.pop(name)
+    one.pop("prompt")
     for name in ("prompts", "batch_size"):
         many.pop(name)
-    assert {name: (p.default, p.annotation) for name, p in one.items() if name != "report"} == {
-        name: (p.default, p.annotation) for name, p in many.items() if name != "report"
+    assert {name: (p.default, p.annotation) for name, p in one.items()} == {
+        name: (p.default, p.annotation) for name, p in many.items()
     }

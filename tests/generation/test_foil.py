@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llmxai.errors import PromptError
-from llmxai.generation import classify, encode_prompt, force_response, generate, with_foil
-from llmxai.generation.answer import Decoding
+from llmxai.generation import Decoding, encode_prompt, force_response, generate, with_foil
 from llmxai.methods import Target, token_targets
 from llmxai.methods.targets import TargetRows
 from llmxai.models import LoadedModel, wrap
@@ -110,7 +109,7 @@ def test_two_tokens_that_spell_one_word_do_not_differ() -> None:
 
 def test_a_class_against_another() -> None:
     loaded = make_classifier("bert")
-    generation = classify(loaded, encode_prompt(loaded, "The answer was short."), label="positive")
+    generation = force_response(loaded, encode_prompt(loaded, "The answer was short."), response="positive")
     assert with_foil(loaded, generation, foil="neutral").foil == Foil(t=0, id=1, text="neutral")
     assert with_foil(loaded, generation, foil="0").foil == Foil(t=0, id=0, text="negative")
     with pytest.raises(PromptError, match="is the class of the answer itself"):

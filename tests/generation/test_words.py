@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tiny import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from llmxai.generation import group_words, token_texts
+from llmxai.generation import token_texts
+from llmxai.text import group_words
 from llmxai.types import Role
 
 

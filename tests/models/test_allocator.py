@@ -11,8 +11,7 @@ from contextlib import contextmanager
 import pytest
 from tiny import make_model
 
-from llmxai.models import forward as seams
-from llmxai.models import memory as allocator
+from llmxai.models import memory
 
 SHARES = """
 import ctypes, runpy, sys
@@ -39,7 +38,7 @@ print(share())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told so")
 def test_blocks_are_mapped_one_by_one_inside_and_not_afterwards() -> None:
-    command = [sys.executable, "-c", SHARES, str(allocator.__file__)]
+    command = [sys.executable, "-c", SHARES, str(memory.__file__)]
     inside, after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert [float(share) for share in inside.split()] == pytest.approx([1, 1, 1], abs=0.05)  # freeing changes nothing
     assert float(after) == 0
@@ -56,10 +55,10 @@ def test_checkpointing_does_so_and_an_exception_ends_it(monkeypatch: pytest.Monk
         finally:
             steps.append("out")
 
-    monkeypatch.setattr(seams, "freed_blocks_go_back", recorded)
-    with seams.checkpointed(make_model("llama")):
+    monkeypatch.setattr(memory, "freed_blocks_go_back", recorded)
+    with memory.checkpointed(make_model("llama")):
         assert steps == ["in"]
     assert steps == ["in", "out"]
-    with pytest.raises(RuntimeError, match="stop"), seams.checkpointed(make_model("llama")):
+    with pytest.raises(RuntimeError, match="stop"), memory.checkpointed(make_model("llama")):
         raise RuntimeError("stop")
     assert steps == ["in", "out"] * 2

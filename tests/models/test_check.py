@@ -14,8 +14,9 @@ from tiny import ARCHITECTURES, HYBRIDS, answered, make_loaded, make_model, make
 from llmxai import cli
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods import attention_rollout, layer_integrated_gradients
+from llmxai.models import prefix_cache
 from llmxai.models.check import Capability, ModelCheck, check_model
-from llmxai.models.forward import layers_without_softmax, prefix_cache
+from llmxai.models.families import layers_without_softmax
 
 
 def check(architecture: str, folder: Path) -> ModelCheck:
@@ -44,7 +45,7 @@ def test_what_is_said_is_what_happens(architecture: str, tmp_path: Path) -> None
     assert ("positions only" in rows["integrated gradients"].note) == at_positions
     assert rows["attention rollout"].works == (architecture in ARCHITECTURES)
     if rows["attention rollout"].works:
-        assert (attention_rollout(loaded, generation).rows.sum(dim=1) <= 1 + 1e-6).all()
+        assert (attention_rollout(loaded, generation).values.sum(dim=1) <= 1 + 1e-6).all()
     else:
         with pytest.raises(UnsupportedModelError, match="so attention rollout is not defined for it"):
             attention_rollout(loaded, generation)
