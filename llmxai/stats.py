@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,14 +55,16 @@ def bootstrap_interval(
     `statistic` takes indices [resample, n] to one number per resample. Resamples for which it is NaN are left out; None
     where those are more than half.
     """
-    found = stats.bootstrap(
-        (np.arange(n),),
-        lambda indices, axis: statistic(np.moveaxis(indices, axis, -1)),
-        n_resamples=resamples,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of the interval that is not taken from here
+        found = stats.bootstrap(
+            (np.arange(n),),
+            lambda indices, axis: statistic(np.moveaxis(indices, axis, -1)),
+            n_resamples=resamples,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     usable = np.isfinite(found)
     if usable.mean() < 0.5:
         return None

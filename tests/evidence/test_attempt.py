@@ -13,7 +13,7 @@ import pytest
 from logs import KEY, make_run
 from tiny import make_loaded
 
-from llmxai import Decoding, Removal, UserError, explain, save
+from llmxai import Decoding, UserError, explain, save
 from llmxai.errors import EvidenceError
 from llmxai.evidence import (
     SecretKey,
@@ -30,11 +30,12 @@ from llmxai.evidence import (
 from llmxai.evidence.keys import key_id
 from llmxai.evidence.log import find, find_run, read_log
 from llmxai.evidence.provenance import provenance_of, provenances_of, records_of
+from llmxai.explanation import Explanation
 from llmxai.models import LoadedModel
 from llmxai.recompute import compare, recompute
 from llmxai.report.rebuild import rebuild
+from llmxai.settings import AttentionRollout, IntegratedGradients, Removal, Settings
 from llmxai.store import to_json, to_maps
-from llmxai.types import Explanation
 
 MESSAGES = [{"role": "user", "content": "Ada Lovelace, 7 Secret Lane?"}]
 
@@ -46,7 +47,12 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def explanation(loaded: LoadedModel) -> Explanation:
-    return explain(loaded, messages=MESSAGES, decoding=Decoding(max_new_tokens=3), max_nodes=8)
+    return explain(
+        loaded,
+        MESSAGES,
+        decoding=Decoding(max_new_tokens=3),
+        settings=Settings(gradients=IntegratedGradients(max_nodes=8)),
+    )
 
 
 def only(run: Path) -> dict[str, Any]:
@@ -71,22 +77,24 @@ def test_a_record_says_what_was_asked_answered_and_how(explanation: Explanation,
     with recording(run / "evidence", requester="r7", purpose="audit 3", signer=KEY) as attempt:
         save(explanation, run, attempt=attempt)
     record, generation = only(run), explanation.generation
+    certificate = explanation.gradients.certificate
+    assert certificate is not None
     assert attempt.receipt is not None
     assert (record["id"], record["kind"], record["entry"]) == (attempt.id, "explanation", "python")
     assert (record["requester"], record["purpose"]) == ("r7", "audit 3")
     assert record["started"] <= record["ended"]
     assert (record["input_tokens"], record["output_tokens"]) == (generation.prompt_len, generation.n_targets)
     assert record["decoding"]["seed"] == 0
-    assert record["method"]["names"] == ["layer_integrated_gradients", "attention_rollout"]
+    assert record["method"]["names"] == ["layer_integrated_gradients", "attention_rollout", "gradient_weighted_rollout"]
     assert record["method"]["settings"]["crosscheck"]["version"] == record["method"]["rule_version"]
     assert record["model"]["dtype"] == "float32"
     assert len(record["model"]["tokenizer_digest"]) == len(record["model"]["chat_template_digest"]) == 64
     assert len(record["outcome"]["targets"]) == generation.n_targets
     for t, target in enumerate(record["outcome"]["targets"]):
-        assert target["gap"] == pytest.approx(float(explanation.attribution.gap[t]))
+        assert target["gap"] == pytest.approx(float(certificate.gap[t]))
         assert (target["status"], target["nodes"]) == (
             str(explanation.checks[t].status),
-            explanation.attribution.nodes[t],
+            certificate.nodes[t],
         )
     assert sorted(each["path"] for each in record["artefacts"]) == [
         "explanation.json",
@@ -380,11 +388,13 @@ def test_the_provenance_of_every_record_of_a_run_from_one_pass(explanation: Expl
 def test_a_replay_takes_the_settings_of_the_record(loaded: LoadedModel, tmp_path: Path) -> None:
     other = explain(
         loaded,
-        messages=MESSAGES,
+        MESSAGES,
         decoding=Decoding(max_new_tokens=2),
-        max_nodes=8,
-        variant="sink_free_rollout",
-        referee=Removal(operator="mean", units="token", subsets=5, seed=3),
+        settings=Settings(
+            gradients=IntegratedGradients(max_nodes=8),
+            rollout=AttentionRollout(variant="sink_free_rollout"),
+            removal=Removal(operator="mean", units="token", subsets=5, seed=3),
+        ),
     )
     save(other, tmp_path / "run")
     found = recompute(tmp_path / "run", only(tmp_path / "run")["id"], model=loaded)

@@ -44,7 +44,7 @@ def test_records_have_the_schema(tmp_path: Path) -> None:
 def test_every_kind_and_field_is_in_the_schema() -> None:
     schema = json.loads(schema_text())
     assert {each.name for each in fields(Record)} | {"chain"} == set(schema["properties"]) == set(schema["required"])
-    assert set(schema["$defs"]["Kind"]["enum"]) == {str(kind) for kind in RecordKind}
+    assert set(schema["$defs"]["RecordKind"]["enum"]) == {str(kind) for kind in RecordKind}
 
 
 def test_canonical_bytes_of_the_rfc() -> None:
