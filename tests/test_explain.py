@@ -15,42 +15,42 @@ from transformers.modeling_utils import AttentionInterface
 
 from llmxai import explain, save
 from llmxai.errors import InsufficientMemoryError, NonFiniteError, OptionError, PromptError, UserError
+from llmxai.explain import variant_names
+from llmxai.explanation import Explanation
 from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import (
-    Compute,
-    Removal,
-    Tolerance,
+    METHODS,
     attention_rollout,
     gradient_weighted_rollout,
     layer_integrated_gradients,
     leave_one_out,
-    measured_residual_rollout,
-    variant_names,
 )
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.memory import plan_memory
+from llmxai.settings import AttentionRollout, Compute, IntegratedGradients, Removal, Settings, Tolerance, settings_from
 from llmxai.store import read_folder
-from llmxai.types import Explanation, Role, Status, predicting_position
+from llmxai.types import Role, Status, predicting_position
 
 SHORT = Decoding(max_new_tokens=3)
+FEW = IntegratedGradients(max_nodes=8)
 CHAT = [{"role": "user", "content": "The capital of France"}]
 
 
 def test_everything_fits_together(tiny_llama: LoadedModel) -> None:
-    result = explain(tiny_llama, messages=CHAT, decoding=SHORT)
+    result = explain(tiny_llama, CHAT, decoding=SHORT)
     generation = result.generation
     shape = (generation.n_targets, len(generation.ids))
     assert generation.n_targets == len(result.checks) == len(result.replay.logprobs) == 3
-    assert result.attribution.values.shape == result.rollout.rows.shape == shape
-    assert torch.allclose(
-        result.attribution.f_input, torch.tensor(result.replay.logprobs, dtype=torch.float64), atol=1e-4
-    )
+    assert result.gradients.values.shape == result.rollout.values.shape == shape
+    certificate = result.gradients.certificate
+    assert certificate is not None
+    assert torch.allclose(certificate.f_input, torch.tensor(result.replay.logprobs, dtype=torch.float64), atol=1e-4)
     for t, check in enumerate(result.checks):
-        assert (check.status == Status.UNCONVERGED) == (not result.attribution.converged[t])
-        assert check.dilution.sink_mass == pytest.approx(float(result.rollout.rows[t, 0]))
-        assert check.variant_dilution.sink_mass == pytest.approx(float(result.variant.rows[t, 0]))
-    assert result.settings["features"] == "content"
-    assert result.settings["baseline"] == "space"
+        assert (check.status == Status.UNCONVERGED) == (not certificate.converged[t])
+        assert check.dilution.sink_mass == pytest.approx(float(result.rollout.values[t, 0]))
+        assert check.variant_dilution.sink_mass == pytest.approx(float(result.variant.values[t, 0]))
+    assert result.computed["features"] == "content"
+    assert result.computed["baseline"] == "space"
     assert result.environment["model"]["name"] == "tiny llama"
     assert result.environment["model"]["parameters"] == tiny_llama.model.num_parameters()
     assert result.environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
@@ -61,64 +61,69 @@ def test_options_reach_the_methods(tiny_llama: LoadedModel) -> None:
         tiny_llama,
         "The capital of France",
         response=" Paris",
-        features="all",
-        baseline="zero",
-        tolerance=Tolerance(relative=0.5, absolute=0.1),
-        max_nodes=12,
-        residual=0.25,
+        settings=Settings(
+            features="all",
+            gradients=IntegratedGradients(
+                baseline="zero", tolerance=Tolerance(relative=0.5, absolute=0.1), max_nodes=12
+            ),
+            rollout=AttentionRollout(residual=0.25),
+        ),
     )
     assert result.generation.stop == "given"
-    assert result.settings["features"] == "all"
-    assert result.settings["baseline"] == "zero"
-    assert result.settings["tolerance"] == {"relative": 0.5, "absolute": 0.1}
-    assert result.settings["rollout"]["residual"] == 0.25
-    assert max(result.attribution.nodes) <= 12
+    assert result.computed["features"] == "all"
+    assert result.computed["baseline"] == "zero"
+    assert result.computed["tolerance"] == {"relative": 0.5, "absolute": 0.1}
+    assert result.computed["rollout"]["residual"] == 0.25
+    assert result.gradients.certificate is not None
+    assert max(result.gradients.certificate.nodes) <= 12
 
 
 @pytest.mark.parametrize("name", variant_names())
 def test_every_variant_can_stand_beside_the_rollout(tiny_llama: LoadedModel, name: str, tmp_path: Path) -> None:
-    result = explain(tiny_llama, "The capital of France", response=" Paris, Rome", max_nodes=8, variant=name)
+    settings = Settings(gradients=FEW, rollout=AttentionRollout(variant=name))
+    result = explain(tiny_llama, "The capital of France", response=" Paris, Rome", settings=settings)
     assert result.variant.method == name
     assert result.rollout.method == "attention_rollout"
-    assert result.variant.rows.shape == result.rollout.rows.shape
+    assert result.variant.values.shape == result.rollout.values.shape
     document, maps = read_folder(save(result, tmp_path / "out"))
     assert document["variant"]["method"] == name
     assert "http" in document["variant"]["source"]
-    assert torch.allclose(torch.tensor(maps["rollout_variant"]).double(), result.variant.rows, atol=1e-6)
+    assert torch.allclose(torch.tensor(maps["rollout_variant"]).double(), result.variant.values, atol=1e-6)
 
 
-def test_the_referee_reads_what_was_ablated(tiny_llama: LoadedModel) -> None:
-    result = explain(
-        tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=Removal(subsets=12, operator="mean")
-    )
-    assert result.ablations is not None
-    units = len(result.ablations.units)
-    assert result.ablations.kept.shape == (min(12, comb(units, units // 2)), units)
-    assert torch.allclose(result.ablations.f_full, result.attribution.f_input, atol=1e-4)
+def test_the_referee_reads_what_was_removed(tiny_llama: LoadedModel) -> None:
+    settings = Settings(gradients=FEW, removal=Removal(subsets=12, operator="mean"))
+    result = explain(tiny_llama, CHAT, decoding=SHORT, settings=settings)
+    assert result.effects is not None
+    assert result.gradients.certificate is not None
+    units = len(result.effects.units)
+    assert result.effects.kept.shape == (min(12, comb(units, units // 2)), units)
+    assert torch.allclose(result.effects.f_full, result.gradients.certificate.f_input, atol=1e-4)
     for check in result.checks:
         assert check.verdict is not None
         assert list(check.verdict.scores) == [
             *("layer_integrated_gradients", "attention_rollout", result.variant.method, "leave_one_out")
         ]
-    assert explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, referee=None).ablations is None
+    without = Settings(gradients=FEW, removal=None)
+    assert explain(tiny_llama, CHAT, decoding=SHORT, settings=without).effects is None
 
 
 def test_the_same_question_gives_the_same_numbers(tiny_llama: LoadedModel) -> None:
-    one, two = (explain(tiny_llama, messages=CHAT, decoding=Decoding(max_new_tokens=3, temperature=1.0)) for _ in "ab")
+    one, two = (explain(tiny_llama, CHAT, decoding=Decoding(max_new_tokens=3, temperature=1.0)) for _ in "ab")
     assert one.generation == two.generation
-    assert torch.equal(one.attribution.values, two.attribution.values)
-    assert torch.equal(one.rollout.rows, two.rollout.rows)
-    assert torch.equal(one.variant.rows, two.variant.rows)
+    assert torch.equal(one.gradients.values, two.gradients.values)
+    assert torch.equal(one.rollout.values, two.rollout.values)
+    assert torch.equal(one.variant.values, two.variant.values)
     assert one.checks == two.checks
 
 
 def test_stages_are_reported_in_order(tiny_llama: LoadedModel) -> None:
     stages: list[str] = []
-    explain(tiny_llama, messages=CHAT, decoding=SHORT, report=lambda stage, _done, _n: stages.append(stage))
+    explain(tiny_llama, CHAT, decoding=SHORT, progress=lambda stage, _done, _n: stages.append(stage))
     told = [stage for stage in dict.fromkeys(stages) if not stage.startswith("planned ")]
     assert told == [
-        *("generating", "replaying", "integrating gradients", "rolling attention out", "weighing attention"),
-        "taking the prompt apart",
+        *("generating", "replaying", "integrating gradients", "rolling out attention", "gradient weighted rollout"),
+        "removing parts of the prompt",
     ]
     assert "GiB of working memory" in next(stage for stage in stages if stage.startswith("planned "))
 
@@ -128,7 +133,7 @@ def test_memory_is_planned_or_refused_before_gradients(
 ) -> None:
     def with_free(free: int) -> Explanation:
         monkeypatch.setattr("llmxai.models.memory.free_memory", lambda _device: free)
-        return explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8)
+        return explain(tiny_llama, CHAT, decoding=SHORT, settings=Settings(gradients=FEW))
 
     found = [with_free(10**9)]
     shape = {"tokens": len(found[0].generation.ids), "targets": 3, "dtype": torch.float32}
@@ -136,11 +141,11 @@ def test_memory_is_planned_or_refused_before_gradients(
     found.append(with_free(tight))
     with pytest.raises(InsufficientMemoryError, match=r"tiny llama: explaining \d+ tokens in float32 needs"):
         with_free(1000)
-    assert [result.settings["checkpoint"] for result in found] == [False, True]
-    assert found[0].settings["chunk_tokens"] == 1024 >= found[1].settings["chunk_tokens"]
-    assert (found[0].attribution.values - found[1].attribution.values).abs().max() < 1e-4
-    by_hand = explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8, compute=Compute(chunk_tokens=99))
-    assert by_hand.settings["chunk_tokens"] == 99
+    assert [result.computed["checkpoint"] for result in found] == [False, True]
+    assert found[0].computed["chunk_tokens"] == 1024 >= found[1].computed["chunk_tokens"]
+    assert (found[0].gradients.values - found[1].gradients.values).abs().max() < 1e-4
+    by_hand = Settings(gradients=FEW, compute=Compute(chunk_tokens=99))
+    assert explain(tiny_llama, CHAT, decoding=SHORT, settings=by_hand).computed["chunk_tokens"] == 99
 
 
 def test_the_position_rule() -> None:
@@ -150,22 +155,29 @@ def test_the_position_rule() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({}, OptionError, "exactly one"),
-        ({"prompt": "a", "messages": CHAT}, OptionError, "exactly one"),
+        ({"prompt": {"role": "user"}}, PromptError, "mapping with 'role'; expected text"),
+        ({"prompt": {"input_ids": [[1], [2]]}}, PromptError, "2 sequences of token ids came"),
         ({"prompt": ""}, PromptError, "prompt is empty"),
         ({"prompt": "a", "response": ""}, PromptError, "response is empty"),
         ({"prompt": "a", "features": "words"}, OptionError, "'words' is unknown. Known: content, prompt, all"),
-        ({"prompt": "a", "baseline": "grey"}, OptionError, "'grey' is unknown. Known: space"),
-        ({"prompt": "a", "max_nodes": 1}, OptionError, "max_nodes is 1"),
-        ({"prompt": "a", "residual": 1.5}, OptionError, "residual is 1.5"),
-        ({"prompt": "a", "variant": "rollout"}, OptionError, "'rollout' is unknown. Known: gradient_weighted_rollout"),
-        ({"messages": [{"role": "user", "content": ""}]}, OptionError, "--features all"),
-        ({"messages": []}, PromptError, "no messages"),
+        ({"prompt": "a", "gradients": {"baseline": "grey"}}, OptionError, "'grey' is unknown. Known: space"),
+        ({"prompt": "a", "gradients": {"max_nodes": 1}}, OptionError, "max_nodes is 1"),
+        ({"prompt": "a", "rollout": {"residual": 1.5}}, OptionError, "residual is 1.5"),
+        (
+            {"prompt": "a", "rollout": {"variant": "rollout"}},
+            OptionError,
+            "'rollout' is unknown. Known: max_head_rollout",
+        ),
+        ({"prompt": "a", "also": ["lyme"]}, OptionError, "unknown method 'lyme'. Did you mean 'lime'?"),
+        ({"prompt": [{"role": "user", "content": ""}]}, OptionError, "--features all"),
+        ({"prompt": []}, PromptError, "no messages"),
     ],
 )
 def test_bad_input(tiny_llama: LoadedModel, arguments: dict[str, Any], error: type[UserError], words: str) -> None:
+    asked = {name: arguments[name] for name in ("prompt", "response") if name in arguments}
+    settings = {name: value for name, value in arguments.items() if name not in asked}
     with pytest.raises(error) as caught:
-        explain(tiny_llama, **{"decoding": SHORT, **arguments})
+        explain(tiny_llama, **asked, decoding=SHORT, settings=settings_from(settings))
     assert words in str(caught.value)
 
 
@@ -173,7 +185,7 @@ def test_bad_input(tiny_llama: LoadedModel, arguments: dict[str, Any], error: ty
     "prompt", ["a\x00b", "\u202eabc\u2069", "</script><b>", "{{ 7 * 7 }}{% for %}", "<|im_end|>", "😀", " "]
 )
 def test_odd_prompts_are_explained_exactly(tiny_llama: LoadedModel, prompt: str, tmp_path: Path) -> None:
-    result = explain(tiny_llama, prompt, decoding=SHORT, max_nodes=8)
+    result = explain(tiny_llama, prompt, decoding=SHORT, settings=Settings(gradients=FEW))
     generation = result.generation
     assert "".join(generation.texts[: generation.prompt_len]) == prompt
     folder = save(result, tmp_path / "out")
@@ -198,7 +210,7 @@ def test_nan_weights_are_an_error_and_write_nothing(tmp_path: Path) -> None:
 def test_other_architectures_run_through(architecture: str, tmp_path: Path) -> None:
     loaded = make_loaded(architecture)
     messages = [{"role": "user", "content": "The capital of France is Paris, and the capital of Italy"}]
-    result = explain(loaded, messages=messages, decoding=SHORT, max_nodes=8)
+    result = explain(loaded, messages, decoding=SHORT, settings=Settings(gradients=FEW))
     document, maps = read_folder(save(result, tmp_path / "out"))
     assert document["environment"]["model"]["architecture"] == type(loaded.model).__name__
     assert abs(float(maps["rollout"][0].sum()) + document["targets"][0]["rollout"]["lost_mass"] - 1) < 1e-5
@@ -207,9 +219,11 @@ def test_other_architectures_run_through(architecture: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_real_model(smollm2: LoadedModel, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Which city is the capital of France?"}]
-    result = explain(smollm2, messages=messages, response="Paris.", max_nodes=160)
+    settings = Settings(gradients=IntegratedGradients(max_nodes=160))
+    result = explain(smollm2, messages, response="Paris.", settings=settings)
     document, _ = read_folder(save(result, tmp_path / "out"))
-    assert all(result.attribution.converged)
+    assert result.gradients.certificate is not None
+    assert all(result.gradients.certificate.converged)
     assert document["generation"]["answer"] == "Paris."
     first = document["targets"][0]["sources"]["integrated_gradients"][:5]
     assert "France" in "".join(document["tokens"][source["index"]]["text"] for source in first)
@@ -269,10 +283,10 @@ STEPS: dict[str, Callable[[LoadedModel], object]] = {
     "replay": lambda loaded: replay(loaded, answered(loaded)),
     "gradients": lambda loaded: layer_integrated_gradients(loaded, answered(loaded), max_nodes=8),
     "rollout": lambda loaded: attention_rollout(loaded, answered(loaded)),
-    "ablation": lambda loaded: leave_one_out(loaded, answered(loaded)),
+    "removal": lambda loaded: leave_one_out(loaded, answered(loaded)),
     "gradient-weighted": lambda loaded: gradient_weighted_rollout(loaded, answered(loaded)),
-    "measured residual": lambda loaded: measured_residual_rollout(loaded, answered(loaded)),
-    "explain": lambda loaded: explain(loaded, messages=CHAT, decoding=SHORT, max_nodes=8),
+    "measured residual": lambda loaded: METHODS["measured_residual_rollout"].function(loaded, answered(loaded)),
+    "explain": lambda loaded: explain(loaded, CHAT, decoding=SHORT, settings=Settings(gradients=FEW)),
 }
 
 
@@ -339,10 +353,10 @@ def test_dropout_of_a_model_in_training_mode_is_off() -> None:
     got = [STEPS[step](loaded) for step in ("replay", "gradients", "rollout")]
     assert got[0] == want[0]
     assert torch.equal(got[1].values, want[1].values)
-    assert torch.equal(got[2].rows, want[2].rows)
+    assert torch.equal(got[2].values, want[2].values)
 
 
 def test_roles_reach_the_explanation(tiny_llama: LoadedModel) -> None:
-    result = explain(tiny_llama, messages=CHAT, decoding=SHORT, max_nodes=8)
+    result = explain(tiny_llama, CHAT, decoding=SHORT, settings=Settings(gradients=FEW))
     held = {i for i, role in enumerate(result.generation.roles) if role in (Role.BOS, Role.TEMPLATE)}
-    assert set(result.settings["held"]) == held
+    assert set(result.computed["held"]) == held

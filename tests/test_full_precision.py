@@ -19,7 +19,10 @@ from llmxai.evidence.verifier.check import verify
 from llmxai.models.check import check_model
 from llmxai.report import build_view, rebuild
 from llmxai.report.visible import plain
+from llmxai.settings import IntegratedGradients, Settings
 from llmxai.store import read_folder, to_json
+
+FEW = Settings(gradients=IntegratedGradients(max_nodes=16))
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes", "ignore::FutureWarning:bitsandbytes")
 
@@ -40,7 +43,7 @@ def full(folder: Path) -> LoadedModel:
 
 
 def explained(loaded: LoadedModel) -> Explanation:
-    return explain(loaded, "The capital of France is", response=" Paris, Rome", max_nodes=16)
+    return explain(loaded, "The capital of France is", response=" Paris, Rome", settings=FEW)
 
 
 @pytest.fixture(scope="module", params=["4bit", "8bit"])
@@ -64,7 +67,7 @@ def test_the_figures_are_those_of_two_explanations(compared: Explanation, full: 
     assert (found.model, found.dtype) == (full.name, "float32")
     assert found.digest == again.environment["model"]["digest"]
     for t in range(compared.generation.n_targets):
-        own, other = (each.attribution.values[t].tolist() for each in (compared, again))
+        own, other = (each.gradients.values[t].tolist() for each in (compared, again))
         assert found.cosines[t] == pytest.approx(naive_cosine(own, other), abs=1e-5)
         first, second = (max(range(len(row)), key=lambda i: abs(row[i])) for row in (own, other))
         assert found.same_source[t] == (first == second)
@@ -143,7 +146,8 @@ def test_weights_that_are_stored_quantised_are_told(folder: Path, tmp_path: Path
         load(tmp_path, quantize=others)
     assert check_model(tmp_path).plan.weights < check_model(folder).plan.weights
     generation = answered(again)
-    one, other = (explain(m, generation=generation, max_nodes=8, referee=None) for m in (first, again))
+    settings = Settings(gradients=IntegratedGradients(max_nodes=8), removal=None)
+    one, other = (explain(m, generation, settings=settings) for m in (first, again))
     assert one.replay.logprobs == pytest.approx(other.replay.logprobs, abs=1e-6)
 
 

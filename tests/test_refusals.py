@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import answered, make_loaded
 
-from llmxai import Status, explain, save
-from llmxai.crosscheck.status import Certificate, status_alone
+from llmxai import Explanation, Status, explain, save
+from llmxai.crosscheck.status import TargetError, status_alone
 from llmxai.errors import UnsupportedModelError
 from llmxai.evidence import begin
 from llmxai.evidence.log import read_log
@@ -20,8 +20,9 @@ from llmxai.models import LoadedModel
 from llmxai.recompute import recompute
 from llmxai.report.export import export
 from llmxai.report.rows import summarize
+from llmxai.settings import IntegratedGradients, Settings
 from llmxai.store import read_folder
-from llmxai.types import Explanation, RefereeVerdict, Score
+from llmxai.types import RefereeVerdict, Score
 
 PROMPT, RESPONSE = "The capital of France is", " Paris, Rome"
 
@@ -40,12 +41,13 @@ def test_gradients_are_delivered_and_rollout_is_refused(hybrid: LoadedModel, exp
     with pytest.raises(UnsupportedModelError) as error:
         attention_rollout(hybrid, explained.generation)
     alone = layer_integrated_gradients(hybrid, answered(hybrid, PROMPT, RESPONSE))
-    assert torch.allclose(explained.attribution.values, alone.values, atol=1e-6)
+    assert torch.allclose(explained.gradients.values, alone.values, atol=1e-6)
     for refused in (explained.rollout, explained.variant):
         assert refused.refused == str(error.value)
         assert "2 conv" in str(error.value)
-        assert not refused.rows.any()
-        assert refused.lost_mass.eq(1).all()
+        assert not refused.values.any()
+        assert not refused.features.any()
+        assert refused.lost_mass is None
     for check in explained.checks:
         assert check.status == Status.UNCHECKED
         assert "rollout is refused" in check.reason
@@ -57,14 +59,18 @@ def test_gradients_are_delivered_and_rollout_is_refused(hybrid: LoadedModel, exp
 
 
 def test_an_unconverged_token_stays_unconverged(hybrid: LoadedModel) -> None:
-    result = explain(hybrid, PROMPT, response=RESPONSE, max_nodes=4, referee=None)
+    few = Settings(gradients=IntegratedGradients(max_nodes=4), removal=None)
+    result = explain(hybrid, PROMPT, response=RESPONSE, settings=few)
+    assert result.gradients.certificate is not None
     statuses = [check.status for check in result.checks]
-    want = [Status.UNCHECKED if converged else Status.UNCONVERGED for converged in result.attribution.converged]
+    want = [
+        Status.UNCHECKED if converged else Status.UNCONVERGED for converged in result.gradients.certificate.converged
+    ]
     assert statuses == want
 
 
 def test_the_sentence_without_a_referee_and_without_ranks() -> None:
-    fine = Certificate(converged=True, local_error=0.01, tolerance=0.02)
+    fine = TargetError(converged=True, local_error=0.01, tolerance=0.02)
     assert "No referee was asked" in status_alone(fine, None)[1]
     nothing = RefereeVerdict(
         scores={"layer_integrated_gradients": Score(None, None)},
@@ -82,7 +88,7 @@ def test_folder_record_tables_and_replay(hybrid: LoadedModel, explained: Explana
     document, maps = read_folder(folder)
     reason = explained.rollout.refused
     assert document["refusals"] == dict.fromkeys(("attention_rollout", "gradient_weighted_rollout"), reason)
-    assert sorted(maps) == ["integrated_gradients", "leave_one_out"]
+    assert sorted(maps) == ["features", "integrated_gradients", "leave_one_out", "removal_f", "removal_kept"]
     assert document["targets"][0]["rollout"]["sink_mass"] is None
     assert document["targets"][0]["sources"]["rollout"] == []
     assert summarize(document, record="x").unchecked == len(document["targets"])
