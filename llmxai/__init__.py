@@ -116,10 +116,20 @@ def _inline(explanation: Any) -> str:
     return framed(_page(explanation))
 
 
+def _content(explanation: Any) -> tuple[str, dict[str, Any]]:
+    """What a folder would hold, in a form that `==` compares."""
+    import json
+
+    from llmxai.store import to_json, to_maps
+
+    maps = {name: (values.shape, values.tobytes()) for name, values in to_maps(explanation).items()}
+    return json.dumps(to_json(explanation), sort_keys=True), maps
+
+
 def _folder(explanation: Any, out: Any) -> Any:
     from llmxai.save import save as write
 
     return write(explanation, out)
 
 
-OUTLETS.update(document=_document, page=_page, inline=_inline, folder=_folder)
+OUTLETS.update(document=_document, content=_content, page=_page, inline=_inline, folder=_folder)

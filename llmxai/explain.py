@@ -47,8 +47,8 @@ def explain(
     """Explain every generated token of one answer.
 
     `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
-    text (it goes to the model as it is), chat messages (through the model's chat template), token ids, or an answer
-    that exists already. `response` is explained in place of a generated answer; for a classifier it names the class.
+    text (it goes to the model as it is), chat messages (through the model's chat template), token ids, a tokenizer's
+    output, or an answer that exists already (a `Generation`). `response` is explained in place of a generated answer; for a classifier it names the class.
     With `foil`, an answer that was not given, the first token in which the two differ is explained as a contrast.
     `max_new_tokens` is short for `decoding`'s.
 
@@ -118,8 +118,8 @@ def explain_many(
 ) -> Iterator[Explanation]:
     """The explanations of several prompts in their order, each as soon as it is there; the same as one by one.
 
-    `prompts`: an iterable of what `explain` takes, or a `datasets.Dataset` with a column `prompt`, `messages` or
-    `text`. `batch_size` of them are answered together, then each answer is explained by itself. Everything else is as
+    `prompts`: an iterable of what `explain` takes, a batch of a tokenizer's, or a table (of datasets, pandas, pyarrow)
+    with a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained by itself. Everything else is as
     in `explain`. All prompts are encoded before any work, so that one that cannot be is a PromptError at once, which
     says its number; what was explained before an error is not lost.
     """
@@ -135,9 +135,11 @@ def explain_many(
             batch = asked[first : first + batch_size]
             progress(f"generating {first + 1} to {first + len(batch)} of {len(asked)}", 0, 1)
             if response is None:
-                answers = generate_many(loaded, batch, decoding=decoding, batch_size=batch_size)
+                new = [one for one in batch if not isinstance(one, Generation)]
+                generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
+                answers = [one if isinstance(one, Generation) else next(generated) for one in batch]
             else:
-                answers = tuple(answer(loaded, tokens, response=response) for tokens in batch)
+                answers = [answer(loaded, one, response=response) for one in batch]
             for number, one in enumerate(answers, start=first + 1):
                 watched = partial(_numbered, progress, f"{number} of {len(asked)}")
                 yield explain(loaded, one, foil=foil, settings=settings, progress=watched)

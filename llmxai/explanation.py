@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from llmxai.errors import OptionError, did_you_mean
 from llmxai.names import OUTLETS, Role, Status, Unit
-from llmxai.settings import Settings, require_known
-from llmxai.text import sentences
+from llmxai.settings import Settings, require_known, require_least
+from llmxai.text import character_units, places, quoted, sentences, trimmed
 from llmxai.types import CrossCheck, Effects, FullPrecision, Generation, Replay, Scores
 
 if TYPE_CHECKING:
@@ -23,27 +27,66 @@ if TYPE_CHECKING:
 GRADIENTS = "layer_integrated_gradients"
 ROLLOUT = "attention_rollout"
 GROUPINGS = ("token", "word", "sentence")
+FORMS = ("long", "wide")
 LONGEST_REPR = 24
 """Tokens of the answer that `repr` shows."""
+LONGEST_LINE = 200
+"""Characters of a prompt or an answer that `summary` shows."""
+FIRST_SOURCES = 5
+"""Sources that `summary` names."""
+LONG_COLUMNS = {
+    **{"method": "str", "target": "int64", "target_text": "str", "status": "str"},
+    **{"token": "int64", "text": "str", "role": "str", "value": "float64"},
+}
+"""Columns of the long table, with their dtypes."""
+CAREFUL = {
+    Status.UNCONVERGED: "the gradients are not exact enough to be read",
+    Status.DISAGREE: "the methods contradict each other or the removals",
+    Status.DILUTED: "attention rollout cannot be read",
+    Status.UNCHECKED: "attention rollout is refused, so no second method checks the gradients",
+    Status.AGREE: "both methods put the same sources first",
+}
+"""Statuses in words, the one that needs the most care first."""
 
-Grouping = Literal["token", "word", "sentence"]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """A token, word or sentence and what it contributes."""
 
     text: str
     value: float
-    """Sum of the scores of its tokens: nats for gradients, a share for attention."""
+    """Sum of the scores of its tokens: nats for gradients, a share of 1 for attention."""
     share: float
-    """Its part of the sum of all |values|."""
+    """Its part of the sum of |value| over all sources, so that the shares sum to 1."""
     role: Role
     tokens: Unit
     """Half-open range of token indices."""
 
+    def __repr__(self) -> str:
+        return f"Source({quoted(self.text)}, {self.value:+.3g}, {self.share:.0%})"
 
-@dataclass(frozen=True, eq=False, repr=False)
+
+@dataclass(frozen=True, repr=False)
+class Effect:
+    """A part of the prompt, and what removing it does to a token or a run of the answer."""
+
+    text: str
+    drop: float
+    """How much the log-prob (nats) falls without it; with a foil, the lead over the foil."""
+    probability: float | None
+    """Of the token or run, with nothing removed; None with a foil, where the lead is what was measured."""
+    without: float | None
+    """The same without this part of the prompt."""
+    role: Role
+    tokens: Unit
+    """Half-open range of token indices."""
+
+    def __repr__(self) -> str:
+        change = "" if self.probability is None else f", p {self.probability:.2g} -> {self.without:.2g}"
+        return f"Effect({quoted(self.text)}, drop {self.drop:+.3g} nats{change})"
+
+
+@dataclass(frozen=True, repr=False)
 class TokenView:
     """One token of the answer, or a run of them, with its sources.
 
@@ -55,15 +98,14 @@ class TokenView:
     """Half-open range of generated tokens (0-based)."""
 
     def __repr__(self) -> str:
-        first = ", ".join(f"{source.text.strip()!r} {source.value:+.2f}" for source in self.top(3))
-        return f"{self.text!r:16} {self.status:12} p = {self.probability:<8.2g} {first}"
+        first = ", ".join(f"{quoted(trimmed(source.text))} {source.value:+.2f}" for source in self.top(3))
+        foil = "" if self.foil is None else f"rather than {quoted(self.foil)}  "
+        return f"{quoted(self.text):16} {self.status:12} p = {self.probability:<8.2g} {foil}{first}"
 
     @property
     def text(self) -> str:
         generation = self.explanation.generation
-        return "".join(
-            generation.texts[generation.prompt_len + self.tokens[0] : generation.prompt_len + self.tokens[1]]
-        )
+        return "".join(generation.texts[generation.prompt_len :][slice(*self.tokens)])
 
     @property
     def checks(self) -> tuple[CrossCheck, ...]:
@@ -94,38 +136,75 @@ class TokenView:
         """1: each token was the model's first choice."""
         return max(self.explanation.replay.ranks[slice(*self.tokens)])
 
+    @property
+    def foil(self) -> str | None:
+        """What the token, or one of the run, is explained against; None where it is explained by itself."""
+        foil = self.explanation.generation.foil
+        return foil.text if foil is not None and foil.t in range(*self.tokens) else None
+
     def values(self, method: str = GRADIENTS) -> Float[Tensor, " seq"]:
-        """One score per token of the sequence: sums over the run for contributions, means for attention."""
+        """One score per token of the sequence: sums over the run for contributions, means for attention.
+
+        Raises OptionError for a method that was not computed, or is refused.
+        """
         scores = self.explanation.scores_of(method)
         rows = scores.values[slice(*self.tokens)]
         return rows.mean(dim=0) if scores.null is not None else rows.sum(dim=0)
 
-    def sources(self, *, by: Grouping = "word", method: str = GRADIENTS) -> list[Source]:
-        """Everything that the token could see, by |value|, largest first."""
+    def sources(self, *, by: str = "word", method: str = GRADIENTS) -> list[Source]:
+        """Every token, word or sentence with a score, by |value|, largest first. Their values sum to the method's.
+
+        Raises OptionError for another `by`, and for a method that was not computed, or is refused.
+        """
         generation, values = self.explanation.generation, self.values(method)
-        total = float(values.abs().sum())
-        found = []
-        for start, end in self.explanation.groups(by):
-            value = float(values[start:end].sum())
-            if values[start:end].any():
-                found.append(
-                    Source(
-                        text="".join(generation.texts[start:end]),
-                        value=value,
-                        share=abs(value) / total if total else 0.0,
-                        role=generation.roles[end - 1],
-                        tokens=(start, end),
-                    )
-                )
+        sums = {
+            (start, end): float(values[start:end].sum())
+            for start, end in self.explanation.groups(by)
+            if values[start:end].any()
+        }
+        total = sum(map(abs, sums.values()))
+        found = [
+            Source(
+                text="".join(generation.texts[start:end]),
+                value=value,
+                share=abs(value) / total if total else 0.0,
+                role=generation.roles[end - 1],
+                tokens=(start, end),
+            )
+            for (start, end), value in sums.items()
+        ]
         return sorted(found, key=lambda source: -abs(source.value))
 
-    def top(self, n: int = 3, *, by: Grouping = "word", method: str = GRADIENTS) -> list[Source]:
-        """The first `n` sources, by |value|."""
+    def top(self, n: int = 3, *, by: str = "word", method: str = GRADIENTS) -> list[Source]:
+        """The first `n` sources, by |value|; raises what `sources` raises."""
+        require_least("n", n, 0)
         return self.sources(by=by, method=method)[:n]
 
+    def effects(self, n: int | None = None) -> list[Effect] | None:
+        """What removing each part of the prompt does, by |drop|: all parts, or the first `n`.
 
-CAREFUL = (Status.UNCONVERGED, Status.DISAGREE, Status.DILUTED, Status.UNCHECKED, Status.AGREE)
-"""Statuses, the one that needs the most care first."""
+        None where nothing was removed (`Settings(removal=None)`).
+        """
+        require_least("n", n or 0, 0)
+        effects, generation = self.explanation.effects, self.explanation.generation
+        if effects is None:
+            return None
+        chosen = slice(*self.tokens)
+        full = float(effects.f_full[chosen].sum())
+        without = effects.f_without[chosen].sum(dim=0).tolist()
+        contrast = self.foil is not None
+        found = [
+            Effect(
+                text="".join(generation.texts[start:end]),
+                drop=full - left,
+                probability=None if contrast else math.exp(full),
+                without=None if contrast else math.exp(left),
+                role=generation.roles[end - 1],
+                tokens=(start, end),
+            )
+            for (start, end), left in zip(effects.units, without, strict=True)
+        ]
+        return sorted(found, key=lambda effect: -abs(effect.drop))[:n]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,38 +259,88 @@ class Explanation:
         end = len(generation.texts) - (generation.stop == "eos")
         return "".join(generation.texts[generation.prompt_len : end])
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same explanation, to the precision that a folder keeps (maps in float32)."""
+        if not isinstance(other, Explanation):
+            return NotImplemented
+        if self is other:
+            return True
+        return self.generation.ids == other.generation.ids and bool(
+            OUTLETS["content"](self) == OUTLETS["content"](other)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.created, self.generation.ids))
+
     def __len__(self) -> int:
         return self.generation.n_targets
 
     def __iter__(self) -> Iterator[TokenView]:
         return (TokenView(self, (t, t + 1)) for t in range(len(self)))
 
-    def __getitem__(self, key: int | str | slice) -> TokenView:
-        """The view of a generated token by its number, of a run by a slice, or of the first word of that text."""
-        if isinstance(key, str):
-            return TokenView(self, self._word(key))
-        start, end, _ = (slice(key, None if key == -1 else key + 1) if isinstance(key, int) else key).indices(len(self))
-        if start >= end or (isinstance(key, int) and not -len(self) <= key < len(self)):
-            raise IndexError(f"token {key} of an answer of {len(self)} tokens")
-        return TokenView(self, (start, end))
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and bool(self.find(text))
 
-    def _word(self, text: str) -> Unit:
-        generation, first = self.generation, self.generation.prompt_len
-        runs = [word for word in generation.words if word[0] >= first] + [
-            (i, i + 1) for i in range(first, first + len(self))
-        ]
-        for start, end in runs:
-            if "".join(generation.texts[start:end]).strip() == text.strip():
-                return start - first, end - first
-        raise KeyError(f"{text!r} is no word of the answer {self.answer!r}")
+    def __getitem__(self, key: SupportsIndex | str | slice) -> TokenView:
+        """A generated token by its number, a run of them by a slice, or the first place where a text stands.
+
+        Raises KeyError for a text that is not in the answer, IndexError for a number that is not, or an empty run.
+        """
+        if isinstance(key, str):
+            if found := self.find(key):
+                return found[0]
+            raise KeyError(self._absent(key))
+        if isinstance(key, slice):
+            start, end, step = key.indices(len(self))
+            if step != 1:
+                raise IndexError(f"A run of tokens has the step 1, and {step} came. Choose tokens one by one instead.")
+            if start >= end:
+                raise IndexError(f"No token of the {len(self)} of the answer is in [{key.start}:{key.stop}].")
+            return TokenView(self, (start, end))
+        if isinstance(key, bool):
+            raise TypeError(f"A number, a slice or a text chooses tokens, and {key} is none of them.")
+        number = operator.index(key)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"There is no token {number}: the answer has {len(self)}, which count from 0.")
+        return TokenView(self, (number % len(self), number % len(self) + 1))
+
+    def find(self, text: str) -> list[TokenView]:
+        """Every place of the answer where `text` stands, in order: as whole words or, if there is none, as tokens.
+
+        White space around `text` does not count, unless it is nothing else.
+        """
+        first = self.generation.prompt_len
+        for units in (self._words(), character_units(self.generation.texts, first=first)):
+            if found := places(self.generation.texts, units, text):
+                return [TokenView(self, (start - first, end - first)) for start, end in found]
+        return []
+
+    def _words(self) -> list[Unit]:
+        """The words of the answer."""
+        first = self.generation.prompt_len
+        return [(max(start, first), end) for start, end in self.generation.words if end > first]
+
+    def _absent(self, text: str) -> str:
+        words = ("".join(self.generation.texts[start:end]).strip() for start, end in self._words())
+        known = {word.casefold(): word for word in words if word}
+        near = [known[word] for word in difflib.get_close_matches(text.strip().casefold(), known, n=3)]
+        hint = f"Near words: {', '.join(map(quoted, near))}." if near else f"The answer is: {_line(self.answer)}"
+        return f"{quoted(text, 80)} is not in the answer. {hint}"
 
     def scores_of(self, method: str) -> Scores:
-        """The scores of a method. Raises OptionError for one that was not computed."""
-        require_known("method", method, tuple(self.scores))
+        """The scores of a method. Raises OptionError for one that was not computed, or is refused for the model."""
+        if method not in self.scores:
+            raise OptionError(
+                f"method {method!r} was not computed for this answer.{did_you_mean(method, self.scores)} Computed: "
+                f"{', '.join(self.scores)}. To have more, explain with Settings(also=(...,)); METHODS lists them."
+            )
+        if (reason := self.scores[method].refused) is not None:
+            others = ", ".join(name for name, scores in self.scores.items() if scores.refused is None)
+            raise OptionError(f"method {method!r} is refused for this model: {reason} Computed: {others}.")
         return self.scores[method]
 
-    def groups(self, by: Grouping) -> list[Unit]:
-        """The sequence as tokens, words or sentences."""
+    def groups(self, by: str) -> list[Unit]:
+        """The sequence as tokens, words or sentences. Raises OptionError for anything else."""
         require_known("by", by, GROUPINGS)
         generation = self.generation
         if by == "token":
@@ -222,59 +351,100 @@ class Explanation:
 
     def __repr__(self) -> str:
         model = self.environment["model"]["name"]
-        lines = [f"Explanation of {self.answer!r}: {len(self)} tokens, {model}"]
+        lines = [f"Explanation of {quoted(self.answer, 60)} by {model}, {len(self)} token{'s' * (len(self) > 1)}"]
         lines += [f"{view.tokens[0]:4} {view!r}" for view in islice(self, LONGEST_REPR)]
         if len(self) > LONGEST_REPR:
             lines.append(f"     ... {len(self) - LONGEST_REPR} more")
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """What was asked and answered, how many tokens have which status, and the first sources of the answer."""
-        counts = {status: sum(check.status == status for check in self.checks) for status in CAREFUL}
-        statuses = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        asked = "".join(
-            text for text, role in zip(self.generation.texts, self.generation.roles, strict=True) if role == Role.USER
-        )
-        first = [source for source in self[:].sources() if source.role != Role.GENERATED][:5]
-        return "\n".join(
-            [
-                f"asked:    {asked.strip()}",
-                f"answered: {self.answer.strip()}",
-                f"tokens:   {statuses}",
-                f"sources:  {', '.join(f'{s.text.strip()} ({s.share:.0%})' for s in first)}",
-            ]
-        )
+        """What was asked and answered, how many tokens have which status, and the first sources, one line each.
 
-    def to_frame(self, form: Literal["long", "wide"] = "long", *, method: str = GRADIENTS) -> pd.DataFrame:
-        """The scores as a table: `long` has one line per method, target and token; `wide` one line per target.
-
-        Raises OptionError for another form, or a method that was not computed.
+        The sources are those of the whole answer or, where there is a foil, of the token that has it.
         """
+        counts = {status: sum(check.status == status for check in self.checks) for status in CAREFUL}
+        foil = self.generation.foil
+        view = self[:] if foil is None else self[foil.t]
+        first = [source for source in view.sources() if source.role != Role.GENERATED][:FIRST_SOURCES]
+        lines = {
+            "asked": self._asked(),
+            "answered": self._answered(),
+            "foil": None if foil is None else f"{quoted(view.text)} rather than {quoted(foil.text)}",
+            "status": "; ".join(f"{count} {name} ({CAREFUL[name]})" for name, count in counts.items() if count),
+            "sources": ", ".join(f"{quoted(trimmed(s.text))} {s.value:+.2f} nats ({s.share:.0%})" for s in first),
+        }
+        if (effects := view.effects(FIRST_SOURCES)) is not None:
+            what = "log-prob" if foil is None else "lead over the foil"
+            told = ", ".join(f"{-effect.drop:+.2f} nats without {quoted(trimmed(effect.text))}" for effect in effects)
+            lines["removal"] = f"{what} {told}"
+        return "\n".join(f"{name + ':':10}{line}" for name, line in lines.items() if line is not None)
+
+    def _asked(self) -> str:
+        """The last message of the user, the raw prompt, or what token ids decode to."""
+        generation = self.generation
+        runs: list[tuple[Role, str]] = []
+        texts = zip(generation.roles[: generation.prompt_len], generation.texts, strict=False)
+        for role, text in texts:
+            if runs and runs[-1][0] == role:
+                runs[-1] = (role, runs[-1][1] + text)
+            else:
+                runs.append((role, text))
+        said = [(role, text) for role, text in runs if role not in (Role.BOS, Role.TEMPLATE)] or runs
+        messages = generation.request.get("messages")
+        if messages is None:
+            return _line(" ".join(text for _, text in said))
+        last = next((text for role, text in reversed(said) if role == Role.USER), said[-1][1])
+        return _line(last) + (f"  (a chat of {len(messages)} messages)" if len(messages) > 1 else "")
+
+    def _answered(self) -> str:
+        """The answer, or the class with its probability."""
+        classes = self.generation.classes
+        if classes:
+            return f"{_line(self.answer)}  (one of {len(classes)} classes, p = {self[0].probability:.2g})"
+        return _line(self.answer) + {"length": "  (cut here)", "given": "  (given)"}.get(self.generation.stop, "")
+
+    def to_frame(self, form: str = "long", *, method: str | None = None) -> pd.DataFrame:
+        """The scores as a table.
+
+        `long`: one line per method, target and token that has a score; of all methods that are not refused, or of one.
+        `wide`: of one method (integrated gradients, unless another is named), one line per target and one column per
+        token, each labelled by number and text; NaN where a token has no score.
+
+        Raises OptionError for another form, and for a method that was not computed, or is refused.
+        """
+        require_known("form", form, FORMS)
+        if form == "wide":
+            return self._wide(self.scores_of(method or GRADIENTS))
+        if method is not None:
+            return self._long({method: self.scores_of(method)})
+        return self._long({name: scores for name, scores in self.scores.items() if scores.refused is None})
+
+    def _long(self, chosen: Mapping[str, Scores]) -> pd.DataFrame:
         import pandas as pd
 
-        require_known("form", form, ("long", "wide"))
         generation = self.generation
-        if form == "wide":
-            return pd.DataFrame(
-                self.scores_of(method).values.numpy(),
-                index=pd.Index(generation.texts[generation.prompt_len :], name="target"),
-                columns=pd.Index(generation.texts, name="token"),
-            )
-        rows = [
-            {
-                "method": name,
-                "target": t,
-                "target_text": generation.texts[generation.prompt_len + t],
-                "token": i,
-                "text": generation.texts[i],
-                "role": str(generation.roles[i]),
-                "value": float(scores.values[t, i]),
-            }
-            for name, scores in self.scores.items()
-            if scores.refused is None
-            for t, i in scores.features.nonzero().tolist()
-        ]
-        return pd.DataFrame(rows, columns=["method", "target", "target_text", "token", "text", "role", "value"])
+        texts, roles = (
+            np.array(generation.texts, dtype=object),
+            np.array(list(map(str, generation.roles)), dtype=object),
+        )
+        statuses = np.array([str(check.status) for check in self.checks], dtype=object)
+        parts = []
+        for name, scores in chosen.items():
+            target, token = scores.features.numpy().nonzero()
+            columns = {"method": name, "target": target, "target_text": texts[generation.prompt_len + target]}
+            columns |= {"status": statuses[target], "token": token, "text": texts[token], "role": roles[token]}
+            parts.append(pd.DataFrame({**columns, "value": scores.values.double().numpy()[target, token]}))
+        return pd.concat(parts, ignore_index=True).astype(LONG_COLUMNS)
+
+    def _wide(self, scores: Scores) -> pd.DataFrame:
+        import pandas as pd
+
+        texts, first = self.generation.texts, self.generation.prompt_len
+        return pd.DataFrame(
+            np.where(scores.features.numpy(), scores.values.double().numpy(), np.nan),
+            index=pd.MultiIndex.from_tuples(list(enumerate(texts[first:])), names=["target", "target_text"]),
+            columns=pd.MultiIndex.from_tuples(list(enumerate(texts)), names=["token", "text"]),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as plain JSON values: what `explanation.json` holds."""
@@ -291,3 +461,9 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         return str(OUTLETS["inline"](self))
+
+
+def _line(text: str) -> str:
+    """On one line, every character visible, at most `LONGEST_LINE` of them."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"

@@ -2,115 +2,309 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias, cast
 
+import numpy as np
 import torch
-from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    Pipeline,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextClassificationPipeline,
+    TextGenerationPipeline,
+)
 
-from llmxai.errors import OptionError, PromptError
+from llmxai.errors import OptionError, PromptError, UnsupportedModelError
 from llmxai.generation import Message, encode, encode_ids
-from llmxai.models import LoadedModel, load, wrap
-from llmxai.types import PromptTokens
+from llmxai.models import LoadedModel, ModelKind, frozen_eval, load, wrap
+from llmxai.models.families import kind_of
+from llmxai.text import quoted
+from llmxai.types import Generation, PromptTokens
 
-AnyModel: TypeAlias = LoadedModel | str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase] | Pipeline
-"""A loaded model, a name or folder, a model with its tokenizer, or a text-generation pipeline."""
-AnyPrompt: TypeAlias = str | Sequence[Message] | Sequence[int] | torch.Tensor | Mapping[str, Any] | PromptTokens
-"""Text, chat messages, token ids, what a tokenizer returned, or prompt tokens."""
+AnyModel: TypeAlias = LoadedModel | str | Path | tuple[nn.Module, PreTrainedTokenizerBase] | Pipeline
+"""A loaded model, a name or folder, a model with its tokenizer, or a pipeline that generates or classifies text."""
+AnyPrompt: TypeAlias = (
+    str | Sequence[Message] | Sequence[SupportsIndex] | torch.Tensor | np.ndarray | Mapping[str, Any] | PromptTokens
+)
+"""Text, chat messages, token ids, what a tokenizer returned, a row of a data set, or prompt tokens."""
 COLUMNS = ("prompt", "messages", "text", "question")
 """Columns of a data set that hold prompts, the first that is there."""
+PAIR = "Give the model with its tokenizer: explain((model, tokenizer), ...)."
 
 
-def loaded_model(model: AnyModel) -> LoadedModel:
-    """The model, loaded or wrapped where it is not yet. Raises OptionError for anything else, with what to do."""
+# models
+
+
+def loaded_model(model: object) -> LoadedModel:
+    """The model, loaded or wrapped where it is not yet.
+
+    Raises OptionError or UnsupportedModelError for anything else, with what to do, and what `load` and `wrap` raise.
+    """
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, str | Path):
         return load(model)
     if isinstance(model, Pipeline):
-        return wrap(model.model, _tokenizer(model))
-    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], PreTrainedModel):
-        return wrap(*model)
-    if isinstance(model, PreTrainedModel):
-        raise OptionError(
-            f"{type(model).__name__} came without its tokenizer. Give both, as explain((model, tokenizer), ...), or "
-            f"wrap(model, tokenizer)."
+        return _from_pipeline(model)
+    if isinstance(model, tuple | list) and len(model) == 2:
+        return _from_pair(*model)
+    raise OptionError(_no_model(model))
+
+
+def _from_pipeline(pipeline: Pipeline) -> LoadedModel:
+    if not isinstance(pipeline, TextGenerationPipeline | TextClassificationPipeline):
+        raise UnsupportedModelError(
+            f"A {type(pipeline).__name__} came; expected a pipeline for text-generation or text-classification. If its "
+            f"model generates or classifies text, give (pipeline.model, pipeline.tokenizer)."
         )
-    raise OptionError(
-        f"A model was expected and a {type(model).__name__} came. Give a name or folder, load(...), "
-        f"(model, tokenizer), or a text-generation pipeline."
-    )
-
-
-def _tokenizer(pipeline: Pipeline) -> PreTrainedTokenizerBase:
     if pipeline.tokenizer is None:
-        raise OptionError(f"The {pipeline.task} pipeline has no tokenizer. Give (model, tokenizer) instead.")
-    return pipeline.tokenizer
+        raise OptionError(f"The {type(pipeline).__name__} has no tokenizer. Give (pipeline.model, tokenizer) instead.")
+    return _from_pair(pipeline.model, pipeline.tokenizer)
 
 
-def prompt_tokens(loaded: LoadedModel, prompt: AnyPrompt) -> PromptTokens:
+def _from_pair(model: Any, tokenizer: object) -> LoadedModel:
+    if isinstance(model, PreTrainedTokenizerBase):
+        raise OptionError("The tokenizer came first and the model second. Give (model, tokenizer).")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        own = isinstance(getattr(tokenizer, "tokenizer", None), PreTrainedTokenizerBase)
+        hint = "Give its own: (model, processor.tokenizer)." if own else "AutoTokenizer.from_pretrained(...) gives one."
+        raise OptionError(f"The tokenizer is {_what(tokenizer)}; expected a transformers tokenizer. {hint}")
+    known: dict[str, Any] = {}
+    if _is_peft(model):
+        known["adapter"] = f"in memory: {', '.join(model.active_adapters)}"
+        model = _with_adapter_in_its_layers(model)
+    if not isinstance(model, PreTrainedModel):
+        raise OptionError(_no_model(model))
+    if kind_of(model) is not ModelKind.CLASSIFIER and not model.can_generate():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} neither generates text nor classifies it, so there is no answer to explain. Load "
+            f"the same weights with AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForSequenceClassification."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        known["adapter"] = f"in memory: {', '.join(model.active_adapters())}"
+    return wrap(model, tokenizer, **known)
+
+
+def _is_peft(model: Any) -> bool:
+    """Whether it is a PeftModel; PEFT is optional, and where it was never imported there is none."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def _with_adapter_in_its_layers(model: Any) -> PreTrainedModel:
+    """The base of a PeftModel, whose layers hold the adapter.
+
+    Raises UnsupportedModelError where they do not: the base then computes something else (prompt tuning, X-LoRA).
+    """
+    base = cast(PreTrainedModel, model.get_base_model())
+    ids = torch.arange(3, device=base.device)[None]
+    with frozen_eval(model), torch.no_grad():
+        want, got = (each(input_ids=ids).logits.float() for each in (model, base))
+    if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-3, atol=1e-3, equal_nan=True):
+        kind = model.active_peft_config.peft_type
+        raise UnsupportedModelError(
+            f"The adapter of this {type(model).__name__} ({getattr(kind, 'value', kind)}) works outside of the model's "
+            f"layers, where llmxai does not see it. Adapters inside the layers (LoRA and its relatives) work; to "
+            f"explain the model without the adapter, give (model.get_base_model(), tokenizer)."
+        )
+    return base
+
+
+def _no_model(model: object) -> str:
+    expected = "Expected a name or folder, load(...), (model, tokenizer), or a text-generation pipeline."
+    if isinstance(model, PreTrainedModel) or _is_peft(model):
+        return f"{type(model).__name__} came without its tokenizer. {PAIR}"
+    if isinstance(model, PreTrainedTokenizerBase):
+        return f"A tokenizer came without its model. {PAIR}"
+    if isinstance(model, nn.Module):
+        return (
+            f"{type(model).__name__} is a torch module, but not a transformers model. {expected} Where the model is "
+            f"wrapped, give what is inside: model._orig_mod of a compiled one, model.module of a parallel one."
+        )
+    return f"The model is {_what(model)}. {expected}"
+
+
+# one prompt
+
+
+def prompt_tokens(loaded: LoadedModel, prompt: object) -> PromptTokens:
     """The prompt as exact ids with roles.
 
-    Raises PromptError for what cannot be one, or is several prompts at once.
+    Padding that an attention mask marks at either end is dropped: the model would not have seen it.
+    Raises PromptError for what cannot be a prompt, or is several prompts at once.
     """
+    prompt = _plain(prompt)
     if isinstance(prompt, PromptTokens):
         return prompt
     if isinstance(prompt, str):
         return encode(loaded, prompt)
     if isinstance(prompt, Mapping):
-        if "input_ids" not in prompt:
+        return _from_mapping(loaded, prompt)
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise PromptError(_no_prompt(prompt))
+    items = [_plain(item) for item in prompt]
+    if len(items) == 1 and isinstance(items[0], list | tuple):
+        return prompt_tokens(loaded, items[0])  # a batch of one
+    if items and all(isinstance(item, Mapping) for item in items):
+        return encode(loaded, items)
+    if items and isinstance(items[0], str | list | tuple):
+        kind = "texts" if isinstance(items[0], str) else "prompts"
+        raise PromptError(f"The prompt is a list of {len(items)} {kind}. Give one, or use explain_many for several.")
+    if items and isinstance(items[0], int | float | Integral):
+        return encode_ids(loaded, _whole(items))
+    return encode(loaded, items)
+
+
+def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any]) -> PromptTokens:
+    """A tokenizer's output, or a row of a data set."""
+    if "input_ids" in row:
+        sequences = _sequences(row)
+        if len(sequences) != 1:
             raise PromptError(
-                f"The prompt is a mapping with {', '.join(map(repr, prompt)) or 'nothing'}; expected text, a list of "
-                f"messages, or a tokenizer's output with 'input_ids'."
+                f"{len(sequences)} sequences of token ids came at once. Give one, or use explain_many for several."
             )
-        return encode_ids(loaded, _ids(prompt["input_ids"]))
-    if isinstance(prompt, torch.Tensor) or (_listed(prompt) and prompt and isinstance(prompt[0], int)):
-        return encode_ids(loaded, _ids(prompt))
-    if _listed(prompt) and prompt and isinstance(prompt[0], str):
-        raise PromptError("The prompt is a list of texts. Give one text, or use explain_many for several.")
-    if _listed(prompt):
-        return encode(loaded, list(prompt))  # type: ignore[arg-type]
-    raise PromptError(f"The prompt is a {type(prompt).__name__}; expected text, a list of messages, or token ids.")
+        return encode_ids(loaded, sequences[0])
+    if "role" in row and "content" in row:
+        raise PromptError("The prompt is one message. Put it into a list: [message].")
+    for name in COLUMNS:
+        if row.get(name) is not None:
+            return prompt_tokens(loaded, row[name])
+    raise PromptError(
+        f"The prompt is a mapping with {', '.join(map(repr, row)) or 'nothing'}; expected a tokenizer's output "
+        f"('input_ids') or a row of a data set with a column {', '.join(COLUMNS)}. Rename the column, or give its "
+        f"value alone."
+    )
 
 
-def prompts_of(loaded: LoadedModel, prompts: Iterable[Any]) -> list[PromptTokens]:
-    """Every prompt of an iterable or a data set; an error says the number of the one that it concerns."""
-    if isinstance(prompts, str | Mapping):
-        raise PromptError("explain_many takes several prompts; give a list of them, or use explain for one.")
-    found = []
-    for number, one in enumerate(prompts, start=1):
+def _no_prompt(prompt: object) -> str:
+    if isinstance(getattr(prompt, "generation", None), Generation):
+        return "The prompt is an Explanation. To explain the same answer again, give explanation.generation."
+    hint = " Decode it: prompt.decode()." if isinstance(prompt, bytes) else ""
+    if isinstance(prompt, Iterable) and not hint:
+        hint = " If it holds several prompts, use explain_many."
+    return f"The prompt is {_what(prompt)}; expected text, a list of messages, or token ids.{hint}"
+
+
+# several prompts
+
+
+def prompts_of(loaded: LoadedModel, prompts: object) -> list[PromptTokens | Generation]:
+    """Every prompt of an iterable or a data set; answers that exist already stay.
+
+    Raises PromptError for what is no collection of prompts; for one that cannot be used, it says its number.
+    """
+    found: list[PromptTokens | Generation] = []
+    for number, one in enumerate(_each(prompts), start=1):
         try:
-            found.append(prompt_tokens(loaded, _column(one)))
+            found.append(one if isinstance(one, Generation) else prompt_tokens(loaded, one))
         except PromptError as error:
             raise PromptError(f"Prompt {number}: {error}") from error
     return found
 
 
-def _column(one: Any) -> Any:
-    """The prompt of a row of a data set; anything else as it is."""
-    if not isinstance(one, Mapping) or "input_ids" in one or "role" in one:
-        return one
-    for name in COLUMNS:
-        if one.get(name) is not None:
-            return one[name]
+def _each(prompts: object) -> Iterator[Any]:
+    """The prompts one by one: rows of a table, sequences of a batch, items of anything else."""
+    if isinstance(prompts, str | bytes | PromptTokens | Generation):
+        raise PromptError("explain_many takes several prompts. Give a list, [prompt], or use explain for one.")
+    if isinstance(prompts, Mapping):
+        return iter(_batch(prompts))
+    for name, arguments in (("to_pylist", ()), ("to_dicts", ()), ("to_dict", ("records",))):
+        # tables of pyarrow, polars and pandas, none of which needs to be imported; a pandas Series has no columns
+        if hasattr(prompts, name) and (name == "to_pylist" or hasattr(prompts, "columns")):
+            return iter(getattr(prompts, name)(*arguments))
+    prompts = _plain(prompts)
+    if not isinstance(prompts, Iterable):
+        raise PromptError(f"The prompts are {_what(prompts)}. Give a list, a data set, or any iterable of prompts.")
+    if isinstance(prompts, Sequence) and len(prompts):
+        first = prompts[0]
+        if isinstance(first, int | float | Integral):
+            raise PromptError("The prompts are the token ids of one. Give [ids], or use explain for one prompt.")
+        if isinstance(first, Mapping) and "role" in first and "content" in first:
+            raise PromptError("The prompts are the messages of one chat. Give [messages], or use explain for one.")
+    return iter(prompts)
+
+
+def _batch(columns: Mapping[str, Any]) -> list[Any]:
+    """A tokenizer's output for several texts, or some rows of a data set as columns."""
+    if "input_ids" in columns:
+        return _sequences(columns)
+    name = next((name for name in COLUMNS if columns.get(name) is not None), None)
+    values = _plain(columns[name]) if name is not None else None
+    if isinstance(values, list | tuple) and not any(isinstance(value, Mapping) for value in values):
+        return list(values)
+    if name is not None:
+        raise PromptError("The prompts are one row of a data set. Give [row], or use explain for one.")
+    keys = ", ".join(map(repr, columns)) or "nothing"
     raise PromptError(
-        f"The row has the columns {', '.join(one) or 'none'}; expected one of {', '.join(COLUMNS)}. Rename it, or give "
-        f"the column alone: explain_many(model, data['column'])."
+        f"The prompts are a mapping with {keys}; expected a data set with a column {', '.join(COLUMNS)}. Where these "
+        f"are the splits of a data set, give one: explain_many(model, data['train'])."
     )
 
 
-def _ids(values: Any) -> list[int]:
-    """Token ids of one sequence; a batch of one is unpacked."""
-    ids = values.tolist() if isinstance(values, torch.Tensor) else list(values)
-    if ids and isinstance(ids[0], Sequence):
-        if len(ids) > 1:
-            raise PromptError(f"{len(ids)} sequences of token ids came; give one, or use explain_many.")
-        ids = list(ids[0])
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        raise PromptError("Token ids are expected to be whole numbers.")
-    return ids
+# token ids
 
 
-def _listed(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
+def _sequences(encoding: Mapping[str, Any]) -> list[list[int]]:
+    """The sequences of a tokenizer's output, without their padding."""
+    ids, mask, types = (_rows(encoding.get(name)) for name in ("input_ids", "attention_mask", "token_type_ids"))
+    if any(any(row) for row in types):
+        raise PromptError(
+            "The tokenizer's output holds a pair of texts (token_type_ids other than 0), and llmxai gives the model "
+            "one. Join both into one text."
+        )
+    if not mask:
+        return [_whole(row) for row in ids]
+    if [len(row) for row in ids] != [len(row) for row in mask]:
+        raise PromptError("input_ids and attention_mask have other shapes. Give both as the tokenizer returned them.")
+    return [_unpadded(_whole(row), seen) for row, seen in zip(ids, mask, strict=True)]
+
+
+def _unpadded(ids: list[int], seen: Sequence[Any]) -> list[int]:
+    """The ids that the mask keeps, which are neighbours: padding stands at the ends."""
+    kept = [i for i, one in enumerate(seen) if one]
+    if kept and kept[-1] - kept[0] + 1 != len(kept):
+        raise PromptError(
+            "The attention mask hides tokens in the middle of the prompt, which is no padding. Take them out of "
+            "input_ids, and leave attention_mask out."
+        )
+    return [ids[i] for i in kept]
+
+
+def _rows(values: object) -> list[Any]:
+    """One row per sequence; a single sequence is one row, nothing is none."""
+    values = _plain(values)
+    if values is None:
+        return []
+    rows = [_plain(row) for row in values] if isinstance(values, Iterable) else [values]
+    return rows if rows and all(isinstance(row, list | tuple) for row in rows) else [rows]
+
+
+def _whole(values: Sequence[Any]) -> list[int]:
+    """Token ids as Python's integers."""
+    for value in values:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise PromptError(
+                f"Token ids are whole numbers, and {_what(value)} came. Give what the tokenizer returned; ids.long() "
+                f"makes whole numbers of a tensor's."
+            )
+    return [int(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """Tensors, arrays, columns of pandas and their scalars as lists and numbers of Python; anything else unchanged."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _what(value: object) -> str:
+    """A value in a sentence: `None`, `the float 1.5`, `a dict`."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    if isinstance(value, int | float):
+        return f"the {name} {value}"
+    return f"the {name} {quoted(value)}" if isinstance(value, str) else f"a {name}"

@@ -46,5 +46,5 @@ class Status(StrEnum):
 
 
 OUTLETS: dict[str, Callable[..., Any]] = {}
-"""What makes a `document`, a `page`, a notebook's `inline` view or a `folder` of an explanation. `llmxai` enters them:
-data does not import what is made of it."""
+"""What makes a `document`, comparable `content`, a `page`, a notebook's `inline` view or a `folder` of an explanation.
+`llmxai` enters them: data does not import what is made of it."""

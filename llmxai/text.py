@@ -41,6 +41,47 @@ def sentences(texts: Sequence[str], roles: Sequence[Role], words: Sequence[Unit]
     return found
 
 
+def trimmed(text: str) -> str:
+    """Without the white space around it, unless it is nothing else."""
+    return text.strip() or text
+
+
+def character_units(texts: Sequence[str], *, first: int = 0) -> list[Unit]:
+    """The tokens from `first` on, those that are part of one character together."""
+    found: list[Unit] = []
+    start = first
+    for i in range(first, len(texts)):
+        if texts[i]:
+            found.append((start, i + 1))
+            start = i + 1
+    return found
+
+
+def places(texts: Sequence[str], units: Sequence[Unit], text: str) -> list[Unit]:
+    """Where neighbouring units read `text`, from left to right, none inside another.
+
+    White space at the ends of either does not count, unless `text` is nothing else.
+    """
+    wanted, blank, found = trimmed(text), not text.strip(), list[Unit]()
+    for number, (start, _) in enumerate(units):
+        if found and start < found[-1][1]:
+            continue
+        for _, end in units[number:]:
+            said = "".join(texts[start:end])
+            said = said if blank else said.strip()
+            if said and said == wanted:
+                found.append((start, end))
+            if len(said) >= len(wanted) or not said or not wanted.startswith(said):
+                break
+    return found
+
+
+def quoted(text: str, limit: int = 32) -> str:
+    """As Python would quote it: on one line, invisible characters escaped, cut to `limit` characters."""
+    full = repr(text)
+    return full if len(full) <= limit else f"{full[: limit - 2]}…{full[-1]}"
+
+
 def _begins_word(texts: Sequence[str], roles: Sequence[Role], i: int) -> bool:
     before = texts[i - 1]
     text = next((t for t in texts[i:] if t), "")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
+from llmxai.text import quoted
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,11 @@ class Generation:
         if self.foil is not None and not 0 <= self.foil.t < self.n_targets:
             raise ValueError(f"the foil is for generated token {self.foil.t} of {self.n_targets}")
 
+    def __repr__(self) -> str:
+        prompt, answer = ("".join(part) for part in (self.texts[: self.prompt_len], self.texts[self.prompt_len :]))
+        tokens = f"{self.prompt_len} + {self.n_targets} tokens"
+        return f"Generation({quoted(prompt, 60)} -> {quoted(answer, 60)}, {tokens}, {self.stop})"
+
     @property
     def n_targets(self) -> int:
         return len(self.ids) - self.prompt_len
@@ -215,6 +221,9 @@ class DilutionCurve:
     similarity: Float[Tensor, "target layer"]
     """Mean cosine with the other targets' rows (rank collapse: 1); 1 where there is a single target."""
 
+    def __repr__(self) -> str:
+        return "DilutionCurve({} targets x {} layers)".format(*self.sink_mass.shape)
+
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
@@ -234,6 +243,10 @@ class Certificate:
     nodes: tuple[int, ...]
     """Gradient nodes spent on each target."""
     converged: tuple[bool, ...]
+
+    def __repr__(self) -> str:
+        largest = float(self.gap.abs().max()) if self.gap.numel() else 0.0
+        return f"Certificate({sum(self.converged)} of {len(self.converged)} converged, largest gap {largest:.2g} nats)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +276,15 @@ class Scores:
     refused: str | None = None
     """Why the method is not defined for the model; the values are then 0."""
 
+    def __repr__(self) -> str:
+        if self.refused is not None:
+            return f"Scores({self.method}, refused: {quoted(self.refused, 80)})"
+        shape = "{} targets x {} tokens".format(*self.values.shape)
+        first = self.values[0] if len(self.values) else self.values.new_zeros(0)
+        largest = first.abs().argsort(descending=True, stable=True)[:3].tolist()
+        told = ", ".join(f"token {i} {float(first[i]):+.3g}" for i in largest)
+        return f"Scores({self.method}, {shape}, {'signed' if self.signed else 'unsigned'}; target 0: {told})"
+
 
 @dataclass(frozen=True, eq=False)
 class Effects:
@@ -283,6 +305,11 @@ class Effects:
     f_without: Float[Tensor, "target unit"]
     """Nats, one a unit left out alone; `f_full` where the unit is not visible to the target."""
     settings: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"
+        largest = float(self.drop.max()) if self.drop.numel() else 0.0
+        return f"Effects({self.operator}, {sizes}, largest drop {largest:.3g} nats)"
 
     @property
     def drop(self) -> Float[Tensor, "target unit"]:
