@@ -46,7 +46,7 @@ class PromptError(UserError):
     """Prompt, messages or response cannot be turned into token ids."""
 
 
-class OptionError(UserError):
+class OptionError(UserError, ValueError):
     """An option's value is unknown, out of range, or contradicts another."""
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_type_hints
 
 from llmxai.errors import OptionError, did_you_mean
 
 FEATURES = ("content", "prompt", "all")
+BASELINES = ("space", "zero", "eos", "pad", "mask", "mean")
 OPERATORS = ("delete", "baseline", "mean")
 UNITS = ("auto", "token", "word", "sentence")
 FUSIONS = ("mean", "max", "min")
@@ -26,6 +28,47 @@ CHUNK_TOKENS = 1024
 
 STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
 """How pydantic validates these classes in recipes and records: unknown names are refused."""
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "none"}
+"""Kinds of values in words."""
+T = TypeVar("T")
+
+
+def checked(spec: type[T]) -> type[T]:
+    """A dataclass that refuses unknown names, with the nearest known one, and values of another kind: OptionError."""
+    made: Any = spec.__init__
+    hints = {name: hint for name, hint in get_type_hints(spec).items() if not name.startswith("_")}
+
+    @wraps(made)
+    def init(self: Any, *values: Any, **options: Any) -> None:
+        for name, value in {**dict(zip(hints, values, strict=False)), **options}.items():
+            if name not in hints:
+                raise OptionError(
+                    f"{spec.__name__}: there is no {name!r}.{did_you_mean(name, hints)} Known: {', '.join(hints)}."
+                )
+            if not _fits(value, hints[name]):
+                raise OptionError(f"{name} is {value!r}; expected {_kind(hints[name])}.")
+        made(self, *values, **options)
+
+    spec.__init__ = init  # type: ignore[method-assign]
+    return spec
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in hint.__args__)
+    if isinstance(value, bool):  # which Python counts among the whole numbers
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    if isinstance(hint, type):
+        return isinstance(value, hint)
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+
+
+def _kind(hint: Any) -> str:
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_kind, hint.__args__))
+    return KINDS.get(hint, hint.__name__) if isinstance(hint, type) else "a list of names"
 
 
 def require_known(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -40,6 +83,17 @@ def require_least(what: str, value: int | float, least: int | float) -> None:
         raise OptionError(f"{what} is {value}; expected at least {least}.")
 
 
+def require_baseline(value: str) -> None:
+    """Raise OptionError for a baseline that no model has; whether one has this token is seen once it is loaded."""
+    kind, _, what = value.partition(":")
+    if value not in BASELINES and not (kind == "id" and what.isdecimal()) and not (kind == "token" and what):
+        raise OptionError(
+            f"baseline {value!r} is unknown.{did_you_mean(value, BASELINES)} Known: {', '.join(BASELINES)}, id:N, "
+            f"token:TEXT."
+        )
+
+
+@checked
 @dataclass(frozen=True)
 class Decoding:
     """How the answer is chosen. Greedy unless a temperature is given."""
@@ -63,6 +117,7 @@ class Decoding:
             raise OptionError(f"top_k is {self.top_k}; expected 0 (off) or a positive number.")
 
 
+@checked
 @dataclass(frozen=True)
 class Tolerance:
     """The error that counts as converged: max(relative x |F(input) - F(baseline)|, absolute), in nats."""
@@ -73,12 +128,13 @@ class Tolerance:
     absolute: float = 0.02
 
     def __post_init__(self) -> None:
-        if not (self.relative >= 0 and self.absolute >= 0 and self.relative + self.absolute > 0):
+        if not (0 <= self.relative < math.inf and 0 <= self.absolute < math.inf and self.relative + self.absolute > 0):
             raise OptionError(
                 f"tolerance: relative {self.relative}, absolute {self.absolute}; expected one above 0, none below."
             )
 
 
+@checked
 @dataclass(frozen=True)
 class IntegratedGradients:
     """Layer-integrated gradients (Sundararajan, Taly & Yan 2017, https://arxiv.org/abs/1703.01365)."""
@@ -94,11 +150,32 @@ class IntegratedGradients:
     """A fixed number of Gauss-Legendre nodes on the whole path, in place of adaptive panels."""
 
     def __post_init__(self) -> None:
+        require_baseline(self.baseline)
         require_least("max_nodes", self.max_nodes, LEAST_NODES)
         if self.n_steps is not None:
             require_least("n_steps", self.n_steps, 1)
 
 
+@checked
+@dataclass(frozen=True)
+class DeletionPath:
+    """Integrated gradients along the presence of tokens, from hidden to seen."""
+
+    __pydantic_config__ = STRICT
+
+    tolerance: Tolerance = Tolerance()
+    max_nodes: int = 64
+    """Gradient evaluations per target, at most."""
+    n_steps: int | None = None
+    """A fixed number of Gauss-Legendre nodes on the whole path, in place of adaptive panels."""
+
+    def __post_init__(self) -> None:
+        require_least("max_nodes", self.max_nodes, LEAST_NODES)
+        if self.n_steps is not None:
+            require_least("n_steps", self.n_steps, 1)
+
+
+@checked
 @dataclass(frozen=True)
 class AttentionRollout:
     """Attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928) and the variant next to it."""
@@ -118,6 +195,7 @@ class AttentionRollout:
         require_known("head_fusion", self.head_fusion, FUSIONS)
 
 
+@checked
 @dataclass(frozen=True)
 class Removal:
     """How parts of the prompt are removed to measure their effect."""
@@ -139,10 +217,12 @@ class Removal:
     def __post_init__(self) -> None:
         require_known("removal units", self.units, UNITS)
         require_known("removal operator", self.operator, OPERATORS)
+        require_baseline(self.baseline)
         require_least("subsets", self.subsets, 0)
         require_least("chunk_tokens", self.chunk_tokens, 1)
 
 
+@checked
 @dataclass(frozen=True)
 class Compute:
     """How gradients are computed. It decides time and memory, and changes the numbers by rounding only."""
@@ -165,6 +245,7 @@ class Compute:
             require_least("chunk_tokens", self.chunk_tokens, 1)
 
 
+@checked
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides how an answer is explained, apart from the model, the prompt and the answer itself."""
@@ -237,28 +318,31 @@ def put(document: dict[str, Any], assignment: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise OptionError(f"--set {assignment!r}: the value is not YAML ({' '.join(str(error).split())}).") from error
+    assign(document, name, value, said=f"--set {assignment!r}")
+
+
+def assign(document: dict[str, Any], name: str, value: Any, *, said: str) -> None:
+    """Put a value under its dotted name. Raises OptionError, which names what was `said`, where there is no place."""
     *parents, last = name.split(".")
     place: Any = document
     for part in parents:
-        place = _inside(place, part, assignment)
+        place = _inside(place, part, said)
     if isinstance(place, list):
-        _inside(place, last, assignment)
+        _inside(place, last, said)
         place[int(last)] = value
     else:
         place[last] = value
 
 
-def _inside(place: Any, part: str, assignment: str) -> Any:
+def _inside(place: Any, part: str, said: str) -> Any:
     if isinstance(place, list):
         if not part.isdigit() or int(part) >= len(place):
-            raise OptionError(
-                f"--set {assignment!r}: {part!r} is no place in a list of {len(place)}; they count from 0."
-            )
+            raise OptionError(f"{said}: {part!r} is no place in a list of {len(place)}; they count from 0.")
         return place[int(part)]
     if place.get(part) is None:
         place[part] = {}
     if not isinstance(place[part], dict | list):
-        raise OptionError(f"--set {assignment!r}: {part!r} holds {place[part]!r}, which has no keys inside.")
+        raise OptionError(f"{said}: {part!r} holds {place[part]!r}, which has no keys inside.")
     return place[part]
 
 

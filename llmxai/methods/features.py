@@ -12,11 +12,10 @@ from llmxai.errors import OptionError
 from llmxai.methods.targets import Target, seen_by
 from llmxai.models import LoadedModel, embed, embedding_module
 from llmxai.models.forward import input_device
-from llmxai.settings import FEATURES, require_known
+from llmxai.settings import FEATURES, require_baseline, require_known
 from llmxai.types import Generation, Role
 
 CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
-BASELINES = ("space", "zero", "eos", "pad", "mask", "mean")
 
 
 def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
@@ -84,6 +83,7 @@ def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int)
 
 def baseline_token(loaded: LoadedModel, baseline: str) -> int:
     """The id of a baseline that is one token."""
+    require_baseline(baseline)
     tokenizer = loaded.tokenizer
     special = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "mask": tokenizer.mask_token_id}
     if baseline in special:
@@ -93,25 +93,23 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int:
         return int(token)
     kind, _, what = baseline.partition(":")
     vocabulary = int(getattr(embedding_module(loaded.model), "num_embeddings", len(tokenizer)))
-    if kind == "id" and what.isdigit():
+    if kind == "id":
         if int(what) >= vocabulary:
             raise OptionError(f"Baseline {baseline!r}: the vocabulary ends at id {vocabulary - 1}.")
         return int(what)
-    if kind == "token" and what:
+    if kind == "token":
         ids = tokenizer(what, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise OptionError(
                 f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Name it by id:N instead."
             )
         return int(ids[0])
-    if baseline == "space":
-        ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
-        if ids and ids[-1] != tokenizer.unk_token_id:
-            return int(ids[-1])
-        if not ids and special["mask"] is not None:
-            return int(special["mask"])
-        raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
-    raise OptionError(f"baseline {baseline!r} is unknown. Known: {', '.join(BASELINES)}, id:N, token:TEXT.")
+    ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
+    if ids and ids[-1] != tokenizer.unk_token_id:
+        return int(ids[-1])
+    if not ids and special["mask"] is not None:
+        return int(special["mask"])
+    raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
 
 
 def _mean_embedding(loaded: LoadedModel) -> Float[Tensor, " hidden"]:
