@@ -45,12 +45,17 @@ def checked(spec: type[T]) -> type[T]:
                 raise OptionError(
                     f"{spec.__name__}: there is no {name!r}.{did_you_mean(name, hints)} Known: {', '.join(hints)}."
                 )
-            if not _fits(value, hints[name]):
-                raise OptionError(f"{name} is {value!r}; expected {_kind(hints[name])}.")
+            require_kind(name, value, hints[name])
         made(self, *values, **options)
 
     spec.__init__ = init  # type: ignore[method-assign]
     return spec
+
+
+def require_kind(what: str, value: Any, hint: Any) -> None:
+    """Raise OptionError for a value that is not of the type `hint`."""
+    if not _fits(value, hint):
+        raise OptionError(f"{what} is {value!r}; expected {_kind(hint)}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from llmxai.errors import OptionError, did_you_mean
+from llmxai.settings import AttentionRollout, IntegratedGradients, Removal, Settings, require_kind, require_least
 from llmxai.types import Scores
 
+Limit = Callable[[str, Any], None]
+"""Raises OptionError for a value out of range; called with what the option is called, and its value."""
+SHARED = {
+    each.name: spec for spec in (Removal, AttentionRollout, IntegratedGradients, Settings) for each in fields(spec)
+}
+"""Options that are settings too, by name: what checks them."""
 FILLED_IN = frozenset({"targets", "progress", "compute", "f_input"})
 """Parameters that a pipeline fills in; the others are the method's options."""
 
@@ -33,6 +41,8 @@ class Method:
     function: Callable[..., Scores]
     options: Mapping[str, Any] = field(default_factory=dict)
     """Its options with their defaults."""
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    """Of the options that have any and are no settings."""
 
     def accepts(self, parameter: str) -> bool:
         """Whether the function has this parameter."""
@@ -42,15 +52,41 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, *, needs: set[str], source: str) -> Callable[[F], F]:
-    """Enter a function into the table; its docstring's first line is the summary, its keywords are the options."""
+def at_least(least: int | float) -> Limit:
+    """Refuse anything below."""
+    return lambda what, value: require_least(what, value, least)
+
+
+def between(low: int | float, high: int | float) -> Limit:
+    """Refuse anything that is not inside; the ends are outside."""
+
+    def check(what: str, value: int | float) -> None:
+        if not low < value < high:
+            raise OptionError(f"{what} is {value}; expected a number between {low} and {high}.")
+
+    return check
+
+
+def method(name: str, *, needs: set[str], source: str, limits: Mapping[str, Limit] | None = None) -> Callable[[F], F]:
+    """Enter a function into the table; its docstring's first line is the summary, its keywords are the options.
+
+    `limits` are checked at every call, and when a recipe is read.
+    """
+    limits = limits or {}
 
     def enter(function: F) -> F:
+        @wraps(function)
+        def limited(*given: Any, **options: Any) -> Scores:
+            for option in limits.keys() & options.keys():
+                limits[option](f"{name}: {option}", options[option])
+            return function(*given, **options)
+
         summary = (function.__doc__ or "").strip().splitlines()[0]
         keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = {p.name: p.default for p in keywords if p.name not in FILLED_IN}
-        METHODS[name] = Method(name, frozenset(needs), source, summary, function, options)
-        return function
+        entered = cast(F, limited) if limits else function
+        METHODS[name] = Method(name, frozenset(needs), source, summary, entered, options, limits)
+        return entered
 
     return enter
 
@@ -60,17 +96,41 @@ def method_options(name: str) -> dict[str, Any]:
     return dict(METHODS[name].options)
 
 
-def require_method(name: str, options: Mapping[str, Any] | None = None, *, where: str = "") -> None:
-    """Raise OptionError for a method or an option that does not exist, with the nearest one that does."""
+def require_method(name: str, options: Mapping[str, Any] | None = None, *, where: str = "") -> dict[str, Any]:
+    """The options as the method's function takes them: a mapping in the place of a settings object becomes one.
+
+    Raises OptionError for a method or an option that does not exist, with the nearest one that does, for a value of
+    another kind, and for one out of range.
+    """
     at = f"{where}: " if where else ""
     if name not in METHODS:
         raise OptionError(
             f"{at}unknown method {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(sorted(METHODS))}."
         )
-    known = METHODS[name].options
-    for option in options or {}:
-        if option not in known:
-            raise OptionError(
-                f"{at}method {name!r} has no option {option!r}.{did_you_mean(option, known)} It has: "
-                f"{', '.join(known) or 'none'}."
-            )
+    try:
+        return {option: _checked(METHODS[name], option, value) for option, value in (options or {}).items()}
+    except OptionError as error:
+        raise OptionError(f"{at}{error}") from error
+
+
+def _checked(entry: Method, option: str, value: Any) -> Any:
+    known = entry.options
+    if option not in known:
+        raise OptionError(
+            f"method {entry.name!r} has no option {option!r}.{did_you_mean(option, known)} It has: "
+            f"{', '.join(known) or 'none'}."
+        )
+    default = known[option]
+    try:
+        if is_dataclass(default) and isinstance(value, Mapping):
+            value = cast(Any, type(default))(**value)
+        spec = SHARED.get(option)
+        if spec is not None and type(default) is type(getattr(spec, option)):
+            spec(**{option: value})
+        elif default is not None:
+            require_kind(option, value, type(default))
+        if option in entry.limits:
+            entry.limits[option](option, value)
+    except OptionError as error:
+        raise OptionError(f"method {entry.name!r}: {error}") from error
+    return value

@@ -161,10 +161,10 @@ def test_deep_lift_refuses_what_captum_has_no_rule_for(tiny_llama: LoadedModel) 
     ("function", "options", "says"),
     [
         (smoothgrad, {"samples": 0}, "samples is 0"),
-        (mc_dropout, {"rate": 1.0}, "rate 1.0"),
-        (gradient_shap, {"noise": -1.0}, "noise -1.0"),
+        (mc_dropout, {"rate": 1.0}, "rate is 1.0"),
+        (gradient_shap, {"noise": -1.0}, "noise is -1.0"),
         (kernel_shap, {"samples": 1}, "samples is 1"),
-        (lime, {"alpha": -1.0}, "alpha -1.0"),
+        (lime, {"alpha": -1.0}, "alpha is -1.0"),
         (context_cite, {"masks": 1}, "masks is 1"),
         (kernel_shap, {"operator": "erase"}, "operator 'erase' is unknown. Known: delete, baseline, mean"),
         (gradient_x_input, {"features": "words"}, "features 'words' is unknown"),

@@ -20,7 +20,7 @@ from llmxai.methods.attention.capture import AttentionCall, Fuse, LayerAttention
 from llmxai.methods.attention.dilution import CurveRecorder
 from llmxai.methods.attention.encoder_decoder import rollout_steps
 from llmxai.methods.attention.weighting import measured_residual, projections_watched, value_norms
-from llmxai.methods.registry import METHODS, Method, method
+from llmxai.methods.registry import METHODS, Method, at_least, method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, adapter_of
 from llmxai.settings import AttentionRollout
@@ -115,6 +115,8 @@ VARIANTS = (
     ),
 )
 
+LIMITS = {"last_layers": at_least(1)}
+
 
 def max_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> Tensor:
     return _with_sums_of_the_mean(weights.amax(dim=0), weights)
@@ -176,8 +178,8 @@ def roll_out(
     Raises OptionError for a residual outside [0, 1) or less than one layer, UnsupportedModelError where a layer has no
     softmax attention, or attention does not go straight into the output projection whose values are to be weighed.
     """
-    if variant.last_layers is not None and variant.last_layers < 1:
-        raise OptionError(f"last_layers is {variant.last_layers}; expected at least 1.")
+    if variant.last_layers is not None:
+        LIMITS["last_layers"]("last_layers", variant.last_layers)
     if variant.residual is not None:
         AttentionRollout(residual=variant.residual)  # raises OptionError
     targets = targets_of(generation, targets)
@@ -292,7 +294,8 @@ def _entered(variant: Variant) -> Method:
 
     function.__name__, function.__doc__ = variant.name, variant.summary
     options = {name: getattr(variant, name) for name in variant.options}
-    return Method(variant.name, frozenset({"attentions"}), variant.source, variant.summary, function, options)
+    limits = {name: limit for name, limit in LIMITS.items() if name in options}
+    return Method(variant.name, frozenset({"attentions"}), variant.source, variant.summary, function, options, limits)
 
 
 METHODS.update({variant.name: _entered(variant) for variant in VARIANTS})

@@ -10,10 +10,10 @@ from captum.attr import DeepLift, GradientShap, InputXGradient, Saliency
 from jaxtyping import Float
 from torch import Tensor, nn, randn_like
 
-from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.errors import UnsupportedModelError
 from llmxai.methods.features import visible_features
 from llmxai.methods.gradients.path_gradients import make_path
-from llmxai.methods.registry import method
+from llmxai.methods.registry import at_least, between, method
 from llmxai.methods.targets import Target, TargetRows, kinds, targets_of
 from llmxai.models import LoadedModel, embed, forward_logits
 from llmxai.models.forward import frozen_eval, seeded
@@ -115,7 +115,12 @@ def gradient_x_input(
     )
 
 
-@method("smoothgrad", needs={"gradients"}, source="Smilkov et al. 2017, https://arxiv.org/abs/1706.03825")
+@method(
+    "smoothgrad",
+    needs={"gradients"},
+    source="Smilkov et al. 2017, https://arxiv.org/abs/1706.03825",
+    limits={"samples": at_least(1), "noise": at_least(0)},
+)
 def smoothgrad(
     loaded: LoadedModel,
     generation: Generation,
@@ -130,8 +135,6 @@ def smoothgrad(
 
     The length is taken before the mean; Captum's NoiseTunnel averages the signed gradients, which cancel.
     """
-    if samples < 1 or noise < 0:
-        raise OptionError(f"smoothgrad: samples is {samples} and noise {noise}; expected at least 1 and 0.")
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
         total = x.new_zeros(x.shape[1])
@@ -152,7 +155,12 @@ def smoothgrad(
     )
 
 
-@method("gradient_shap", needs={"gradients"}, source="Lundberg & Lee 2017, https://arxiv.org/abs/1705.07874")
+@method(
+    "gradient_shap",
+    needs={"gradients"},
+    source="Lundberg & Lee 2017, https://arxiv.org/abs/1705.07874",
+    limits={"samples": at_least(1), "noise": at_least(0)},
+)
 def gradient_shap(
     loaded: LoadedModel,
     generation: Generation,
@@ -169,8 +177,6 @@ def gradient_shap(
     A Monte-Carlo estimate of integrated gradients, without a certificate. `noise` is the standard deviation added to
     the input at each sample. What is not a feature is held real, as in `layer_integrated_gradients`.
     """
-    if samples < 1 or noise < 0:
-        raise OptionError(f"gradient_shap: samples is {samples} and noise {noise}; expected at least 1 and 0.")
     path = make_path(loaded, generation, features=features, baseline=baseline)
     start = (path.input - path.delta)[None].to(loaded.dtype)
 
@@ -198,6 +204,7 @@ def gradient_shap(
     needs={"gradients"},
     source="Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142; of explanations: Bykov et al. 2020, "
     "https://arxiv.org/abs/2006.09000",
+    limits={"samples": at_least(2), "rate": between(0, 1)},
 )
 def mc_dropout(
     loaded: LoadedModel,
@@ -213,10 +220,6 @@ def mc_dropout(
 
     Modern decoders have no dropout inside, so the elements of the embeddings are dropped (and the rest scaled up).
     """
-    if samples < 2 or not 0 < rate < 1:
-        raise OptionError(
-            f"mc_dropout: samples is {samples} and rate {rate}; expected at least 2, and between 0 and 1."
-        )
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
         drawn = []

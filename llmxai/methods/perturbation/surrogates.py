@@ -12,10 +12,9 @@ from sklearn.linear_model import Lasso
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from llmxai.errors import OptionError
 from llmxai.methods.features import visible_features
 from llmxai.methods.perturbation.removal import SetFunction, removal_forward
-from llmxai.methods.registry import method
+from llmxai.methods.registry import at_least, method
 from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel
 from llmxai.models.forward import seeded
@@ -75,7 +74,12 @@ def random_masks(n: int, features: int, *, seed: int) -> Bool[Tensor, "mask feat
     return torch.rand(n, features, generator=generator) < 0.5
 
 
-@method("lime", needs={"forward"}, source="Ribeiro et al. 2016, https://arxiv.org/abs/1602.04938")
+@method(
+    "lime",
+    needs={"forward"},
+    source="Ribeiro et al. 2016, https://arxiv.org/abs/1602.04938",
+    limits={"samples": at_least(2), "alpha": at_least(0)},
+)
 def lime(
     loaded: LoadedModel,
     generation: Generation,
@@ -91,8 +95,6 @@ def lime(
 
     By Captum, with its defaults: each token kept with probability 1/2, an exponential kernel over the cosine distance.
     """
-    if samples < 2 or alpha < 0:
-        raise OptionError(f"lime: samples is {samples} and alpha {alpha}; expected at least 2 and 0.")
 
     def fit(removal: SetFunction) -> Float[Tensor, " feature"]:
         n = len(removal.features)
@@ -115,7 +117,12 @@ def lime(
     )
 
 
-@method("kernel_shap", needs={"forward"}, source="Lundberg & Lee 2017, https://arxiv.org/abs/1705.07874")
+@method(
+    "kernel_shap",
+    needs={"forward"},
+    source="Lundberg & Lee 2017, https://arxiv.org/abs/1705.07874",
+    limits={"samples": at_least(2)},
+)
 def kernel_shap(
     loaded: LoadedModel,
     generation: Generation,
@@ -127,8 +134,6 @@ def kernel_shap(
     seed: int = 0,
 ) -> Scores:
     """Shapley values of the tokens, estimated from `samples` removals by Captum's weighted regression."""
-    if samples < 2:
-        raise OptionError(f"kernel_shap: samples is {samples}; expected at least 2.")
 
     def fit(removal: SetFunction) -> Float[Tensor, " feature"]:
         n = len(removal.features)
@@ -152,7 +157,12 @@ def kernel_shap(
     )
 
 
-@method("context_cite", needs={"forward"}, source="Cohen-Wang et al. 2024, https://arxiv.org/abs/2409.00729")
+@method(
+    "context_cite",
+    needs={"forward"},
+    source="Cohen-Wang et al. 2024, https://arxiv.org/abs/2409.00729",
+    limits={"masks": at_least(2), "alpha": at_least(0)},
+)
 def context_cite(
     loaded: LoadedModel,
     generation: Generation,
@@ -169,8 +179,6 @@ def context_cite(
     Subsets keep each token with probability 1/2; columns are standardised and the outputs divided by the number of
     target tokens before the fit, as in the paper's code. For a contrast or a logit, F itself is fitted.
     """
-    if masks < 2 or alpha < 0:
-        raise OptionError(f"context_cite: masks is {masks} and alpha {alpha}; expected at least 2 and 0.")
 
     def fit(removal: SetFunction) -> Float[Tensor, " feature"]:
         subsets = random_masks(masks, len(removal.features), seed=seed)
