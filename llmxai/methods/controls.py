@@ -1,4 +1,4 @@
-"""What a method must beat: chance, and nearness to the answer."""
+"""Controls that a method must beat: chance, and nearness to the answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_scores(
     features: str = "content",
     seed: int = 0,
 ) -> Scores:
-    """Uniform random scores: what chance gives. They depend on the seed and the ids, so that questions differ."""
+    """Uniform random scores: the level of chance. They depend on the seed and the ids, so questions differ."""
     del loaded
     targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
@@ -35,7 +35,7 @@ def random_scores(
 def recency(
     loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
 ) -> Scores:
-    """1 / (1 + distance to the predicting position): what nearness alone gives."""
+    """1 / (1 + distance to the predicting position): the level of nearness alone."""
     del loaded
     targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)

@@ -1,4 +1,4 @@
-"""Which tokens a method may score, and the neutral embedding that stands in for a token."""
+"""Which tokens a method may score, and the neutral embedding that replaces a token."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | 
 def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
     """Which tokens move along the path: the chosen ones (see `chosen_tokens`).
 
-    With `content` the first token of the sequence is held as well, if another token of the prompt moves: the attention
-    sink is there, and a path that moves it seldom converges (docs/convergence.md). An encoder's source has none.
+    With `content`, the first token of the sequence is held as well if another token of the prompt moves: it is the
+    attention sink, and a path that moves it seldom converges (docs/convergence.md). An encoder's source has no sink.
     """
     moving = chosen_tokens(generation, features=features)
     if features == "content" and not generation.source_len and moving[1 : generation.prompt_len].any():
@@ -40,8 +40,8 @@ def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
 def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
     """The tokens that a method may score.
 
-    `content`: what people and the model wrote (system, user, tool, context, generated), neither template nor BOS.
-    `prompt`: every prompt token, none of the generated ones (Captum's convention). `all`: every token.
+    `content`: tokens written by people and the model (system, user, tool, context, generated), without template and
+    BOS. `prompt`: every prompt token and no generated one (Captum's convention). `all`: every token.
     """
     chosen: list[bool] = []
     if features == "content":
@@ -54,18 +54,18 @@ def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
         require_known("features", features, FEATURES)
     if not any(chosen[: generation.prompt_len]):
         raise OptionError(
-            f"With features={features!r} no token of the prompt may move: every one is template or BOS. "
-            f"Give the prompt some content, or use --features all."
+            f"With features={features!r} no token of the prompt may move: all of them are template or BOS. "
+            f"Add some content to the prompt, or use --features all."
         )
     return torch.tensor(chosen)
 
 
 def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int) -> Float[Tensor, "... hidden"]:
-    """The embedding(s) where the path starts: [hidden], or [seq, hidden] for a tensor of that shape.
+    """The embeddings where the path starts: [hidden], or [seq, hidden] for a tensor of that shape.
 
-    `space`: a single space token, neutral and in distribution (the mask token where the tokenizer drops spaces, as
+    `space`: a single space token, neutral and in distribution (the mask token if the tokenizer drops spaces, as
     BERT's does); `zero`; `eos`, `pad`, `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token
-    N; `token:TEXT`: the one token that TEXT encodes to.
+    N; `token:TEXT`: the single token that TEXT encodes to. Raises OptionError for anything else.
     """
     width = int(embed(loaded.model, [0]).shape[-1])
     if isinstance(baseline, Tensor):
@@ -82,7 +82,7 @@ def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int)
 
 
 def baseline_token(loaded: LoadedModel, baseline: str) -> int:
-    """The id of a baseline that is one token."""
+    """The id of a baseline that is a single token."""
     require_baseline(baseline)
     tokenizer = loaded.tokenizer
     special = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "mask": tokenizer.mask_token_id}
@@ -100,9 +100,7 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int:
     if kind == "token":
         ids = tokenizer(what, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise OptionError(
-                f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Name it by id:N instead."
-            )
+            raise OptionError(f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Use id:N instead.")
         return int(ids[0])
     ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
     if ids and ids[-1] != tokenizer.unk_token_id:
@@ -113,7 +111,7 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int:
 
 
 def _mean_embedding(loaded: LoadedModel) -> Float[Tensor, " hidden"]:
-    """Mean over the vocabulary, through the module itself: its weights may be offloaded or scaled."""
+    """Mean over the vocabulary, computed through the module, since its weights may be offloaded or scaled."""
     size = int(getattr(embedding_module(loaded.model), "num_embeddings", len(loaded.tokenizer)))
     total: Tensor | None = None
     for first in range(0, size, 8192):

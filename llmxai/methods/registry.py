@@ -1,6 +1,6 @@
 """The table of methods.
 
-A method is one function, (loaded, generation, *, targets, **options) -> Scores, entered by the decorator `method`.
+A method is one function, (loaded, generation, *, targets, **options) -> Scores, registered by the decorator `method`.
 Recipes, the command line, the page and `Settings(also=...)` read this table.
 """
 
@@ -17,13 +17,13 @@ from llmxai.settings import AttentionRollout, IntegratedGradients, Removal, Sett
 from llmxai.types import Scores
 
 Limit = Callable[[str, Any], None]
-"""Raises OptionError for a value out of range; called with what the option is called, and its value."""
+"""Called with the name of an option and its value; raises OptionError if the value is out of range."""
 SHARED = {
     each.name: spec for spec in (Removal, AttentionRollout, IntegratedGradients, Settings) for each in fields(spec)
 }
-"""Options that are settings too, by name: what checks them."""
+"""Checks of the options that are also settings, by name."""
 FILLED_IN = frozenset({"targets", "progress", "compute", "f_input"})
-"""Parameters that a pipeline fills in; the others are the method's options."""
+"""Parameters that the pipeline fills in; all others are options of the method."""
 
 
 F = TypeVar("F", bound=Callable[..., Scores])
@@ -35,14 +35,14 @@ class Method:
 
     name: str
     needs: frozenset[str]
-    """What a model must give: `gradients`, `attentions` or only `forward`."""
+    """What it needs from the model: `gradients`, `attentions` or only `forward`."""
     source: str
     summary: str
     function: Callable[..., Scores]
     options: Mapping[str, Any] = field(default_factory=dict)
     """Its options with their defaults."""
     limits: Mapping[str, Limit] = field(default_factory=dict)
-    """Of the options that have any and are no settings."""
+    """Limits of the options that are not settings, by name."""
 
     def accepts(self, parameter: str) -> bool:
         """Whether the function has this parameter."""
@@ -53,12 +53,12 @@ METHODS: dict[str, Method] = {}
 
 
 def at_least(least: int | float) -> Limit:
-    """Refuse anything below."""
+    """Refuse values below `least`."""
     return lambda what, value: require_least(what, value, least)
 
 
 def between(low: int | float, high: int | float) -> Limit:
-    """Refuse anything that is not inside; the ends are outside."""
+    """Refuse values outside the open interval (low, high)."""
 
     def check(what: str, value: int | float) -> None:
         if not low < value < high:
@@ -68,7 +68,7 @@ def between(low: int | float, high: int | float) -> Limit:
 
 
 def method(name: str, *, needs: set[str], source: str, limits: Mapping[str, Limit] | None = None) -> Callable[[F], F]:
-    """Enter a function into the table; its docstring's first line is the summary, its keywords are the options.
+    """Register a function; the first line of its docstring is the summary, its keywords are the options.
 
     `limits` are checked at every call, and when a recipe is read.
     """
@@ -92,15 +92,15 @@ def method(name: str, *, needs: set[str], source: str, limits: Mapping[str, Limi
 
 
 def method_options(name: str) -> dict[str, Any]:
-    """The options of a method, with their defaults."""
+    """The options of a method with their defaults."""
     return dict(METHODS[name].options)
 
 
 def require_method(name: str, options: Mapping[str, Any] | None = None, *, where: str = "") -> dict[str, Any]:
-    """The options as the method's function takes them: a mapping in the place of a settings object becomes one.
+    """The options as the method's function takes them; a mapping in place of a settings object becomes that object.
 
-    Raises OptionError for a method or an option that does not exist, with the nearest one that does, for a value of
-    another kind, and for one out of range.
+    Raises OptionError for an unknown method or option (it suggests the nearest one), for a value of the wrong type,
+    and for a value out of range.
     """
     at = f"{where}: " if where else ""
     if name not in METHODS:

@@ -22,26 +22,28 @@ class Target:
 
     kind: TargetKind
     positions: tuple[int, ...]
-    """Predicting positions: the logits there speak of the next token."""
+    """Predicting positions: the logits there are about the next token."""
     ids: tuple[int, ...]
     foils: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.positions or len(self.positions) != len(self.ids):
             raise OptionError(
-                f"A target has {len(self.positions)} positions and {len(self.ids)} ids; one each is needed."
+                f"A target has {len(self.positions)} positions and {len(self.ids)} ids; expected one id per position."
             )
         if self.kind == "contrast" and len(self.foils) != len(self.ids):
-            raise OptionError(f"A contrast of {len(self.ids)} tokens has {len(self.foils)} foils; one each is needed.")
+            raise OptionError(
+                f"A contrast of {len(self.ids)} tokens has {len(self.foils)} foils; expected one per token."
+            )
 
     @property
     def last(self) -> int:
-        """Its last predicting position: what stands behind it has no influence."""
+        """Its last predicting position; later tokens have no influence."""
         return max(self.positions)
 
 
 def token_targets(generation: Generation, *, kind: TargetKind = "logprob") -> tuple[Target, ...]:
-    """One target a generated token; the one that has a foil as a contrast with it."""
+    """One target per generated token; the token that has a foil gets the contrast with it."""
     return tuple(
         contrast_target(generation, t=t, foil=foil.id)
         if (foil := generation.foil_of(t)) is not None
@@ -51,22 +53,22 @@ def token_targets(generation: Generation, *, kind: TargetKind = "logprob") -> tu
 
 
 def targets_of(generation: Generation, targets: Sequence[Target] | None) -> tuple[Target, ...]:
-    """`targets`, or one for every generated token where none are given."""
+    """`targets`, or one for every generated token if None."""
     return token_targets(generation) if targets is None else tuple(targets)
 
 
 def seen_by(targets: Sequence[Target], n: int) -> Bool[Tensor, "target seq"]:
-    """Which of `n` tokens each target sees: those up to its last predicting position."""
+    """Which of `n` tokens each target sees: all up to its last predicting position."""
     return torch.arange(n) <= torch.tensor([target.last for target in targets])[:, None]
 
 
 def kinds(targets: Sequence[Target]) -> str:
-    """What the targets are, for the settings of a method: `logprob`, or `logprob, contrast`."""
+    """The kinds of the targets, for the settings of a method: `logprob`, or `logprob, contrast`."""
     return ", ".join(dict.fromkeys(target.kind for target in targets))
 
 
 def span_target(generation: Generation, *, first: int = 0, end: int | None = None) -> Target:
-    """Log-prob of the generated tokens [first, end) together: the whole answer by default."""
+    """Joint log-prob of the generated tokens [first, end); by default of the whole answer."""
     chosen = range(*slice(first, end).indices(generation.n_targets))
     return Target(
         kind="logprob",
@@ -95,7 +97,7 @@ class TargetRows:
         return cls(targets=tuple(targets), positions=tuple(p for p, _ in pairs), owner=tuple(i for _, i in pairs))
 
     def values(self, logits: Float[Tensor, "node row vocab"]) -> Float[Tensor, "node target"]:
-        """F of every target, in float32 at least."""
+        """F of every target, in float32 or wider."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         device = logits.device
         ids = torch.tensor([i for target in self.targets for i in target.ids], device=device)

@@ -1,4 +1,4 @@
-"""F as a function of all embeddings of a sequence, and the features of a target: what one-pass methods share."""
+"""Methods that take gradients at one point or a few samples, most of them by Captum."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def score_tokens(
     settings: dict[str, object],
     seed: int = 0,
 ) -> Scores:
-    """Run `work` for each target on F of the embeddings, under one seed, and keep what falls on its features."""
+    """Run `work` for each target on F of the embeddings, with one seed, and keep the scores of its features."""
     targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
     with frozen_eval(loaded.model), seeded(seed, device=loaded.model.device):
@@ -74,7 +74,7 @@ def gradient(forward: Forward, points: Float[Tensor, "batch seq hidden"]) -> Flo
 def saliency(
     loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
 ) -> Scores:
-    """|dF/dx_i|_2 of every token, the gradient by Captum: how much F moves for a small step, without a sign."""
+    """|dF/dx_i|_2 of every token, by Captum: how much F changes for a small step; unsigned."""
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
         gradients: Tensor = Saliency(forward).attribute(x.requires_grad_(), abs=False)
@@ -97,7 +97,7 @@ def saliency(
 def gradient_x_input(
     loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, features: str = "content"
 ) -> Scores:
-    """<dF/dx_i, x_i> of every token, by Captum: exact where F is linear in the embeddings."""
+    """<dF/dx_i, x_i> of every token, by Captum: exact if F is linear in the embeddings."""
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
         scores: Tensor = InputXGradient(forward).attribute(x.requires_grad_())
@@ -174,8 +174,8 @@ def gradient_shap(
 ) -> Scores:
     """Mean over `samples` of <dF/dx_i at a random point of the path, x_i - b_i>, by Captum.
 
-    A Monte-Carlo estimate of integrated gradients, without a certificate. `noise` is the standard deviation added to
-    the input at each sample. What is not a feature is held real, as in `layer_integrated_gradients`.
+    A Monte Carlo estimate of integrated gradients, without a certificate. `noise` is the standard deviation of the
+    noise added to the input of each sample. Tokens that are not features are held, as in `layer_integrated_gradients`.
     """
     path = make_path(loaded, generation, features=features, baseline=baseline)
     start = (path.input - path.delta)[None].to(loaded.dtype)
@@ -218,7 +218,7 @@ def mc_dropout(
 ) -> Scores:
     """Standard deviation of <dF/dx_i, x_i> over `samples` draws of dropout on the embeddings: spread, not size.
 
-    Modern decoders have no dropout inside, so the elements of the embeddings are dropped (and the rest scaled up).
+    Modern decoders have no dropout of their own, so elements of the embeddings are dropped (and the rest scaled up).
     """
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
@@ -242,7 +242,7 @@ def mc_dropout(
 
 
 class _Wrapped(nn.Module):
-    """F as a module over the model, so that Captum finds the layers that its rules are for."""
+    """F as a module around the model, so that Captum finds the layers that its rules apply to."""
 
     def __init__(self, model: nn.Module, forward: Forward) -> None:
         super().__init__()
@@ -264,9 +264,9 @@ def deep_lift(
 ) -> Scores:
     """DeepLIFT (rescale rule) against a baseline, by Captum.
 
-    Captum has rules for activations that are modules of torch.nn. A softmax that is a function call, as in the
-    attention of every transformer here, products of activations and norms get none, and what would come out then is
-    gradient x (input - baseline) under another name. Raises UnsupportedModelError for such models.
+    Captum has rules for activations that are torch.nn modules. It has none for a softmax called as a function (as in
+    the attention of every transformer here), for products of activations and for norms; the result would be gradient
+    x (input - baseline) under another name. Raises UnsupportedModelError for such models.
     """
     if unruled := sorted(
         {
@@ -284,7 +284,7 @@ def deep_lift(
 
     def work(forward: Forward, x: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, " seq"]:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Setting forward, backward hooks", UserWarning)  # Captum takes them off
+            warnings.filterwarnings("ignore", "Setting forward, backward hooks", UserWarning)  # Captum removes them
             scores: Tensor = DeepLift(_Wrapped(loaded.model, forward)).attribute(
                 x.requires_grad_(), baselines=start, target=0
             )

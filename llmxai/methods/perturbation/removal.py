@@ -1,7 +1,7 @@
 """F of targets with units of the input removed: one batched forward serves all targets.
 
-Sequences of equal length go through the model together, so that no padding and no attention mask is needed and every
-position is the one that the model would give. What stands before the first unit is computed once.
+Sequences of equal length go through the model together, so no padding or attention mask is needed and every token has
+the position that the model would give it. Tokens before the first unit are computed once.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def f_of_masks(
 
 @dataclass(frozen=True)
 class MaskedSequence:
-    """The sequence from `first` on, ready to be taken apart; what stands before it is in `prefix`.
+    """The sequence from `first` on, from which units can be removed; `prefix` holds the tokens before it.
 
-    Made and used inside `undisturbed(model)`.
+    Create and use it inside `frozen_eval(model)`.
     """
 
     loaded: LoadedModel
@@ -59,11 +59,11 @@ class MaskedSequence:
     real: Float[Tensor, "live hidden"]
     baseline: str
     substitute: Float[Tensor, " hidden"] | None
-    """What stands in the place of removed tokens; None where they are taken out."""
+    """What replaces removed tokens; None if they are deleted."""
     owner: Tensor
     """[live]: the unit of each token, or -1."""
     source: int
-    """Of an encoder-decoder: how many of the tokens go into the encoder."""
+    """For an encoder-decoder: how many of the tokens go into the encoder."""
 
     @classmethod
     def of(
@@ -78,7 +78,7 @@ class MaskedSequence:
     ) -> MaskedSequence:
         rows = TargetRows.of(targets)
         x = embed(loaded.model, generation.ids[: max(rows.positions) + 1])
-        # one token before the units is computed every time, so that no sequence is ever empty
+        # one token before the units is recomputed every time, so that no sequence is empty
         first = max(0, min((start for start, _ in units), default=generation.prompt_len) - 1)
         prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype))
         first = first if prefix is not None else 0
@@ -108,7 +108,7 @@ class MaskedSequence:
         size: ChunkSize,
         progress: Progress = quiet,
     ) -> Float[Tensor, "target mask"]:
-        """F of every target under every mask, masks that leave equally many tokens together."""
+        """F of every target under every mask; masks that leave the same number of tokens run together."""
         present = self.present(kept)
         lengths = present.sum(dim=1)
         found = torch.empty(len(kept), len(self.rows.targets), dtype=torch.float64)
@@ -133,14 +133,14 @@ class MaskedSequence:
         return found.T.contiguous()
 
     def stays(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
-        """Which tokens no mask has removed."""
+        """Which tokens the masks leave in place."""
         always = torch.ones(len(kept), 1, dtype=torch.bool)
         return torch.cat([kept, always], dim=1)[:, self.owner]  # the column of owner -1 is the last one
 
     def present(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
-        """Which tokens stand in the sequence, real or not.
+        """Which positions of the sequence are occupied, by a real token or a replacement.
 
-        Where deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token stays.
+        If deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token remains.
         """
         if self.substitute is not None:
             return torch.ones(len(kept), len(self.owner), dtype=torch.bool)
@@ -152,7 +152,7 @@ class MaskedSequence:
     def embedded(
         self, present: Bool[Tensor, "chosen live"], kept: Bool[Tensor, "chosen unit"], length: int
     ) -> Float[Tensor, "chosen length hidden"]:
-        """What stands in the sequence under masks that leave `length` tokens each."""
+        """The embeddings of the sequence under masks that leave `length` tokens each."""
         where = present.nonzero()[:, 1].reshape(len(present), length).to(self.real.device)
         removed = ~self.stays(kept).to(self.real.device).gather(1, where)
         if not removed.any():
@@ -164,14 +164,14 @@ class MaskedSequence:
 
     @torch.no_grad()
     def values(self, x: Float[Tensor, "chosen length hidden"]) -> Float[Tensor, "chosen target"]:
-        """F where `x` stands from `first` on; what it is shorter by was taken out before the targets."""
+        """F with `x` from `first` on; if it is shorter than the original, tokens before the targets were deleted."""
         gone = len(self.owner) - x.shape[1]
         logits = forward_logits(
             self.loaded.model,
             x.to(self.loaded.dtype),
             positions=[position - self.first - gone for position in self.rows.positions],
             prefix=self.prefix,
-            source=max(0, self.source - gone),  # units stand in the source, where there is one
+            source=max(0, self.source - gone),  # units are in the source, if there is one
         )
         values = self.rows.values(logits).double().cpu()
         if not torch.isfinite(values).all():
@@ -187,8 +187,8 @@ class SetFunction:
     """F (nats or logits) of `target` for any set of kept features; every distinct set is computed once.
 
     `delete` takes tokens out, `baseline` puts the neutral token's embedding in their place, `mean` the mean embedding
-    of the vocabulary. Features stand at or before the target's first predicting position, so deleting moves all of
-    its positions alike; where nothing at all would be left before the target, the neutral token stands there.
+    of the vocabulary. Features are at or before the target's first predicting position, so deletion shifts all of its
+    positions equally. If nothing would be left before the target, the neutral token is put there.
     """
 
     loaded: LoadedModel
@@ -204,8 +204,8 @@ class SetFunction:
         require_known("removal operator", self.operator, OPERATORS)
         if self.generation.source_len and self.operator == "delete":
             raise OptionError(
-                f"{self.loaded.name}: an encoder-decoder has two sides, and this method does not take tokens out of "
-                f"both. Choose the operator baseline or mean."
+                f"{self.loaded.name}: this method cannot delete tokens from both sides of an encoder-decoder. Choose the "
+                f"operator baseline or mean."
             )
         if not self.features or self.features[-1] > min(self.target.positions):
             raise OptionError(
@@ -223,7 +223,7 @@ class SetFunction:
             )
 
     def values(self, kept: Bool[Tensor, "mask feature"]) -> Float[Tensor, " mask"]:
-        """F with only `kept` features left, float64."""
+        """F with only the `kept` features, float64."""
         keys = [row.numpy().tobytes() for row in kept.cpu()]
         missing = {key: row for key, row in zip(keys, kept.cpu(), strict=True) if key not in self.known}
         if missing:
@@ -239,7 +239,7 @@ class SetFunction:
 
     @property
     def real(self) -> Float[Tensor, "live hidden"]:
-        """The embeddings that are computed each time, from position `first` on."""
+        """The embeddings that are recomputed each time, from position `first` on."""
         return self.parts.real
 
     @property
@@ -247,12 +247,12 @@ class SetFunction:
         return self.parts.first
 
     def compute(self, x: Float[Tensor, "input live hidden"]) -> Float[Tensor, " input"]:
-        """F where `x` stands in the place of `real`."""
+        """F with `x` in place of `real`."""
         self.forwards += len(x)
         with frozen_eval(self.loaded.model):
             return self.parts.values(x)[:, 0]
 
 
 def removal_forward(removal: SetFunction) -> Callable[[Float[Tensor, "batch feature"]], Float[Tensor, " batch"]]:
-    """F over vectors that are 1 where a feature is kept and 0 where it is removed, for Captum."""
+    """F of vectors that are 1 where a feature is kept and 0 where it is removed, for Captum."""
     return lambda z: removal.values(z > 0.5)

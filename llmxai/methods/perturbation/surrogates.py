@@ -1,4 +1,4 @@
-"""What methods share that see the model only through removals."""
+"""Methods that fit a model to F under random removals: LIME, KernelSHAP, ContextCite."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def score_by_removal(
     seed: int,
     settings: dict[str, object],
 ) -> Scores:
-    """Run `fit` for each target on its removals, under one seed.
+    """Run `fit` for each target on its removals, with one seed.
 
-    A feature of a target stands at or before its first predicting position: of a span of answer tokens, the earlier
-    ones are no features.
+    The features of a target are at or before its first predicting position: in a span of answer tokens, the earlier
+    ones are not features.
     """
     targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
@@ -91,9 +91,9 @@ def lime(
     alpha: float = 0.01,
     seed: int = 0,
 ) -> Scores:
-    """Weights of a lasso (`alpha`) fitted to `samples` removals that are weighted by their likeness to the input.
+    """Weights of a lasso (`alpha`) fitted to `samples` removals, weighted by their similarity to the input.
 
-    By Captum, with its defaults: each token kept with probability 1/2, an exponential kernel over the cosine distance.
+    By Captum, with its defaults: each token kept with probability 1/2, an exponential kernel on the cosine distance.
     """
 
     def fit(removal: SetFunction) -> Float[Tensor, " feature"]:
@@ -137,7 +137,7 @@ def kernel_shap(
 
     def fit(removal: SetFunction) -> Float[Tensor, " feature"]:
         n = len(removal.features)
-        if n == 1:  # one player gets it all; Captum's kernel is undefined there
+        if n == 1:  # a single player gets everything; Captum's kernel is undefined there
             return torch.tensor([removal.full() - float(removal.values(torch.zeros(1, 1, dtype=torch.bool))[0])])
         shapley: Tensor = KernelShap(removal_forward(removal)).attribute(
             torch.ones(1, n), baselines=torch.zeros(1, n), n_samples=samples, perturbations_per_eval=16

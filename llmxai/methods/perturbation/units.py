@@ -1,4 +1,4 @@
-"""What the prompt is taken apart into: tokens, words, sentences, or larger runs of them."""
+"""The units that are removed from a prompt: tokens, words, sentences, or longer runs of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from llmxai.text import sentences
 from llmxai.types import Generation
 
 MOST_UNITS = 64
-"""More pieces than this are put together under `auto`: each costs a forward pass."""
+"""`auto` merges more pieces than this, since each costs a forward pass."""
 FEWEST_SENTENCES = 16
-"""Fewer sentences than this say too little; `auto` then takes runs of words."""
+"""With fewer sentences than this, `auto` uses runs of words: so few sentences are too coarse."""
 
 
 def prompt_units(generation: Generation, *, units: str = "auto") -> tuple[tuple[Unit, ...], str]:
-    """Half-open token ranges of the prompt's content, and what they are called.
+    """Half-open token ranges of the prompt's content, and the name of what they are.
 
-    Template tokens, BOS and the answer belong to no unit, and no unit reaches over a change of role. A raw prompt
-    that is a single unit has none: nothing would be left to answer from.
+    Template tokens, BOS and the answer belong to no unit, and no unit crosses a change of role. A raw prompt that is a
+    single unit gives none: nothing would be left to answer from.
     """
     require_known("removal units", units, UNITS)
     tokens = [i for i in range(generation.prompt_len) if generation.roles[i] in CONTENT]
@@ -50,7 +50,7 @@ def _not_too_many(generation: Generation, words: Sequence[Unit]) -> tuple[list[U
 
 
 def _runs(pieces: Sequence[Unit], most: int) -> list[Unit]:
-    """Neighbouring pieces put together so that there are about `most`, each of about as many pieces."""
+    """Neighbouring pieces merged into about `most` runs with about the same number of pieces."""
     each = -(-len(pieces) // most)
     found: list[Unit] = []
     size = each
