@@ -204,8 +204,8 @@ class SetFunction:
         require_known("removal operator", self.operator, OPERATORS)
         if self.generation.source_len and self.operator == "delete":
             raise OptionError(
-                f"{self.loaded.name}: this method cannot delete tokens from both sides of an encoder-decoder. Choose the "
-                f"operator baseline or mean."
+                f"{self.loaded.name}: this method cannot delete tokens from both sides of an encoder-decoder. Choose "
+                f"the operator baseline or mean."
             )
         if not self.features or self.features[-1] > min(self.target.positions):
             raise OptionError(
