@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +29,7 @@ from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
 from llmxai.names import StageProgress, quiet
-from llmxai.settings import Compute, Decoding, Settings
+from llmxai.settings import Compute, Decoding, Settings, require_known
 from llmxai.types import Generation, Scores
 
 
@@ -48,9 +48,9 @@ def explain(
 
     `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
     text (it goes to the model as it is), chat messages (through the model's chat template), token ids, a tokenizer's
-    output, or an answer that exists already (a `Generation`). `response` is explained in place of a generated answer; for a classifier it names the class.
-    With `foil`, an answer that was not given, the first token in which the two differ is explained as a contrast.
-    `max_new_tokens` is short for `decoding`'s.
+    output, or an answer that exists already (a `Generation`). `response` is explained in place of a generated answer;
+    for a classifier it names the class. With `foil`, an answer that was not given, the first token in which the two
+    differ is explained as a contrast. `max_new_tokens` is short for `decoding`'s.
 
     Where attention rollout or its variant is not defined for the model (linear attention, state space), it is refused
     with the reason (`Scores.refused`), the rest is delivered, and the status says `unchecked`.
@@ -59,6 +59,7 @@ def explain(
 
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
+    require_methods(settings)
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     progress("generating", 0, 1)
@@ -80,7 +81,8 @@ def explain(
         progress=partial(progress, "integrating gradients"),
     )
     rollout = _rollout(loaded, generation, targets, settings, progress)
-    others = {name: _other(loaded, generation, targets, settings, name, progress) for name in _others(settings)}
+    known = {"compute": compute, "f_input": f_input}
+    others = {name: _other(loaded, generation, targets, settings, name, progress, known) for name in _others(settings)}
     effects = None
     if settings.removal is not None:
         watched = partial(progress, "removing parts of the prompt")
@@ -119,12 +121,13 @@ def explain_many(
     """The explanations of several prompts in their order, each as soon as it is there; the same as one by one.
 
     `prompts`: an iterable of what `explain` takes, a batch of a tokenizer's, or a table (of datasets, pandas, pyarrow)
-    with a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained by itself. Everything else is as
-    in `explain`. All prompts are encoded before any work, so that one that cannot be is a PromptError at once, which
-    says its number; what was explained before an error is not lost.
+    with a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is
+    explained by itself. Everything else is as in `explain`. All prompts are encoded before any work, so that one that
+    cannot be is a PromptError at once, which says its number; what was explained before an error is not lost.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
+    require_methods(settings)
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     decoding = _decoding(decoding, max_new_tokens)
@@ -147,15 +150,18 @@ def explain_many(
     return explanations()
 
 
+def require_methods(settings: Settings) -> None:
+    """Raise OptionError for a variant or another method that does not exist. Needs no model."""
+    require_known("variant", settings.rollout.variant, tuple(variant_names()))
+    for name in settings.also:
+        require_method(name)
+
+
 def require_settings(loaded: LoadedModel, settings: Settings) -> None:
-    """Raise OptionError for a baseline, variant or method that does not exist, before anything is computed."""
+    """Raise OptionError for a baseline that the model does not have, before anything is computed."""
     require_path_options(loaded, features=settings.features, baseline=settings.gradients.baseline)
     if settings.removal is not None and settings.removal.operator == "baseline":
         require_path_options(loaded, features=settings.features, baseline=settings.removal.baseline)
-    if settings.rollout.variant not in variant_names():
-        raise OptionError(f"variant {settings.rollout.variant!r} is unknown. Known: {', '.join(variant_names())}.")
-    for name in settings.also:
-        require_method(name)
 
 
 def variant_names() -> list[str]:
@@ -211,11 +217,13 @@ def _other(
     settings: Settings,
     name: str,
     progress: StageProgress,
+    known: Mapping[str, Any],
 ) -> Scores:
-    """One more method of the table, at its own defaults."""
+    """One more method of the table, at its own defaults. `known`: what it need not find out itself, if it takes it."""
     entry, stage = METHODS[name], name.replace("_", " ")
     progress(stage, 0, 1)
     options: dict[str, Any] = {"features": settings.features} if "features" in entry.options else {}
+    options |= {parameter: value for parameter, value in known.items() if entry.accepts(parameter)}
     if entry.accepts("progress"):
         options["progress"] = partial(progress, stage)
     return _or_refused(name, generation, partial(entry.function, loaded, generation, targets=targets, **options))

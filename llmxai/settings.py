@@ -291,11 +291,10 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         if isinstance(cause := first.get("ctx", {}).get("error"), OptionError):
             raise cause from None
         if first["type"] == "unexpected_keyword_argument":
-            known = field_paths()
             raise OptionError(
-                f"settings: there is no {where!r}.{did_you_mean(where, known)} Known: {', '.join(known)}."
+                f"settings: there is no {where!r}.{near_field(where)} Known: {', '.join(field_paths())}."
             ) from None
-        raise OptionError(f"settings: {where} is {first['input']!r}: {first['msg']}.") from None
+        raise OptionError(f"settings: {where} is {first['input']!r}: {in_words(first)}.") from None
     return found
 
 
@@ -307,6 +306,18 @@ def field_paths(spec: Any = None, *, prefix: str = "") -> dict[str, Any]:
         value, name = getattr(spec, each.name), f"{prefix}{each.name}"
         found |= field_paths(value, prefix=f"{name}.") if is_dataclass(value) else {name: value}
     return found
+
+
+def near_field(name: str) -> str:
+    """A sentence, with the space before it, that names a setting like `name`; empty where there is none."""
+    holding = [path for path in field_paths() if name in path.split(".")]
+    return did_you_mean(name, field_paths()) if not holding else f" Did you mean {holding[0]!r}?"
+
+
+def in_words(fault: Mapping[str, Any]) -> str:
+    """What pydantic says of one fault."""
+    said = str(fault["msg"]).replace("tuple", "list")  # YAML and JSON have no other
+    return said[0].lower() + said[1:]
 
 
 def put(document: dict[str, Any], assignment: str) -> None:

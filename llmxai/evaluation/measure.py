@@ -109,8 +109,9 @@ class EvaluationContext:
         return self._random_weights
 
 
-CONTROLS = (Competitor("random", "random"), Competitor("recency", "recency"))
 LEAVE_ONE_OUT = "leave_one_out"
+CHANCE = (Competitor("random", "random"), Competitor("recency", "recency"))
+CONTROLS = (*CHANCE, Competitor(LEAVE_ONE_OUT, LEAVE_ONE_OUT))
 
 
 def measure(context: EvaluationContext, case: Case) -> Comparison:
@@ -120,13 +121,9 @@ def measure(context: EvaluationContext, case: Case) -> Comparison:
     """
     removal = SetFunction(context.loaded, case.generation, case.target, case.features, context.operator)
     f = removal.full()
-    asked = [one for one in context.competitors if one not in CONTROLS and not _is_leave_one_out(one)]
-    found = [_measured(context, case, removal, competitor) for competitor in (*asked, *CONTROLS)]
+    asked = [one for one in context.competitors if one not in CONTROLS]
+    found = [_measured(context, case, removal, competitor) for competitor in (*asked, *CHANCE)]
     return Comparison(f=f, measured=(*found, _leave_one_out(context, case, removal)))
-
-
-def _is_leave_one_out(competitor: Competitor) -> bool:
-    return (competitor.name, competitor.method, dict(competitor.options)) == (LEAVE_ONE_OUT, LEAVE_ONE_OUT, {})
 
 
 def _measured(context: EvaluationContext, case: Case, removal: SetFunction, competitor: Competitor) -> Measured:

@@ -13,14 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from llmxai.errors import OptionError, RecipeError, did_you_mean
 from llmxai.evaluation import require_suite
+from llmxai.evaluation.measure import CONTROLS
+from llmxai.explain import require_methods
 from llmxai.methods import require_method
-from llmxai.settings import Decoding, Settings, put
+from llmxai.settings import Decoding, Settings, in_words, near_field, put
 
 VERSION = 2
 """Of the schema. Version 1 had four flat keys under `explain`; it is still read."""
 
 Positive = Annotated[int, Field(ge=1)]
-OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str]
+OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str] | dict[str, float]
 MetricName = Literal[
     "planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
 ]
@@ -150,6 +152,11 @@ class EvaluateSettings(Strict):
     @model_validator(mode="after")
     def _no_twins(self) -> EvaluateSettings:
         names = [contender.name for contender in self.methods]
+        for contender in self.methods:
+            if contender.name in {control.name for control in CONTROLS} and (
+                contender.method != contender.name or contender.options
+            ):
+                raise ValueError(f"{contender.name!r} is one of the controls: give the method another label")
         twins = sorted({name for name in names if names.count(name) > 1})
         if twins:
             raise ValueError(f"two methods share the name {twins[0]!r}: give one of them another label")
@@ -204,11 +211,12 @@ def upgraded_recipe(document: Mapping[str, Any]) -> dict[str, Any]:
     document["version"] = VERSION
     old = document.get("explain")
     if isinstance(old, Mapping):
-        gradients = {key: old[key] for key in ("baseline", "max_nodes") if key in old}
-        if "tolerance" in old and not isinstance(old["tolerance"], Mapping):
-            gradients["tolerance"] = {"relative": old["tolerance"]}
-        rest = {key: value for key, value in old.items() if key not in ("baseline", "max_nodes", "tolerance")}
-        document["explain"] = {**rest, **({"gradients": gradients} if gradients else {})}
+        rest = dict(old)
+        gradients = {key: rest.pop(key) for key in ("baseline", "tolerance", "max_nodes") if key in rest}
+        if "tolerance" in gradients:
+            gradients["tolerance"] = {"relative": gradients["tolerance"]}
+        nested = rest.get("gradients", {})  # put there by --set, which knows version 2
+        document["explain"] = {**rest, "gradients": {**gradients, **nested} if isinstance(nested, Mapping) else nested}
     return document
 
 
@@ -271,27 +279,23 @@ def check_recipe(document: dict[str, Any], *, where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(upgraded_recipe(document))
     except ValidationError as error:
-        raise RecipeError(f"{where}: {'; '.join(_faults(error))}.") from error
+        raise RecipeError(f"{where}: {'; '.join(fault.rstrip('.') for fault in _faults(error))}.") from error
     for source in recipe.data:
         if source.suite is not None:
             require_suite(source.suite, source.options, where=where)
-    for contender in recipe.evaluate.methods if recipe.evaluate else ():
-        _require_method(contender.method, contender.options, where=where)
-    for name in (*recipe.explain.also, recipe.explain.rollout.variant) if recipe.explain else ():
-        _require_method(name, {}, where=where)
+    try:
+        for contender in recipe.evaluate.methods if recipe.evaluate else ():
+            require_method(contender.method, contender.options)
+        if recipe.explain is not None:
+            require_methods(recipe.explain)
+    except OptionError as error:
+        raise RecipeError(f"{where}: {error}") from error
     return recipe
 
 
 def _put(document: dict[str, Any], setting: str) -> None:
     try:
         put(document, setting)
-    except OptionError as error:
-        raise RecipeError(str(error)) from error
-
-
-def _require_method(name: str, options: Mapping[str, Any], *, where: str) -> None:
-    try:
-        require_method(name, options, where=where)
     except OptionError as error:
         raise RecipeError(str(error)) from error
 
@@ -303,13 +307,15 @@ def _faults(error: ValidationError) -> list[str]:
         if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = sorted(_fields_at(Recipe, fault["loc"][:-1]))
             near = did_you_mean(str(fault["loc"][-1]), known)
-            faults.append(f"unknown key {place!r}.{near} Known there: {_listed(known)}".rstrip("."))
+            if not near and place.startswith("explain."):
+                near = near_field(place.removeprefix("explain."))
+            faults.append(f"unknown key {place!r}.{near} Known there: {_listed(known)}")
         elif fault["type"] == "missing":
             faults.append(f"{place!r} is missing")
         elif fault["type"] == "value_error":
             faults.append(f"{place or 'the recipe'}: {fault['ctx']['error']}")
         else:
-            faults.append(f"{place!r} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+            faults.append(f"{place!r} is {fault['input']!r}: {in_words(fault)}")
     return faults
 
 

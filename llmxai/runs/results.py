@@ -29,7 +29,7 @@ from llmxai.report.rebuild import INDEX, PAGE, REBUILT
 from llmxai.report.rows import ROWS, record_folders
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.scheduling import Ledger, write_atomically
-from llmxai.runs.tables import ALL, CONTROLS, Plot, Tables, build_plot, tabulate
+from llmxai.runs.tables import ALL, CONTROL_NAMES, Plot, Tables, build_plot, tabulate
 
 ROW_SCHEMA = {
     "id": pa.string(),
@@ -181,7 +181,7 @@ def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: i
             settings=recipe.evaluate,
             tables=tables,
             better=BETTER,
-            controls=CONTROLS,
+            controls=CONTROL_NAMES,
             best=lambda source, figure: best_of(tables, source, figure),
             signed=lambda value: f"{value:+.2g}",
             files=("figures.csv", "cost.csv", "summary.md"),

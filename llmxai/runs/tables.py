@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmxai.evaluation import LEAVE_ONE_OUT, Estimate, estimate, paired_difference
-from llmxai.evaluation.measure import BETTER
+from llmxai.evaluation.measure import BETTER, CONTROLS
 
 ALL = "all"
 """The source of lines over every question, whatever its suite."""
@@ -169,7 +169,7 @@ class Plot:
     ticks: tuple[Tick, ...]
 
 
-CONTROLS = frozenset({"random", "recency", "leave_one_out"})
+CONTROL_NAMES = frozenset(control.name for control in CONTROLS)
 
 
 def build_plot(tables: Tables, *, source: str, figure: str) -> Plot | None:
@@ -194,7 +194,7 @@ def build_plot(tables: Tables, *, source: str, figure: str) -> Plot | None:
             low=None if cell.value.low is None else at(cell.value.low),
             high=None if cell.value.high is None else at(cell.value.high),
             text=f"{cell.value.mean:.3g}",
-            control=cell.method in CONTROLS,
+            control=cell.method in CONTROL_NAMES,
         )
         for i, cell in enumerate(cells)
     )

@@ -17,6 +17,7 @@ from llmxai.evidence import Attempt, Draft, drafting
 from llmxai.explain import explain
 from llmxai.explanation import Explanation
 from llmxai.generation import answer
+from llmxai.methods import require_method
 from llmxai.models import LoadedModel
 from llmxai.runs.data import FailedRow
 from llmxai.runs.recipe import EvaluateSettings, Recipe
@@ -148,7 +149,7 @@ def request_of(row: Row) -> dict[str, Any]:
 def _context(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationContext:
     return EvaluationContext(
         loaded=loaded,
-        competitors=[Competitor(c.name, c.method, c.options) for c in settings.methods],
+        competitors=[Competitor(c.name, c.method, require_method(c.method, c.options)) for c in settings.methods],
         metrics=settings.metrics,
         operator=settings.removal,
         masks=settings.masks,
