@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, SENTENCES, SIZES, WINDOW, answered, make_loaded
+from tiny import ARCHITECTURES, SENTENCES, SIZES, WINDOW, answered, lost_mass_of, make_loaded, null_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -76,22 +76,22 @@ def test_equals_the_naive_product_of_eager_maps(architecture: str) -> None:
     maps = eager_maps(loaded, generation.ids)
     assert all((layer.triu(1) == 0).all() for layer in maps)
     got = attention_rollout(loaded, generation)
-    assert (got.rows - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
-    assert (got.rows >= 0).all()
-    assert (got.rows.sum(dim=1) + got.lost_mass - 1).abs().max() < 1e-6
+    assert (got.values - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
+    assert (got.values >= 0).all()
+    assert (got.values.sum(dim=1) + lost_mass_of(got) - 1).abs().max() < 1e-6
     null = naive_rollout(uniform_maps(loaded, len(generation.ids)), generation, residual=0.5)
-    assert (got.null_rows - null).abs().max() < 1e-6
+    assert (null_of(got) - null).abs().max() < 1e-6
     if architecture == "gpt_oss":
-        assert (got.lost_mass > 1e-3).all()
+        assert (lost_mass_of(got) > 1e-3).all()
     else:
-        assert (got.lost_mass < 1e-6).all()
+        assert (lost_mass_of(got) < 1e-6).all()
 
 
 @pytest.mark.parametrize("architecture", sorted(WINDOWED))
 def test_the_window_is_seen(architecture: str) -> None:
     """Without it the null, which knows only the masks, would be another one."""
     loaded, wide = make_loaded(architecture), make_loaded(architecture, sliding_window=256)
-    rows = [attention_rollout(m, answered(m, SENTENCES[0], " Hello")).null_rows for m in (loaded, wide)]
+    rows = [null_of(attention_rollout(m, answered(m, SENTENCES[0], " Hello"))) for m in (loaded, wide)]
     assert (rows[0] - rows[1]).abs().max() > 1e-3
 
 
@@ -100,7 +100,7 @@ def test_residual(tiny_llama: LoadedModel, residual: float) -> None:
     generation = answered(tiny_llama)
     got = attention_rollout(tiny_llama, generation, residual=residual)
     want = naive_rollout(eager_maps(tiny_llama, generation.ids), generation, residual=residual)
-    assert (got.rows - want).abs().max() < 1e-5
+    assert (got.values - want).abs().max() < 1e-5
     assert got.settings["residual"] == residual
 
 
@@ -115,10 +115,10 @@ def test_tokens_after_the_predicting_position_get_exactly_zero(tiny_llama: Loade
     rollout = attention_rollout(tiny_llama, generation)
     for t in range(generation.n_targets):
         seen = predicting_position(generation.prompt_len, t) + 1
-        assert (rollout.rows[t, seen:] == 0).all()
-        assert (rollout.null_rows[t, seen:] == 0).all()
-        assert (rollout.rows[t, :seen] > 0).all()
-    assert rollout.rows.shape == (generation.n_targets, len(generation.ids))
+        assert (rollout.values[t, seen:] == 0).all()
+        assert (null_of(rollout)[t, seen:] == 0).all()
+        assert (rollout.values[t, :seen] > 0).all()
+    assert rollout.values.shape == (generation.n_targets, len(generation.ids))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -129,8 +129,8 @@ def test_dtypes(dtype: torch.dtype) -> None:
     want = naive_rollout(
         eager_maps(make_loaded("llama", dtype=torch.float32), generation.ids), generation, residual=0.5
     )
-    assert (got.rows - want).abs().max() < (1e-5 if dtype == torch.float64 else 0.05)
-    assert (got.rows.sum(dim=1) + got.lost_mass - 1).abs().max() < 0.01
+    assert (got.values - want).abs().max() < (1e-5 if dtype == torch.float64 else 0.05)
+    assert (got.values.sum(dim=1) + lost_mass_of(got) - 1).abs().max() < 0.01
 
 
 HYBRIDS: dict[str, dict[str, Any]] = {
@@ -160,4 +160,4 @@ def test_equals_the_naive_product_on_the_real_model(smollm2: LoadedModel) -> Non
     generation = answered(smollm2, "The capital of France is", " Paris.")
     got = attention_rollout(smollm2, generation)
     want = naive_rollout(eager_maps(smollm2, generation.ids), generation, residual=0.5)
-    assert (got.rows - want).abs().max() < 1e-5
+    assert (got.values - want).abs().max() < 1e-5

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 from test_attention_rollout import HYBRIDS, block, eager_copy, naive_rollout, uniform_maps
-from tiny import ARCHITECTURES, SENTENCES, answered, make_loaded
+from tiny import ARCHITECTURES, SENTENCES, answered, lost_mass_of, make_loaded, null_of
 from torch import Tensor
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
@@ -56,9 +56,9 @@ def test_equals_autograd_through_eager_maps(architecture: str) -> None:
     generation = answered(loaded, SENTENCES[0], " Hello there")
     partial = naive(loaded, generation)
     got = gradient_weighted_rollout(loaded, generation)
-    assert (got.rows - scaled(partial[-1])).abs().max() < (1e-4 if architecture in SINGLE else 1e-6)
-    assert (got.rows.sum(dim=1) - 1).abs().max() < 1e-9
-    assert (got.lost_mass == 0).all()
+    assert (got.values - scaled(partial[-1])).abs().max() < (1e-4 if architecture in SINGLE else 1e-6)
+    assert (got.values.sum(dim=1) - 1).abs().max() < 1e-9
+    assert (lost_mass_of(got) == 0).all()
     assert got.curve is not None
     sinks = torch.stack([scaled(rows)[:, 0] for rows in partial], dim=1)
     assert (got.curve.sink_mass - sinks).abs().max() < (1e-4 if architecture in SINGLE else 1e-6)
@@ -67,7 +67,7 @@ def test_equals_autograd_through_eager_maps(architecture: str) -> None:
 def test_float64_throughout_to_rounding(gpt64: LoadedModel) -> None:
     generation = answered(gpt64, SENTENCES[0], " Hello there")
     got = gradient_weighted_rollout(gpt64, generation)
-    assert (got.rows - scaled(naive(gpt64, generation)[-1])).abs().max() < 1e-12
+    assert (got.values - scaled(naive(gpt64, generation)[-1])).abs().max() < 1e-12
 
 
 def test_the_null_is_the_recursion_of_uniform_maps(tiny_llama: LoadedModel) -> None:
@@ -75,7 +75,7 @@ def test_the_null_is_the_recursion_of_uniform_maps(tiny_llama: LoadedModel) -> N
     doubled = naive_rollout(uniform_maps(tiny_llama, len(generation.ids)), generation, residual=0.5) * 2**3
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
     want = scaled(doubled - torch.eye(len(generation.ids), dtype=torch.float64)[positions])
-    assert (gradient_weighted_rollout(tiny_llama, generation).null_rows - want).abs().max() < 1e-12
+    assert (null_of(gradient_weighted_rollout(tiny_llama, generation)) - want).abs().max() < 1e-12
 
 
 def test_groups_of_targets_change_nothing(gpt64: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_groups_of_targets_change_nothing(gpt64: LoadedModel, monkeypatch: pytes
     monkeypatch.setattr(module, "GROUP_NUMBERS", 2 * 32 * (len(generation.ids) - 1))
     steps: list[tuple[int, int]] = []
     grouped = gradient_weighted_rollout(gpt64, generation, progress=lambda done, n: steps.append((done, n)))
-    assert torch.allclose(grouped.rows, whole.rows, atol=1e-12)
+    assert torch.allclose(grouped.values, whole.values, atol=1e-12)
     assert whole.curve is not None
     assert grouped.curve is not None
     assert torch.allclose(grouped.curve.similarity, whole.curve.similarity, atol=1e-12)
@@ -97,11 +97,11 @@ def test_groups_of_targets_change_nothing(gpt64: LoadedModel, monkeypatch: pytes
 def test_tokens_after_the_predicting_position_get_exactly_zero(tiny_llama: LoadedModel) -> None:
     generation = answered(tiny_llama)
     rollout = gradient_weighted_rollout(tiny_llama, generation)
-    assert rollout.rows.shape == rollout.null_rows.shape == (generation.n_targets, len(generation.ids))
+    assert rollout.values.shape == null_of(rollout).shape == (generation.n_targets, len(generation.ids))
     for t in range(generation.n_targets):
         seen = predicting_position(generation.prompt_len, t) + 1
-        assert (rollout.rows[t, seen:] == 0).all()
-        assert (rollout.null_rows[t, seen:] == 0).all()
+        assert (rollout.values[t, seen:] == 0).all()
+        assert (null_of(rollout)[t, seen:] == 0).all()
 
 
 def test_without_a_positive_weight_the_row_is_the_identity() -> None:
@@ -111,7 +111,7 @@ def test_without_a_positive_weight_the_row_is_the_identity() -> None:
         for layer in loaded.model.model.layers:
             layer.self_attn.v_proj.weight.zero_()
     generation = answered(loaded)
-    rows = gradient_weighted_rollout(loaded, generation).rows
+    rows = gradient_weighted_rollout(loaded, generation).values
     for t in range(generation.n_targets):
         assert rows[t, predicting_position(generation.prompt_len, t)] == 1
     assert (rows.sum(dim=1) == 1).all()
@@ -121,8 +121,8 @@ def test_without_a_positive_weight_the_row_is_the_identity() -> None:
 def test_dtypes(gpt64: LoadedModel, dtype: torch.dtype) -> None:
     loaded = make_loaded("gpt2", dtype=dtype)
     generation = answered(loaded)
-    want = gradient_weighted_rollout(gpt64, generation).rows
-    got = gradient_weighted_rollout(loaded, generation).rows
+    want = gradient_weighted_rollout(gpt64, generation).values
+    got = gradient_weighted_rollout(loaded, generation).values
     assert (got - want).abs().max() < (1e-3 if dtype == torch.float32 else 0.1)
 
 
@@ -153,10 +153,10 @@ def test_nan_is_an_error() -> None:
 def test_equals_autograd_on_the_real_model(smollm2: LoadedModel) -> None:
     generation = answered(smollm2, "The capital of France is", " Paris.")
     got = gradient_weighted_rollout(smollm2, generation)
-    assert (got.rows - scaled(naive(smollm2, generation)[-1])).abs().max() < 1e-5
+    assert (got.values - scaled(naive(smollm2, generation)[-1])).abs().max() < 1e-5
 
 
 def test_plain_and_weighted_differ(tiny_llama: LoadedModel) -> None:
     generation = answered(tiny_llama)
     plain, weighted = attention_rollout(tiny_llama, generation), gradient_weighted_rollout(tiny_llama, generation)
-    assert (plain.rows - weighted.rows).abs().max() > 0.05
+    assert (plain.values - weighted.values).abs().max() > 0.05

@@ -5,29 +5,21 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 from test_attention_rollout import block, eager_copy, eager_heads, eager_maps, naive_rollout, uniform_maps
-from tiny import ARCHITECTURES, SENTENCES, answered, make_loaded
+from tiny import ARCHITECTURES, SENTENCES, answered, lost_mass_of, make_loaded, null_of
 from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
-from llmxai.crosscheck import jensen_shannon, normalised_entropy
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods import METHODS, attention_rollout
-from llmxai.methods.attention.rollout import (
-    last_layer_attention,
-    last_layers_rollout,
-    max_head_rollout,
-    measured_residual_rollout,
-    min_head_rollout,
-    sink_free_rollout,
-    value_norm_attention,
-    value_norm_rollout,
-)
 from llmxai.models import LoadedModel
-from llmxai.types import Generation, predicting_position
+from llmxai.stats import jensen_shannon
+from llmxai.types import Generation, Scores, predicting_position
 
 __all__ = ["block"]
 
@@ -37,6 +29,10 @@ PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
 
 def question(loaded: LoadedModel) -> Generation:
     return answered(loaded, SENTENCES[0], " Hello there")
+
+
+def rolled(name: str, loaded: LoadedModel, generation: Generation, **options: Any) -> Scores:
+    return METHODS[name].function(loaded, generation, **options)
 
 
 def positions(generation: Generation) -> list[int]:
@@ -86,14 +82,14 @@ def test_value_norms(architecture: str) -> None:
     generation = question(loaded)
     maps = value_norm_maps(loaded, generation.ids)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-6
-    got = value_norm_rollout(loaded, generation)
-    assert (got.rows - naive_rollout(maps, generation, residual=0.5)).abs().max() < tolerance
-    assert (got.rows.sum(dim=1) - 1).abs().max() < 1e-5
+    got = rolled("value_norm_rollout", loaded, generation)
+    assert (got.values - naive_rollout(maps, generation, residual=0.5)).abs().max() < tolerance
+    assert (got.values.sum(dim=1) - 1).abs().max() < 1e-5
     mean = torch.stack(maps).mean(dim=0)[positions(generation)]
-    flat = value_norm_attention(loaded, generation)
-    assert (flat.rows - mean).abs().max() < tolerance
+    flat = rolled("value_norm_attention", loaded, generation)
+    assert (flat.values - mean).abs().max() < tolerance
     null = torch.stack(uniform_maps(loaded, len(generation.ids))).mean(dim=0)[positions(generation)]
-    assert (flat.null_rows - null).abs().max() < 1e-12
+    assert (null_of(flat) - null).abs().max() < 1e-12
     assert flat.curve is None
 
 
@@ -101,7 +97,7 @@ def test_value_norms(architecture: str) -> None:
 def test_values_out_of_reach_are_refused(architecture: str) -> None:
     loaded = make_loaded(architecture)
     with pytest.raises(UnsupportedModelError, match="attention weights alone"):
-        value_norm_rollout(loaded, question(loaded))
+        rolled("value_norm_rollout", loaded, question(loaded))
 
 
 def test_a_gate_before_the_projection_is_refused() -> None:
@@ -110,24 +106,24 @@ def test_a_gate_before_the_projection_is_refused() -> None:
     hooks = len(attention.o_proj._forward_pre_hooks)
     gate = attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * 0.5,))
     with pytest.raises(UnsupportedModelError, match="1 layers change the output of attention"):
-        value_norm_attention(loaded, question(loaded))
+        rolled("value_norm_attention", loaded, question(loaded))
     gate.remove()
     assert len(attention.o_proj._forward_pre_hooks) == hooks
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_oss", "bloom", "gemma2"])
-@pytest.mark.parametrize(("variant", "reduce"), [(max_head_rollout, torch.amax), (min_head_rollout, torch.amin)])
+@pytest.mark.parametrize(("variant", "reduce"), [("max_head_rollout", torch.amax), ("min_head_rollout", torch.amin)])
 @pytest.mark.usefixtures("block")
-def test_head_fusions(architecture: str, variant: Any, reduce: Any) -> None:
+def test_head_fusions(architecture: str, variant: str, reduce: Any) -> None:
     loaded = make_loaded(architecture)
     generation = question(loaded)
     heads = eager_heads(loaded, generation.ids)
     maps = [to_sum(reduce(layer, dim=0), layer.mean(dim=0).sum(dim=1, keepdim=True)) for layer in heads]
-    got = variant(loaded, generation)
-    assert (got.rows - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
-    assert (got.rows.sum(dim=1) + got.lost_mass - 1).abs().max() < 1e-5
+    got = rolled(variant, loaded, generation)
+    assert (got.values - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
+    assert (got.values.sum(dim=1) + lost_mass_of(got) - 1).abs().max() < 1e-5
     name = got.settings["head_fusion"]
-    assert torch.equal(attention_rollout(loaded, generation, head_fusion=name).rows, got.rows)
+    assert torch.equal(attention_rollout(loaded, generation, head_fusion=name).values, got.values)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_oss", "mistral", "falcon"])
@@ -141,21 +137,21 @@ def test_sink_removed(architecture: str) -> None:
             layer[1:, 0] = 0
         return [to_sum(layer) for layer in maps]
 
-    got = sink_free_rollout(loaded, generation)
+    got = rolled("sink_free_rollout", loaded, generation)
     want = naive_rollout(without(eager_maps(loaded, generation.ids)), generation, residual=0.5)
-    assert (got.rows - want).abs().max() < 1e-5
+    assert (got.values - want).abs().max() < 1e-5
     null = naive_rollout(without(uniform_maps(loaded, len(generation.ids))), generation, residual=0.5)
-    assert (got.null_rows - null).abs().max() < 1e-12
-    assert (got.rows[:, 0] == 0).all()
-    assert (got.rows.sum(dim=1) - 1).abs().max() < 1e-6
+    assert (null_of(got) - null).abs().max() < 1e-12
+    assert (got.values[:, 0] == 0).all()
+    assert (got.values.sum(dim=1) - 1).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("last_layers", [1, 2, 3, 8])
 def test_last_layers(tiny_llama: LoadedModel, last_layers: int) -> None:
     generation = question(tiny_llama)
     maps = eager_maps(tiny_llama, generation.ids)[-last_layers:]
-    got = last_layers_rollout(tiny_llama, generation, last_layers=last_layers)
-    assert (got.rows - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
+    got = rolled("last_layers_rollout", tiny_llama, generation, last_layers=last_layers)
+    assert (got.values - naive_rollout(maps, generation, residual=0.5)).abs().max() < 1e-5
     assert got.settings["layers"] == min(last_layers, 3)
     assert got.curve is not None
     assert got.curve.entropy.shape == (generation.n_targets, min(last_layers, 3))
@@ -163,11 +159,9 @@ def test_last_layers(tiny_llama: LoadedModel, last_layers: int) -> None:
 
 def test_raw_attention_of_the_last_layer(tiny_llama: LoadedModel) -> None:
     generation = question(tiny_llama)
-    got = last_layer_attention(tiny_llama, generation)
-    assert (got.rows - eager_maps(tiny_llama, generation.ids)[-1][positions(generation)]).abs().max() < 1e-6
-    assert (
-        got.null_rows - uniform_maps(tiny_llama, len(generation.ids))[-1][positions(generation)]
-    ).abs().max() < 1e-12
+    got = rolled("last_layer_attention", tiny_llama, generation)
+    assert (got.values - eager_maps(tiny_llama, generation.ids)[-1][positions(generation)]).abs().max() < 1e-6
+    assert (null_of(got) - uniform_maps(tiny_llama, len(generation.ids))[-1][positions(generation)]).abs().max() < 1e-12
     assert got.curve is None
 
 
@@ -203,8 +197,8 @@ def test_measured_residual(architecture: str) -> None:
         kept, moved = stream[0].double().norm(dim=1), plus[0].double().norm(dim=1)
         r = (kept / (kept + moved))[:, None]
         product = (r * torch.eye(n) + (1 - r) * weights[0].double().mean(dim=0)) @ product
-    got = measured_residual_rollout(loaded, generation)
-    assert (got.rows - product[positions(generation)]).abs().max() < 1e-5
+    got = rolled("measured_residual_rollout", loaded, generation)
+    assert (got.values - product[positions(generation)]).abs().max() < 1e-5
     assert all(0 < share < 1 for share in got.settings["residual"])
 
 
@@ -220,8 +214,8 @@ def test_the_curve_is_that_of_the_partial_products(tiny_llama: LoadedModel) -> N
         null = naive_rollout(uniform[2 - k :], generation, residual=0.5)
         for t, end in enumerate(seen):
             assert float(got.curve.sink_mass[t, k]) == pytest.approx(float(rows[t, 0]), abs=1e-6)
-            entropy = normalised_entropy(rows[t, :end].numpy())
-            assert float(got.curve.entropy[t, k]) == pytest.approx(entropy, abs=1e-5)
+            spread = entropy(rows[t, :end].numpy()) / np.log(end)
+            assert float(got.curve.entropy[t, k]) == pytest.approx(spread, abs=1e-5)
             divergence = jensen_shannon(rows[t, :end].numpy(), null[t, :end].numpy())
             assert float(got.curve.null_divergence[t, k]) == pytest.approx(divergence, abs=1e-5)
             cosines = [
@@ -243,9 +237,12 @@ def test_the_similarity_of_a_single_target_is_one(tiny_llama: LoadedModel) -> No
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m, g: attention_rollout(m, g, head_fusion="median"), "'median' is unknown. Known: mean, max, min"),
-        (lambda m, g: last_layers_rollout(m, g, last_layers=0), "last_layers is 0"),
-        (lambda m, g: sink_free_rollout(m, g, residual=1.0), "residual is 1.0"),
+        (
+            lambda m, g: attention_rollout(m, g, head_fusion="median"),
+            r"head_fusion 'median' is unknown\. Did you mean 'mean'\? Known: mean, max, min",
+        ),
+        (lambda m, g: rolled("last_layers_rollout", m, g, last_layers=0), "last_layers is 0"),
+        (lambda m, g: rolled("sink_free_rollout", m, g, residual=1.0), "residual is 1.0"),
     ],
 )
 def test_bad_options(tiny_llama: LoadedModel, call: Any, words: str) -> None:
