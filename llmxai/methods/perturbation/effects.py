@@ -104,19 +104,20 @@ def leave_one_out(
     units: str = Removal.units,
     operator: str = Removal.operator,
     baseline: str = Removal.baseline,
+    f_input: Float[Tensor, " target"] | None = None,
     progress: Progress = quiet,
 ) -> Scores:
     """Fall of every target's log-prob (nats) when a unit of the prompt is left out, in equal parts on its tokens.
 
     F(prompt) - F(prompt without the unit): erasure of Li, Monroe & Jurafsky 2016, eq. 1, in nats and not divided by F.
     It is a measurement and not an estimate, but of a prompt that nobody gave. Added up over a unit's tokens, the values
-    are its effect. One forward pass per unit serves all targets.
+    are its effect. `f_input`: F with nothing removed, where it is known. One forward pass per unit serves all targets.
 
     Raises OptionError for an option that does not exist and NonFiniteError where the model gives NaN.
     """
     targets = targets_of(generation, targets)
     removal = Removal(units=units, operator=operator, baseline=baseline, subsets=0)
-    effects = measure_effects(loaded, generation, targets=targets, removal=removal, progress=progress)
+    effects = measure_effects(loaded, generation, targets=targets, removal=removal, f_input=f_input, progress=progress)
     values = torch.zeros(len(targets), len(generation.ids), dtype=torch.float64)
     features = torch.zeros(values.shape, dtype=torch.bool)
     for unit, (start, end) in enumerate(effects.units):
