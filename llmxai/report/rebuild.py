@@ -17,7 +17,7 @@ from llmxai.report.index import build_index
 from llmxai.report.render import DATA, DATA_ROWS, LongIndex, render_index, render_long_index, render_report
 from llmxai.report.rows import read_rows, record_folders
 from llmxai.report.view import build_view
-from llmxai.store import read_folder
+from llmxai.store import not_as_promised, read_folder
 
 PAGE, INDEX, MANIFEST, EVALUATION = "report.html", "index.html", "manifest.json", "evaluation.html"
 REBUILT = "report.rebuilt.html"
@@ -94,11 +94,8 @@ def write_page(folder: Path, *, home: str | None = None, provenance: Mapping[str
     document, maps = read_folder(folder)
     try:
         page = render_report(build_view(document, maps, home=home, provenance=provenance))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise OutputError(
-            f"{folder}: its explanation.json or maps.safetensors does not hold what its schema promises "
-            f"({type(error).__name__}: {error}). Explain it again."
-        ) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise not_as_promised(folder, error) from error
     if _logged(folder) and (folder / PAGE).is_file() and (folder / PAGE).read_bytes() != page.encode("utf-8"):
         return _replace(folder / REBUILT, page)
     return _replace(folder / PAGE, page)

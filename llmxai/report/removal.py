@@ -18,6 +18,15 @@ METHOD_NAMES = {
     GRADIENTS: "Integrated gradients",
     ROLLOUT: "Attention rollout",
     CEILING: "Removal of one part at a time",
+    "leave_one_out.tokens": "Leave-one-out, spread over the tokens",
+    "gradient_x_input": "Gradient × input",
+    "smoothgrad": "SmoothGrad",
+    "gradient_shap": "GradientSHAP",
+    "mc_dropout": "MC dropout",
+    "deep_lift": "DeepLIFT",
+    "lime": "LIME",
+    "kernel_shap": "KernelSHAP",
+    "context_cite": "ContextCite",
 }
 
 MOST_NAMED = 5
@@ -69,6 +78,12 @@ def build_removal(explanation: Mapping[str, Any]) -> RemovalView | None:
         operator=OPERATORS.get(operator, plain(visible(f"removed ({operator})"))),
         masks=ablations["masks"],
     )
+
+
+def other_methods(explanation: Mapping[str, Any]) -> tuple[str, ...]:
+    """The methods of `scores` besides gradients, rollout and its variant, in order; none before schema /3."""
+    core = (GRADIENTS, ROLLOUT, (explanation["variant"] or {}).get("method"))
+    return tuple(method for method in explanation["scores"] if method not in core)
 
 
 def method_name(method: str) -> str:

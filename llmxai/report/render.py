@@ -170,6 +170,16 @@ def page_data(view: ReportView) -> dict[str, Any]:
         },
         "refused": _text(view.refused) if view.refused else None,
         "variant": view.variant,
+        "also": [
+            {
+                "name": method.name,
+                "source": _text(method.source),
+                "signed": method.signed,
+                "attention": method.attention,
+                "refused": _text(method.refused) if method.refused else None,
+            }
+            for method in view.also
+        ],
         "contrast": Contrast.SENTENCE,
         "removal": view.removal
         and {

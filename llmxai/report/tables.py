@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmxai.names import Status
-from llmxai.report.removal import RemovalView, build_referee, build_removal
+from llmxai.report.removal import RemovalView, build_referee, build_removal, other_methods
+from llmxai.report.units import AlsoView
 from llmxai.report.verdict import STATUS_TEXT, Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, plain, visible
 
@@ -41,7 +42,7 @@ NAMES = {
     "crosscheck.top_k": "Top sources compared",
     "panels_computed_again_in_dtype": "Parts computed again in the number format above",
     "chunk_tokens": "Tokens computed at a time",
-    "chunk_halvings": "Times that number was halved for want of memory",
+    "chunk_halvings": "Gradients: times memory ran out and that number was halved",
     "checkpoint": "Computed again in the backward pass, to save memory",
     "variant.method": "Rollout variant: method",
     "variant.source": "Rollout variant: source",
@@ -57,7 +58,7 @@ NAMES = {
     "referee.seed": "Referee: random seed",
     "referee.baseline": "Referee: what stands in for a part",
     "referee.chunk_tokens": "Referee: tokens computed at a time",
-    "referee.chunk_halvings": "Referee: times that number was halved",
+    "referee.chunk_halvings": "Referee: times memory ran out and fewer tokens were computed at a time",
     "replay_tolerance": "Allowed difference when replaying (nats)",
     "schema": "Format of the data",
     "created": "Created (UTC)",
@@ -87,7 +88,45 @@ NAMES = {
     "decoding.seed": "Random seed",
     "decoding.do_sample": "Sampled at random",
     "stop": "Why the answer ends",
+    "gradients.baseline": "Gradients: baseline, which stands in for a word",
+    "gradients.tolerance.relative": "Gradients: allowed error, part of the change",
+    "gradients.tolerance.absolute": "Gradients: allowed error, at least (nats)",
+    "gradients.max_nodes": "Gradients: most evaluations a token",
+    "gradients.n_steps": "Gradients: fixed number of steps",
+    "rollout.variant": "Rollout variant",
+    "removal": "Removal of parts of the prompt",
+    "removal.units": "Removal: what is removed at a time",
+    "removal.operator": "Removal: how it is removed",
+    "removal.subsets": "Removal: random subsets",
+    "removal.baseline": "Removal: what stands in for a part",
+    "removal.seed": "Removal: random seed",
+    "removal.chunk_tokens": "Removal: tokens computed at a time",
+    "also": "Other methods",
+    "compute.gradient_dtype": "Gradients: number format",
+    "compute.chunk_tokens": "Gradients: tokens computed at a time",
+    "compute.checkpoint": "Gradients: computed again in the backward pass, to save memory",
 }
+CAME_FROM = {
+    "features": "features",
+    "baseline": "gradients.baseline",
+    "tolerance.relative": "gradients.tolerance.relative",
+    "tolerance.absolute": "gradients.tolerance.absolute",
+    "max_nodes": "gradients.max_nodes",
+    "n_steps": "gradients.n_steps",
+    "rollout.residual": "rollout.residual",
+    "rollout.head_fusion": "rollout.head_fusion",
+    "variant.method": "rollout.variant",
+    "referee.kind": "removal.units",
+    "referee.operator": "removal.operator",
+    "referee.masks": "removal.subsets",
+    "referee.baseline": "removal.baseline",
+    "referee.seed": "removal.seed",
+    "referee.chunk_tokens": "removal.chunk_tokens",
+    "gradient_dtype": "compute.gradient_dtype",
+    "chunk_tokens": "compute.chunk_tokens",
+    "checkpoint": "compute.checkpoint",
+}
+"""By the key of what was decided, the setting that asked for it."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +160,8 @@ class Row:
     variant_sources: tuple[SourceRow, ...]
     removal_sources: tuple[SourceRow, ...]
     """Empty where the referee was not asked."""
+    also_sources: tuple[tuple[str, tuple[SourceRow, ...]], ...]
+    """Name and sources by each of the other methods that is not refused."""
     referee: str
     """What it says, in words; empty where it was not asked."""
 
@@ -135,13 +176,15 @@ class Setting:
     """In plain words, or the key where there are none."""
     key: str
     value: Text
+    became: Text = ()
+    """What an asked value came to, where that is another one."""
 
 
-def build_rows(explanation: Mapping[str, Any]) -> tuple[Row, ...]:
-    """One row a generated token, in order."""
+def build_rows(explanation: Mapping[str, Any], *, also: Sequence[AlsoView] = ()) -> tuple[Row, ...]:
+    """One row a generated token, in order. `also`: the other methods to list sources of."""
     tokens, removal = explanation["tokens"], build_removal(explanation)
     return tuple(
-        _row(tokens, target, number, removal, diluted=is_diluted(target, explanation["computed"]))
+        _row(tokens, target, number, removal, also, diluted=is_diluted(target, explanation["computed"]))
         for number, target in enumerate(explanation["targets"], start=1)
     )
 
@@ -149,6 +192,45 @@ def build_rows(explanation: Mapping[str, Any]) -> tuple[Row, ...]:
 def build_settings(values: Mapping[str, Any]) -> tuple[Setting, ...]:
     """Nested settings as flat rows with their keys."""
     return tuple(Setting(NAMES.get(key, key), key, visible(text)) for key, text in _flat(values))
+
+
+def build_asked(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """`Settings` as flat rows, each with what it came to where that is another value."""
+    if explanation["settings"] is None:
+        return ()
+    decided = build_settings(_decided(explanation))
+    came_to = {CAME_FROM[setting.key]: setting.value for setting in decided if setting.key in CAME_FROM}
+    return tuple(
+        setting
+        if came_to.get(setting.key, setting.value) == setting.value
+        else replace(setting, became=came_to[setting.key])
+        for setting in build_settings(explanation["settings"])
+    )
+
+
+def build_computed(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """What was decided on the way, without what `build_asked` shows; of other methods, without what all have."""
+    asked = {setting.key for setting in build_asked(explanation)}
+    shared = {(name, explanation["computed"].get(name)) for name in ("target", "features")}
+    also = {
+        method: {
+            key: value for key, value in explanation["scores"][method]["settings"].items() if (key, value) not in shared
+        }
+        for method in other_methods(explanation)
+    }
+    settings = build_settings({**_decided(explanation), **also})
+    return tuple(setting for setting in settings if CAME_FROM.get(setting.key) not in asked)
+
+
+def _decided(explanation: Mapping[str, Any]) -> dict[str, Any]:
+    """`computed` with the variant and the referee; the parts that were removed are shown in the text."""
+    ablations = explanation["ablations"]
+    referee: object = "not asked" if explanation["settings"] is None else {}  # the settings say so themselves
+    if ablations is not None:
+        referee = {key: value for key, value in ablations.items() if key != "units"} | {
+            "parts": len(ablations["units"])
+        }
+    return {**explanation["computed"], "variant": explanation["variant"], "referee": referee}
 
 
 def build_origin(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
@@ -177,6 +259,7 @@ def _row(
     target: Mapping[str, Any],
     number: int,
     removal: RemovalView | None,
+    also: Sequence[AlsoView],
     *,
     diluted: bool,
 ) -> Row:
@@ -199,6 +282,9 @@ def _row(
         rollout_sources=_sources(tokens, sources["rollout"], percent),
         variant_sources=_sources(tokens, sources["rollout_variant"], lambda value: f"{value:.3g}"),
         removal_sources=_removed(removal, sources["leave_one_out"]) if removal else (),
+        also_sources=tuple(
+            (each.name, _sources(tokens, sources[each.method], _number(each))) for each in also if not each.refused
+        ),
         referee=referee.said if referee else "",
     )
 
@@ -209,6 +295,11 @@ def _sources(
     return tuple(
         SourceRow(label(tokens[s["index"]]["text"]), said(s["value"]), f"{s['share']:.0%}") for s in sources[:SHOWN]
     )
+
+
+def _number(method: AlsoView) -> Callable[[float], str]:
+    """Three digits, with a sign where the method has signs: methods differ in their units."""
+    return lambda value: f"{value:{'+' if method.signed else ''}.3g}".replace("-", "−")
 
 
 def _removed(removal: RemovalView, sources: Sequence[Mapping[str, Any]]) -> tuple[SourceRow, ...]:
@@ -241,6 +332,8 @@ def _said(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list) and all(type(item) is int for item in value):
         return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in _ranges(value))
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

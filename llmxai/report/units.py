@@ -10,9 +10,18 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
-from llmxai.report.removal import RefereeView, RemovalView, build_referee, build_removal, covered
+from llmxai.report.removal import (
+    RefereeView,
+    RemovalView,
+    build_referee,
+    build_removal,
+    covered,
+    method_name,
+    other_methods,
+)
 from llmxai.report.verdict import Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, plain, visible
+from llmxai.store import stored_name
 
 TOP = 20
 """Sources kept per generated unit and method."""
@@ -22,6 +31,8 @@ GRADIENT_SCALE = 10_000
 """Gradient values travel as whole ten-thousandths of a nat ..."""
 ROLLOUT_SCALE = 1_000_000_000
 """... and rollout shares as whole billionths: on deep models the words together may hold a millionth."""
+DIGITS = 4
+"""Significant digits of the values of other methods, whose units differ."""
 STRUCTURE = (Role.BOS, Role.TEMPLATE)
 WORST_FIRST = (Status.UNCONVERGED, Status.DISAGREE, Status.DILUTED, Status.UNCHECKED, Status.AGREE)
 ROLE_NAMES = {
@@ -43,6 +54,31 @@ CURVE = ("sink_mass", "null_divergence", "similarity", "entropy")
 
 Pairs = tuple[tuple[int, int], ...]
 """(unit, value x scale) by |value|, largest first."""
+
+
+@dataclass(frozen=True)
+class AlsoView:
+    """One of the methods that were asked for beyond those that every explanation has."""
+
+    method: str
+    """What its maps and sources are called in the folder."""
+    name: str
+    source: Text
+    signed: bool
+    attention: bool
+    """Its values are shares of its row, start mark and template included."""
+    refused: Text
+    """Why it is not defined for the model; empty where it is."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The top sources of a unit by one of those methods."""
+
+    pairs: tuple[tuple[int, float], ...]
+    """(unit, value) by |value|, largest first; of attention, without start mark and template."""
+    total: float
+    """Sum of |value| over all units; of attention, over all but start mark and template."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +171,8 @@ class TargetView:
     """(part of the input, fall of the log-prob when it is removed); empty where the referee was not asked."""
     removal_total: float
     """Sum of |fall| over all parts, in nats."""
+    also: tuple[Ranked, ...]
+    """One a method, in the order of `build_also`."""
 
     @property
     def probability(self) -> float:
@@ -152,6 +190,22 @@ class Level:
     """For each part of the input that was removed, the units [first, end) that it touches."""
 
 
+def build_also(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> tuple[AlsoView, ...]:
+    """The methods beyond those that every explanation has."""
+    found = [(stored_name(method), explanation["scores"][method]) for method in other_methods(explanation)]
+    return tuple(
+        AlsoView(
+            method=name,
+            name=method_name(name),
+            source=visible(said["source"]),
+            signed=said["signed"],
+            attention=f"{name}.null" in maps,
+            refused=visible(said["refused"] or ""),
+        )
+        for name, said in found
+    )
+
+
 def build_level(
     explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray], *, groups: Sequence[tuple[int, int]]
 ) -> Level:
@@ -163,6 +217,7 @@ def build_level(
     tokens, targets = explanation["tokens"], explanation["targets"]
     first = explanation["generation"]["prompt_len"]
     starts = np.array([a for a, _ in groups])
+    also = [(each, _joined(maps, each, starts)) for each in build_also(explanation, maps)]
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
     none = np.zeros_like(maps["integrated_gradients"])  # where a rollout was refused
     rollout = np.add.reduceat(maps.get("rollout", none).astype(float), starts, axis=1)
@@ -182,6 +237,7 @@ def build_level(
                 **_shares("variant", variant[which].mean(axis=0), structure),
                 "removal": _top(removal[which].sum(axis=0), scale=GRADIENT_SCALE, limit=TOP),
                 "removal_total": float(np.abs(removal[which].sum(axis=0)).sum()),
+                "also": tuple(_ranked(each, joined[which], structure) for each, joined in also),
             }
             figures = _figures(own, units[number].status, explanation["computed"], parts)
             built.append(TargetView(unit=number, **figures, **sources))
@@ -254,6 +310,22 @@ def _curve(curves: Sequence[Mapping[str, Sequence[float]] | None]) -> dict[str, 
     return {name: tuple(round(1000 * float(value)) for value in values) for name, values in means.items()}
 
 
+def _joined(maps: Mapping[str, np.ndarray], method: AlsoView, starts: np.ndarray) -> np.ndarray:
+    """A method's map with its tokens joined to units: sums; attention is scaled to rows of sum 1 first."""
+    if method.refused:
+        return np.zeros((len(maps["integrated_gradients"]), len(starts)))
+    rows = maps[method.method].astype(float)
+    joined: np.ndarray = np.add.reduceat(_scaled(rows) if method.attention else rows, starts, axis=1)
+    return joined
+
+
+def _ranked(method: AlsoView, rows: np.ndarray, structure: np.ndarray) -> Ranked:
+    """Over the targets of one unit contributions add up, and attention is averaged."""
+    values = np.where(structure, 0.0, rows.mean(axis=0)) if method.attention else rows.sum(axis=0)
+    pairs = ((int(i), float(f"{values[i]:.{DIGITS}g}")) for i in _largest(values, limit=TOP) if values[i])
+    return Ranked(tuple(pairs), float(f"{np.abs(values).sum():.{DIGITS}g}"))
+
+
 def _scaled(rows: np.ndarray) -> np.ndarray:
     """Rows that sum to 1; a row of zeros stays so. Variants of rollout need not keep the sum."""
     total = rows.sum(axis=1, keepdims=True)
@@ -280,9 +352,14 @@ def _shares(name: str, row: np.ndarray, structure: np.ndarray) -> dict[str, Any]
 
 def _top(values: np.ndarray, *, scale: int, limit: int) -> Pairs:
     """The largest |value| as whole numbers, without those that round to 0."""
+    pairs = ((int(i), round(float(values[i]) * scale)) for i in _largest(values, limit=limit))
+    return tuple(pair for pair in pairs if pair[1])
+
+
+def _largest(values: np.ndarray, *, limit: int) -> np.ndarray:
+    """The indices of the largest |value|, largest first; of equal ones, the first."""
     magnitude = np.abs(values)
     least = np.partition(magnitude, -limit)[-limit] if magnitude.size > limit else 0.0
     found = np.flatnonzero(magnitude >= least)
-    order = found[np.argsort(-magnitude[found], kind="stable")][:limit]
-    pairs = ((int(i), round(float(values[i]) * scale)) for i in order)
-    return tuple(pair for pair in pairs if pair[1])
+    order: np.ndarray = found[np.argsort(-magnitude[found], kind="stable")][:limit]
+    return order

@@ -1,4 +1,4 @@
-"""What quantisation changed, token by token."""
+"""Everything that the page shows, as data."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.names import Status
+from llmxai.names import Role, Status
 from llmxai.report.removal import ROLLOUT, RemovalView, build_removal, method_name
-from llmxai.report.tables import Row, Setting, build_origin, build_rows, build_settings, percent, signed
-from llmxai.report.units import Level, build_level
+from llmxai.report.tables import (
+    Row,
+    Setting,
+    build_asked,
+    build_computed,
+    build_origin,
+    build_rows,
+    build_settings,
+    percent,
+    signed,
+)
+from llmxai.report.units import AlsoView, Level, build_also, build_level
 from llmxai.report.verdict import LIMITS, STATUS_TEXT, VerdictView, answer_text, build_verdict
 from llmxai.report.visible import Text, characters, label, plain, shorten, visible
 from llmxai.store import upgraded
@@ -125,10 +135,15 @@ class ReportView:
     variant_source: Text
     refused: Text
     """Why attention rollout is refused; empty where it is not."""
+    also: tuple[AlsoView, ...]
+    """The other methods that were asked for."""
     precision: Precision | None
     """What quantisation changed; None where it was not measured."""
     limits: tuple[str, ...]
+    asked: tuple[Setting, ...]
+    """The settings as they were asked for, and what each came to where that is another value; none before /3."""
     settings: tuple[Setting, ...]
+    """What else was decided on the way; before /3, everything."""
     origin: tuple[Setting, ...]
     """Model, versions, machine and decoding."""
     provenance: Provenance | None
@@ -148,6 +163,7 @@ def build_view(
     `home` is where the index of the run lies; `provenance` is for the box (llmxai/report/provenance.py).
     """
     explanation = upgraded(explanation)
+    also = build_also(explanation, maps)
     refusals = explanation["refusals"]
     variant = explanation["variant"]
     if variant and variant["method"] in refusals:
@@ -156,7 +172,7 @@ def build_view(
     groups = {"words": words, "tokens": characters(explanation["tokens"])}
     if len(explanation["tokens"]) > LONG:
         tokens = explanation["tokens"]
-        groups["sentences"] = sentences([t["text"] for t in tokens], [t["role"] for t in tokens], words)
+        groups["sentences"] = sentences([t["text"] for t in tokens], [Role(t["role"]) for t in tokens], words)
     answer = shorten(" ".join(answer_text(explanation).split()), limit=LONGEST_TITLE)
     return ReportView(
         title=f"Where the answer “{plain(visible(answer))}” came from",
@@ -164,27 +180,17 @@ def build_view(
         verdict=build_verdict(explanation, maps),
         warnings=tuple(visible(warning) for warning in explanation["warnings"]),
         levels={name: build_level(explanation, maps, groups=own) for name, own in groups.items()},
-        rows=build_rows(explanation),
+        rows=build_rows(explanation, also=also),
         removal=build_removal(explanation),
         variant=method_name(variant["method"]) if variant else None,
         variant_source=visible(variant["source"] if variant else ""),
         refused=visible(refusals.get(ROLLOUT, "")),
+        also=also,
         precision=build_precision(explanation),
         limits=LIMITS,
-        settings=build_settings(_settings(explanation)),
+        asked=build_asked(explanation),
+        settings=build_computed(explanation),
         origin=build_origin(explanation),
         provenance=build_provenance_box(provenance),
         home=home,
     )
-
-
-def _settings(explanation: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings, those of the variant and of the referee among them; the parts themselves are shown in the text."""
-    ablations = explanation["ablations"]
-    return {
-        **explanation["computed"],
-        "variant": explanation["variant"],
-        "referee": "not asked"
-        if ablations is None
-        else {**{key: value for key, value in ablations.items() if key != "units"}, "parts": len(ablations["units"])},
-    }

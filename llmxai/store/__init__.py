@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from llmxai.store.document import to_json, to_maps
     from llmxai.store.folder import FILES, evidence_folder, require_replaceable, write_folder
     from llmxai.store.loading import load_explanation
-    from llmxai.store.reading import READABLE, SCHEMA, read_folder, upgraded
+    from llmxai.store.reading import READABLE, SCHEMA, not_as_promised, read_folder, stored_name, upgraded
 
 __all__ = [
     "FILES",
@@ -16,8 +16,10 @@ __all__ = [
     "SCHEMA",
     "evidence_folder",
     "load_explanation",
+    "not_as_promised",
     "read_folder",
     "require_replaceable",
+    "stored_name",
     "to_json",
     "to_maps",
     "upgraded",
@@ -31,6 +33,6 @@ if not TYPE_CHECKING:
             "document": ["to_json", "to_maps"],
             "folder": ["FILES", "evidence_folder", "require_replaceable", "write_folder"],
             "loading": ["load_explanation"],
-            "reading": ["READABLE", "SCHEMA", "read_folder", "upgraded"],
+            "reading": ["READABLE", "SCHEMA", "not_as_promised", "read_folder", "stored_name", "upgraded"],
         },
     )

@@ -12,7 +12,7 @@ import torch
 from llmxai.errors import NonFiniteError
 from llmxai.explanation import Explanation
 from llmxai.methods import METHODS
-from llmxai.store.reading import SCHEMA
+from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.types import Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
 
 TOP_SOURCES = 20
@@ -23,8 +23,8 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
     """The maps, float32 unless said otherwise; none for what is refused.
 
     [target, seq]: `integrated_gradients`, `rollout` and `rollout_variant` with their nulls, and the methods that were
-    asked for as well, by name; their features and those of the gradients as uint8. Of the removals: `leave_one_out`
-    [target, unit], `removal_f` [target, unit + mask] float64 and `removal_kept` [mask, unit] uint8.
+    asked for as well (`stored_name`); their features and those of the gradients as uint8. Of the removals:
+    `leave_one_out` [target, unit], `removal_f` [target, unit + mask] float64 and `removal_kept` [mask, unit] uint8.
 
     Raises NonFiniteError in place of NaN.
     """
@@ -33,8 +33,9 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
     for name, scores in (("rollout", explanation.rollout), ("rollout_variant", explanation.variant)):
         if scores.refused is None and scores.null is not None:
             maps |= {name: _float(scores.values), f"{name}_null": _float(scores.null)}
-    for name, scores in explanation.also.items():
+    for method, scores in explanation.also.items():
         if scores.refused is None:
+            name = stored_name(method)
             maps |= {name: _float(scores.values), f"{name}.features": _bytes(scores.features)}
             maps |= {f"{name}.null": _float(scores.null)} if scores.null is not None else {}
     if (effects := explanation.effects) is not None:
@@ -130,9 +131,8 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
             "rollout_variant": _sources_of(explanation.variant, t, features),
             "leave_one_out": _unit_sources(explanation.effects, t),
             **{
-                name: _sources_of(scores, t, scores.features[t].numpy())
+                stored_name(name): _sources_of(scores, t, features if scores.null is not None else None)
                 for name, scores in explanation.also.items()
-                if name != "leave_one_out"
             },
         },
     }
@@ -147,8 +147,11 @@ def _method(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _sources_of(scores: Scores, t: int, features: np.ndarray) -> list[dict[str, Any]]:
-    return [] if scores.refused is not None else _sources(_float(scores.values[t]), features)
+def _sources_of(scores: Scores, t: int, features: np.ndarray | None) -> list[dict[str, Any]]:
+    """Of the method's own features, or of `features`: attention also goes to the template."""
+    if scores.refused is not None:
+        return []
+    return _sources(_float(scores.values[t]), scores.features[t].numpy() if features is None else features)
 
 
 def _row(dilution: Dilution | None, rollout: Scores, t: int) -> dict[str, Any]:
@@ -191,7 +194,7 @@ def _unit_sources(effects: Effects | None, t: int) -> list[dict[str, Any]]:
     """The units whose loss changes the log-prob most, by |drop|, with their share of the sum of |drop|."""
     if effects is None:
         return []
-    drop = _float(effects.drop[t])
+    drop = effects.drop[t].double().numpy()
     found = _sources(drop, np.ones(len(drop), dtype=bool))
     return [{"unit": one["index"], "value": one["value"], "share": one["share"]} for one in found]
 
@@ -199,7 +202,7 @@ def _unit_sources(effects: Effects | None, t: int) -> list[dict[str, Any]]:
 def _sources(values: np.ndarray, features: np.ndarray) -> list[dict[str, Any]]:
     """The features with the largest |value|, with their share of the sum of |value| over all features."""
     indices = np.flatnonzero(features)
-    magnitude = np.abs(values[indices])
+    magnitude = np.abs(values[indices].astype(float))
     total = float(magnitude.sum())
     order = np.argsort(-magnitude, kind="stable")[:TOP_SOURCES]
     return [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +12,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmxai.errors import OutputError
+from llmxai.errors import OptionError, OutputError
 from llmxai.explanation import GRADIENTS, ROLLOUT, Explanation
-from llmxai.names import Role, Status
 from llmxai.settings import settings_from
-from llmxai.store.reading import SCHEMA, read_folder
+from llmxai.store.reading import SCHEMA, not_as_promised, read_folder, stored_name
 from llmxai.types import (
-    Agreement,
     Certificate,
     CrossCheck,
-    Dilution,
     DilutionCurve,
     Effects,
-    Foil,
     FullPrecision,
     Generation,
-    RefereeVerdict,
     Replay,
-    Score,
     Scores,
     predicting_position,
 )
 
 Maps = Mapping[str, np.ndarray]
+GENERATION = ("prompt_len", "stop", "request", "decoding", "source_len", "classes", "read_at")
 DILUTION = ("sink_mass", "feature_mass", "entropy", "null_divergence", "similarity")
+CURVE = ("sink_mass", "entropy", "null_divergence", "similarity")
 
 
 def load_explanation(folder: Path | str) -> Explanation:
-    """The explanation that `llmxai explain` or `save` wrote into `folder`.
+    """The explanation that `llmxai explain` or `save` wrote into `folder`. No model is needed.
 
-    Its scores are those of the maps, float32. No model is needed. Raises OutputError for a folder that is not ours, or
-    that an earlier version wrote: `llmxai report` still reads those.
+    Its scores are those of the maps: float64 values that were rounded to float32. Raises OutputError for a folder that
+    is not ours or is damaged, or that an earlier version wrote: `llmxai report` still reads those.
     """
     document, maps = read_folder(folder)
     if document["schema"] != SCHEMA:
         raise OutputError(
-            f"{folder}: was written with schema {document['schema']!r}, which lacks what an Explanation needs. Its "
-            f"page and tables can be made again (llmxai report, llmxai table); explain the answer again for the rest."
+            f"{folder}: was written with schema {document['schema']!r}, which does not hold all that an Explanation "
+            f"needs. Its page and tables can be made again (llmxai report, llmxai table); explain the answer again for "
+            f"the rest."
         )
-    return from_json(document, maps)
+    try:
+        return from_json(document, maps)
+    except (AttributeError, LookupError, TypeError, ValueError, OptionError) as error:
+        raise not_as_promised(folder, error) from error
 
 
 def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
-    """From a parsed explanation.json of the newest schema and its maps."""
+    """From a parsed explanation.json of the newest schema and its maps.
+
+    Raises ValueError, TypeError, LookupError, AttributeError or OptionError where they do not keep the schema.
+    """
     generation = _generation(document)
     settings = settings_from(document["settings"])
     computed = {**document["computed"], "variant": document["variant"]}
     targets = document["targets"]
     replay = Replay(
-        logprobs=tuple(target["replayed_logprob"] for target in targets),
-        f=tuple(target["f_input"] for target in targets),
-        ranks=tuple(target["rank"] for target in targets),
-        tolerance=computed.get("replay_tolerance"),
+        logprobs=_all(float, targets, "replayed_logprob"),
+        f=_all(float, targets, "f_input"),
+        ranks=_all(int, targets, "rank"),
+        tolerance=computed["replay_tolerance"],
     )
     names = {GRADIENTS: "integrated_gradients", ROLLOUT: "rollout", settings.rollout.variant: "rollout_variant"}
+    if missing := names.keys() - document["scores"].keys():
+        raise LookupError(f"scores has no {', '.join(sorted(missing))}")
     return Explanation(
         generation=generation,
         replay=replay,
@@ -72,71 +79,83 @@ def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
         checks=tuple(_check(target) for target in targets),
         settings=settings,
         computed=computed,
-        environment=document["environment"],
-        created=document["created"],
+        environment=_read(dict[str, Any], document["environment"]),
+        created=_read(str, document["created"]),
         full_precision=_full_precision(document["full_precision"]),
     )
+
+
+def _read(kind: Any, values: Any) -> Any:
+    """`values` as a `kind` (a type or a dataclass) without converting any. Raises ValueError where they are none."""
+    return _adapter(kind).validate_json(json.dumps(values), strict=True)
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _all(kind: Any, targets: Sequence[Mapping[str, Any]], name: str) -> tuple[Any, ...]:
+    return tuple(_read(list[kind], [target[name] for target in targets]))
 
 
 def _generation(document: Mapping[str, Any]) -> Generation:
     told, tokens, targets = document["generation"], document["tokens"], document["targets"]
     recorded = [target["logprob"] for target in targets]
-    foils = [Foil(t=t, **target["foil"]) for t, target in enumerate(targets) if target["foil"] is not None]
-    return Generation(
-        ids=tuple(token["id"] for token in tokens),
-        prompt_len=told["prompt_len"],
-        roles=tuple(Role(token["role"]) for token in tokens),
-        texts=tuple(token["text"] for token in tokens),
-        words=tuple((start, end) for start, end in document["words"]),
-        logprobs=None if None in recorded else tuple(recorded),
-        stop=told["stop"],
-        request=told["request"],
-        decoding=told["decoding"],
-        source_len=told["source_len"],
-        classes=tuple(told["classes"]),
-        read_at=tuple(told["read_at"]),
-        foil=foils[0] if foils else None,
+    foils = [{"t": t, **target["foil"]} for t, target in enumerate(targets) if target["foil"] is not None]
+    generation: Generation = _read(
+        Generation,
+        {
+            "ids": [token["id"] for token in tokens],
+            "roles": [token["role"] for token in tokens],
+            "texts": [token["text"] for token in tokens],
+            "words": document["words"],
+            "logprobs": None if None in recorded else recorded,
+            "foil": foils[0] if foils else None,
+            **{name: told[name] for name in GENERATION},
+        },
     )
+    if generation.n_targets != len(targets):
+        raise ValueError(f"{len(targets)} targets for the {generation.n_targets} tokens after the prompt")
+    return generation
 
 
 def _scores(name: str, map_name: str | None, document: Mapping[str, Any], maps: Maps, generation: Generation) -> Scores:
+    """`map_name`: of the three methods that every explanation has."""
     told, targets, n = document["scores"][name], document["targets"], len(generation.ids)
-    own = map_name or name
-    nothing = torch.zeros(len(targets), n, dtype=torch.float64)
-    if told["refused"] is not None:
-        return Scores(name, nothing, nothing.bool(), told["signed"], told["settings"], refused=told["refused"])
+    signed, settings, refused = _read(bool, told["signed"]), told["settings"], _read(str | None, told["refused"])
+    if refused is not None:
+        nothing = torch.zeros(len(targets), n, dtype=torch.float64)
+        return Scores(name, nothing, nothing.bool(), signed, settings, refused=refused)
+    own = map_name or stored_name(name)
     values = _float(maps[own])
     if name == GRADIENTS:
-        features = _bool(maps["features"])
-        return Scores(name, values, features, told["signed"], told["settings"], certificate=_certificate(targets))
-    null = maps.get(f"{own}_null" if map_name else f"{own}.null")
+        return Scores(name, values, _bool(maps["features"]), signed, settings, certificate=_certificate(targets))
+    if map_name is None:
+        null = maps.get(f"{own}.null")
+        features = _bool(maps[f"{own}.features"])
+        return Scores(name, values, features, signed, settings, null=None if null is None else _float(null))
     last = [predicting_position(generation.prompt_len, t) for t in range(len(targets))]
-    seen = torch.arange(n) <= torch.tensor(last)[:, None]
-    lost = [target[own]["lost_mass"] for target in targets] if map_name else None
     return Scores(
         name,
         values,
-        seen if map_name else _bool(maps[f"{own}.features"]),
-        told["signed"],
-        told["settings"],
-        null=None if null is None else _float(null),
-        lost_mass=None if lost is None else torch.tensor(lost, dtype=torch.float64),
+        torch.arange(n) <= torch.tensor(last)[:, None],
+        signed,
+        settings,
+        null=_float(maps[f"{own}_null"]),
+        lost_mass=_column([target[own]["lost_mass"] for target in targets]),
         curve=_curve([target["curve"] for target in targets]) if name == ROLLOUT else None,
     )
 
 
 def _certificate(targets: Sequence[Mapping[str, Any]]) -> Certificate:
-    def column(name: str) -> Tensor:
-        return torch.tensor([target[name] for target in targets], dtype=torch.float64)
-
+    numbers = ("f_input", "f_baseline", "gap", "local_error", "tolerance")
     return Certificate(
-        f_input=column("f_input"),
-        f_baseline=column("f_baseline"),
-        gap=column("gap"),
-        local_error=column("local_error"),
-        tolerance=column("tolerance"),
-        nodes=tuple(target["nodes"] for target in targets),
-        converged=tuple(target["converged"] for target in targets),
+        **{name: _column([target[name] for target in targets]) for name in numbers},
+        nodes=_all(int, targets, "nodes"),
+        converged=_all(bool, targets, "converged"),
     )
 
 
@@ -144,20 +163,17 @@ def _curve(curves: Sequence[Mapping[str, Sequence[float]] | None]) -> DilutionCu
     known = [curve for curve in curves if curve is not None]
     if not known:
         return None
-    names = ("sink_mass", "entropy", "null_divergence", "similarity")
-    return DilutionCurve(
-        **{name: torch.tensor([curve[name] for curve in known], dtype=torch.float64) for name in names}
-    )
+    return DilutionCurve(**{name: _table([curve[name] for curve in known]) for name in CURVE})
 
 
 def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects | None:
     told = document["ablations"]
     if told is None:
         return None
-    units = tuple((start, end) for start, end in told["units"])
+    units = _read(tuple[tuple[int, int], ...], told["units"])
     f = torch.from_numpy(maps["removal_f"].copy())
     return Effects(
-        operator=told["operator"],
+        operator=_read(str, told["operator"]),
         units=units,
         kept=_bool(maps["removal_kept"]),
         f_full=torch.tensor(replay.f, dtype=torch.float64),
@@ -168,54 +184,50 @@ def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects
 
 
 def _check(target: Mapping[str, Any]) -> CrossCheck:
-    return CrossCheck(
-        status=Status(target["status"]),
-        reason=target["reason"],
-        agreement=Agreement(**target["agreement"]),
-        dilution=_dilution(target["rollout"]),
-        variant_agreement=Agreement(**target["agreement_variant"]),
-        variant_dilution=_dilution(target["rollout_variant"]),
-        verdict=_verdict(target["referee"]),
+    check: CrossCheck = _read(
+        CrossCheck,
+        {
+            "status": target["status"],
+            "reason": target["reason"],
+            "agreement": target["agreement"],
+            "dilution": _dilution(target["rollout"]),
+            "variant_agreement": target["agreement_variant"],
+            "variant_dilution": _dilution(target["rollout_variant"]),
+            "verdict": target["referee"],
+        },
     )
+    return check
 
 
-def _dilution(row: Mapping[str, float | None]) -> Dilution | None:
-    if row["sink_mass"] is None:
-        return None
-    return Dilution(**{name: row[name] for name in DILUTION})  # type: ignore[arg-type]
-
-
-def _verdict(told: Mapping[str, Any] | None) -> RefereeVerdict | None:
-    if told is None:
-        return None
-    return RefereeVerdict(
-        scores={name: Score(**score) for name, score in told["scores"].items()},
-        better=told["better"],
-        difference=told["difference"],
-        interval=None if told["interval"] is None else (told["interval"][0], told["interval"][1]),
-        sources=tuple(told["sources"]),
-        missed={name: tuple(units) for name, units in told["missed"].items()},
-    )
+def _dilution(row: Mapping[str, float | None]) -> dict[str, float | None] | None:
+    return None if row["sink_mass"] is None else {name: row[name] for name in DILUTION}
 
 
 def _full_precision(told: Mapping[str, Any] | None) -> FullPrecision | None:
     if told is None:
         return None
     targets = told["targets"]
-    return FullPrecision(
-        model=told["model"],
-        dtype=told["dtype"],
-        digest=told["digest"],
-        replay=Replay(
-            logprobs=tuple(target["logprob"] for target in targets),
-            f=tuple(target["logprob"] for target in targets),
-            ranks=tuple(target["rank"] for target in targets),
-            tolerance=None,
-        ),
-        cosines=tuple(target["cosine"] for target in targets),
-        same_source=tuple(target["same_source"] for target in targets),
-        statuses=tuple(Status(target["status"]) for target in targets),
+    columns = {name: [target[name] for target in targets] for name in ("logprob", "rank", "cosine", "status")}
+    logprobs = columns["logprob"]
+    full: FullPrecision = _read(
+        FullPrecision,
+        {
+            **{name: told[name] for name in ("model", "dtype", "digest")},
+            "replay": {"logprobs": logprobs, "f": logprobs, "ranks": columns["rank"], "tolerance": None},
+            "cosines": columns["cosine"],
+            "same_source": [target["same_source"] for target in targets],
+            "statuses": columns["status"],
+        },
     )
+    return full
+
+
+def _table(rows: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(_read(list[list[float]], rows), dtype=torch.float64)
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(_read(list[float], values), dtype=torch.float64)
 
 
 def _float(values: np.ndarray) -> Tensor:

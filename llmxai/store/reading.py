@@ -19,12 +19,37 @@ AGREEMENT = (
     *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
     *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
 )
+BY_TOKEN, BY_UNIT = ("target", "seq"), ("target", "unit")
+SHAPES = {
+    "integrated_gradients": BY_TOKEN,
+    "features": BY_TOKEN,
+    "rollout": BY_TOKEN,
+    "rollout_null": BY_TOKEN,
+    "rollout_variant": BY_TOKEN,
+    "rollout_variant_null": BY_TOKEN,
+    "leave_one_out": BY_UNIT,
+    "removal_f": ("target", "unit + mask"),
+    "removal_kept": ("mask", "unit"),
+}
+"""The axes of each map; those of the methods that were computed as well are [target, seq]."""
+NUMBERS = {"features": "u1", "removal_f": "f8", "removal_kept": "u1"}
+"""Their dtypes, as numpy writes them; float32 otherwise."""
+LONGEST_DETAIL = 200
+"""Characters of an error's own words that are repeated."""
+
+
+def stored_name(method: str) -> str:
+    """What the maps and the sources of a method of `Settings.also` are called in a folder.
+
+    Its own name, save for `leave_one_out`: the measured effects of the units already have that name.
+    """
+    return "leave_one_out.tokens" if method == "leave_one_out" else method
 
 
 def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The parsed explanation.json and the maps, an older schema brought up to the newest (`upgraded`).
 
-    Raises OutputError for a folder that is not ours.
+    Raises OutputError for a folder that is not ours, or whose maps do not fit the explanation.
     """
     folder = Path(folder)
     try:
@@ -37,7 +62,39 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
     if document.get("schema") not in READABLE:
         known = " and ".join(map(repr, READABLE))
         raise OutputError(f"{folder}: its schema is {document.get('schema')!r} and this version reads {known}.")
-    return upgraded(document), maps
+    try:
+        newest = upgraded(document)
+        wrong = _misfit(newest, maps)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise not_as_promised(folder, error) from error
+    if wrong:
+        raise OutputError(f"{folder}: {wrong} The maps do not belong to this explanation.json: explain again.")
+    return newest, maps
+
+
+def not_as_promised(folder: Path | str, error: Exception) -> OutputError:
+    """The error to raise for a folder whose files say their schema and do not keep it."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return OutputError(
+        f"{folder}: its explanation.json or maps.safetensors does not hold what its schema promises "
+        f"({said[:LONGEST_DETAIL]}). Explain it again."
+    )
+
+
+def _misfit(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
+    """One sentence on the first map whose shape or dtype does not fit; empty where all fit."""
+    ablations = document["ablations"]
+    units, masks = (len(ablations["units"]), ablations["masks"]) if ablations is not None else (0, 0)
+    axes = {"target": len(document["targets"]), "seq": len(document["tokens"]), "unit": units, "mask": masks}
+    axes["unit + mask"] = units + masks
+    if "integrated_gradients" not in maps:
+        return "maps.safetensors has no 'integrated_gradients'."
+    for name, values in maps.items():
+        shape = tuple(axes[axis] for axis in SHAPES.get(name, BY_TOKEN))
+        dtype = np.dtype(NUMBERS.get(name, "u1" if name.endswith(".features") else "f4"))
+        if (values.shape, values.dtype) != (shape, dtype):
+            return f"its map {name!r} is {values.dtype} {list(values.shape)}; expected {dtype} {list(shape)}."
+    return ""
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:

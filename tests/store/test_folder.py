@@ -15,24 +15,27 @@ from safetensors.numpy import load_file
 from tiny import make_loaded
 
 import llmxai.store.folder
-from llmxai import explain
+from llmxai import Explanation, IntegratedGradients, Settings, explain
 from llmxai.errors import NonFiniteError, OutputError
-from llmxai.generation import Decoding
+from llmxai.settings import settings_from
 from llmxai.store import SCHEMA, read_folder, to_json, upgraded, write_folder
-from llmxai.types import Explanation
 
 FILES = ["explanation.json", "maps.safetensors", "report.html"]
+
+
+def nodes(n: int) -> Settings:
+    return Settings(gradients=IntegratedGradients(max_nodes=n))
 
 
 @pytest.fixture(scope="module")
 def explanation() -> Explanation:
     messages = [{"role": "user", "content": "The capital </script> of France"}]
-    return explain(make_loaded("llama"), messages=messages, decoding=Decoding(max_new_tokens=4), max_nodes=16)
+    return explain(make_loaded("llama"), messages, max_new_tokens=4, settings=nodes(16))
 
 
 @pytest.fixture(scope="module")
 def given_answer() -> Explanation:
-    return explain(make_loaded("llama"), "The capital of France is", response=" Paris", max_nodes=8)
+    return explain(make_loaded("llama"), "The capital of France is", response=" Paris", settings=nodes(8))
 
 
 def page(document: Mapping[str, Any], maps: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> str:
@@ -55,8 +58,8 @@ def test_round_trip(explanation: Explanation, tmp_path: Path) -> None:
     assert entries(out.parent) == ["er"]
     stored = upgraded(json.loads(json.dumps(to_json(explanation))))
     assert {**document, "created": ""} == {**stored, "created": ""}
-    assert np.allclose(maps["integrated_gradients"], explanation.attribution.values.numpy(), atol=1e-6)
-    assert np.allclose(maps["rollout"], explanation.rollout.rows.numpy(), atol=1e-6)
+    assert np.allclose(maps["integrated_gradients"], explanation.gradients.values.numpy(), atol=1e-6)
+    assert np.allclose(maps["rollout"], explanation.rollout.values.numpy(), atol=1e-6)
     assert (out / "report.html").read_text() == f"<html>{SCHEMA} {sorted(maps)}</html>"
 
 
@@ -72,13 +75,19 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
     out = write_folder(explanation, tmp_path / "a", render=page)
     maps = load_file(out / "maps.safetensors")
     shape = (explanation.generation.n_targets, len(explanation.generation.ids))
+    units, masks = len(explanation.effects.units), len(explanation.effects.kept)
     assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
         "integrated_gradients": (shape, np.float32),
+        "features": (shape, np.uint8),
         "rollout": (shape, np.float32),
+        "rollout_null": (shape, np.float32),
         "rollout_variant": (shape, np.float32),
-        "leave_one_out": ((shape[0], len(explanation.ablations.units)), np.float32),
+        "rollout_variant_null": (shape, np.float32),
+        "leave_one_out": ((shape[0], units), np.float32),
+        "removal_f": ((shape[0], units + masks), np.float64),
+        "removal_kept": ((masks, units), np.uint8),
     }
-    assert (maps["integrated_gradients"][~explanation.attribution.features.numpy()] == 0).all()
+    assert (maps["integrated_gradients"][~explanation.gradients.features.numpy()] == 0).all()
 
 
 TARGET_KEYS = (
@@ -89,10 +98,10 @@ AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overla
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words targets ablations refusals full_precision variant settings environment "
-        "warnings"
+        "schema created generation tokens words targets ablations refusals full_precision variant scores settings "
+        "computed environment warnings"
     ),
-    ("generation",): "prompt_len stop request decoding source_len classes answer",
+    ("generation",): "prompt_len stop request decoding source_len classes read_at answer",
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
     ("targets", 0, "agreement"): AGREEMENT,
@@ -138,12 +147,13 @@ def test_the_keys_stand_in_the_docs() -> None:
 
 def test_settings_say_everything_that_was_chosen(explanation: Explanation) -> None:
     wanted = {"target", "features", "held", "baseline", "tolerance", "max_nodes", "rollout", "crosscheck"}
-    assert wanted <= set(to_json(explanation)["settings"])
+    assert wanted <= set(to_json(explanation)["computed"])
+    assert settings_from(to_json(explanation)["settings"]) == explanation.settings
 
 
 def test_targets_tell_what_was_measured(explanation: Explanation) -> None:
     document = to_json(explanation)
-    generation, attribution = explanation.generation, explanation.attribution
+    generation, gradients = explanation.generation, explanation.gradients
     for t, target in enumerate(document["targets"]):
         position = generation.prompt_len + t
         token = document["tokens"][position]
@@ -154,7 +164,7 @@ def test_targets_tell_what_was_measured(explanation: Explanation) -> None:
         assert target["converged"] == (target["local_error"] <= target["tolerance"])
         assert abs(target["gap"]) <= target["local_error"] + 1e-9
         assert (target["status"] == "unconverged") == (not target["converged"])
-        assert target["gap"] == pytest.approx(float(attribution.values[t].sum()) - target["net"], abs=1e-6)
+        assert target["gap"] == pytest.approx(float(gradients.values[t].sum()) - target["net"], abs=1e-6)
     assert document["generation"]["answer"] == "".join(t["text"] for t in document["targets"])
     assert "".join(t["text"] for t in document["tokens"]) == "".join(generation.texts)
 
@@ -162,33 +172,33 @@ def test_targets_tell_what_was_measured(explanation: Explanation) -> None:
 def test_sources_are_sorted_and_their_shares_add_up(explanation: Explanation) -> None:
     for t, target in enumerate(to_json(explanation)["targets"]):
         for name, values in (
-            ("integrated_gradients", explanation.attribution.values),
-            ("rollout", explanation.rollout.rows),
-            ("rollout_variant", explanation.variant.rows),
+            ("integrated_gradients", explanation.gradients.values),
+            ("rollout", explanation.rollout.values),
+            ("rollout_variant", explanation.variant.values),
         ):
             sources = target["sources"][name]
             sizes = [abs(source["value"]) for source in sources]
             assert sizes == sorted(sizes, reverse=True)
-            assert len(sources) == min(20, int(explanation.attribution.features[t].sum()))
+            assert len(sources) == min(20, int(explanation.gradients.features[t].sum()))
             assert sum(source["share"] for source in sources) == pytest.approx(1, abs=1e-9) or len(sources) == 20
-            assert all(source["value"] == float(values[t, source["index"]]) for source in sources)
+            assert all(source["value"] == float(values[t, source["index"]].float()) for source in sources)  # the map's
 
 
 def test_leave_one_out_tells_how_far_the_log_prob_falls(explanation: Explanation) -> None:
     document = to_json(explanation)
-    assert explanation.ablations is not None
+    assert explanation.effects is not None
     for t, target in enumerate(document["targets"]):
         sources = target["sources"]["leave_one_out"]
         assert len(sources) == min(20, len(document["ablations"]["units"]))
         for source in sources:
-            fall = explanation.ablations.f_full[t] - explanation.ablations.f_without[t, source["unit"]]
+            fall = explanation.effects.f_full[t] - explanation.effects.f_without[t, source["unit"]]
             assert source["value"] == float(fall)
         assert sum(source["share"] for source in sources) == pytest.approx(1, abs=1e-9) or len(sources) == 20
 
 
 def test_without_a_referee(explanation: Explanation, tmp_path: Path) -> None:
     checks = tuple(replace(check, verdict=None) for check in explanation.checks)
-    out = write_folder(replace(explanation, ablations=None, checks=checks), tmp_path / "out", render=page)
+    out = write_folder(replace(explanation, effects=None, checks=checks), tmp_path / "out", render=page)
     document, maps = read_folder(out)
     assert document["ablations"] is None
     assert "leave_one_out" not in maps
@@ -284,13 +294,12 @@ def test_a_file_in_the_place_of_the_folder(explanation: Explanation, tmp_path: P
         write_folder(explanation, tmp_path / "file" / "below", render=page)
 
 
-@pytest.mark.parametrize("which", ["attribution", "rollout"])
+@pytest.mark.parametrize("which", ["layer_integrated_gradients", "attention_rollout", "gradient_weighted_rollout"])
 def test_nan_is_never_written(explanation: Explanation, tmp_path: Path, which: str) -> None:
-    bad = torch.full_like(explanation.attribution.values, float("nan"))
-    part = getattr(explanation, which)
-    spoilt = replace(part, **{"values" if which == "attribution" else "rows": bad})
+    bad = torch.full_like(explanation.gradients.values, float("nan"))
+    spoilt = {**explanation.scores, which: replace(explanation.scores[which], values=bad)}
     with pytest.raises(NonFiniteError, match="nothing was written"):
-        write_folder(replace(explanation, **{which: spoilt}), tmp_path / "out", render=page)
+        write_folder(replace(explanation, scores=spoilt), tmp_path / "out", render=page)
     assert entries(tmp_path) == []
 
 

@@ -89,7 +89,7 @@
   })[state.method]();
   /** Whether the figures of the chosen method must not be read for this word. */
   const unreadable = (target) => state.method === "gradients" ? target.status === "unconverged" : state.method === "rollout" && target.diluted;
-  const largest = (pairs) => Math.max(1, ...pairs.map(([, value]) => Math.abs(value)));
+  const largest = (pairs) => Math.max(0, ...pairs.map(([, value]) => Math.abs(value))) || 1;
 
   // ---- the text
   function build() {
@@ -170,7 +170,7 @@
   };
   const partName = (part) => [data.removal.parts[part][0], ""];
   /** A ranked list: name and numbers on a line, a bar under it; signed bars start in the middle. */
-  function bars(pairs, { scale, signed, share, named = unitName }) {
+  function bars(pairs, { scale, signed, share, named = unitName, write = signed ? nats : percent }) {
     const most = largest(pairs), item = ([number, whole]) => {
       const value = whole / scale, [text, note] = named(number);
       const bar = make("span", { class: `bar${signed ? " signed" : ""}`, "aria-hidden": "true" });
@@ -178,7 +178,7 @@
       fill.style.setProperty("width", `${(signed ? 50 : 100) * Math.abs(whole) / most}%`);
       bar.append(fill);
       return make("li", {}, make("span", { class: "named" }, make("bdi", {}, ...pieces(text)), make("span", { class: "soft" }, note)),
-        make("span", { class: "num" }, signed ? nats(value) : percent(value), make("span", { class: "soft" }, ` · ${percent(share(value))}`)), bar);
+        make("span", { class: "num" }, write(value), make("span", { class: "soft" }, ` · ${percent(share(value))}`)), bar);
     };
     if (!pairs.length) return [make("p", { class: "soft" }, "No source above rounding.")];
     const list = make("ol", { class: "bars" }, ...pairs.slice(0, BARS).map(item));
@@ -300,6 +300,17 @@
     return [make("section", attributes, folded("variant", data.variant, list))];
   }
 
+  /** The other methods that were asked for, folded away. Their units differ, so that numbers have three digits. */
+  function also(target) {
+    return data.also.map(({ name, source, signed, attention, refused }, i) => {
+      const { pairs, total } = target.also[i], digits = (value) => (signed && value > 0 ? "+" : "") + String(Number(value.toPrecision(3))).replaceAll("-", "−");
+      const ranked = () => [make("p", { class: "unit-note" }, attention ? "of its row · share of the words’ part" : "value · share of all values"),
+        ...bars(pairs, { scale: 1, signed, write: attention ? percent : digits, share: (value) => total ? Math.abs(value) / total : 0 })];
+      const list = () => [make("p", { class: "note" }, ...pieces(source)), ...(refused ? [make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(refused))] : ranked())];
+      return make("section", { "aria-label": `Sources by ${name}` }, folded(`also-${i}`, refused ? `${name}: refused` : name, list));
+    });
+  }
+
   function rollout(target) {
     const section = make("section", { "aria-label": "Sources by attention rollout", class: target.diluted ? "doubtful" : "" }, make("h4", {}, "Attention rollout"));
     if (data.refused) section.append(make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.refused)));
@@ -324,7 +335,7 @@
         make("section", { "aria-label": "Sources by integrated gradients", class: target.status === "unconverged" ? "doubtful" : "" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
           ...doubt(target.status === "unconverged", "unconverged"),
           ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })),
-        rollout(target), ...variant(target), ...removal(target)),
+        rollout(target), ...variant(target), ...removal(target), ...also(target)),
       ...referee(target), ...dilution(target), likelihood(target), figures,
     );
   }
