@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from math import comb
 from pathlib import Path
@@ -20,12 +23,15 @@ from llmxai.explanation import Explanation
 from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import (
     METHODS,
+    Target,
     attention_rollout,
     gradient_weighted_rollout,
     layer_integrated_gradients,
     leave_one_out,
 )
-from llmxai.models import LoadedModel, wrap
+from llmxai.models import LoadedModel, embed, load, wrap
+from llmxai.models.adapters import causal
+from llmxai.models.identity import weights_digest
 from llmxai.models.memory import plan_memory
 from llmxai.settings import AttentionRollout, Compute, IntegratedGradients, Removal, Settings, Tolerance, settings_from
 from llmxai.store import read_folder
@@ -228,6 +234,94 @@ def test_the_real_model(smollm2: LoadedModel, tmp_path: Path) -> None:
     first = document["targets"][0]["sources"]["integrated_gradients"][:5]
     assert "France" in "".join(document["tokens"][source["index"]]["text"] for source in first)
     assert document["environment"]["model"]["digest"] == smollm2.weight_digest
+
+
+# nothing twice
+
+
+def real_inputs(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> tuple[Explanation, Counter[str]]:
+    """Forward passes to logits over the real input, by stage; a pass may go on from a cache of the beginning."""
+    stage, passes, logits = "", [], causal.logits
+
+    def told(now: str, _done: int, _all: int) -> None:
+        nonlocal stage
+        stage = now
+
+    def counted(model: Any, inputs_embeds: torch.Tensor, *, prefix: Any, **options: Any) -> torch.Tensor:
+        before = 0 if prefix is None else prefix.get_seq_length()
+        passes.append((stage, before, inputs_embeds.detach().clone()))
+        return logits(model, inputs_embeds, prefix=prefix, **options)
+
+    monkeypatch.setattr(causal, "logits", counted)
+    result = explain(loaded, CHAT, decoding=SHORT, settings=settings, progress=told)
+    real, found = embed(loaded.model, result.generation.ids), Counter[str]()
+    for when, before, embeds in passes:
+        same = real[before : before + embeds.shape[1]]
+        if len(same) == embeds.shape[1]:
+            found[when] += sum(torch.equal(row, same) for row in embeds)
+    assert len({when for when, *_ in passes}) >= 3, "replay, gradients and removals go through here"
+    return result, +found
+
+
+def test_f_of_the_input_is_computed_once(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the replay; gradient-weighted rollout goes through the real input for its gradients, not for F."""
+    result, found = real_inputs(tiny_llama, monkeypatch, Settings(gradients=FEW, also=("leave_one_out",)))
+    assert found == {"replaying": 1, "gradient weighted rollout": 1}
+    want = torch.tensor(result.replay.f, dtype=torch.float64)
+    assert result.gradients.certificate is not None
+    assert result.effects is not None
+    assert torch.equal(result.gradients.certificate.f_input, want)
+    assert torch.equal(result.effects.f_full, want)
+
+
+def test_without_a_gradient_of_attention_the_replay_is_the_only_pass(
+    tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(gradients=FEW, rollout=AttentionRollout(variant="max_head_rollout"))
+    assert real_inputs(tiny_llama, monkeypatch, settings)[1] == {"replaying": 1}
+
+
+def test_targets_are_built_once(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Target] = []
+    plain = Target.__post_init__
+
+    def counted(self: Target) -> None:
+        built.append(self)
+        plain(self)
+
+    monkeypatch.setattr(Target, "__post_init__", counted)
+    also = ("saliency", "leave_one_out", "context_cite", "last_layer_attention")
+    result = explain(tiny_llama, CHAT, decoding=SHORT, settings=Settings(gradients=FEW, also=also))
+    assert len(built) == result.generation.n_targets
+
+
+def test_weights_are_hashed_once(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a model is explained; again when the file is another."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    opened: list[Path] = []
+    plain = Path.open
+
+    def counted(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened.extend([self] if self.suffix == weights.suffix and folder in self.parents else [])
+        return plain(self, *arguments, **options)
+
+    loaded = load(folder)
+    monkeypatch.setattr(Path, "open", counted)
+    digests = set()
+    for number in range(3):
+        result = explain(loaded, "The capital", response=" Paris", settings=Settings(gradients=FEW, removal=None))
+        save(result, tmp_path / str(number))
+        digests.add(result.environment["model"]["digest"])
+        assert result.environment["model"]["weight_files"][0]["sha256"] == result.environment["model"]["digest"]
+    assert opened == [weights]
+    assert digests == {hashlib.sha256(weights.read_bytes()).hexdigest()}
+    with weights.open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x01")
+    assert weights_digest(loaded) not in digests
 
 
 # leave no mark
