@@ -1,12 +1,12 @@
 """Gradient-weighted attention rollout, one layer and one target at a time.
 
-R <- R + A_bar R with A_bar = mean over heads of max(0, dF/dA x A), R beginning as the identity (Chefer, Gur & Wolf
-2021, https://arxiv.org/abs/2103.15679, eq. 5 and 6 for self-attention). Here F is the log-prob of the generated token
-and the row is that of its predicting position, where the paper reads a class token's.
+R <- R + A_bar R with A_bar = mean over heads of max(0, dF/dA x A), starting with R = I (Chefer, Gur & Wolf 2021,
+https://arxiv.org/abs/2103.15679, eq. 5 and 6 for self-attention). Here F is the log-prob of the generated token and the
+row is that of its predicting position; the paper reads the row of a class token.
 
-One forward pass notes what goes into each layer. From the top down, each layer then runs once more, with a graph, and
-takes every target's cotangent from its output to its input. Its attention is cut out of that graph and computed in
-blocks of queries, so that the weights and their gradient exist for one layer, one block and one target at a time.
+One forward pass records the inputs of each layer. From the top down, each layer then runs once more, with a graph, and
+carries every target's cotangent from its output to its input. Its attention is cut out of that graph and computed in
+blocks of queries, so the weights and their gradient exist for one layer, one block and one target at a time.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from llmxai.names import Progress, quiet
 from llmxai.types import Generation, Scores
 
 GROUP_NUMBERS = 2**27
-"""Numbers in the cotangents (target x seq x hidden) that go down together; more targets go in several groups."""
+"""Most numbers in the cotangents (target x seq x hidden) that descend together; more targets go in several groups."""
 
 
 @dataclass(frozen=True)
 class _LayerCall:
-    """What one decoder layer was called with."""
+    """The arguments of one call of a decoder layer."""
 
     layer: nn.Module
     arguments: tuple[Any, ...]
@@ -60,7 +60,7 @@ class _LayerCall:
         return torch.as_tensor(self.arguments[0] if self.arguments else self.options["hidden_states"])
 
     def again(self, hidden: Float[Tensor, "1 seq hidden"]) -> Float[Tensor, "1 seq hidden"]:
-        """The layer's output for `hidden`, everything else as it was."""
+        """The layer's output for `hidden`, all other arguments unchanged."""
         if self.arguments:
             return first_of(self.layer(hidden, *self.arguments[1:], **self.options))
         return first_of(self.layer(**{**self.options, "hidden_states": hidden}))
@@ -68,14 +68,14 @@ class _LayerCall:
 
 @dataclass
 class _Taken:
-    """What the attention of the layer that runs just now was."""
+    """The attention of the layer that is running."""
 
     cut: list[tuple[AttentionCall, Tensor]] = field(default_factory=list)
-    """The call and its output as a leaf of the graph."""
+    """Each call, and its output as a leaf of the graph."""
     maps: list[Tensor] = field(default_factory=list)
-    """For architectures outside the interface: the weights, in the graph."""
+    """For architectures outside the attention interface: the weights, in the graph."""
     graph: bool = False
-    """Whether what follows the attention is to be differentiated."""
+    """Whether the part after the attention will be differentiated."""
 
     def clear(self) -> None:
         self.cut.clear()
@@ -89,15 +89,15 @@ class _Taken:
 
 @dataclass(frozen=True)
 class Descent:
-    """Made by `descending`, used inside it."""
+    """Created by `descending`; use it inside that context."""
 
     calls: tuple[_LayerCall, ...]
-    """One a layer, first layer first."""
+    """One per layer, first layer first."""
     targets: tuple[Target, ...]
     top: Float[Tensor, "part seq hidden"]
     """Gradients with respect to the last layer's output: one for the sum of all targets, or one per target."""
     shared: bool
-    """Whether it is one for all: each target's part stands at its own positions, which no other target has."""
+    """Whether one gradient serves all targets, because no two targets share a position."""
     taken: _Taken
 
     def cotangents(self, targets: Sequence[int]) -> list[Float[Tensor, "1 seq hidden"]]:
@@ -115,7 +115,7 @@ class Descent:
     def carry(
         self, layer: int, mass: Float[Tensor, "target seq"], cotangents: list[Tensor]
     ) -> tuple[Float[Tensor, "target seq"], Visible]:
-        """Each target's `mass` times its own mean over heads of max(0, gradient x attention) of `layer`; its mask.
+        """Each target's `mass` times its own mean over heads of max(0, gradient x attention) of `layer`, and its mask.
 
         `cotangents` are replaced in place: from gradients at the layer's output to gradients at its input.
         """
@@ -151,7 +151,7 @@ class Descent:
 def _through_attention(
     call: AttentionCall, gradients: Sequence[Tensor], mass: Float[Tensor, "target seq"], moved: Tensor
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """From gradients at the attention's output to those at query, key and value; adds to `moved` on the way."""
+    """From gradients at the attention's output to those at query, key and value; accumulates into `moved`."""
     wholes = (call.query, call.key, call.value)
     inner = [
         (torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value)) for _ in gradients
@@ -181,9 +181,9 @@ def _weighted(gradient: Tensor, weights: Tensor) -> Float[Tensor, "query key"]:
 
 @contextmanager
 def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Target]) -> Iterator[Descent]:
-    """One forward pass; hooks, attention function and flags are as before when the context ends.
+    """One forward pass; leaving the context restores hooks, attention function and flags.
 
-    Raises UnsupportedModelError for layers without softmax attention and for a model whose layers cannot be named.
+    Raises UnsupportedModelError for layers without softmax attention, and if the model's layers cannot be identified.
     """
     if (refusal := rollout_refusal(loaded.model.config)) is not None:
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
@@ -209,9 +209,9 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
         handles.append(layers[-1].register_forward_hook(cut))
         try:
-            with torch.enable_grad():  # frozen weights: the graph begins at the leaf
+            with torch.enable_grad():  # the weights are frozen, so the graph starts at the leaf
                 values = rows.values(forward_logits(model, embeds, positions=rows.positions))[0]
-                # of a language model, a position feeds only the targets that are predicted there
+                # in a language model, a position feeds only the targets that are predicted there
                 shared = loaded.kind is not ModelKind.CLASSIFIER and len(set(rows.positions)) == len(rows.positions)
                 parts = [values.sum()] if shared else list(values)
         finally:
@@ -238,15 +238,15 @@ def gradient_weighted_rollout(
 ) -> Scores:
     """Rollout of attention weighted by its own positive gradient: what raised this token's log-prob (or its lead).
 
-    The identity that R begins as is taken off (it says only that the predicting position is itself) and each row is
-    scaled to sum 1, so `lost_mass` is 0; a row without any positive weight is 1 at the predicting position. The null is
-    the same recursion for uniform attention. Costs one forward pass, one more of each layer, and one backward a target.
+    The initial identity is subtracted (it only says that the predicting position is itself) and each row is scaled to
+    sum 1, so `lost_mass` is 0; a row without positive weight is 1 at the predicting position. The null is the same
+    recursion with uniform attention. It costs one forward pass, one more of each layer, and one backward per target.
 
-    Of an encoder-decoder, the recursion runs over source and answer together, cross-attention being a block of the
-    joined map (the paper's eq. 10 also mixes in the encoder's own R; this does not), and all maps exist at once.
+    For an encoder-decoder, the recursion runs over source and answer together, with cross-attention as a block of the
+    joint map (the paper's eq. 10 also mixes in the encoder's own R; this does not), and all maps exist at once.
 
-    Raises UnsupportedModelError for layers without softmax attention or that cannot be run one by one, NonFiniteError
-    where a gradient is NaN or infinite.
+    Raises UnsupportedModelError for layers without softmax attention or layers that cannot be run one by one, and
+    NonFiniteError if a gradient is NaN or infinite.
     """
     targets = targets_of(generation, targets)
     start = initial_rows(loaded, generation, targets)
@@ -272,7 +272,7 @@ def _scores(
     start: Float[Tensor, "target seq"],
     downs: Sequence[Sequence[tuple[Tensor, Tensor]]],
 ) -> Scores:
-    """From the rows and the null's after every layer, of every group of targets."""
+    """From the rows, and those of the null, after every layer for every group of targets."""
     if not all(torch.isfinite(down[-1][0]).all() for down in downs):
         raise NonFiniteError(
             f"{loaded.name}: NaN or infinity in the gradients of attention, computed in {loaded.dtype}. Load the model "
@@ -287,7 +287,7 @@ def _scores(
 
 
 def _down(descent: Descent, start: Float[Tensor, "target seq"], targets: range) -> Iterator[tuple[Tensor, Tensor]]:
-    """R's rows and the null's after every layer, top layer first, with what they began as still in them."""
+    """R's rows and the null's after every layer, top layer first, including the initial identity."""
     rows, null, cotangents = start, start, descent.cotangents(targets)
     for layer in reversed(range(len(descent.calls))):
         moved, visible = descent.carry(layer, rows, cotangents)

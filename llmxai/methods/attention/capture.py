@@ -1,9 +1,9 @@
 """Every layer's attention in blocks of queries, never as a [layer, head, query, key] tensor.
 
-A forward pass runs with an attention function of ours behind transformers' `AttentionInterface`. It keeps each layer's
-queries, keys (after rotary) and values, which is no more than a cache holds, and calls the architecture's own eager
-function block by block, so that mask, window, scale, soft cap and sinks are the architecture's and not ours. Which keys
-each query sees is kept as intervals: what uniform attention spreads over.
+A forward pass runs with our own attention function behind transformers' `AttentionInterface`. It keeps each layer's
+queries, keys (after rotary embedding) and values, no more than a cache holds, and calls the architecture's own eager
+function block by block, so mask, window, scale, soft cap and sinks are those of the architecture. The keys that each
+query sees are stored as intervals, over which uniform attention spreads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmxai.models.families import SCORE_BIAS, rollout_refusal
 from llmxai.models.forward import frozen_eval
 
 ROWS = 256
-"""Queries of a mask that are looked at together."""
+"""Queries of a mask that are examined together."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Visible:
         return slice(int(self.first[queries].min()), int(self.end[queries].max()))
 
     def without_sink(self) -> Visible:
-        """The same with key 0 hidden from every query that sees another."""
+        """The same with key 0 hidden from every query that sees another key."""
         alone = self.end <= 1
         return Visible(first=torch.where(alone, self.first, self.first.clamp(min=1)), end=self.end)
 
     def spread(self, mass: Float[Tensor, "target query"]) -> Float[Tensor, "target key"]:
         """`mass` times the uniform attention matrix: each query's mass in equal parts on all keys that it sees.
 
-        A sum over the queries that see a key is a sum of differences from the right, so no matrix is made.
+        The sum over the queries that see a key is a cumulative sum of differences, so no matrix is formed.
         """
         share = mass / (self.end - self.first).to(mass.dtype)
         steps = torch.zeros_like(mass)
@@ -60,12 +60,12 @@ class Visible:
 
 
 def visible_in_map(weights: Float[Tensor, "1 head query key"]) -> Visible:
-    """From whole attention weights: causal where no query gives any to a later key."""
+    """From complete attention weights: causal if no query attends to a later key."""
     return visible_keys(None, weights.shape[2], keys=weights.shape[3] if weights.triu(1).any() else None)
 
 
 def visible_keys(mask: Tensor | None, n: int, *, keys: int | None = None) -> Visible:
-    """From a mask [1, head, query, key], boolean or added to the scores; None is causal, or to all `keys`.
+    """From a mask [1, head, query, key], boolean or additive; None means causal, or all `keys` visible.
 
     Raises UnsupportedModelError for a mask with holes.
     """
@@ -84,29 +84,29 @@ def visible_keys(mask: Tensor | None, n: int, *, keys: int | None = None) -> Vis
         ends.append(end.cpu())
     if holes:
         raise UnsupportedModelError(
-            "A layer's mask hides keys between those that a query sees; attention rollout knows causal and windowed "
-            "masks only."
+            "A layer's mask hides keys between those that a query sees; attention rollout supports only causal and "
+            "windowed masks."
         )
     return Visible(first=torch.cat(firsts), end=torch.cat(ends))
 
 
 CAPTURE = "llmxai_capture"
 BLOCK_NUMBERS = 2**24
-"""Attention weights (heads x queries x keys) that exist at the same time: 64 MiB in float32, before copies."""
+"""Attention weights (heads x queries x keys) that exist at once: 64 MiB in float32, before copies."""
 EAGER_LIMIT = 4096
 """Longest sequence for architectures outside the interface, whose [head, query, key] maps exist one layer at a time."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What one layer attends with: enough to compute its weights again, for any block of queries."""
+    """The inputs of one layer's attention: enough to recompute its weights for any block of queries."""
 
     module: nn.Module
     query: Float[Tensor, "1 head query channel"]
     key: Float[Tensor, "1 kv_head key channel"]
     value: Float[Tensor, "1 kv_head key channel"]
     mask: Tensor | None
-    """[1, 1, query, key], True where a query sees a key (or added to the scores, where a model makes its own)."""
+    """[1, 1, query, key], True where a query sees a key (additive if the model makes its own mask)."""
     options: Mapping[str, Any]
     visible: Visible
 
@@ -134,13 +134,13 @@ class AttentionCall:
         return output, weights
 
     def weights(self, queries: slice, keys: slice) -> Float[Tensor, "head query key"]:
-        """Attention weights, at least float32; one column of the values is enough to ask the eager function."""
+        """Attention weights in float32 or wider; one column of the values is enough to call the eager function."""
         with torch.no_grad():
             cut = self.query[:, :, queries], self.key[:, :, keys], self.value[:, :, keys, :1]
             return at_least_float32(self.attend(*cut, queries, keys)[1][0])
 
     def output(self) -> Float[Tensor, "1 query head channel"]:
-        """What the layer's attention gives, without a graph."""
+        """The output of the layer's attention, without a graph."""
         with torch.no_grad():
             return torch.cat(
                 [
@@ -152,10 +152,10 @@ class AttentionCall:
 
 
 Fuse = Callable[[Float[Tensor, "head query key"], AttentionCall | None, slice], Float[Tensor, "query key"]]
-"""From the weights of all heads, their layer (None outside the interface) and the place of the keys to one map."""
+"""From the weights of all heads, their layer (None outside the interface) and the range of keys to one map."""
 
 Watch = Callable[[AttentionCall, Tensor], None]
-"""Told each layer's attention and its output, before what follows runs."""
+"""Called with each layer's attention and its output, before the rest of the layer runs."""
 
 
 def mean_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> Tensor:
@@ -164,7 +164,7 @@ def mean_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) ->
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """One layer's attention with its heads fused, computed block by block when asked."""
+    """One layer's attention with its heads fused, computed block by block on demand."""
 
     blocks: Callable[[], Iterator[tuple[slice, slice]]]
     """Blocks of queries, and the keys that any of them sees."""
@@ -177,17 +177,17 @@ def capture_attention(
 ) -> list[LayerAttention]:
     """Every layer's attention over `ids`, first layer first.
 
-    Raises UnsupportedModelError where a layer has no softmax attention (linear attention, state space), and for an
-    architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or where calls are
-    to be watched.
+    Raises UnsupportedModelError if a layer has no softmax attention (linear attention, state space), and for an
+    architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or if calls must
+    be watched.
     """
     if (refusal := rollout_refusal(loaded.model.config)) is not None:
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model = loaded.model
     if loaded.kind is ModelKind.ENCODER_DECODER:
         raise UnsupportedModelError(
-            f"{loaded.name}: an encoder-decoder has three attentions, and this variant is defined for one stack of "
-            f"layers only. attention_rollout and gradient_weighted_rollout are defined across both."
+            f"{loaded.name}: an encoder-decoder has three kinds of attention, and this variant is defined only for a "
+            f"single stack of layers. Use attention_rollout or gradient_weighted_rollout, which cover both stacks."
         )
     with frozen_eval(model), torch.no_grad():
         if through_interface(model):
@@ -206,7 +206,7 @@ def capture_attention(
         elif watch is not None:
             raise UnsupportedModelError(
                 f"{loaded.name}: {type(model).__name__} does not attend through transformers' attention interface, so "
-                f"its values cannot be read. Choose a method that reads attention weights alone."
+                f"its values cannot be read. Choose a method that reads only attention weights."
             )
         else:
             require_eager_length(loaded, len(ids))
@@ -221,21 +221,21 @@ def through_interface(model: PreTrainedModel) -> bool:
 
 
 def require_every_layer(loaded: LoadedModel, found: int) -> None:
-    """Raise UnsupportedModelError where fewer layers than the model has gave their attention."""
+    """Raise UnsupportedModelError if fewer layers gave their attention than the model has."""
     depth = transformer_depth(loaded.model)
     if found != depth:
         raise UnsupportedModelError(
             f"{loaded.name}: {depth - found} of its {depth} layers give no attention weights (linear attention, state "
-            f"space, or an attention of their own that keeps them to itself), so there is no attention rollout for it."
+            f"space, or an implementation that does not return them), so attention rollout is not defined for it."
         )
 
 
 def require_eager_length(loaded: LoadedModel, n: int) -> None:
-    """Raise UnsupportedModelError where whole maps would not fit."""
+    """Raise UnsupportedModelError if complete maps would not fit."""
     if n > EAGER_LIMIT:
         raise UnsupportedModelError(
             f"{loaded.name}: {type(loaded.model).__name__} does not attend through transformers' attention interface, "
-            f"so its maps are made whole, and {n} tokens are more than the {EAGER_LIMIT} that are allowed then. "
+            f"so its maps are computed whole, which is limited to {EAGER_LIMIT} tokens; there are {n}. "
             f"Shorten the prompt."
         )
 
@@ -270,7 +270,7 @@ def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> lis
 
 
 def run(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> None:
-    """One forward pass for what happens on the way; as few logits as the model lets us ask for."""
+    """One forward pass for its side effects, with as few logits as the model allows."""
     few = {"logits_to_keep": 1} if keeps_logits(model) else {}
     model(inputs_embeds=inputs_embeds, use_cache=False, **few)
 
@@ -279,7 +279,7 @@ def run(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) ->
 def attending(
     model: PreTrainedModel, output: Callable[[AttentionCall], Float[Tensor, "1 query head channel"]]
 ) -> Iterator[None]:
-    """Let `model` attend through `output`; registry and model are put back afterwards."""
+    """Let `model` attend through `output`; registry and model are restored afterwards."""
     seen: dict[tuple[int, bool, int, int], tuple[Tensor | None, Visible]] = {}  # layers share their masks
 
     def attend(
@@ -306,14 +306,14 @@ def attending(
 
 
 def _whole_mask(*arguments: Any, **options: Any) -> Tensor | None:
-    """A boolean mask, a quarter of what the eager one takes; it is made a float a block at a time."""
+    """A boolean mask, a quarter of the size of the eager one; it becomes floating point one block at a time."""
     mask: Tensor | None = sdpa_mask(*arguments, **{**options, "allow_is_causal_skip": False})
     return mask
 
 
 @contextmanager
 def eager_maps(model: PreTrainedModel, take: Callable[[Tensor], None]) -> Iterator[None]:
-    """Run eagerly and hand each layer's [1, head, query, key] weights to `take` as they come.
+    """Run eagerly and pass each layer's [1, head, query, key] weights to `take` as they are computed.
 
     Only for models that read their configuration at every forward (BLOOM, Falcon): they refuse
     `set_attn_implementation`, and their attention returns its weights.

@@ -1,4 +1,4 @@
-"""Where a rollout dilutes: figures of its partial products, layer by layer."""
+"""How a rollout dilutes: figures of its partial products, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmxai.types import Dilution, DilutionCurve, Scores
 
 @dataclass
 class CurveRecorder:
-    """Takes the rows after each layer, top layer first."""
+    """Records the rows after each layer, top layer first."""
 
     seen: Int[Tensor, " target"]
     """Positions that each target sees."""
@@ -36,7 +36,7 @@ class CurveRecorder:
 
 
 def shares(rows: Float[Tensor, "target seq"]) -> Float[Tensor, "target seq"]:
-    """Each row scaled to sum 1; a row of zeros stays one."""
+    """Each row scaled to sum 1; a row of zeros stays zero."""
     total = rows.sum(dim=1, keepdim=True)
     return torch.where(total > 0, rows / total.clamp(min=torch.finfo(rows.dtype).tiny), 0)
 
@@ -57,12 +57,12 @@ def divergences(rows: Float[Tensor, "target seq"], null: Float[Tensor, "target s
         return torch.where(a > 0, a * (a / m.clamp(min=torch.finfo(m.dtype).tiny)).log2(), 0).sum(dim=1)
 
     empty, other = (side.sum(dim=1) <= 0 for side in (p, q))
-    apart = torch.where(empty ^ other, 1.0, (bits(p) + bits(q)) / 2)  # a row without mass is as far as can be
+    apart = torch.where(empty ^ other, 1.0, (bits(p) + bits(q)) / 2)  # a row without mass is at the largest distance
     return apart.clamp(0, 1)
 
 
 def similarities(rows: Float[Tensor, "target seq"], seen: Int[Tensor, " target"]) -> Float[Tensor, " target"]:
-    """Mean cosine of each row with the others' over the positions that both see; 1 where there is one row.
+    """Mean cosine of each row with the others over the positions that both see; 1 for a single row.
 
     A row with no mass on those positions counts as 0.
     """

@@ -1,10 +1,9 @@
 """Rollout across an encoder and a decoder, over one axis: the source's tokens, then the decoder's.
 
-A decoder layer attends to what was written before it and then to the source, an encoder layer to the source. Over the
-joined axis each attention is one block of a matrix that is the identity elsewhere, so a rollout is the product of
-r I + (1 - r) A over all of them, as for one stack (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). That the
-decoder's part on the source goes on through the encoder is as in Ferrando et al. 2022
-(https://arxiv.org/abs/2205.11631).
+A decoder layer attends to the earlier decoder tokens and then to the source, an encoder layer to the source. Over the
+joint axis each attention is one block of a matrix that is the identity elsewhere, so a rollout is the product of
+r I + (1 - r) A over all of them, as for one stack (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). As in
+Ferrando et al. 2022 (https://arxiv.org/abs/2205.11631), the decoder's share on the source continues through the encoder.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval, layer
 from llmxai.types import Generation
 
 MAP_NUMBERS = 2**28
-"""Attention weights of all layers that gradients are taken of together, at most: 1 GiB in float32."""
+"""Most attention weights, over all layers, whose gradients are computed together: 1 GiB in float32."""
 
 Rows = Float[Tensor, "target seq"]
 Carry = Callable[[Tensor, AttentionCall, int], Tensor]
-"""From mass on the queries [target, query], the attention and its number (in order of running) to mass on the keys."""
+"""From mass on the queries [target, query], the attention and its number (in execution order) to mass on the keys."""
 
 
 @dataclass(frozen=True)
 class TwoSides:
-    """The attentions of one forward pass in the order of running: the encoder's, then self and cross by turns."""
+    """The attentions of one forward pass in execution order: the encoder's, then alternately self and cross."""
 
     calls: tuple[AttentionCall, ...]
     encoder: int
-    """How many of them are the encoder's: one a layer."""
+    """How many of them are the encoder's: one per layer."""
     source: int
 
     def down(self) -> Iterator[tuple[int, slice, slice, bool]]:
-        """(number of an attention, place of its queries, of its keys, whether its layer ends there), top first."""
+        """(number of an attention, range of its queries, of its keys, whether its layer ends there), top first."""
         own, given = slice(self.source, None), slice(0, self.source)
         for number in reversed(range(self.encoder, len(self.calls))):
             cross = (number - self.encoder) % 2 == 1
@@ -49,7 +48,7 @@ class TwoSides:
             yield number, given, given, True
 
     def arrived(self, rows: Rows, number: int, queries: slice, keys: slice, carry: Carry) -> Rows:
-        """What of `rows` the attention takes from its queries to its keys; 0 elsewhere."""
+        """The part of `rows` that the attention carries from its queries to its keys; 0 elsewhere."""
         found = torch.zeros_like(rows)
         found[:, keys] = carry(rows[:, queries], self.calls[number], number)
         return found
@@ -88,8 +87,8 @@ def weighted_steps(
 ) -> Iterator[tuple[Rows, Rows]]:
     """R's rows and the null's after every layer, top first: R <- R + A_bar R over the joined axis.
 
-    A_bar is the mean over heads of max(0, dF/dA x A), of each target its own. Raises UnsupportedModelError where the
-    maps of all layers are too many numbers.
+    A_bar is the mean over heads of max(0, dF/dA x A), separately for each target. Raises UnsupportedModelError if the
+    maps of all layers hold too many numbers.
     """
     weights: list[Tensor] = []
 
@@ -99,8 +98,8 @@ def weighted_steps(
         weights.append(own)
         if sum(map(Tensor.numel, weights)) > MAP_NUMBERS:
             raise UnsupportedModelError(
-                f"{loaded.name}: the attention maps of {len(generation.ids)} tokens are more than {MAP_NUMBERS} "
-                f"numbers, and across encoder and decoder their gradients are taken together. Shorten the source or "
+                f"{loaded.name}: the attention maps of {len(generation.ids)} tokens hold more than {MAP_NUMBERS} "
+                f"numbers, and an encoder-decoder needs the gradients of all of them at once. Shorten the source or "
                 f"the answer."
             )
         return output
@@ -125,7 +124,7 @@ def weighted_steps(
 
 
 def _uniform(mass: Tensor, call: AttentionCall, _number: int) -> Tensor:
-    """Every query's mass in equal parts on all keys that it sees; to the source they all see everything."""
+    """Every query's mass in equal parts on all keys that it sees; every query sees the whole source."""
     if not getattr(call.module, "is_causal", True):
         return (mass.sum(dim=1, keepdim=True) / call.key.shape[2]).expand(-1, call.key.shape[2])
     return call.visible.spread(mass)
@@ -147,7 +146,7 @@ def _capture(
 
     with attending(model, note):
         embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
-        # frozen weights: a graph begins at the embeddings
+        # the weights are frozen, so the graph starts at the embeddings
         embeds.requires_grad_(torch.is_grad_enabled())
         logits = forward_logits(model, embeds, positions=rows.positions, source=generation.source_len)
     inside = set(model.get_encoder().modules())
@@ -157,6 +156,6 @@ def _capture(
         raise UnsupportedModelError(
             f"{loaded.name}: {encoder} attentions of its encoder and {len(calls) - encoder} of its decoder go through "
             f"transformers' attention interface, and its {wanted[0]} and {wanted[1]} layers have {wanted[0]} and "
-            f"{2 * wanted[1]}, so there is no attention rollout for it."
+            f"{2 * wanted[1]}, so attention rollout is not defined for it."
         )
     return TwoSides(tuple(calls), encoder, generation.source_len), rows.values(logits)[0]

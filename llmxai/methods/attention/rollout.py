@@ -1,8 +1,8 @@
-"""Attention rollout, only the rows that are wanted, and its variants as rows of one table.
+"""Attention rollout, only for the rows that are needed, and its variants as rows of one table.
 
 R = product over layers, last layer first, of (r I + (1 - r) A_l) with A_l the head-mean attention (Abnar & Zuidema
 2020, https://arxiv.org/abs/2005.00928). The row of a target is that of its predicting position, so the product is
-carried from the top layer down as [target, seq] and no layer's map is ever whole.
+carried from the top layer down as [target, seq], and no layer's complete map is ever formed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from llmxai.types import Generation, Scores
 
 TINY = 1e-30
 Steps = Iterator[tuple[Tensor, Tensor]]
-"""The targets' rows and the null's after every layer, top layer first: both [target, seen], float64 on the CPU."""
+"""The rows of the targets and of the null after every layer, top layer first: [target, seen], float64 on the CPU."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make a row of attention out of all layers. The defaults are plain rollout."""
+    """One way to combine the attention of all layers into a row. The defaults are plain rollout."""
 
     name: str
     source: str
@@ -41,17 +41,17 @@ class Variant:
     fusion: str = "mean"
     """How heads become one map (`FUSIONS`), or `value_norms`."""
     options: tuple[str, ...] = ("residual",)
-    """What a caller may set."""
+    """The fields that a caller may set."""
     residual: float | None = AttentionRollout.residual
-    """Share of each layer that stays; None: measured, layer by layer and token by token."""
+    """Share of each layer that stays in the residual stream; None: measured per layer and token."""
     last_layers: int | None = None
-    """How many layers, from the top; None: all."""
+    """How many layers, counted from the top; None: all."""
     sink_removed: bool = False
-    """Hide the first token from every layer and scale each row to sum 1 again."""
+    """Hide the first token from every layer and rescale each row to sum 1."""
     product: bool = True
-    """The product over layers; else their mean."""
+    """Whether layers are multiplied; else they are averaged."""
     curve: bool = True
-    """Whether the partial products say anything."""
+    """Whether the partial products are meaningful."""
 
 
 ABNAR = "Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928"
@@ -60,13 +60,13 @@ VARIANTS = (
     Variant(
         "max_head_rollout",
         f"{ABNAR}, heads fused by their maximum",
-        "Rollout of the maximum over heads of each attention weight, rows scaled to the sums that the mean would have.",
+        "Rollout of the maximum over heads of each attention weight, rows rescaled to the sums of the mean.",
         fusion="max",
     ),
     Variant(
         "min_head_rollout",
         f"{ABNAR}, heads fused by their minimum",
-        "Rollout of the minimum over heads of each attention weight, rows scaled to the sums that the mean would have.",
+        "Rollout of the minimum over heads of each attention weight, rows rescaled to the sums of the mean.",
         fusion="min",
     ),
     Variant(
@@ -80,15 +80,15 @@ VARIANTS = (
     ),
     Variant(
         "last_layers_rollout",
-        f"{ABNAR}, the product cut short",
-        "Rollout through the last layers: what lower layers mixed stays where they put it.",
+        f"{ABNAR}, the product over the last layers only",
+        "Rollout through the last layers only; the mixing of the lower layers is ignored.",
         options=("last_layers", "residual"),
         last_layers=8,
     ),
     Variant(
         "sink_free_rollout",
         f"the first-token sink: Xiao et al. 2023, https://arxiv.org/abs/2309.17453; product: {ABNAR}",
-        "Rollout with attention to the first token removed at every layer and each row scaled to sum 1 again.",
+        "Rollout with attention to the first token removed at every layer and each row rescaled to sum 1.",
         sink_removed=True,
     ),
     Variant(
@@ -109,7 +109,7 @@ VARIANTS = (
     Variant(
         "measured_residual_rollout",
         "the idea of Kobayashi et al. 2021, https://arxiv.org/abs/2109.07152, without layer norms and value norms",
-        "Rollout with r = ||x|| / (||x|| + ||attention||) of each layer and position in place of a fixed share.",
+        "Rollout with r = ||x|| / (||x|| + ||attention||) per layer and position instead of a fixed share.",
         options=(),
         residual=None,
     ),
@@ -127,7 +127,7 @@ def min_of_heads(weights: Tensor, _call: AttentionCall | None, _keys: slice) -> 
 
 
 def _with_sums_of_the_mean(fused: Tensor, weights: Tensor) -> Tensor:
-    """Rows scaled back to what they sum to in the mean of the heads: 1, or less where a sink takes some."""
+    """Rows rescaled to their sum in the mean over heads: 1, or less if a learned sink takes a share."""
     wanted = weights.sum(dim=(0, 2))[:, None] / len(weights)
     return fused * (wanted / fused.sum(dim=1, keepdim=True).clamp(min=TINY))
 
@@ -146,10 +146,12 @@ def attention_rollout(
 ) -> Scores:
     """Share of attention that reaches every token from each target's predicting position, through all layers.
 
-    `residual` is the share of each layer that stays in place; `head_fusion` is how heads become one map: mean, or max
-    or min scaled back to the sums of the mean. The null is the same product with every attention row uniform over
-    what its mask allows. Rows sum to 1 minus `lost_mass`. Of an encoder-decoder, the product goes on from the decoder's
-    self- and cross-attention, each with its own residual share, through the encoder (`encoder_decoder`).
+    `residual` is the share of each layer that stays in the residual stream; `head_fusion` is how heads become one map:
+    mean, or max or min rescaled to the sums of the mean. The null is the same product with every attention row uniform
+    over the keys that its mask allows. Rows sum to 1 minus `lost_mass`. For an encoder-decoder, the product continues
+    from the decoder's self- and cross-attention, each with its own residual share, through the encoder.
+
+    >>> attention_rollout(loaded, generation).values  # [target, seq], shares of 1
 
     Raises OptionError for a residual outside [0, 1) or an unknown fusion, and UnsupportedModelError for layers without
     softmax attention.
@@ -175,8 +177,8 @@ def roll_out(
 ) -> Scores:
     """The targets' rows by one variant. Rows sum to 1 minus `lost_mass`; with value norms or without a sink, to 1.
 
-    Raises OptionError for a residual outside [0, 1) or less than one layer, UnsupportedModelError where a layer has no
-    softmax attention, or attention does not go straight into the output projection whose values are to be weighed.
+    Raises OptionError for a residual outside [0, 1) or less than one layer, and UnsupportedModelError if a layer has no
+    softmax attention, or if value norms are needed and attention does not feed the output projection directly.
     """
     if variant.last_layers is not None:
         LIMITS["last_layers"]("last_layers", variant.last_layers)
@@ -202,7 +204,7 @@ def roll_out(
 def initial_rows(
     loaded: LoadedModel, generation: Generation, targets: Sequence[Target]
 ) -> Float[Tensor, "target seen"]:
-    """What a rollout starts from: 1 at the predicting position, or at what a classifier's head reads."""
+    """The start of a rollout: 1 at the predicting position, or at the positions that a classifier's head reads."""
     return adapter_of(loaded.model).initial_rows(
         loaded.model, name=loaded.name, generation=generation, positions=[target.positions for target in targets]
     )
@@ -257,7 +259,7 @@ def carry(
     mass: Float[Tensor, "target seq"],
     change: Callable[[Tensor, slice, slice], Tensor],
 ) -> Float[Tensor, "target seq"]:
-    """`mass` times the layer's attention matrix, block by block; blocks of queries without mass are not computed."""
+    """`mass` times the layer's attention matrix, block by block; blocks of queries without mass are skipped."""
     moved = torch.zeros_like(mass)
     for queries, keys in layer.blocks():
         if mass[:, queries].any():
@@ -271,7 +273,7 @@ def unchanged(rows: Tensor, _queries: slice, _keys: slice) -> Tensor:
 
 
 def without_sink(rows: Float[Tensor, "query key"], queries: slice, keys: slice) -> Float[Tensor, "query key"]:
-    """Without key 0, each row scaled to sum 1; the query that sees key 0 alone keeps it."""
+    """Without key 0, each row rescaled to sum 1; the query that sees only key 0 keeps it."""
     if keys.start > 0:
         return rows / rows.sum(dim=1, keepdim=True).clamp(min=TINY)
     rest = rows.clone()
@@ -280,7 +282,7 @@ def without_sink(rows: Float[Tensor, "query key"], queries: slice, keys: slice) 
 
 
 def _entered(variant: Variant) -> Method:
-    """The row of the table of methods for a variant: its options are the fields that a caller may set."""
+    """The table entry of a variant: its options are the fields that a caller may set."""
 
     def function(
         loaded: LoadedModel, generation: Generation, *, targets: Sequence[Target] | None = None, **options: object

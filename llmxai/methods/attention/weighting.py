@@ -1,8 +1,8 @@
-"""Attention weighted by what it carries: the norm of weight times transformed value.
+"""Attention weighted by the size of what it moves: the norm of weight times transformed value.
 
-||sum over heads of alpha_h(i, j) f_h(x_j)|| with f_h(x_j) the value of head h through the output projection (Kobayashi
-et al. 2020, https://arxiv.org/abs/2004.10102, eq. 4, its heads summed). The squared norm is alpha' G_j alpha with G_j
-the [head, head] inner products of the f_h(x_j), so the vectors of a block of queries are never made.
+||sum over heads of alpha_h(i, j) f_h(x_j)|| with f_h(x_j) the value of head h after the output projection (Kobayashi
+et al. 2020, https://arxiv.org/abs/2004.10102, eq. 4, summed over heads). The squared norm is alpha' G_j alpha with G_j
+the [head, head] inner products of the f_h(x_j), so the vectors of a block of queries are never formed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from llmxai.models.families import OUTPUT_PROJECTIONS, family_of, residual_multi
 from llmxai.models.forward import first_of, frozen_eval, transformer_layers
 
 KEYS = 64
-"""Keys whose transformed values exist at the same time."""
+"""Keys whose transformed values exist at once."""
 TINY = 1e-30
 
 
 def value_norms() -> Fuse:
     """A fusion of heads: rows of ||sum over heads of weight x transformed value||, scaled to sum 1."""
-    latest: dict[nn.Module, Tensor] = {}  # a layer's blocks come one after the other
+    latest: dict[nn.Module, Tensor] = {}  # the blocks of one layer arrive consecutively
 
     def fuse(weights: Tensor, call: AttentionCall | None, keys: slice) -> Tensor:
-        assert call is not None  # asked for with needs_values
+        assert call is not None  # guaranteed by needs_values
         if call.module not in latest:
             latest.clear()
             latest[call.module] = _inner_products(call)
@@ -45,14 +45,14 @@ def value_norms() -> Fuse:
 
 
 def output_projection(module: nn.Module) -> nn.Module:
-    """The linear map after attention; raises UnsupportedModelError where it has none of the usual names."""
+    """The linear map after attention; raises UnsupportedModelError if it has none of the usual names."""
     for name in OUTPUT_PROJECTIONS:
         found = getattr(module, name, None)
         if isinstance(found, nn.Module):
             return found
     raise UnsupportedModelError(
         f"{type(module).__name__} has no output projection named {', '.join(OUTPUT_PROJECTIONS)}, so its values cannot "
-        f"be weighed. Choose a method that reads attention weights alone."
+        f"be weighted. Choose a method that reads only attention weights."
     )
 
 
@@ -75,9 +75,9 @@ def _inner_products(call: AttentionCall) -> Float[Tensor, "key head head"]:
 
 @contextmanager
 def projections_watched() -> Iterator[Callable[[AttentionCall, Tensor], None]]:
-    """Inside, every (call, output) that is told about must go into its projection as it is: no gate, no norm.
+    """Check that every reported (call, output) enters its projection unchanged: no gate, no norm.
 
-    Raises UnsupportedModelError where it does not.
+    Raises UnsupportedModelError if one does not.
     """
     handles = []
     unseen: set[nn.Module] = set()
@@ -99,13 +99,13 @@ def projections_watched() -> Iterator[Callable[[AttentionCall, Tensor], None]]:
             handle.remove()
     if unseen:
         raise UnsupportedModelError(
-            f"{len(unseen)} layers change the output of attention before their projection (a gate or a norm), so a "
-            f"value has no norm of its own. Choose a method that reads attention weights alone."
+            f"{len(unseen)} layers change the output of attention before their projection (a gate or a norm), so the "
+            f"norm of a single value is not defined. Choose a method that reads only attention weights."
         )
 
 
 class _Streams:
-    """What one decoder layer was given, and what its attention adds to that."""
+    """The input of one decoder layer, and what its attention adds to it."""
 
     stream: Tensor
     added: Tensor
