@@ -179,7 +179,7 @@ def test_a_variant_for_one_stack_is_refused_and_the_rest_delivered() -> None:
     loaded = make_encoder_decoder("t5")
     result = explain(loaded, SOURCE, response=ANSWER, variant="value_norm_rollout", referee=None)
     assert result.rollout.refused is None
-    assert "three attentions" in str(result.variant.refused)
+    assert "three kinds of attention" in str(result.variant.refused)
 
 
 def test_a_forced_first_token_is_held_and_not_explained() -> None:

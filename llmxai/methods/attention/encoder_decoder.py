@@ -2,8 +2,9 @@
 
 A decoder layer attends to the earlier decoder tokens and then to the source, an encoder layer to the source. Over the
 joint axis each attention is one block of a matrix that is the identity elsewhere, so a rollout is the product of
-r I + (1 - r) A over all of them, as for one stack (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). As in
-Ferrando et al. 2022 (https://arxiv.org/abs/2205.11631), the decoder's share on the source continues through the encoder.
+r I + (1 - r) A over all of them, as for one stack (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). The
+decoder's share on the source continues through the encoder, as in Ferrando et al. 2022
+(https://arxiv.org/abs/2205.11631).
 """
 
 from __future__ import annotations
