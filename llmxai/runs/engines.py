@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from filelock import FileLock, Timeout
 
 from llmxai.errors import OutputError
 from llmxai.evaluation.planted_models import build, marker_folder
@@ -21,6 +22,9 @@ from llmxai.runs.scheduling import Processes, Stop, Window, share
 from llmxai.runs.worker import Worker
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
 
+MARK = ".lock"
+"""The file that is locked; it stays, and says that a folder is a run's."""
+
 
 @contextmanager
 def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
@@ -28,40 +32,42 @@ def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
     if not team.leads:
         yield
         return
+    lock = FileLock(out / MARK, blocking=False, preserve_lock_file=True)
     try:
         if out.exists() and not out.is_dir():
             raise OutputError(f"{out}: is a file. Choose another folder with --out.")
         strangers = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-        if strangers and not (out / ".lock").exists():
+        if strangers and MARK not in strangers:
             raise OutputError(
                 f"{out}: holds {sorted(strangers)[0]!r} and no run, so it is left alone. Choose a new or an empty "
                 f"folder with --out."
             )
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a")
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(f"{out}: another run is at work in it. Wait for it, or choose another --out.") from error
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{out}: another run is at work in it. Wait for it, or choose another --out.") from error
+    try:
         _require_same(out, recipe)
         folders = ("", "records/", "ledger/", "tables/", "plots/")
         for scratch in [path for folder in folders for path in out.glob(f"{folder}.*-*")]:
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         yield
+    finally:
+        lock.release()
 
 
 def _require_same(out: Path, recipe: Recipe) -> None:
     """A folder holds one recipe; only its rows may become more or fewer, and the workers others."""
     try:
-        before = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["recipe"]
-        before = upgraded_recipe(before)
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        before = Recipe.model_validate(upgraded_recipe(manifest["recipe"])).model_dump(mode="json")
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError) as error:
-        raise OutputError(f"{out}: its manifest.json is not that of a run ({error}). Choose another --out.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        told = " ".join(str(error).split())
+        raise OutputError(f"{out}: its manifest.json is not that of a run ({told}). Choose another --out.") from error
     now = recipe.model_dump(mode="json")
     for document in (before, now):
         document["data"] = [{k: v for k, v in source.items() if k != "limit"} for source in document["data"]]

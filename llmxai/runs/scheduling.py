@@ -27,7 +27,7 @@ from llmxai.evidence import Draft
 from llmxai.evidence.files import replace_durably
 from llmxai.evidence.record import derived_id
 from llmxai.runs.data import FailedRow
-from llmxai.runs.recipe import Recipe
+from llmxai.runs.recipe import Recipe, upgraded_recipe
 
 SCHEMA = "llmxai.row/1"
 
@@ -201,8 +201,15 @@ class Plan:
     def _decisive(self) -> dict[str, Any]:
         return decisive(self.recipe)
 
+    @cached_property
+    def _decisive_before(self) -> dict[str, Any] | None:
+        return decisive_in_version_1(self.recipe)
+
     def job(self, index: int, row: Row | FailedRow) -> Job:
         key = key_of(row=asdict(row), model=self.model, settings=self._decisive)
+        if self._decisive_before is not None:  # a row of an older run that is done stays done
+            older = key_of(row=asdict(row), model=self.model, settings=self._decisive_before)
+            key = key if self.ledger.find(row.id, key=older) is None else older
         tokens, targets = self._size(row)
         return Job(index, row, key, self._record(row, key), tokens, targets)
 
@@ -232,6 +239,22 @@ class Plan:
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """What decides a row's numbers besides its input and the weights."""
     return recipe.model_dump(mode="json", include={"version", "model", "decoding", "explain", "evaluate"})
+
+
+def decisive_in_version_1(recipe: Recipe) -> dict[str, Any] | None:
+    """The same as runs of version-1 recipes have it in their keys; None for what version 1 had no words for."""
+    told = decisive(recipe)
+    older = {**told, "version": 1, "decoding": {k: v for k, v in told["decoding"].items() if k != "top_k"}}
+    if recipe.explain is not None:
+        asked = recipe.explain.gradients
+        older["explain"] = {
+            "features": recipe.explain.features,
+            "baseline": asked.baseline,
+            "tolerance": asked.tolerance.relative,
+            "max_nodes": asked.max_nodes,
+        }
+    same = decisive(Recipe.model_validate({**recipe.model_dump(), **upgraded_recipe(older)})) == told
+    return older if same else None
 
 
 def share(jobs: Sequence[Job], count: int) -> list[list[Job]]:
