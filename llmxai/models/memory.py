@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import psutil
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.checkpoint import set_checkpoint_early_stop
@@ -298,7 +299,8 @@ def _first_text(config: PreTrainedConfig, *names: str) -> str | None:
 T = TypeVar("T")
 
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = ("CUDA error: out of memory", "DefaultCPUAllocator: not enough memory")
+"""Messages that Accelerate's test misses: of CUDA's own calls, and of PyTorch's CPU allocator on Windows."""
 
 
 @dataclass
@@ -316,6 +318,13 @@ class ChunkSize:
         self.halvings += 1
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory, of a device or of the machine, did not suffice."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return bool(should_reduce_batch_size(error)) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
 def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: int) -> T | None:
     """The result of `work`; None, with the chunk halved, where the memory did not suffice for its items.
 
@@ -323,9 +332,8 @@ def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: i
     """
     try:
         return work()
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        lacks_memory = not isinstance(error, RuntimeError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
-        if not lacks_memory or items == 1:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or items == 1:
             raise
     while max(1, size.tokens // each) >= items:
         size.halve()

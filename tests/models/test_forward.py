@@ -1,4 +1,4 @@
-"""The seams: embeddings, logits at positions, the cache of a prefix."""
+"""Into the model and out of it: embeddings, logits at positions, the cache of a beginning, flags that are put back."""
 
 from __future__ import annotations
 
