@@ -1,4 +1,4 @@
-"""Ablation against a naive loop that calls the model once a mask, and worlds whose answer is known."""
+"""Removal against a naive loop that calls the model once a mask, and worlds whose answer is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny import answered, make_loaded, prompt_tokens
 
 from llmxai.errors import NonFiniteError, OptionError
 from llmxai.generation import encode_messages, force_response
-from llmxai.methods import Removal, leave_one_out, measure_effects
+from llmxai.methods import leave_one_out, measure_effects
 from llmxai.methods.features import baseline_embedding
 from llmxai.methods.perturbation.effects import half_subsets
 from llmxai.methods.perturbation.removal import f_of_masks
@@ -19,6 +19,7 @@ from llmxai.methods.perturbation.units import MOST_UNITS, prompt_units
 from llmxai.methods.targets import token_targets
 from llmxai.models import LoadedModel, embed
 from llmxai.models.memory import ChunkSize
+from llmxai.settings import Removal
 from llmxai.types import Generation, Role
 
 CHAT = [{"role": "user", "content": "The capital of France is Paris, and the capital of Italy?"}]
@@ -64,7 +65,7 @@ def naive(
 def test_a_batch_is_the_naive_loop(architecture: str, operator: str) -> None:
     loaded = make_loaded(architecture)
     generation = chat_answer(loaded)
-    found = measure_effects(loaded, generation, ablation=Removal(operator=operator, subsets=8))
+    found = measure_effects(loaded, generation, removal=Removal(operator=operator, subsets=8))
     masks = torch.cat([~torch.eye(len(found.units), dtype=torch.bool), found.kept])
     want = naive(loaded, generation, found.units, masks, operator=operator)
     got = torch.cat([found.f_without, found.f_masked], dim=1)
@@ -77,7 +78,7 @@ def test_a_batch_is_the_naive_loop(architecture: str, operator: str) -> None:
 @pytest.mark.parametrize("operator", ["delete", "baseline"])
 def test_in_float64_the_batch_is_exact(gpt64: LoadedModel, operator: str) -> None:
     generation = answered(gpt64)
-    found = measure_effects(gpt64, generation, ablation=Removal(operator=operator, subsets=6, units="token"))
+    found = measure_effects(gpt64, generation, removal=Removal(operator=operator, subsets=6, units="token"))
     want = naive(gpt64, generation, found.units, found.kept, operator=operator)
     assert torch.allclose(found.f_masked, want, atol=1e-9)
 
@@ -85,8 +86,8 @@ def test_in_float64_the_batch_is_exact(gpt64: LoadedModel, operator: str) -> Non
 @pytest.mark.parametrize("chunk_tokens", [1, 30, 100_000])
 def test_the_chunk_changes_nothing(gpt64: LoadedModel, chunk_tokens: int) -> None:
     generation = chat_answer(gpt64)
-    want = measure_effects(gpt64, generation, ablation=Removal(subsets=5))
-    got = measure_effects(gpt64, generation, ablation=Removal(subsets=5, chunk_tokens=chunk_tokens))
+    want = measure_effects(gpt64, generation, removal=Removal(subsets=5))
+    got = measure_effects(gpt64, generation, removal=Removal(subsets=5, chunk_tokens=chunk_tokens))
     assert torch.allclose(got.f_masked, want.f_masked, atol=1e-9)
     assert torch.allclose(got.f_without, want.f_without, atol=1e-9)
 
@@ -102,9 +103,9 @@ def test_memory_that_runs_out_halves_the_chunk(gpt64: LoadedModel, monkeypatch: 
             raise torch.OutOfMemoryError("out of memory")
         return forward(model, embeds, **options)  # type: ignore[arg-type]
 
-    want = measure_effects(gpt64, generation, ablation=Removal(operator="mean", subsets=9))
+    want = measure_effects(gpt64, generation, removal=Removal(operator="mean", subsets=9))
     monkeypatch.setattr(_removal, "forward_logits", limited)
-    got = measure_effects(gpt64, generation, ablation=Removal(operator="mean", subsets=9))
+    got = measure_effects(gpt64, generation, removal=Removal(operator="mean", subsets=9))
     assert max(sizes) > 2
     assert got.settings["chunk_halvings"] > 0
     assert torch.allclose(got.f_masked, want.f_masked, atol=1e-9)
@@ -119,10 +120,14 @@ def test_progress_reaches_the_number_of_masks(tiny_llama: LoadedModel) -> None:
 
 
 def test_the_drop_is_the_difference(tiny_llama: LoadedModel) -> None:
-    found = leave_one_out(tiny_llama, answered(tiny_llama), ablation=Removal(subsets=0))
+    generation = answered(tiny_llama)
+    found = measure_effects(tiny_llama, generation, removal=Removal(subsets=0))
     assert found.kept.shape == (0, len(found.units))
     assert torch.equal(found.drop, found.f_full[:, None] - found.f_without)
     assert found.drop.abs().max() > 0
+    scores = leave_one_out(tiny_llama, generation)
+    for unit, (start, end) in enumerate(found.units):
+        assert torch.allclose(scores.values[:, start:end].sum(dim=1), found.drop[:, unit], atol=1e-12)
 
 
 # what is taken away
@@ -185,7 +190,7 @@ def test_a_change_of_role_ends_a_sentence() -> None:
 
 def test_a_raw_prompt_of_one_word_has_no_unit(tiny_llama: LoadedModel) -> None:
     generation = force_response(tiny_llama, prompt_tokens(tiny_llama, "Hello"), response=" there")
-    found = measure_effects(tiny_llama, generation, ablation=Removal(units="word"))
+    found = measure_effects(tiny_llama, generation, removal=Removal(units="word"))
     assert found.units == ()
     assert found.f_without.shape == (generation.n_targets, 0)
     assert found.f_masked.shape == (generation.n_targets, 0)
@@ -212,10 +217,10 @@ def test_few_units_have_all_their_subsets(units: int, count: int) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"operator": "burn"}, "'burn' is unknown. Known: delete, baseline, mean"),
-        ({"units": "page"}, "'page' are unknown. Known: auto, token, word, sentence"),
+        ({"operator": "burn"}, "removal operator 'burn' is unknown. Known: delete, baseline, mean"),
+        ({"units": "page"}, "removal units 'page' is unknown. Known: auto, token, word, sentence"),
         ({"subsets": -1}, "subsets is -1"),
-        ({"chunk_tokens": 0}, "chunk_tokens 0"),
+        ({"chunk_tokens": 0}, "chunk_tokens is 0"),
     ],
 )
 def test_bad_options(options: dict[str, object], words: str) -> None:
@@ -228,7 +233,7 @@ def test_nan_is_an_error_that_names_a_mend() -> None:
     loaded = make_loaded("llama")
     with torch.no_grad():
         loaded.model.lm_head.weight[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match="--no-referee"):
+    with pytest.raises(NonFiniteError, match="--no-removal"):
         measure_effects(loaded, answered(loaded))
 
 
@@ -261,7 +266,7 @@ def test_a_copy_model_loses_its_answer_with_its_source_only() -> None:
     prompt = prompt_tokens(loaded, "a b c d e f")
     source = 2
     generation = replace(force_response(loaded, prompt, response="x"), ids=(*prompt.ids, prompt.ids[source]))
-    found = measure_effects(loaded, generation, ablation=Removal(units="token", operator="baseline", subsets=0))
+    found = measure_effects(loaded, generation, removal=Removal(units="token", operator="baseline", subsets=0))
     drop = found.drop[0]
     assert int(drop.argmax()) == source
     assert float(drop[source]) > 1.0

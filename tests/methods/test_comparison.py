@@ -8,11 +8,11 @@ import torch
 from tiny import answered, make_loaded
 
 from llmxai.errors import OptionError, UnsupportedModelError
-from llmxai.evaluation import Case, answer_row, make_case, suite_rows
+from llmxai.evaluation import Case, make_case, suite_rows
 from llmxai.evaluation.planted_models import build, contributions
+from llmxai.generation import answer
 from llmxai.methods import (
     METHODS,
-    TokenScores,
     context_cite,
     deep_lift,
     gradient_shap,
@@ -27,6 +27,7 @@ from llmxai.methods import (
 )
 from llmxai.models import LoadedModel, embed
 from llmxai.models.forward import frozen_eval
+from llmxai.types import Scores
 
 LINEAR = build()
 EXACT = {
@@ -47,7 +48,7 @@ COMPARED = [*dict.fromkeys([*EXACT, *EXACT_AGAINST_SPACE]), "saliency", "smoothg
 @pytest.fixture(scope="module")
 def case() -> Case:
     (row,) = suite_rows("closed_form", limit=1, seed=3, options={"length": 6})
-    return make_case(LINEAR, row, answer_row(LINEAR, row), target="first")
+    return make_case(LINEAR, row, answer(LINEAR, row.asked, response=row.response), target="first")
 
 
 def exact(case: Case) -> torch.Tensor:
@@ -58,7 +59,7 @@ def exact(case: Case) -> torch.Tensor:
 
 def scores(name: str, loaded: LoadedModel, case: Case, **options: object) -> torch.Tensor:
     result = METHODS[name].function(loaded, case.generation, targets=[case.target], **options)
-    assert isinstance(result, TokenScores)
+    assert isinstance(result, Scores)
     assert result.method == name
     return result.values[0, list(case.features)]
 

@@ -14,16 +14,14 @@ from captum.attr import LayerIntegratedGradients, LLMGradientAttribution, TextTo
 from hypothesis import given as given_random
 from hypothesis import settings
 from hypothesis import strategies as st
-from tiny import SENTENCES, WINDOW, answered, make_loaded, make_tokenizer
+from tiny import SENTENCES, WINDOW, answered, certificate_of, make_loaded, make_tokenizer
 from torch import Tensor, nn
 from transformers import GPT2Config, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, OptionError
 from llmxai.generation import encode_messages, encode_prompt, force_response
 from llmxai.methods import (
-    Compute,
     Target,
-    Tolerance,
     contrast_target,
     layer_integrated_gradients,
     span_target,
@@ -33,7 +31,8 @@ from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.gradients.integrated_gradients import SHARED, position_groups
 from llmxai.methods.gradients.path_gradients import make_path
 from llmxai.models import LoadedModel, wrap
-from llmxai.types import Attribution, Generation, Role, predicting_position
+from llmxai.settings import Compute, Tolerance
+from llmxai.types import Generation, Role, Scores, predicting_position
 
 STEPS = 5
 
@@ -181,7 +180,7 @@ def test_checkpointing_changes_rounding_only(architecture: str, n_steps: int | N
     )
     assert want.values.abs().max() > 1e-3
     assert difference(got.values, want.values) < 1e-6 * float(want.values.abs().max())
-    assert got.nodes == want.nodes
+    assert certificate_of(got).nodes == certificate_of(want).nodes
     assert got.settings["checkpoint"] is True
 
 
@@ -229,8 +228,9 @@ def test_targets_alone_or_together_give_the_same_numbers(gpt64: LoadedModel, ans
         alone = layer_integrated_gradients(gpt64, generation, targets=[target], n_steps=2)
         assert difference(together.values[t], alone.values[0]) < 1e-10
         assert together.features[t].tolist() == alone.features[0].tolist()
-        assert float(together.f_input[t]) == pytest.approx(float(alone.f_input[0]), abs=1e-10)
-        assert float(together.f_baseline[t]) == pytest.approx(float(alone.f_baseline[0]), abs=1e-10)
+        several, one = certificate_of(together), certificate_of(alone)
+        assert float(several.f_input[t]) == pytest.approx(float(one.f_input[0]), abs=1e-10)
+        assert float(several.f_baseline[t]) == pytest.approx(float(one.f_baseline[0]), abs=1e-10)
 
 
 # groups of targets
@@ -314,11 +314,12 @@ def test_equals_captum_on_the_real_model(smollm2: LoadedModel) -> None:
 # completeness and the certificate
 
 
-def check_certificate(result: Attribution) -> None:
-    net = result.f_input - result.f_baseline
-    assert difference(result.values.sum(dim=1), net + result.gap) < 1e-9
-    assert (result.gap.abs() <= result.local_error + 1e-12).all()
-    assert result.converged == tuple((result.local_error <= result.tolerance).tolist())
+def check_certificate(result: Scores) -> None:
+    certificate = certificate_of(result)
+    net = certificate.f_input - certificate.f_baseline
+    assert difference(result.values.sum(dim=1), net + certificate.gap) < 1e-9
+    assert (certificate.gap.abs() <= certificate.local_error + 1e-12).all()
+    assert certificate.converged == tuple((certificate.local_error <= certificate.tolerance).tolist())
 
 
 @pytest.mark.parametrize("features", ["content", "prompt", "all"])
@@ -326,10 +327,11 @@ def test_converged_targets_are_complete_within_tolerance(llama64: LoadedModel, f
     tolerance = Tolerance(relative=0.01, absolute=0.002)
     result = layer_integrated_gradients(llama64, chat(llama64), features=features, tolerance=tolerance, max_nodes=4096)
     check_certificate(result)
-    net = (result.f_input - result.f_baseline).abs()
-    assert all(result.converged)
-    assert torch.allclose(result.tolerance, torch.maximum(0.01 * net, torch.tensor(0.002, dtype=torch.float64)))
-    assert (result.gap.abs() <= result.tolerance).all()
+    certificate = certificate_of(result)
+    net = (certificate.f_input - certificate.f_baseline).abs()
+    assert all(certificate.converged)
+    assert torch.allclose(certificate.tolerance, torch.maximum(0.01 * net, torch.tensor(0.002, dtype=torch.float64)))
+    assert (certificate.gap.abs() <= certificate.tolerance).all()
 
 
 def test_the_adaptive_result_is_the_integral(gpt64: LoadedModel) -> None:
@@ -337,13 +339,13 @@ def test_the_adaptive_result_is_the_integral(gpt64: LoadedModel) -> None:
     tight = Tolerance(relative=1e-5, absolute=1e-5)
     got = layer_integrated_gradients(gpt64, generation, tolerance=tight, max_nodes=4096)
     want = layer_integrated_gradients(gpt64, generation, n_steps=300)
-    assert all(got.converged)
+    assert all(certificate_of(got).converged)
     assert difference(got.values, want.values) < 1e-4
 
 
 def test_f_is_the_replayed_logprob_at_the_input_and_at_the_baseline(llama64: LoadedModel) -> None:
     generation = chat(llama64)
-    result = layer_integrated_gradients(llama64, generation, n_steps=2)
+    result = certificate_of(layer_integrated_gradients(llama64, generation, n_steps=2))
     path = make_path(llama64, generation, features="content", baseline="space")
     for alpha, got in ((1.0, result.f_input), (0.0, result.f_baseline)):
         with torch.no_grad():
@@ -357,8 +359,8 @@ def test_unconverged_when_the_node_budget_is_too_small(llama64: LoadedModel) -> 
     strict = Tolerance(relative=1e-7, absolute=1e-7)
     result = layer_integrated_gradients(llama64, generation, tolerance=strict, max_nodes=8)
     check_certificate(result)
-    assert result.converged == (False,) * generation.n_targets
-    assert max(result.nodes) <= 8
+    assert certificate_of(result).converged == (False,) * generation.n_targets
+    assert max(certificate_of(result).nodes) <= 8
 
 
 @pytest.mark.slow
@@ -366,8 +368,9 @@ def test_the_real_model_converges_on_content(smollm2: LoadedModel) -> None:
     messages = [{"role": "user", "content": "Which city is the capital of France?"}]
     generation = force_response(smollm2, encode_messages(smollm2, messages), response="Paris.")
     result = layer_integrated_gradients(smollm2, generation, max_nodes=256)
-    assert all(result.converged)
-    assert (result.gap.abs() <= result.tolerance).all()
+    certificate = certificate_of(result)
+    assert all(certificate.converged)
+    assert (certificate.gap.abs() <= certificate.tolerance).all()
     assert result.values.shape == (generation.n_targets, len(generation.ids))
 
 
@@ -382,7 +385,7 @@ def test_a_span_is_the_sum_of_its_tokens(gpt64: LoadedModel) -> None:
         span = span_target(generation, first=first, end=end)
         got = layer_integrated_gradients(gpt64, generation, targets=[span], features="all", n_steps=STEPS)
         assert difference(got.values[0], tokens.values[first:end].sum(dim=0)) < 1e-10
-        assert difference(got.f_input[0], tokens.f_input[first:end].sum()) < 1e-10
+        assert difference(certificate_of(got).f_input[0], certificate_of(tokens).f_input[first:end].sum()) < 1e-10
 
 
 def test_a_contrast_is_the_difference_of_two_logits(gpt64: LoadedModel) -> None:
@@ -498,8 +501,8 @@ def test_closed_form_on_a_linear_model(kind: type[SumOfEmbeddings]) -> None:
         seen = predicting_position(generation.prompt_len, t) + 1
         want = delta @ linear.model.head.weight[token].detach()
         assert difference(result.values[t, :seen], want[:seen]) < 1e-12
-    assert all(result.converged)
-    assert result.gap.abs().max() < 1e-12
+    assert all(certificate_of(result).converged)
+    assert certificate_of(result).gap.abs().max() < 1e-12
 
 
 def test_one_node_is_enough_for_a_linear_model() -> None:
@@ -509,7 +512,7 @@ def test_one_node_is_enough_for_a_linear_model() -> None:
     one = layer_integrated_gradients(linear, generation, targets=targets, n_steps=1)
     many = layer_integrated_gradients(linear, generation, targets=targets, n_steps=9)
     assert difference(one.values, many.values) < 1e-12
-    assert one.nodes == (1,) * generation.n_targets
+    assert certificate_of(one).nodes == (1,) * generation.n_targets
 
 
 def test_a_copy_model_blames_the_token_it_copies() -> None:
@@ -517,10 +520,13 @@ def test_a_copy_model_blames_the_token_it_copies() -> None:
     generation = answered(loaded, "The capital of France", " capital")
     assert generation.ids[1] == generation.generated_ids[0]
     result = layer_integrated_gradients(loaded, generation, features="all")
+    certificate = certificate_of(result)
     others = [i for i in range(len(generation.ids)) if i != 1]
-    assert all(result.converged)
+    assert all(certificate.converged)
     assert (result.values[0, others] == 0).all()
-    assert float(result.values[0, 1]) == pytest.approx(float(result.f_input[0] - result.f_baseline[0]), rel=0.03)
+    assert float(result.values[0, 1]) == pytest.approx(
+        float(certificate.f_input[0] - certificate.f_baseline[0]), rel=0.03
+    )
     assert result.values[0, 1] > 1
 
 
@@ -538,7 +544,7 @@ def test_a_copy_model_blames_the_token_it_copies() -> None:
         ({"baseline": "token:"}, ["token:", "Known"]),
         ({"baseline": torch.zeros(3)}, ["(3,)", "(32,)"]),
         ({"max_nodes": 0}, ["max_nodes is 0", "at least"]),
-        ({"n_steps": 0}, ["n_steps 0"]),
+        ({"n_steps": 0}, ["n_steps is 0"]),
     ],
 )
 def test_a_bad_option_says_what_came_and_what_is_known(
@@ -600,8 +606,9 @@ def test_progress_counts_every_gradient(llama64: LoadedModel) -> None:
     result = layer_integrated_gradients(
         llama64, chat(llama64), progress=lambda done, wanted: calls.append((done, wanted))
     )
-    assert [done for done, _ in calls] == list(range(1, sum(result.nodes) + 1))
-    assert calls[-1] == (sum(result.nodes), sum(result.nodes))
+    nodes = sum(certificate_of(result).nodes)
+    assert [done for done, _ in calls] == list(range(1, nodes + 1))
+    assert calls[-1] == (nodes, nodes)
     assert all(done <= wanted for done, wanted in calls)
 
 
@@ -612,10 +619,10 @@ def test_gradients_in_another_dtype_keep_the_certificate_exact(gpt64: LoadedMode
     generation = chat(gpt64)
     want = layer_integrated_gradients(gpt64, generation, max_nodes=512)
     before = {name: tensor.clone() for name, tensor in gpt64.model.state_dict().items()}
-    got = layer_integrated_gradients(gpt64, generation, max_nodes=512, compute=Compute(gradient_dtype=torch.float32))
+    got = layer_integrated_gradients(gpt64, generation, max_nodes=512, compute=Compute(gradient_dtype="float32"))
     check_certificate(got)
-    assert all(got.converged)
-    assert difference(got.f_input, want.f_input) < 1e-12
+    assert all(certificate_of(got).converged)
+    assert difference(certificate_of(got).f_input, certificate_of(want).f_input) < 1e-12
     assert difference(got.values, want.values) < 0.05
     assert got.settings["gradient_dtype"] == "float32"
     assert all(torch.equal(before[name], tensor) for name, tensor in gpt64.model.state_dict().items())
@@ -626,13 +633,13 @@ def test_gradients_in_bfloat16_are_certified_against_the_models_own_f(tiny_llama
     generation = chat(tiny_llama)
     tolerance = Tolerance(relative=0.02, absolute=0.02)
     got = layer_integrated_gradients(
-        tiny_llama, generation, max_nodes=1024, tolerance=tolerance, compute=Compute(gradient_dtype=torch.bfloat16)
+        tiny_llama, generation, max_nodes=1024, tolerance=tolerance, compute=Compute(gradient_dtype="bfloat16")
     )
     want = layer_integrated_gradients(tiny_llama, generation, n_steps=64)
     check_certificate(got)
-    assert all(got.converged)
-    assert difference(got.f_input, want.f_input) < 1e-4
-    assert (got.gap.abs() <= got.tolerance).all()
+    assert all(certificate_of(got).converged)
+    assert difference(certificate_of(got).f_input, certificate_of(want).f_input) < 1e-4
+    assert (certificate_of(got).gap.abs() <= certificate_of(got).tolerance).all()
     cosine = torch.nn.functional.cosine_similarity(got.values, want.values, dim=1)
     assert (cosine > 0.95).all()
 
