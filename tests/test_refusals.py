@@ -71,7 +71,7 @@ def test_an_unconverged_token_stays_unconverged(hybrid: LoadedModel) -> None:
 
 def test_the_sentence_without_a_referee_and_without_ranks() -> None:
     fine = TargetError(converged=True, local_error=0.01, tolerance=0.02)
-    assert "No referee was asked" in status_alone(fine, None)[1]
+    assert "Nothing was removed to test them" in status_alone(fine, None)[1]
     nothing = RefereeVerdict(
         scores={"layer_integrated_gradients": Score(None, None)},
         better=None,

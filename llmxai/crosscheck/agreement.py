@@ -1,14 +1,14 @@
-"""By chance, or by nearness alone: how often would two methods agree as well?
+"""Agreement of two methods, and how often chance or nearness alone would agree as well.
 
-Both nulls permute one side and count how often the rank correlation comes out at least as large. The plain null
-permutes all features alike. But attention and gradients both favour near tokens (and often the first of the prompt),
-which makes two methods agree that share nothing else. The recency-preserving null therefore takes out of both sides
-what the position alone foretells, and permutes what is left among neighbours only:
+Both nulls permute one side and count how often the rank correlation is at least as large. The plain null permutes all
+features freely. But attention and gradients both favour nearby tokens (and often the first of the prompt), so two
+methods can agree that share nothing else. The recency-preserving null therefore removes from both sides the part that
+the position predicts, and permutes the rest among neighbours only:
 
 1. a cubic in the log distance from the predicting position is fitted to the ranks of each side by least squares;
 2. the statistic is the correlation of the two residuals (Spearman's partial correlation given the position);
-3. the residuals of one side are permuted within runs of `NEIGHBOURS` neighbouring features, which keeps in place what
-   the fit left of the trend, and the larger spread of near tokens.
+3. the residuals of one side are permuted within runs of `NEIGHBOURS` neighbouring features, which preserves any trend
+   left by the fit and the larger spread of near tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from llmxai.types import Agreement
 
 RESAMPLES = 1999
 EXACT = 7
-"""Up to this many features every permutation is counted (7! = 5,040)."""
+"""Up to this many features, all permutations are counted (7! = 5,040)."""
 NORMAL = 300
-"""From this many features on, p comes from the exact mean and variance of the permutations and the normal curve."""
+"""From this many features on, p uses the normal approximation with the permutations' exact mean and variance."""
 NEIGHBOURS = 4
-"""Features that the recency-preserving null permutes among themselves."""
+"""Size of the runs within which the recency-preserving null permutes."""
 DEGREE = 3
 
 
@@ -38,8 +38,8 @@ def rank_test(
 ) -> tuple[float, float] | None:
     """Spearman's rank correlation and its one-sided permutation p-value (how often chance agrees as well).
 
-    p counts the observed order among the permutations, so it is never 0: with `RESAMPLES` draws the least is 1/2000.
-    None under three features or where one side is constant.
+    p counts the observed order among the permutations, so it is never 0: with `RESAMPLES` draws the minimum is 1/2000.
+    None with fewer than three features or if one side is constant.
     """
     if not comparable(a, b):
         return None
@@ -56,10 +56,10 @@ def recency_p(
     *,
     seed: int = 0,
 ) -> float | None:
-    """One-sided p-value against permutations that keep recency.
+    """One-sided p-value against permutations that preserve recency.
 
-    `distance`, at least 0, is from the predicting position. None where `rank_test` is, and where the position alone
-    explains one side wholly.
+    `distance`, at least 0, is measured from the predicting position. None if `rank_test` gives None, and if the
+    position alone explains one side completely.
     """
     if not comparable(a, b):
         return None
@@ -79,7 +79,7 @@ def standardised(x: Float[np.ndarray, " feature"]) -> Float[np.ndarray, " featur
 
 
 def _design(distance: Float[np.ndarray, " feature"]) -> Float[np.ndarray, "feature term"]:
-    """Powers of the log distance; fewer for few features, so that something is left to permute."""
+    """Powers of the log distance; lower degrees for few features, so that something is left to permute."""
     near = np.log1p(distance)
     degree = min(DEGREE, len(distance) // 6)
     return np.vander(near - near.mean(), degree + 1)
@@ -108,7 +108,7 @@ def _p(
     *,
     seed: int,
 ) -> float:
-    """Share of permutations of `x` within runs whose product with `y` is no smaller, the observed one counted."""
+    """Share of permutations of `x` within runs whose product with `y` is at least as large; counts the observed one."""
     observed = float(x @ y)
     if len(x) >= NORMAL:
         mean, variance = _moments(x, y, runs)
@@ -117,14 +117,14 @@ def _p(
     total = np.zeros(RESAMPLES)
     for run in runs:
         total += rng.permuted(np.tile(x[run], (RESAMPLES, 1)), axis=1) @ y[run]
-    slack = 1e-9  # sums of the same numbers in another order
+    slack = 1e-9  # the same numbers summed in another order
     return float((1 + np.count_nonzero(total >= observed - slack)) / (RESAMPLES + 1))
 
 
 def _moments(
     x: Float[np.ndarray, " feature"], y: Float[np.ndarray, " feature"], runs: list[Int[np.ndarray, " _"]]
 ) -> tuple[float, float]:
-    """Mean and variance of the permuted sum, exact: (sum of x)(sum of y)/n and SSx SSy/(n - 1) a run."""
+    """Exact mean and variance of the permuted sum: (sum of x)(sum of y)/n and SSx SSy/(n - 1) per run."""
     mean = sum(x[run].sum() * y[run].sum() / len(run) for run in runs)
     variance = sum(
         np.sum((x[run] - x[run].mean()) ** 2) * np.sum((y[run] - y[run].mean()) ** 2) / (len(run) - 1)
@@ -135,7 +135,7 @@ def _moments(
 
 
 PERSISTENCE = 0.9
-"""p of rank-biased overlap: the first ten ranks then carry 86 % of the weight."""
+"""p of rank-biased overlap; the first ten ranks carry 86 % of the weight."""
 
 NOTHING = Agreement(
     spearman=None,
@@ -148,7 +148,7 @@ NOTHING = Agreement(
     rank_biased_overlap=None,
     jensen_shannon=None,
 )
-"""The agreement with a method that is refused."""
+"""The agreement with a refused method."""
 
 
 def compare(
@@ -159,9 +159,9 @@ def compare(
     top_k: int,
     seed: int = 0,
 ) -> Agreement:
-    """All figures of the agreement of two non-negative scores of the same features, but for the corrected p.
+    """All figures of the agreement of two non-negative scores of the same features, except the corrected p.
 
-    `distance`: of each feature from the predicting position. See `Agreement` for where a figure is None.
+    `distance`: of each feature from the predicting position. See `Agreement` for when a figure is None.
     """
     overlap, k = top_k_overlap(a, b, k=top_k), min(top_k, len(a))
     test = rank_test(a, b, seed=seed)
@@ -181,10 +181,9 @@ def compare(
 
 
 def corrected(agreements: Sequence[Agreement]) -> tuple[Agreement, ...]:
-    """The same with `adjusted_p`: the larger of the two p-values by Benjamini & Hochberg (1995) over the targets.
+    """The same with `adjusted_p`: the larger p-value, corrected over the targets (Benjamini & Hochberg 1995).
 
-    An intersection: agreement has to stand out from chance and from nearness. Where the recency-preserving null is
-    undefined, its p counts as 1.
+    Agreement must exceed both chance and nearness. If the recency-preserving null is undefined, its p counts as 1.
     """
     tested = [i for i, one in enumerate(agreements) if one.spearman_p is not None]
     if not tested:
@@ -205,13 +204,13 @@ def rank_biased_overlap(
     """Extrapolated rank-biased overlap, 0 to 1 (Webber, Moffat & Zobel 2010, https://doi.org/10.1145/1852102.1852106).
 
     RBO_ext = A_k p^k + (1 - p)/p sum_{d=1..k} A_d p^d, equation 32 for two full rankings of the same k features, with
-    the agreement A_d = 2 |S_d and T_d| / (|S_d| + |T_d|) of their section 4.6, in which features that are tied stand at
-    the rank of the first of them, all together. None where a rank correlation is.
+    the agreement A_d = 2 |S_d and T_d| / (|S_d| + |T_d|) of their section 4.6, in which tied features all have the rank
+    of the first of them. None if a rank correlation is undefined.
     """
     if not comparable(a, b):
         return None
     k = len(a)
-    # the depth at which a feature is reached: 1 + how many come strictly before it
+    # the depth at which a feature is reached: 1 + the number of features strictly before it
     first, second = (stats.rankdata(-x, method="min").astype(int) for x in (a, b))
     depths = np.arange(1, k + 1)
     reached_a, reached_b, common = (

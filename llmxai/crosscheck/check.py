@@ -1,4 +1,4 @@
-"""Both families of methods side by side, for every generated token."""
+"""Compare both families of methods for every generated token."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def cross_check(
 ) -> tuple[CrossCheck, ...]:
     """Compare rollout, and the variant, with |integrated gradients| over each target's features.
 
-    The status is about plain `rollout`, and `unchecked` where that is refused. With `effects`, every target carries
-    the referee's verdict.
+    The status is about plain `rollout`; it is `unchecked` if rollout is refused. With `effects`, every target gets the
+    referee's verdict.
     """
     assert gradients.certificate is not None
     plain, other = (_agreements(generation, targets, gradients, scores, rule) for scores in (rollout, variant))

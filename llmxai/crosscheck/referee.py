@@ -1,14 +1,14 @@
-"""The referee: which method foretells better what happens when parts of the prompt are taken away?
+"""The referee: which method better predicts the effect of removing parts of the prompt?
 
-A method gives every unit of the prompt a score, the sum over its tokens. For a random subset of units its forecast is
-the sum of the scores of what is kept, and its linear datamodelling score (LDS) the Spearman correlation of forecast
+A method gives every unit of the prompt a score, the sum over its tokens. For a random subset of units its prediction is
+the sum of the scores of the kept units; its linear datamodelling score (LDS) is the Spearman correlation of prediction
 and F over the subsets (Park et al. 2023, https://arxiv.org/abs/2303.14186, eq. 5; for contexts Cohen-Wang et al. 2024,
-https://arxiv.org/abs/2409.00729). All subsets keep the same number of units, so that scores which are equal, or
-positive and random, foretell nothing. The interval of a difference of two LDS is a bootstrap over the subsets, both
-methods read on the same ones.
+https://arxiv.org/abs/2409.00729). All subsets keep the same number of units, so scores that are equal, or positive and
+random, predict nothing. The interval of the difference of two LDS is a bootstrap over the subsets; both methods are
+scored on the same ones.
 
-A source is a unit whose removal alone lowers F much. A method that lacks one among its first units misses what the
-answer hangs on, however it ranks the rest.
+A source is a unit whose removal alone lowers F much. A method that does not have it among its first units misses
+something that the answer depends on, however it ranks the rest.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from llmxai.types import Effects, RefereeVerdict, Score
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 CEILING = "leave_one_out"
-"""The measured drops themselves, used as scores: how well any sum of single effects can do."""
+"""The measured drops used as scores: the best that a sum of single effects can do."""
 CONSTANT = 1e-9
-"""Log-probs (nats) that differ by no more are the same."""
+"""Log-probs (nats) that differ by less count as equal."""
 
 
 def verdicts(
     ablations: Effects, methods: Mapping[str, Float[Tensor, "target seq"]], *, rule: Rule = RULE, seed: int = 0
 ) -> tuple[RefereeVerdict, ...]:
-    """A verdict on every target; of `methods` (by name) the first is compared with the second, if any; all get scores.
+    """A verdict on every target. The first of `methods` (by name) is compared with the second, if any; all get scores.
 
-    `better` is the one with the larger LDS, and None unless the bootstrap interval of the difference excludes 0.
+    `better` names the one with the larger LDS; it is None unless the bootstrap interval of the difference excludes 0.
     """
     first, *others = methods
     second = others[0] if others else None
@@ -74,16 +74,16 @@ def verdicts(
 
 
 def sources_of(drop: Float[np.ndarray, " unit"], *, rule: Rule = RULE) -> tuple[int, ...]:
-    """The units whose removal lowers F by at least `rule.least_fall` nats and `rule.fall_share` of the largest fall."""
+    """The units whose removal lowers F by at least `rule.least_fall` nats and `rule.fall_share` of the largest drop."""
     largest = drop.max(initial=0.0)
     return tuple(np.flatnonzero(drop >= max(rule.least_fall, rule.fall_share * largest)).tolist())
 
 
 def missed(scores: Float[np.ndarray, " unit"], sources: tuple[int, ...], *, rule: Rule = RULE) -> tuple[int, ...]:
-    """Those of `sources` that are not among the first units by |score|; the earlier unit wins a tie.
+    """The `sources` that are not among the first units by |score|; the earlier unit wins a tie.
 
-    The first are `rule.top_k`, but no more than a quarter of the units, so that chance seldom finds one, and no fewer
-    than there are sources.
+    `rule.top_k` units count as first, but at most a quarter of all units, so that chance seldom finds a source, and at
+    least as many as there are sources.
     """
     k = max(1, min(rule.top_k, len(scores) // 4), len(sources))
     first = set(np.argsort(-np.abs(scores), kind="stable")[:k].tolist())
@@ -93,7 +93,7 @@ def missed(scores: Float[np.ndarray, " unit"], sources: tuple[int, ...], *, rule
 def unit_sums(
     values: Float[Tensor, "target seq"], units: tuple[tuple[int, int], ...]
 ) -> Float[np.ndarray, "target unit"]:
-    """The scores of each unit's tokens added up."""
+    """The sum of the scores of each unit's tokens."""
     wide = values.double().numpy()
     sums = [wide[:, start:end].sum(axis=1) for start, end in units]
     return np.stack(sums, axis=1) if sums else np.zeros((len(wide), 0))
@@ -106,7 +106,7 @@ def difference_interval(
     *,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % interval of Spearman(first, f) - Spearman(second, f) over the subsets; None where it is seldom defined."""
+    """95 % interval of Spearman(first, f) - Spearman(second, f) over the subsets; None if it is mostly undefined."""
 
     def difference(chosen: np.ndarray) -> np.ndarray:
         return np.asarray(spearman_rows(first[chosen], f[chosen]) - spearman_rows(second[chosen], f[chosen]))

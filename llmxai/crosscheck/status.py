@@ -1,4 +1,4 @@
-"""The status of one generated token, by a rule with a version and calibrated thresholds (docs/crosscheck.md)."""
+"""The status of one generated token, from a versioned rule with calibrated thresholds (docs/crosscheck.md)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from llmxai.types import Agreement, Certificate, Dilution, RefereeVerdict, Statu
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds of the status. Those of dilution come from `make calibrate`, which also checks the others."""
+    """Thresholds of the status. `make calibrate` sets those of dilution and checks the others."""
 
     version: int = 3
     most_sink: float = 0.55
-    """Share of the row on position 0, above which rollout is diluted."""
+    """Rollout is diluted above this share of the row on position 0."""
     least_divergence: float = 0.007
-    """Bits from the uniform-causal null, below which rollout is diluted."""
+    """Rollout is diluted below this divergence (bits) from the uniform-causal null."""
     significance: float = 0.05
-    """Corrected p-value of the rank correlation, up to which the methods agree."""
+    """The methods agree up to this corrected p-value of the rank correlation."""
     top_k: int = 5
     least_fall: float = 1.0
-    """Nats by which F falls at least without a unit that counts as a source."""
+    """Removing a source lowers F by at least this many nats."""
     fall_share: float = 0.3
-    """Share of the largest fall that a source must reach, too."""
+    """Removing a source also lowers F by at least this share of the largest drop."""
 
 
 RULE = Rule()
 METHOD_WORDS = {"layer_integrated_gradients": "the gradients", "attention_rollout": "attention rollout"}
+MISSES = {"layer_integrated_gradients": "the gradients miss", "attention_rollout": "attention rollout misses"}
 
 
 @dataclass(frozen=True)
 class TargetError:
-    """How far the gradient attribution of one target is from completeness, and how far it may be (nats)."""
+    """How far the gradient attribution of one target is from completeness, and the allowed error (nats)."""
 
     converged: bool
     local_error: float
@@ -54,11 +55,11 @@ def status_of(
     rule: Rule = RULE,
     falls: str = "log-prob",
 ) -> tuple[Status, str]:
-    """The status and one plain sentence: the rule's figures that gave it.
+    """The status, and one plain sentence with the figures that gave it.
 
-    Plain rollout decides on dilution. Then the sources that removal found decide: the methods agree where both have
-    all of them among their first, and disagree where one lacks any. Only where no removal mattered, or none was asked
-    for, does the rank correlation decide. `falls` names F in the sentence.
+    Plain rollout decides on dilution. Then the sources found by removal decide: the methods agree if both have all of
+    them among their first, and disagree if one misses any. Only if no removal mattered, or nothing was removed, does
+    the rank correlation decide. `falls` names F in the sentence.
     """
     if not error.converged:
         return Status.UNCONVERGED, _unconverged(error)
@@ -77,44 +78,44 @@ def status_of(
 
 def _by_sources(verdict: RefereeVerdict, agreement: Agreement, *, falls: str) -> tuple[Status, str]:
     n = len(verdict.sources)
-    parts = f"{n} part{'s' if n > 1 else ''} of the prompt without which the {falls} falls much"
+    parts = f"{n} part{'s' if n > 1 else ''} of the prompt whose removal lowers the {falls} much"
     ranks = (
         "" if agreement.spearman is None else f" Over all features their ranks have Spearman {agreement.spearman:.2f}."
     )
-    lacking = [f"{METHOD_WORDS[name]} without {len(units)}" for name in METHOD_WORDS if (units := verdict.missed[name])]
-    if lacking:
-        return Status.DISAGREE, f"Among their first sources, {' and '.join(lacking)} of the {parts}.{ranks}"
+    missing = [f"{MISSES[name]} {len(units)}" for name in MISSES if (units := verdict.missed[name])]
+    if missing:
+        return Status.DISAGREE, f"Among their first sources, {' and '.join(missing)} of the {parts}.{ranks}"
     return Status.AGREE, f"Both methods have among their first sources the {parts}.{ranks}"
 
 
 def status_alone(error: TargetError, verdict: RefereeVerdict | None) -> tuple[Status, str]:
-    """The status where attention rollout is refused for the model, so that nothing stands beside the gradients."""
+    """The status if attention rollout is refused, so there is nothing to compare the gradients with."""
     if not error.converged:
         return Status.UNCONVERGED, _unconverged(error)
     said = "Attention rollout is refused for this model, so no second method checks the gradients."
     if verdict is None:
-        return Status.UNCHECKED, f"{said} No referee was asked either."
+        return Status.UNCHECKED, f"{said} Nothing was removed to test them either."
     lds = verdict.scores["layer_integrated_gradients"].lds
     if lds is None:
-        return Status.UNCHECKED, f"{said} Taking parts of the prompt away does not test them either."
-    return Status.UNCHECKED, f"{said} They foretell what taking parts of the prompt away does with an LDS of {lds:.2f}."
+        return Status.UNCHECKED, f"{said} Removing parts of the prompt does not test them either."
+    return Status.UNCHECKED, f"{said} They predict the effects of removal with an LDS of {lds:.2f}."
 
 
 def _unconverged(error: TargetError) -> str:
     return (
-        f"The gradient attribution may be off by {error.local_error:.3g} nats and "
+        f"The gradient attribution may be off by {error.local_error:.3g} nats, and "
         f"{error.tolerance:.3g} is allowed: do not read it here."
     )
 
 
 def why_diluted(dilution: Dilution, rule: Rule = RULE) -> str | None:
-    """The reason why a rollout row counts as diluted, or None."""
+    """Why a rollout row counts as diluted, or None."""
     if dilution.sink_mass > rule.most_sink:
         return f"Attention rollout puts {dilution.sink_mass:.1%} of its mass on the first token"
     if dilution.null_divergence < rule.least_divergence:
         return (
             f"Attention rollout is {dilution.null_divergence:.3f} bits from what the mask and the depth alone would "
-            f"give ({rule.least_divergence:g} is needed)"
+            f"give (at least {rule.least_divergence:g} is needed)"
         )
     return None
 
@@ -140,11 +141,11 @@ def _variant_clause(variant: Agreement, name: str, rule: Rule) -> str:
 
 def _ruling(verdict: RefereeVerdict | None) -> str:
     if verdict is None:
-        return "No referee was asked which of them is right."
+        return "Nothing was removed from the prompt to test which of them is right."
     if verdict.better is None or verdict.interval is None:
-        return "Taking parts of the prompt away does not tell which of them is right."
+        return "Removing parts of the prompt does not show which of them is right."
     low, high = verdict.interval
     return (
-        f"Taking parts of the prompt away bears out {METHOD_WORDS[verdict.better]} "
+        f"Removing parts of the prompt supports {METHOD_WORDS[verdict.better]} "
         f"(difference of LDS {verdict.difference:.2f}, 95 % interval {low:.2f} to {high:.2f})."
     )
