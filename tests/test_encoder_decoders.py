@@ -205,7 +205,7 @@ def test_a_model_that_scales_on_the_way_is_refused() -> None:
         scale_embedding=True,
         init_std=0.5,
     )
-    with pytest.raises(UnsupportedModelError, match="other logits from embeddings than from ids"):
+    with pytest.raises(UnsupportedModelError, match="different logits from embeddings than from ids"):
         wrap(AutoModelForSeq2SeqLM.from_config(config).eval(), make_tokenizer(), name="tiny marian")
 
 

@@ -142,7 +142,7 @@ def test_weights_that_are_stored_quantised_are_told(folder: Path, tmp_path: Path
     assert again.quantization == first.quantization == f"bitsandbytes {bits}"
     assert type(again.model.model.layers[0].mlp.up_proj) is type(first.model.model.layers[0].mlp.up_proj)
     assert load(tmp_path, quantize=bits).quantization == again.quantization
-    with pytest.raises(OptionError, match=rf"stored quantised already \(bitsandbytes {bits}\); leave --quantize out"):
+    with pytest.raises(OptionError, match=rf"already stored quantised \(bitsandbytes {bits}\); leave out --quantize"):
         load(tmp_path, quantize=others)
     assert check_model(tmp_path).plan.weights < check_model(folder).plan.weights
     generation = answered(again)

@@ -1,4 +1,4 @@
-"""Models: load them, reach into them in the same few places for every architecture, leave no mark on them."""
+"""Models: load them, access every architecture through the same few functions, leave them unchanged."""
 
 from llmxai.models.adapters import adapter_of, forward_logits, layer_stacks, prefix_cache
 from llmxai.models.families import ModelKind

@@ -1,4 +1,4 @@
-"""What works for a model, said from its configuration and tokenizer before any weight is read."""
+"""What works for a model, from its configuration and tokenizer alone, before any weights are read."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_map
 
 @dataclass(frozen=True)
 class Capability:
-    """One thing that llmxai does with models, and whether it does it with this one."""
+    """One feature of llmxai, and whether it works with this model."""
 
     name: str
     works: bool
     note: str
-    """How, or why not."""
+    """How it works, or why it does not."""
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """Everything that can be known about a model without its weights."""
+    """Everything known about a model without its weights."""
 
     name: str
     architecture: str
@@ -58,14 +58,14 @@ def check_model(
     tokens: int = 512,
     answer_tokens: int = 64,
 ) -> ModelCheck:
-    """What works for the model of that name, and the memory for `tokens` in all of which `answer_tokens` are answer.
+    """What works for a model, and the memory for `tokens` in total, `answer_tokens` of which are the answer.
 
     Reads configuration and tokenizer only. Raises ModelLoadError, UnsupportedModelError or OptionError as `load` does.
     """
     if not 0 < answer_tokens < tokens:
         raise OptionError(
-            f"answer_tokens is {answer_tokens} and tokens {tokens}; expected at least 1 of the answer and 1 of the "
-            f"prompt, since tokens counts both."
+            f"answer_tokens is {answer_tokens} and tokens {tokens}; expected at least 1 token for the answer and 1 for "
+            f"the prompt, since tokens counts both."
         )
     found = find_model(name, revision=revision)
     width = stored_dtype(found.config, dtype)
@@ -108,9 +108,9 @@ def _chat(place: str, revision: str | None) -> Capability:
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
         except (OSError, ValueError, ImportError) as error:
-            return Capability("prompt and roles", False, f"no tokenizer can be read there ({str(error)[:120]})")
+            return Capability("prompt and roles", False, f"its tokenizer cannot be read ({str(error)[:120]})")
     if not knows_text(tokenizer):
-        return Capability("prompt and roles", False, "no vocabulary of a tokenizer is there: it encodes no plain text")
+        return Capability("prompt and roles", False, "it has no tokenizer vocabulary, so it cannot encode plain text")
     bos = "with" if tokenizer.bos_token_id is not None else "without"
     if tokenizer.chat_template is None:
         return Capability("prompt and roles", True, f"raw prompts only ({bos} a BOS token): it has no chat template")
@@ -121,13 +121,13 @@ def _gradients(model: PreTrainedModel) -> Capability:
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         return Capability("integrated gradients", False, f"{type(model).__name__} takes no inputs_embeds")
     if not isinstance(model.get_input_embeddings(), nn.Module):
-        return Capability("integrated gradients", False, "transformers names no input embedding of it")
+        return Capability("integrated gradients", False, "transformers cannot name its input embedding")
     if kind_of(model) is ModelKind.CLASSIFIER:
         return Capability(
-            "integrated gradients", True, f"of the log-prob of one of its {model.config.num_labels} classes"
+            "integrated gradients", True, f"for the log-prob of one of its {model.config.num_labels} classes"
         )
     if kind_of(model) is ModelKind.ENCODER_DECODER:
-        return Capability("integrated gradients", True, "of source and earlier answer together, on one path")
+        return Capability("integrated gradients", True, "for source and earlier answer together, on one path")
     if keeps_logits(model):
         return Capability("integrated gradients", True, "the output head runs at the answer's positions only")
     return Capability("integrated gradients", True, "the output head runs at every position, which takes longer")
@@ -135,11 +135,17 @@ def _gradients(model: PreTrainedModel) -> Capability:
 
 def _prefix(model: PreTrainedModel) -> Capability:
     if kind_of(model) is ModelKind.CLASSIFIER:
-        return Capability("cached prefix", False, "tokens are read both ways: all are computed at every node")
+        return Capability(
+            "cached prefix", False, "it reads in both directions, so all tokens are computed at every node"
+        )
     if kind_of(model) is ModelKind.ENCODER_DECODER:
-        return Capability("cached prefix", False, "the source is read both ways: all is computed at every node")
+        return Capability(
+            "cached prefix", False, "it reads the source in both directions, so all of it is computed at every node"
+        )
     if not adapter_of(model).keeps_prefix(model):
-        return Capability("cached prefix", False, "it keeps a recurrent state: held tokens are computed at every node")
+        return Capability(
+            "cached prefix", False, "it keeps a recurrent state, so held tokens are computed at every node"
+        )
     return Capability("cached prefix", True, "tokens before the first one that moves are computed once")
 
 
@@ -157,7 +163,7 @@ def _rollout(config: PreTrainedConfig) -> Capability:
 
 def _quantisation(share: float, already: str | None) -> Capability:
     if already:
-        return Capability("4-bit and 8-bit", True, f"its weights are stored quantised already ({already})")
+        return Capability("4-bit and 8-bit", True, f"its weights are already stored quantised ({already})")
     if importlib.util.find_spec("bitsandbytes") is None:
         return Capability("4-bit and 8-bit", False, "bitsandbytes is not installed: pip install bitsandbytes")
     if not share:
@@ -168,13 +174,13 @@ def _quantisation(share: float, already: str | None) -> Capability:
 def _sharding(model: PreTrainedModel) -> Capability:
     blocks = sorted(getattr(model, "_no_split_modules", None) or [])
     if not blocks:
-        return Capability("device_map", False, "transformers does not say which of its blocks must stay whole")
+        return Capability("device_map", False, "transformers does not say which of its blocks must stay on one device")
     return Capability("device_map", True, f"auto, balanced, or your own; {', '.join(blocks)} stays on one device")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers comments on configurations; a check reports what matters itself."""
+    """Silence transformers' comments on configurations; the check reports what matters."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

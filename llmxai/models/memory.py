@@ -1,9 +1,9 @@
-"""How much memory an explanation takes, estimated from the configuration before any work.
+"""How much memory an explanation takes, estimated from the configuration in advance, and how to stay within it.
 
-While gradients are computed the weights are frozen, so a linear layer keeps nothing for the backward pass. What is kept
-a token and layer, in numbers: what goes into each norm (two or four x hidden; an RMSNorm computes in float32 always),
-queries, keys, values and output of the attention (4 x heads x head_dim), and what the activation function and
-the gate keep (1 to 6 x intermediate). tests/models/test_planner.py compares this with what autograd keeps.
+The weights are frozen while gradients are computed, so a linear layer keeps nothing for the backward pass. Numbers kept
+per token and layer: the inputs of the norms (two or four x hidden; an RMSNorm always computes in float32), queries,
+keys, values and output of the attention (4 x heads x head_dim), and the tensors of the activation function and the
+gate (1 to 6 x intermediate). tests/models/test_planner.py compares this with what autograd keeps.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from llmxai.settings import CHUNK_TOKENS
 
 GIB = 2**30
 SHARE = 0.85
-"""Share of the free memory that is planned with; the rest is for what the estimate does not see."""
+"""Share of the free memory that a plan may use; the rest covers what the estimate does not see."""
 BLOCK_NUMBERS = 2**24
-"""Attention weights of all heads that rollout holds at once, at most; four copies of them exist for a moment."""
+"""Most attention weights of all heads that rollout holds at once; four copies of them exist for a moment."""
 BITS = {"4bit": 4.5, "8bit": 8.5}
-"""Bits a weight of the quantised layers, their scales included."""
+"""Bits per weight of the quantised layers, including their scales."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that are estimated for one explanation, and the settings that they hold for."""
+    """Estimated bytes for one explanation, and the settings that they hold for."""
 
     weights: int
-    """0 where the weights are in memory already."""
+    """0 if the weights are already in memory."""
     working: int
-    """The most that gradients or rollout need beside the weights."""
+    """Peak of gradients or rollout, on top of the weights."""
     free: int
     chunk_tokens: int
     checkpoint: bool
-    """Whether layers compute their activations again in the backward pass instead of keeping them."""
+    """Whether layers recompute their activations in the backward pass instead of keeping them."""
 
     @property
     def total(self) -> int:
@@ -63,8 +63,8 @@ class MemoryPlan:
         return self.total <= SHARE * self.free
 
     def sentence(self) -> str:
-        """What is planned, for a log or a page."""
-        kept = "computed again in the backward pass" if self.checkpoint else "kept for the backward pass"
+        """The plan in words, for a log or a page."""
+        kept = "recomputed in the backward pass" if self.checkpoint else "kept for the backward pass"
         weights = f"{self.weights / GIB:.2f} GiB for the weights and " if self.weights else ""
         return (
             f"{weights}{self.working / GIB:.2f} GiB of working memory, {self.free / GIB:.2f} GiB free; "
@@ -74,9 +74,9 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Shape:
-    """The figures of a configuration that decide what is kept; `intermediate` counts the experts a token goes to.
+    """The figures of a configuration that determine memory; `intermediate` counts the experts a token goes to.
 
-    A figure that a configuration does not name is guessed: a plan is an estimate, and no reason to fail.
+    A figure that the configuration does not name is guessed: a plan is an estimate, not a reason to fail.
     """
 
     depth: int
@@ -85,7 +85,7 @@ class Shape:
     head_dim: int
     intermediate: int
     kept: int
-    """How many tensors as wide as `intermediate` the activation function and the gate keep."""
+    """Number of tensors of width `intermediate` that the activation function and the gate keep."""
     norms: int
     rms: bool
     vocabulary: int
@@ -113,14 +113,14 @@ class Shape:
 
 
 def kept_per_token(shape: Shape, *, itemsize: int) -> int:
-    """Bytes that one layer keeps of one token for the backward pass."""
+    """Bytes that one layer keeps per token for the backward pass."""
     norm = itemsize + 4 if shape.rms and itemsize < 4 else itemsize
     heads = shape.heads * shape.head_dim
     return shape.norms * shape.hidden * norm + (4 * heads + shape.kept * shape.intermediate) * itemsize
 
 
 def _depth(config: PreTrainedConfig) -> int:
-    """Layers; one of a decoder that also attends to an encoder counts for one and a half."""
+    """Number of layers; a decoder layer that also attends to an encoder counts as one and a half."""
     layers = int(config.get_text_config().num_hidden_layers)
     if not getattr(config, "is_encoder_decoder", False):
         return layers
@@ -137,7 +137,7 @@ def _kept_by_activation(config: PreTrainedConfig) -> int:
 def working_bytes(
     shape: Shape, *, tokens: int, targets: int, itemsize: int, chunk_tokens: int, checkpoint: bool, score_maps: int = 0
 ) -> int:
-    """The most that is held at once: the graph of one chunk with its logits, or what rollout reads from all layers.
+    """Peak memory: the graph of one chunk with its logits, or the tensors that rollout reads from all layers.
 
     `score_maps`: how many [head, seq, seq] float32 maps a layer keeps (`score_maps_of`); none with a fused kernel.
     """
@@ -153,7 +153,7 @@ def working_bytes(
 
 
 def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_tokens: int, checkpoint: bool) -> int:
-    """`working_bytes` of a model that is loaded."""
+    """`working_bytes` of a loaded model."""
     return working_bytes(
         Shape.of(model.config),
         tokens=tokens,
@@ -232,21 +232,21 @@ def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan
 
 
 def _largest_layer(model: PreTrainedModel) -> int:
-    """Bytes of the weights of the largest layer: of the offloaded ones, one is in memory at a time."""
+    """Bytes of the weights of the largest layer; only one offloaded layer is in memory at a time."""
     layers = [layer for stack in layer_stacks(model) for layer in stack]
     return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
 
 
 def require_fits(plan: MemoryPlan, *, name: str, tokens: int, dtype: torch.dtype) -> None:
-    """Raise InsufficientMemoryError, with the mend, where the least that is needed is more than there is."""
+    """Raise InsufficientMemoryError, with suggested fixes, if even the smallest setting does not fit."""
     if plan.fits:
         return
     width = str(dtype).removeprefix("torch.")
     cheaper = " a smaller dtype (--dtype bfloat16)," if dtype.itemsize > 2 else ""
     raise InsufficientMemoryError(
         f"{name}: explaining {tokens} tokens in {width} needs about {plan.total / GIB:.2f} GiB even one node at a time "
-        f"with checkpointing, and {SHARE:.0%} of the {plan.free / GIB:.2f} GiB that are free may be used. Shorten the "
-        f"prompt or the answer, or use{cheaper} --quantize 4bit, a smaller model, or a larger machine."
+        f"with checkpointing, and at most {SHARE:.0%} of the {plan.free / GIB:.2f} GiB that are free may be used. "
+        f"Shorten the prompt or the answer, or use{cheaper} --quantize 4bit, a smaller model, or a larger machine."
     )
 
 
@@ -264,14 +264,14 @@ def weight_bytes(model: PreTrainedModel, *, dtype: torch.dtype, quantize: str | 
 
 
 def free_memory(device: torch.device | None = None) -> int:
-    """Bytes that can still be had on a device; on the CPU no more than the container's limit leaves."""
+    """Free bytes on a device; on the CPU, at most what the container's limit leaves."""
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min([int(psutil.virtual_memory().available), *_container_limits()])
 
 
 def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What a control group (v2) leaves of its limit: one number, or none where there is no limit."""
+    """What a control group (v2) leaves of its limit: one number, or none without a limit."""
     try:
         limit = (root / "memory.max").read_text().strip()
         used = int((root / "memory.current").read_text())
@@ -300,14 +300,14 @@ T = TypeVar("T")
 
 
 OUT_OF_MEMORY = ("CUDA error: out of memory", "DefaultCPUAllocator: not enough memory")
-"""Messages that Accelerate's test misses: of CUDA's own calls, and of PyTorch's CPU allocator on Windows."""
+"""Messages that Accelerate's test misses: from CUDA's own calls, and from PyTorch's CPU allocator on Windows."""
 
 
 @dataclass
 class ChunkSize:
-    """How many tokens (nodes x live ones) may go through the model at once: what bounds the memory.
+    """How many tokens (nodes x live tokens) may go through the model at once, which bounds the memory.
 
-    Halved where the memory does not suffice all the same.
+    Halved if memory runs out anyway.
     """
 
     tokens: int
@@ -319,16 +319,16 @@ class ChunkSize:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says that memory, of a device or of the machine, did not suffice."""
+    """Whether the error means that memory of a device or of the machine ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return bool(should_reduce_batch_size(error)) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: int) -> T | None:
-    """The result of `work`; None, with the chunk halved, where the memory did not suffice for its items.
+    """The result of `work`; if memory runs out, None, with the chunk halved.
 
-    An item is `each` tokens; a single item that does not fit raises.
+    An item is `each` tokens; if a single item does not fit, the error is raised.
     """
     try:
         return work()
@@ -341,21 +341,21 @@ def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: i
 
 
 M_MMAP_THRESHOLD = -3
-"""Of mallopt(3): blocks of at least so many bytes are taken from the kernel one by one, and given back when freed."""
+"""Option of mallopt(3): larger blocks are mapped individually and returned to the kernel when freed."""
 AT_FIRST = 128 * 2**10
-"""The threshold that a process starts with, and that does not rise any more inside."""
+"""The threshold of a new process; it stays fixed inside `freed_blocks_go_back`."""
 AT_MOST = 32 * 2**20
-"""What glibc raises it to by itself when large blocks are freed."""
+"""The threshold to which glibc itself rises when large blocks are freed."""
 
 
 @contextmanager
 def freed_blocks_go_back() -> Iterator[None]:
-    """Inside, glibc keeps no freed block of 128 KiB or more for itself.
+    """Inside this context, glibc returns freed blocks of 128 KiB or more to the kernel.
 
-    It would keep those of up to 32 MiB in its heap, small objects would settle between them, and the next large block
-    would find no room: gradient checkpointing, which takes and frees the same blocks layer by layer, then grew the
-    process to four times what was in use at once (docs/models.md). Elsewhere than on glibc nothing is done. Afterwards
-    the threshold is 32 MiB, where glibc's own rule ends.
+    Otherwise it keeps blocks of up to 32 MiB in its heap, small objects settle between them, and the next large block
+    finds no room. Gradient checkpointing allocates and frees the same blocks layer by layer; the process then grew to
+    four times the memory in use (docs/models.md). Without glibc, this does nothing. Afterwards the threshold is 32 MiB,
+    the end of glibc's own rule.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
@@ -370,17 +370,17 @@ def freed_blocks_go_back() -> Iterator[None]:
 
 @contextmanager
 def checkpointed(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, layers keep their input only and compute their activations again, one at a time, in the backward pass.
+    """Inside this context, layers keep only their input and recompute activations in the backward pass, one by one.
 
-    Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Layers whose weights Accelerate loads for a moment load them
-    again, so that the graph does not keep them alive. No key-value cache may be passed in: it would grow twice.
+    Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Layers whose weights Accelerate loads temporarily load them
+    again, so the graph does not keep them alive. Pass no key-value cache: it would grow twice.
     """
     layers = [layer for stack in layer_stacks(model) for layer in stack]
     own = [layer.__dict__.get("forward") for layer in layers]  # Accelerate's hooks put one there
     try:
         for layer in layers:
             layer.forward = partial(recompute, layer.forward, use_reentrant=False, preserve_rng_state=False)
-        # to stop early would skip the hook that forgets an offloaded weight: one matrix a layer would stay in memory
+        # stopping early would skip the hook that frees an offloaded weight: one matrix per layer would stay in memory
         offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
         with freed_blocks_go_back(), set_checkpoint_early_stop(not offloaded):
             yield

@@ -109,14 +109,14 @@ def test_an_unknown_name(name: str) -> None:
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ModelLoadError, match=r"this folder is no model.*Expected config\.json"):
+    with pytest.raises(ModelLoadError, match=r"cannot read a model from this folder.*Expected config\.json"):
         load(tmp_path)
 
 
 def test_a_folder_without_weights(model_folder: Path, tmp_path: Path) -> None:
     for file in model_folder.glob("*.json"):
         shutil.copy(file, tmp_path)
-    with pytest.raises(ModelLoadError, match="this folder is no model"):
+    with pytest.raises(ModelLoadError, match="cannot read a model from this folder"):
         load(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_broken_file(model_folder: Path, tmp_path: Path, file: str) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(model_folder, folder)
     (folder / file).write_bytes(b"{ this is not")
-    with pytest.raises(ModelLoadError, match="this folder is no model"):
+    with pytest.raises(ModelLoadError, match="cannot read a model from this folder"):
         load(folder)
 
 

@@ -1,11 +1,11 @@
-"""One adapter per kind of model: a module each, with the same functions.
+"""One adapter per kind of model, each a module with the same functions.
 
-| function | what it gives |
+| function | result |
 | --- | --- |
-| `require_explainable(model, name)` | raises UnsupportedModelError where its answers cannot be explained |
+| `require_explainable(model, name)` | raises UnsupportedModelError if its answers cannot be explained |
 | `logits(model, embeds, positions, prefix, source)` | logits at positions, differentiable in the embeddings |
 | `stacks(model)` | its stacks of layers |
-| `keeps_prefix(model)` | whether keys and values of a fixed beginning can be kept |
+| `keeps_prefix(model)` | whether keys and values of a fixed beginning can be cached |
 | `initial_rows(model, name, generation, positions)` | the rows that an attention rollout starts from |
 | `answers(model, name, prompts, decoding)` | the model's own answers as ids with their log-probs |
 """
@@ -30,7 +30,7 @@ from llmxai.types import Answer, Generation, PromptTokens
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What the three modules have in common."""
+    """The functions of the three modules."""
 
     def require_explainable(self, model: PreTrainedModel, *, name: str) -> None: ...
 
@@ -79,7 +79,7 @@ def forward_logits(
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` (indices into seq) only; differentiable in `inputs_embeds`.
 
-    `prefix` holds the keys and values of what comes before seq, for a batch of one; it is not changed. `source`: of an
+    `prefix` holds the keys and values of the tokens before seq, for a batch of one; it is not changed. `source`: for an
     encoder-decoder, how many of the embeddings go into the encoder. Raises UnsupportedModelError for a model that
     cannot start from embeddings.
     """
@@ -91,12 +91,12 @@ def forward_logits(
 
 
 def layer_stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
-    """The one stack of layers, or the encoder's and the decoder's."""
+    """The only stack of layers, or the encoder's and the decoder's."""
     return adapter_of(model).stacks(model)
 
 
 def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache | None:
-    """Keys and values of a beginning that never changes; None for an empty one, or where the model cannot keep it."""
+    """Keys and values of a fixed beginning; None if it is empty or the model cannot cache it."""
     if not inputs_embeds.shape[1] or not adapter_of(model).keeps_prefix(model):
         return None
     return keys_and_values(model, inputs_embeds)

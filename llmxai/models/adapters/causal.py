@@ -22,7 +22,7 @@ from llmxai.types import Answer, Generation, PromptTokens
 
 @torch.no_grad()
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError where a later token changes an earlier token's logits: such a model is an encoder."""
+    """Raise UnsupportedModelError if a later token changes an earlier token's logits: such a model is an encoder."""
     first, *others = torch.arange(3).tolist()
     with frozen_eval(model):
         rows = [
@@ -41,7 +41,7 @@ def logits(
     prefix: DynamicCache | None,
     source: int,
 ) -> Float[Tensor, "batch position vocab"]:
-    """Logits at `positions`; the output head runs there alone where the model allows it."""
+    """Logits at `positions`; the output head runs only there if the model allows it."""
     del source
     past: dict[str, object] = {"use_cache": False}
     if prefix is not None:
@@ -60,20 +60,20 @@ def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
 
 
 def keeps_prefix(model: PreTrainedModel) -> bool:
-    """Whether all that the model remembers of earlier tokens is keys and values, which later ones do not change."""
+    """Whether the model's only memory of earlier tokens is keys and values, which later tokens do not change."""
     return not getattr(model, "_is_stateful", False) and not layers_without_softmax(model.config)
 
 
 def initial_rows(
     model: PreTrainedModel, *, name: str, generation: Generation, positions: Sequence[Sequence[int]]
 ) -> Float[Tensor, "target seen"]:
-    """1 at a target's predicting position; equal shares where it has several."""
+    """1 at a target's predicting position; equal shares if it has several."""
     del model, name, generation
     return equal_shares(positions)
 
 
 def equal_shares(positions: Sequence[Sequence[int]]) -> Float[Tensor, "target seen"]:
-    """Rows of float64 with 1 / n at each of n positions, as long as the last of all positions needs."""
+    """float64 rows with 1 / n at each of n positions, long enough for the last of all positions."""
     rows = torch.zeros(len(positions), 1 + max(map(max, positions)), dtype=torch.float64)
     for row, own in zip(rows, positions, strict=True):
         row[list(own)] = 1 / len(own)
@@ -97,7 +97,7 @@ def answers(
 
 
 def generation_config(model: PreTrainedModel, decoding: Decoding, room: int) -> Any:
-    """The model's own generation settings with `decoding`'s in their place."""
+    """The model's own generation settings, overridden by `decoding`."""
     sampled = decoding.temperature > 0
     config = copy.deepcopy(model.generation_config)
     config.update(
@@ -121,7 +121,7 @@ def generation_config(model: PreTrainedModel, decoding: Decoding, room: int) -> 
 
 
 def generated(model: PreTrainedModel, *, name: str, config: Any, inputs: dict[str, Tensor], seed: int) -> list[Answer]:
-    """What `model.generate` answers, row by row, up to the first end mark. The caller's random state is kept."""
+    """The answers of `model.generate`, row by row, up to the first end mark. Preserves the caller's random state."""
     device = input_device(model)
     devices = [device.index or 0] if device.type == "cuda" else []
     with frozen_eval(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
@@ -145,7 +145,7 @@ def generated(model: PreTrainedModel, *, name: str, config: Any, inputs: dict[st
 
 
 def _recorded(model: PreTrainedModel, answer: Sequence[int], rows: Sequence[Tensor], *, name: str) -> tuple[float, ...]:
-    """The log-prob of every id under its own logits. Raises NonFiniteError where they hold NaN or infinity."""
+    """The log-prob of every id under its own logits. Raises NonFiniteError if they hold NaN or infinity."""
     logprobs = []
     for t, (token, row) in enumerate(zip(answer, rows, strict=True)):
         logprob = float(torch.log_softmax(row.double(), dim=-1)[token])

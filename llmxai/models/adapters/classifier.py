@@ -1,4 +1,4 @@
-"""Classifiers of texts: the answer is one class, as if it were the one token that the model says."""
+"""Text classifiers: the answer is one class, treated as the only token that the model generates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmxai.types import Answer, Generation, PromptTokens
 
 
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError where the logits are not a distribution over classes that exclude each other."""
+    """Raise UnsupportedModelError if the logits are not a distribution over mutually exclusive classes."""
     require_one_class(model.config, name=name)
 
 
@@ -31,7 +31,7 @@ def logits(
     prefix: DynamicCache | None,
     source: int,
 ) -> Float[Tensor, "batch position vocab"]:
-    """The one row of logits for the whole of seq, which stands for any position."""
+    """The single row of logits for the whole sequence, returned for any position."""
     del prefix, source
     return torch.as_tensor(model(inputs_embeds=inputs_embeds).logits)[:, None].expand(-1, len(positions), -1)
 
@@ -41,7 +41,7 @@ def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
 
 
 def keeps_prefix(model: PreTrainedModel) -> bool:
-    """False: tokens are read both ways, so none can be computed before the rest."""
+    """False: the model reads in both directions, so no token can be computed before the rest."""
     del model
     return False
 
@@ -49,11 +49,11 @@ def keeps_prefix(model: PreTrainedModel) -> bool:
 def initial_rows(
     model: PreTrainedModel, *, name: str, generation: Generation, positions: Sequence[Sequence[int]]
 ) -> Float[Tensor, "target seen"]:
-    """Equal shares of the positions that the classifier's head reads. Raises UnsupportedModelError where unknown."""
+    """Equal shares of the positions that the head reads. Raises UnsupportedModelError if they are unknown."""
     if not generation.read_at:
         raise UnsupportedModelError(
-            f"{name}: the layers of {type(model).__name__} cannot be told apart, so the position that its classifier "
-            f"reads is unknown, and attention rollout has nowhere to begin; integrated gradients work."
+            f"{name}: the layers of {type(model).__name__} cannot be identified, so the position that its classifier "
+            f"reads is unknown and attention rollout has no starting point; integrated gradients work."
         )
     row = equal_shares([generation.read_at])
     return torch.nn.functional.pad(row, (0, 1 + max(map(max, positions)) - row.shape[1])).expand(len(positions), -1)
@@ -70,8 +70,8 @@ def answers(
 def classified(model: PreTrainedModel, prompt: PromptTokens, *, name: str, label: str | None) -> Answer:
     """The most likely class, or the class `label` (its name or number), with its log-prob (nats).
 
-    The id is the class's number. Raises PromptError for a label that the model does not have and NonFiniteError where
-    the logits hold NaN.
+    The id is the class's number. Raises PromptError for a label that the model does not have and NonFiniteError if the
+    logits hold NaN.
     """
     ids = torch.tensor([prompt.ids], device=input_device(model))
     with frozen_eval(model), torch.no_grad():
@@ -103,7 +103,7 @@ def label_names(model: PreTrainedModel) -> list[str]:
 
 
 def class_number(names: Sequence[str], label: str, *, name: str) -> int:
-    """The class that `label` names, by its name or its number. Raises PromptError for one that does not exist."""
+    """The class that `label` gives by name or number. Raises PromptError for an unknown class."""
     if label in names:
         return list(names).index(label)
     if label.isdigit() and int(label) < len(names):
@@ -116,7 +116,7 @@ def class_number(names: Sequence[str], label: str, *, name: str) -> int:
 def positions_read(model: PreTrainedModel, ids: Sequence[int]) -> tuple[int, ...]:
     """The positions of the last layer's output that the logits depend on, from their gradient.
 
-    Raises UnsupportedModelError where the layers cannot be told apart. Call inside `frozen_eval(model)`.
+    Raises UnsupportedModelError if the layers cannot be identified. Call inside `frozen_eval(model)`.
     """
     leaves: list[Tensor] = []
 

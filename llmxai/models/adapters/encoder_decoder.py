@@ -1,4 +1,4 @@
-"""Encoder-decoders: a source that is read whole, and an answer written from left to right."""
+"""Encoder-decoders: the source is read as a whole, the answer is generated from left to right."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from llmxai.types import Answer, Generation, PromptTokens, Role
 
 @torch.no_grad()
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError where embeddings and their ids get different logits.
+    """Raise UnsupportedModelError if embeddings give different logits than their ids.
 
-    Encoder and decoder then embed differently, or scale on the way (Marian), and one path cannot stand for both.
+    Encoder and decoder then embed differently or scale the embeddings (Marian), and one path cannot serve both.
     """
     ids = list(range(3))
     with frozen_eval(model):
@@ -31,8 +31,8 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
         got = logits(model, embed(model, ids + ids)[None], positions=[3, 4, 5], prefix=None, source=3)
     if not torch.allclose(want.float(), got.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
         raise UnsupportedModelError(
-            f"{name}: {type(model).__name__} gives other logits from embeddings than from ids (its two sides "
-            f"embed differently, or it scales on the way), so its embeddings cannot be moved along a path."
+            f"{name}: {type(model).__name__} gives different logits from embeddings than from ids (its two sides "
+            f"embed differently, or it scales the embeddings), so its embeddings cannot be moved along a path."
         )
 
 
@@ -44,7 +44,7 @@ def logits(
     prefix: DynamicCache | None,
     source: int,
 ) -> Float[Tensor, "batch position vocab"]:
-    """Logits at `positions` of the joined axis: the first `source` embeddings are the encoder's, the rest follow."""
+    """Logits at `positions` of the joint axis: the first `source` embeddings go to the encoder, the rest follow."""
     del prefix
     keep = torch.tensor(list(positions), device=inputs_embeds.device)
     found = torch.as_tensor(model(**two_sided(inputs_embeds, source)).logits)
@@ -66,13 +66,13 @@ def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
     for side, module in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
         stack = next((part for part in module.modules() if isinstance(part, nn.ModuleList)), None)
         if stack is None:
-            raise UnsupportedModelError(f"The {side} of {type(model).__name__} holds no list of layers.")
+            raise UnsupportedModelError(f"The {side} of {type(model).__name__} has no list of layers.")
         found.append(stack)
     return found
 
 
 def keeps_prefix(model: PreTrainedModel) -> bool:
-    """False: the source is read both ways, so none of it can be computed before the rest."""
+    """False: the source is read in both directions, so no part of it can be computed before the rest."""
     del model
     return False
 
@@ -88,7 +88,7 @@ def initial_rows(
 def answers(
     model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
 ) -> list[Answer]:
-    """What the decoder writes for each source, one source at a time."""
+    """The decoder's output for each source, one source at a time."""
     config, device, found = generation_config(model, decoding, room), input_device(model), []
     for prompt in prompts:
         source = torch.tensor([prompt.ids[: prompt.source_len]], device=device)
@@ -99,10 +99,10 @@ def answers(
 
 
 def with_decoder_start(model: PreTrainedModel, prompt: PromptTokens, *, name: str) -> PromptTokens:
-    """The source, followed by the tokens that the decoder always begins with.
+    """The source, followed by the tokens that the decoder always starts with.
 
-    They are the start token, and the token that the model is made to say first where it has one (BART, mBART). Nobody
-    chose them, so they are held and not explained. Raises UnsupportedModelError where no start token is known.
+    These are the start token and, if there is one, the forced first token (BART, mBART). The model did not choose them,
+    so they are held and not explained. Raises UnsupportedModelError if no start token is known.
     """
     config = model.generation_config
     start = config.decoder_start_token_id
@@ -110,7 +110,7 @@ def with_decoder_start(model: PreTrainedModel, prompt: PromptTokens, *, name: st
     if start is None:
         raise UnsupportedModelError(
             f"{name}: neither its configuration nor its generation settings name a decoder_start_token_id, so "
-            f"its answer has nowhere to begin."
+            f"its answer has no start."
         )
     begin = [start] if config.forced_bos_token_id is None else [start, config.forced_bos_token_id]
     return replace(
