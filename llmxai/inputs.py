@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, SupportsIndex, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from llmxai.errors import OptionError, PromptError, UnsupportedModelError
-from llmxai.generation import Message, encode, encode_ids
+from llmxai.generation import encode, encode_ids
 from llmxai.models import LoadedModel, ModelKind, frozen_eval, load, wrap
 from llmxai.models.families import kind_of
 from llmxai.text import quoted
@@ -28,9 +28,7 @@ from llmxai.types import Generation, PromptTokens
 
 AnyModel: TypeAlias = LoadedModel | str | Path | tuple[nn.Module, PreTrainedTokenizerBase] | Pipeline
 """A loaded model, a name or folder, a model with its tokenizer, or a pipeline that generates or classifies text."""
-AnyPrompt: TypeAlias = (
-    str | Sequence[Message] | Sequence[SupportsIndex] | torch.Tensor | np.ndarray | Mapping[str, Any] | PromptTokens
-)
+AnyPrompt: TypeAlias = str | Sequence[Any] | torch.Tensor | np.ndarray | Mapping[str, Any] | PromptTokens
 """Text, chat messages, token ids, what a tokenizer returned, a row of a data set, or prompt tokens."""
 COLUMNS = ("prompt", "messages", "text", "question")
 """Columns of a data set that hold prompts, the first that is there."""
@@ -150,13 +148,14 @@ def prompt_tokens(loaded: LoadedModel, prompt: object) -> PromptTokens:
     items = [_plain(item) for item in prompt]
     if len(items) == 1 and isinstance(items[0], list | tuple):
         return prompt_tokens(loaded, items[0])  # a batch of one
-    if items and all(isinstance(item, Mapping) for item in items):
-        return encode(loaded, items)
     if items and isinstance(items[0], str | list | tuple):
         kind = "texts" if isinstance(items[0], str) else "prompts"
         raise PromptError(f"The prompt is a list of {len(items)} {kind}. Give one, or use explain_many for several.")
     if items and isinstance(items[0], int | float | Integral):
         return encode_ids(loaded, _whole(items))
+    for number, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise PromptError(f"Message {number} is {_what(item)}; expected an object with `role` and `content`.")
     return encode(loaded, items)
 
 

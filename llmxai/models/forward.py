@@ -20,7 +20,7 @@ PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 
 
 @contextmanager
-def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
+def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Run with weights frozen and dropout off; every flag is put back on the way out, also after an exception."""
     trains = {module: module.training for module in model.modules()}
     grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
