@@ -116,4 +116,5 @@ def jensen_shannon(p: Values, q: Values) -> float:
     """
     if p.sum() <= 0 or q.sum() <= 0:
         return 0.0 if p.sum() <= 0 and q.sum() <= 0 else 1.0
-    return float(np.clip(np.nan_to_num(distance.jensenshannon(p, q, base=2)) ** 2, 0, 1))
+    with np.errstate(invalid="ignore"):  # of equal rows, rounding may put the sum just below 0
+        return float(np.clip(np.nan_to_num(distance.jensenshannon(p, q, base=2)) ** 2, 0, 1))

@@ -9,18 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from llmxai.crosscheck import (
-    dilutions,
-    jensen_shannon,
-    kendall,
-    normalised_entropy,
-    rank_biased_overlap,
-    rank_test,
-    spearman,
-    top_k_overlap,
-)
+from llmxai.crosscheck import rank_biased_overlap, rank_test
 from llmxai.crosscheck.agreement import compare, corrected
-from llmxai.types import Rollout
+from llmxai.methods.attention.dilution import dilutions
+from llmxai.stats import jensen_shannon, kendall, spearman, top_k_overlap
+from llmxai.types import Scores
 
 
 def draws(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +80,18 @@ def test_top_k_overlap_by_hand() -> None:
     assert top_k_overlap(np.array([1.0, 1.0, 1.0]), np.array([1.0, 0.0, 0.0]), k=1) == 1, "the earlier wins a tie"
 
 
+def rollout(rows: torch.Tensor, null: torch.Tensor) -> Scores:
+    everything = torch.ones(rows.shape, dtype=torch.bool)
+    return Scores("attention_rollout", rows, everything, signed=False, settings={}, null=null)
+
+
+def normalised_entropy(mass: np.ndarray) -> float | None:
+    """Of one row, all of whose positions are features."""
+    row = torch.from_numpy(mass)[None]
+    (found,) = dilutions(rollout(row, row), row >= 0, torch.tensor([len(mass)]))
+    return found.entropy
+
+
 def test_entropy_in_closed_form() -> None:
     assert normalised_entropy(np.full(8, 0.1)) == pytest.approx(1)
     assert normalised_entropy(np.array([0.0, 0.7, 0.0])) == pytest.approx(0)
@@ -104,6 +109,8 @@ def test_jensen_shannon_in_closed_form() -> None:
     p, q = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     assert jensen_shannon(p, q) == pytest.approx(1)
     assert jensen_shannon(p, p) == pytest.approx(0, abs=1e-12)
+    row = np.random.default_rng(0).random(14)
+    assert jensen_shannon(row, 3 * row) == pytest.approx(0, abs=1e-12), "without a warning where rounding goes below 0"
     assert jensen_shannon(p, np.array([0.5, 0.5])) == pytest.approx(JS_BY_HAND)
     assert jensen_shannon(p * 0.9, q * 0.4) == pytest.approx(1), "rows are scaled to sum 1"
 
@@ -191,11 +198,8 @@ def test_p_values_are_corrected_over_the_targets() -> None:
 def test_the_dilution_of_rows() -> None:
     rows = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64)
     null = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
-    rollout = Rollout(
-        method="attention_rollout", rows=rows, null_rows=null, lost_mass=torch.zeros(2), curve=None, settings={}
-    )
     features = torch.tensor([[False, True, True, False], [False, True, True, True]])
-    one, two = dilutions(rollout, features, [2, 3])
+    one, two = dilutions(rollout(rows, null), features, torch.tensor([3, 4]))
     assert (one.sink_mass, two.sink_mass) == (0.5, 0.7)
     assert (one.feature_mass, two.feature_mass) == (pytest.approx(0.5), pytest.approx(0.3))
     assert one.null_divergence == pytest.approx(0, abs=1e-12)

@@ -7,12 +7,14 @@ import torch
 from planted import Lookup, lookups, trained_lookup
 from questions import FAMILIES, make_question
 
-from llmxai.crosscheck import dilutions, why_diluted
+from llmxai.crosscheck import why_diluted
 from llmxai.generation import encode_messages, force_response
-from llmxai.methods import Removal, attention_rollout, leave_one_out
+from llmxai.methods import attention_rollout, measure_effects
+from llmxai.methods.attention.dilution import dilutions
 from llmxai.methods.features import moving_tokens
 from llmxai.models import LoadedModel
-from llmxai.types import Dilution, Generation, Rollout, predicting_position
+from llmxai.settings import Removal
+from llmxai.types import Dilution, Generation, Scores, predicting_position
 
 TOP = 5
 
@@ -27,12 +29,12 @@ def questions(trained: LoadedModel) -> list[Lookup]:
     return lookups(trained, count=12, seed=1)
 
 
-def figures(loaded: LoadedModel, generation: Generation) -> tuple[Rollout, torch.Tensor, tuple[Dilution, ...]]:
+def figures(loaded: LoadedModel, generation: Generation) -> tuple[Scores, torch.Tensor, tuple[Dilution, ...]]:
     rollout = attention_rollout(loaded, generation)
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
     seq = torch.arange(len(generation.ids))
     features = moving_tokens(generation, features="content") & (seq <= torch.tensor(positions)[:, None])
-    return rollout, features, dilutions(rollout, features, positions)
+    return rollout, features, dilutions(rollout, features, torch.tensor(positions) + 1)
 
 
 def test_rollout_of_a_small_trained_model_finds_the_source_and_is_not_flagged(
@@ -43,18 +45,18 @@ def test_rollout_of_a_small_trained_model_finds_the_source_and_is_not_flagged(
         rollout, features, dilution = figures(trained, question.generation)
         for t, source in enumerate(question.sources):
             if source is not None:
-                top = torch.where(features[t], rollout.rows[t], -1.0).argsort(descending=True)[:TOP]
+                top = torch.where(features[t], rollout.values[t], -1.0).argsort(descending=True)[:TOP]
                 found.append(source in top.tolist())
                 assert why_diluted(dilution[t]) is None
     assert len(found) == 24
     assert sum(found) >= 0.8 * len(found)
 
 
-def test_ablation_of_a_small_trained_model_finds_the_source(trained: LoadedModel, questions: list[Lookup]) -> None:
+def test_removal_from_a_small_trained_model_finds_the_source(trained: LoadedModel, questions: list[Lookup]) -> None:
     """The source and the question itself come first, but for answers that the model guesses right (one in six)."""
     right = []
     for question in questions:
-        found = leave_one_out(trained, question.generation, ablation=Removal(units="token", subsets=0))
+        found = measure_effects(trained, question.generation, removal=Removal(units="token", subsets=0))
         for t, source in enumerate(question.sources):
             if source is not None:
                 first_three = found.drop[t].argsort(descending=True)[:3].tolist()

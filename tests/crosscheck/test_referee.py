@@ -7,7 +7,15 @@ import pytest
 import torch
 from scipy import stats
 
-from llmxai.crosscheck.referee import CEILING, difference_interval, missed, sources_of, unit_sums, verdicts
+from llmxai.crosscheck.referee import (
+    CEILING,
+    RESAMPLES,
+    difference_interval,
+    missed,
+    sources_of,
+    unit_sums,
+    verdicts,
+)
 from llmxai.methods.perturbation.effects import half_subsets
 from llmxai.types import Effects
 
@@ -109,12 +117,12 @@ def test_the_interval_is_the_naive_bootstrap() -> None:
     rng = np.random.default_rng(0)
     f = rng.normal(size=30)
     one, two = f + rng.normal(size=30), (f + 2 * rng.normal(size=30)).round(0)
-    resamples = rng.integers(30, size=(300, 30))
+    resamples = np.random.default_rng(5).integers(30, size=(RESAMPLES, 30))
     naive = [
         stats.spearmanr(one[draw], f[draw]).statistic - stats.spearmanr(two[draw], f[draw]).statistic
         for draw in resamples
     ]
-    got = difference_interval(one, two, f, resamples)
+    got = difference_interval(one, two, f, seed=5)
     assert got == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=1e-12)
 
 
