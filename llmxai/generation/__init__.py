@@ -1,4 +1,4 @@
-"""Prompt or chat to exact ids, what the model answered, and the proof that both fit together."""
+"""Prompts as exact ids, the model's answer, and the check that both belong together."""
 
 from llmxai.generation.answer import answer, force_response, generate, generate_many, with_foil
 from llmxai.generation.prompt import Message, Prompt, encode, encode_ids, encode_messages, encode_prompt, token_texts

@@ -1,4 +1,4 @@
-"""From a prompt or a chat to the answer that is explained, for every kind of model; and to its foil."""
+"""From a prompt or a chat to the answer that is explained, for every kind of model, and its foil."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from llmxai.types import Answer, Foil, Generation, PromptTokens, Role
 def with_foil(loaded: LoadedModel, generation: Generation, *, foil: str) -> Generation:
     """The same answer, to be explained against `foil`: another answer, or another class of a classifier.
 
-    The first generated token that differs from the foil's token at its place gets that one as its `Foil`: its F is then
-    log p(token) - log p(foil's token), nats. White space before the answer counts as standing before the foil too.
+    The first generated token that differs from the foil's token in the same place gets that token as its `Foil`; its F
+    is then log p(token) - log p(foil's token), in nats. White space before the answer also counts as part of the foil.
 
-    Raises PromptError where the two do not differ in any token that both have.
+    Raises PromptError if the two do not differ in any token that both have.
     """
     require_text(foil, what="The foil")
     if not foil.strip():
@@ -36,7 +36,7 @@ def _class(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
     names = label_names(loaded.model)
     number = class_number(names, foil, name=loaded.name)
     if number == generation.generated_ids[0]:
-        raise PromptError(f"The foil {foil!r} is the class of the answer itself. Name another: {', '.join(names)}.")
+        raise PromptError(f"The foil {foil!r} is the class of the answer itself. Choose another: {', '.join(names)}.")
     return Foil(t=0, id=number, text=names[number])
 
 
@@ -49,15 +49,15 @@ def _token(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
         if own != other and not spelt_alike:
             return Foil(t=t, id=other, text=other_text or str(loaded.tokenizer.convert_ids_to_tokens(other)))
     raise PromptError(
-        f"The foil {foil!r} does not differ from the answer {''.join(said)!r} in any token that both have. Give an "
-        f"answer that the model did not give, from its first word on."
+        f"The foil {foil!r} does not differ from the answer {''.join(said)!r} in any token that both have. Give the "
+        f"other answer from its first word on."
     )
 
 
 def _encoded(loaded: LoadedModel, generation: Generation, foil: str) -> tuple[list[int], Sequence[str]]:
-    """Ids of the foil and what each adds to the text where the answer stands, with the answer's white space before it.
+    """Ids of the foil and the text that each adds in place of the answer, with the answer's leading white space.
 
-    Some tokenizers put a space of their own before the first word, others take it from the text.
+    Some tokenizers add a space before the first word, others take it from the text.
     """
     answer = "".join(generation.texts[generation.prompt_len :])
     wanted = answer[: len(answer) - len(answer.lstrip())] + foil.lstrip()
@@ -78,16 +78,18 @@ def answer(
     foil: str | None = None,
     decoding: Decoding = Decoding(),
 ) -> Generation:
-    """The answer to a prompt: the model's own, or `response`; against `foil`, where one is given.
+    """The answer to a prompt: the model's own, or `response`; with `foil`, to be explained against it.
 
-    `prompt` is raw text, chat messages, or ids with their roles; an answer that exists already is taken as it is. A
+    `prompt` is raw text, chat messages, or ids with their roles; an existing answer is returned unchanged. A
     classifier's answer is its most likely class, or the class that `response` names.
+
+    >>> answer(loaded, "The capital of France is", response=" Paris.").texts
 
     Raises PromptError, OptionError, UnsupportedModelError and NonFiniteError.
     """
     if isinstance(prompt, Generation):
         if response is not None:
-            raise OptionError("A generation and a response were given, and both are the answer. Leave one out.")
+            raise OptionError("Both a generation and a response were given, and each is an answer. Leave one out.")
         found = prompt
     else:
         tokens = prompt if isinstance(prompt, PromptTokens) else encode(loaded, prompt)
@@ -99,9 +101,9 @@ def answer(
 
 
 def generate(loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = Decoding()) -> Generation:
-    """The model's own answer, with the log-prob (nats, from the raw logits) of every id as it was chosen.
+    """The model's own answer, with the log-prob (nats, from the raw logits) of every id when it was chosen.
 
-    The caller's random state is left as it was. Raises NonFiniteError where the logits are NaN.
+    The caller's random state is preserved. Raises NonFiniteError if the logits are NaN.
     """
     return generate_many(loaded, [prompt], decoding=decoding)[0]
 
@@ -109,11 +111,11 @@ def generate(loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = 
 def generate_many(
     loaded: LoadedModel, prompts: Sequence[PromptTokens], *, decoding: Decoding = Decoding(), batch_size: int = 8
 ) -> tuple[Generation, ...]:
-    """The answers to all prompts, `batch_size` of them in one pass per step; the same as `generate` one by one.
+    """The answers to all prompts, `batch_size` of them per pass; the same as `generate` one by one.
 
     Rows are padded on the left and the padding is masked, so log-probs differ by rounding only (1e-4 nats in float32).
-    Prompts of about the same length go together. One by one go: sampled answers, since each has its own random stream,
-    prompts for which the context leaves another room than for the rest, and models that keep more than keys and values.
+    Prompts of about the same length share a batch. These run one by one: sampled answers, since each has its own random
+    stream; prompts with less room in the context than the rest; and models that cache more than keys and values.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
@@ -136,16 +138,16 @@ def generate_many(
 
 
 def room_for(loaded: LoadedModel, prompt: PromptTokens, decoding: Decoding) -> int:
-    """Tokens that the answer may have at most: what was asked for, within the model's context."""
+    """Most tokens that the answer may have: the requested number, within the model's context."""
     limit = loaded.context_length
-    own = len(prompt.ids) - prompt.source_len  # what stands on the side that answers
+    own = len(prompt.ids) - prompt.source_len  # on the side that generates
     return decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - own)
 
 
 def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) -> Generation:
-    """`response` as the answer: encoded once, on its own, and appended to the prompt's ids; or a class of that name.
+    """`response` as the answer: encoded by itself and appended to the prompt's ids; or the class of that name.
 
-    Raises PromptError for an empty response, one that does not fit into the model's context, or no such class.
+    Raises PromptError for an empty response, one that does not fit into the model's context, or an unknown class.
     """
     if loaded.kind is ModelKind.CLASSIFIER:
         given = classified(loaded.model, prompt, name=loaded.name, label=response)
@@ -170,7 +172,7 @@ def _generation(
     """Prompt and answer as one sequence with texts, roles and words."""
     ids = (*prompt.ids, *given.ids)
     roles = prompt.roles + (Role.GENERATED,) * len(given.ids)
-    # the two sides of an encoder-decoder are two texts; a class is no token of the tokenizer
+    # the two sides of an encoder-decoder are separate texts; a class is not a token of the tokenizer
     sides = (prompt.ids,) if given.classes else (ids[: prompt.source_len], ids[prompt.source_len :])
     texts = tuple(text for side in sides for text in token_texts(loaded.tokenizer, side))
     words = group_words(texts, roles[: len(texts)])

@@ -1,7 +1,7 @@
 """A raw prompt, chat messages or ids as exact token ids, with the role and the text of every token.
 
-Roles come from the chat template itself: it is rendered twice, once with the real contents and once with a marker in
-the place of each, and what stands where the markers stood is content. No model name is looked at.
+Roles come from the chat template itself: it is rendered twice, with the real contents and with markers in their place,
+and the text at the markers is content. Nothing depends on the name of the model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llmxai.models.adapters.encoder_decoder import with_decoder_start
 from llmxai.types import PromptTokens, Role
 
 WINDOW = 8
-"""Tokens of left context that are decoded together with a token (some tokenizers drop a leading space)."""
+"""Tokens of left context decoded together with a token (some tokenizers drop a leading space)."""
 LONGEST_CHARACTER = 4
 """A character is at most four byte tokens."""
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text that each token adds, so that the texts joined are the decoded sequence.
+    """The text that each token adds; joined, the texts are the decoded sequence.
 
     A token that ends in the middle of a character adds `""`; the token that completes it adds the character.
     """
@@ -38,7 +38,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple
         )
 
     def settled(first: int, last: int) -> str:
-        """What the decoded text of [first, last) has in common with that of some tokens more."""
+        """The part of the decoded text of [first, last) that does not change when more tokens follow."""
         pairs = zip(decode(first, last), decode(first, min(last + LONGEST_CHARACTER, len(ids))), strict=False)
         return "".join(now for now, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -67,7 +67,7 @@ MESSAGE_ROLES = {
     "documents": Role.CONTEXT,
 }
 STRUCTURE_KEYS = frozenset({"role", "type", "id", "tool_call_id"})
-"""Fields of a message that steer the template rather than being shown to the model as somebody's words."""
+"""Fields of a message that control the template and are not shown to the model as content."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class _Span:
 
 
 def encode(loaded: LoadedModel, prompt: Prompt) -> PromptTokens:
-    """Text as it is, or messages through the model's chat template, as exact ids."""
+    """Text unchanged, or messages through the model's chat template, as exact ids."""
     return encode_prompt(loaded, prompt) if isinstance(prompt, str) else encode_messages(loaded, prompt)
 
 
 def encode_prompt(loaded: LoadedModel, prompt: str) -> PromptTokens:
-    """Encode raw text as the tokenizer does by default, special tokens included.
+    """Encode raw text as the tokenizer does by default, including special tokens.
 
     Raises PromptError for an empty prompt, a lone surrogate, or one longer than the model's context.
     """
@@ -99,10 +99,10 @@ def encode_prompt(loaded: LoadedModel, prompt: str) -> PromptTokens:
 
 
 def encode_messages(loaded: LoadedModel, messages: Sequence[Message]) -> PromptTokens:
-    """Encode chat messages through the model's own template, up to where its answer begins.
+    """Encode chat messages through the model's own template, up to the start of its answer.
 
-    Raises PromptError for no messages, a message without role or content, a last turn that is the assistant's, a
-    model without a chat template, and a template that refuses the messages.
+    Raises PromptError for an empty list, a message without role or content, an assistant message at the end, a model
+    without a chat template, and a template that rejects the messages.
     """
     tokenizer = loaded.tokenizer
     _require_messages(messages)
@@ -119,9 +119,9 @@ def encode_messages(loaded: LoadedModel, messages: Sequence[Message]) -> PromptT
 
 
 def encode_ids(loaded: LoadedModel, ids: Sequence[int]) -> PromptTokens:
-    """Token ids as they are; special tokens have the role `template`, the others `user`.
+    """Token ids unchanged; special tokens get the role `template`, the others `user`.
 
-    Raises PromptError for none, or for an id outside the vocabulary.
+    Raises PromptError for an empty list or an id outside the vocabulary.
     """
     if not ids:
         raise PromptError("There are no token ids. Give at least one.")
@@ -134,18 +134,18 @@ def encode_ids(loaded: LoadedModel, ids: Sequence[int]) -> PromptTokens:
 
 
 def require_text(text: str, *, what: str) -> None:
-    """Raise PromptError where `text` holds half of a surrogate pair, which no tokenizer can encode."""
+    """Raise PromptError if `text` contains half of a surrogate pair, which no tokenizer can encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), which is "
-            f"no text: the other half was lost, often by cutting a string. Mend or remove that character."
+            f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}). The other "
+            f"half was lost, often by cutting a string. Fix or remove that character."
         ) from error
 
 
 def require_fits(loaded: LoadedModel, n_tokens: int, *, what: str) -> None:
-    """Raise PromptError where `n_tokens` are more than the model's context takes."""
+    """Raise PromptError if `n_tokens` do not fit into the model's context."""
     limit = loaded.context_length
     if limit is not None and n_tokens > limit:
         raise PromptError(
@@ -158,7 +158,7 @@ def _finish(
     loaded: LoadedModel, ids: Sequence[int], roles: Sequence[Role], *, request: Mapping[str, Any]
 ) -> PromptTokens:
     if not ids:
-        raise PromptError(f"The tokenizer of {loaded.name} makes no token of this prompt: {dict(request)!r}.")
+        raise PromptError(f"The tokenizer of {loaded.name} gives no tokens for this prompt: {dict(request)!r}.")
     require_fits(loaded, len(ids) + 1, what="The prompt with room for one answer token")
     starts = ids[0] == loaded.tokenizer.bos_token_id and roles[0] == Role.TEMPLATE
     first = Role.BOS if starts else roles[0]
@@ -181,13 +181,13 @@ def _require_messages(messages: Sequence[Message]) -> None:
             require_text(text, what=f"Message {index}")
     if MESSAGE_ROLES[messages[-1]["role"]] == Role.CONTEXT and messages[-1]["role"] in ("assistant", "model"):
         raise PromptError(
-            "The last message is the assistant's. To explain that answer, take it out of the messages and give it as "
-            "the response (--response); to have a new one generated, end with a user or tool message."
+            "The last message is the assistant's. To explain that answer, remove it from the messages and pass it as "
+            "the response (--response). To generate a new one, end with a user or tool message."
         )
 
 
 def _require_content(message: Message, index: int) -> None:
-    """A template would print a number, or the word None, as if somebody had said it."""
+    """Refuse other content: a template would print a number, or the word None, as part of the conversation."""
     content = message["content"]
     only_calls = content is None and (message.get("tool_calls") or message.get("function_call"))
     if not isinstance(content, str | list | tuple | Mapping) and not only_calls:
@@ -200,7 +200,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
             tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True, tokenize=False)
         )
     except (TemplateError, TypeError, ValueError) as error:
-        raise PromptError(f"The chat template of {name} refuses these messages: {error}") from error
+        raise PromptError(f"The chat template of {name} rejects these messages: {error}") from error
 
 
 def _encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -210,7 +210,7 @@ def _encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ends = list(accumulate(len(text) for text in token_texts(tokenizer, ids)))
     starts = [0, *ends[:-1]][: len(ids)]
-    # a token in the middle of a character stands for the character, which a later token completes
+    # a token that ends inside a character counts for the whole character, which a later token completes
     return ids, [(start, next((end for end in ends[i:] if end > start), start)) for i, start in enumerate(starts)]
 
 
@@ -230,7 +230,7 @@ def _role_at(spans: Sequence[_Span], start: int, end: int) -> Role:
 def _content_spans(
     rendered: str, messages: Sequence[Message], *, render: Callable[[Sequence[Message]], str]
 ) -> list[_Span]:
-    """Where the contents stand in the rendered chat."""
+    """The position of the contents in the rendered chat."""
     leaves = [(text, MESSAGE_ROLES[message["role"]]) for message in messages for text in _texts(message) if text]
     marker = _marker(rendered)
     try:
@@ -243,7 +243,7 @@ def _content_spans(
 
 
 def _spans_by_skeleton(rendered: str, pieces: Sequence[str], leaves: Sequence[tuple[str, Role]]) -> list[_Span] | None:
-    """Walk template piece, content, template piece, ...; None where the rendered chat does not read so."""
+    """Match template piece, content, template piece, ...; None if the rendered chat does not match."""
     if not rendered.startswith(pieces[0]):
         return None
     spans, at = [], len(pieces[0])
@@ -260,7 +260,7 @@ def _spans_by_skeleton(rendered: str, pieces: Sequence[str], leaves: Sequence[tu
 
 
 def _spans_by_search(rendered: str, leaves: Sequence[tuple[str, Role]]) -> list[_Span]:
-    """For templates that change with the content: each content where it next stands in the text."""
+    """For templates that change with the content: find each content's next occurrence in the text."""
     spans, at = [], 0
     for text, role in leaves:
         form = text.strip()
@@ -272,12 +272,12 @@ def _spans_by_search(rendered: str, leaves: Sequence[tuple[str, Role]]) -> list[
 
 
 def _marker(text: str) -> str:
-    """A private-use character that the text does not hold."""
+    """A private-use character that does not occur in the text."""
     return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
 
 
 def _texts(value: Any, *, key: str | None = None) -> list[str]:
-    """Every string in a message that the model is shown as somebody's words, in order."""
+    """Every string in a message that is shown to the model as content, in order."""
     if isinstance(value, str):
         return [] if key in STRUCTURE_KEYS else [value]
     if isinstance(value, Mapping):
@@ -288,7 +288,7 @@ def _texts(value: Any, *, key: str | None = None) -> list[str]:
 
 
 def _with_markers(messages: Sequence[Message], marker: str) -> list[Message]:
-    """The messages with `marker i marker` in the place of non-empty text number i."""
+    """The messages with `marker i marker` in place of non-empty text number i."""
     count = iter(range(1 << 30))
 
     def swap(value: Any, key: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""The answer once more, in one teacher-forced pass: are these the log-probs that were recorded?"""
+"""Recompute the answer in one teacher-forced pass and compare with the recorded log-probs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval
 from llmxai.types import Generation, Replay, predicting_position
 
 TOLERANCE = {
-    torch.float64: 1e-4,  # generate() rounds logits to float32 before it hands them out
+    torch.float64: 1e-4,  # generate() rounds logits to float32 before it returns them
     torch.float32: 2e-3,
     torch.bfloat16: 0.35,
     torch.float16: 0.05,
 }
-"""Largest difference (nats) between a log-prob recorded with a key-value cache and one replayed without."""
+"""Largest allowed difference (nats) between a log-prob recorded with a key-value cache and one replayed without."""
 QUANTISED_TOLERANCE = 0.35
 
 
 def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     """Log-prob (nats) and rank of every generated id from one forward pass over embeddings.
 
-    Raises ReplayError where one differs from the recorded log-prob by more than the dtype explains, and
-    NonFiniteError where one is NaN.
+    Raises ReplayError if one differs from the recorded log-prob by more than the dtype explains, and NonFiniteError if
+    one is NaN.
     """
     n = generation.n_targets
     positions = [predicting_position(generation.prompt_len, t) for t in range(n)]
@@ -66,7 +66,7 @@ def _require_match(loaded: LoadedModel, generation: Generation, result: Replay) 
             raise ReplayError(
                 f"Generated token {t} ({generation.texts[generation.prompt_len + t]!r}) had log-prob {recorded:.4f} "
                 f"when generated and {replayed:.4f} when replayed; {result.tolerance} is allowed in {loaded.dtype}. "
-                f"The explained model is then not the one that answered: its weights or settings changed between, "
+                f"So the explained model is not the one that answered: its weights or settings changed in between, "
                 f"or it is not deterministic (a dropped expert, a different kernel). Generate again with "
                 f"--dtype float32."
             )
