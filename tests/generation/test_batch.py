@@ -96,7 +96,7 @@ def test_an_answer_that_is_there_is_explained_as_its_prompt_is() -> None:
     got = explain(loaded, first, settings=Settings(removal=None))
     assert torch.allclose(got.gradients.values, want.gradients.values, atol=1e-5)
     assert dict(got.generation.request) == dict(want.generation.request)
-    with pytest.raises(OptionError, match="both are the answer"):
+    with pytest.raises(OptionError, match="each is an answer"):
         explain(loaded, second, response=TEXTS[2])
 
 

@@ -325,7 +325,7 @@ def test_malformed_messages(tiny_llama: LoadedModel, messages: Any, words: str) 
 
 
 def test_a_template_that_refuses(styles: dict[str, LoadedModel]) -> None:
-    with pytest.raises(PromptError, match=r"template of gemma refuses these messages: System role not supported"):
+    with pytest.raises(PromptError, match=r"template of gemma rejects these messages: System role not supported"):
         encode_messages(styles["gemma"], [SYSTEM, *TURNS])
 
 
