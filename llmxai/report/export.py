@@ -15,7 +15,7 @@ from markupsafe import escape
 
 from llmxai.errors import OptionError, OutputError
 from llmxai.report.rows import read_rows, record_folders, to_columns
-from llmxai.store import read_folder
+from llmxai.store import not_as_promised, read_folder
 
 HEIGHT = 760
 """Pixels; the page scrolls inside of them."""
@@ -146,12 +146,13 @@ def _tokens_or_sources(folders: list[Path], *, table: str) -> Columns:
     rows: list[dict[str, Any]] = []
     for folder in folders:
         document, _ = read_folder(folder)
-        for number, target in enumerate(document["targets"], start=1):
-            head = {"record": folder.resolve().name, "number": number}
-            if table == "tokens":
-                rows.append({**head, **_token(target)})
-            else:
-                rows.extend({**head, **source} for source in _sources(document, target))
+        try:
+            for number, target in enumerate(document["targets"], start=1):
+                head = {"record": folder.resolve().name, "number": number}
+                found = [_token(target)] if table == "tokens" else _sources(document, target)
+                rows.extend({**head, **row} for row in found)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise not_as_promised(folder, error) from error
     names = list(dict.fromkeys(key for row in rows for key in row))
     return {name: [row.get(name) for row in rows] for name in names}
 

@@ -42,7 +42,7 @@ NAMES = {
     "crosscheck.top_k": "Top sources compared",
     "panels_computed_again_in_dtype": "Parts computed again in the number format above",
     "chunk_tokens": "Tokens computed at a time",
-    "chunk_halvings": "Gradients: times memory ran out and that number was halved",
+    "chunk_halvings": "Gradients: times memory ran out and fewer tokens were computed at a time",
     "checkpoint": "Computed again in the backward pass, to save memory",
     "variant.method": "Rollout variant: method",
     "variant.source": "Rollout variant: source",

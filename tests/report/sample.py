@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role
+from llmxai.settings import Settings
 from llmxai.text import group_words
 
 Sample = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -253,6 +254,62 @@ def long(*, given: int = 4000, generated: int = 300) -> Sample:
     return sample(
         prompt, [f" out{i % 53}" for i in range(generated)], statuses=[kinds[i % 4] for i in range(generated)]
     )
+
+
+ALSO = {
+    "lime": ("Ribeiro et al. 2016", True),
+    "leave_one_out": ("Li et al. 2016", True),
+    "saliency": ("Simonyan et al. 2013", False),
+    "max_head_rollout": ("Abnar & Zuidema 2020", False),
+    "mean_rollout": ("nobody", False),
+}
+"""Other methods that `newest` adds, with their sources and whether they have signs; the last is refused."""
+REASON = "mean_rollout is not defined for <b>linear attention</b>\u202e."
+
+
+def newest(explanation: Sample, *, seed: int = 1) -> Sample:
+    """The same in schema /3, as it is with `Settings(also=tuple(ALSO))`."""
+    document, maps = explanation
+    rng, also = np.random.default_rng(seed), dict(maps)
+    n, prompt_len = len(document["tokens"]), document["generation"]["prompt_len"]
+    roles = [token["role"] for token in document["tokens"]]
+    for method, (_, signed) in list(ALSO.items())[:-1]:
+        name = "leave_one_out.tokens" if method == "leave_one_out" else method
+        values = np.zeros((len(document["targets"]), n), dtype=np.float32)
+        for t, target in enumerate(document["targets"]):
+            attention = method == "max_head_rollout"
+            own = [i for i in range(prompt_len + t) if attention or roles[i] not in STRUCTURE]
+            values[t, own] = rng.normal(size=len(own)) if signed else 100 * rng.random(len(own))
+            features = [i for i in own if roles[i] not in STRUCTURE]
+            target["sources"][name] = _sources(values[t], features)
+            target["sources"]["mean_rollout"] = []
+        also |= {name: values, f"{name}.features": (values != 0).astype(np.uint8)}
+        also |= {f"{name}.null": values} if method == "max_head_rollout" else {}
+    core = {"layer_integrated_gradients": True, "attention_rollout": False, document["variant"]["method"]: False}
+    computed = {name: value for name, value in document["settings"].items() if name != "variant"}
+    newer = {
+        "schema": "llmxai.explanation/3",
+        "scores": {
+            **{
+                name: {"source": name, "signed": signed, "refused": None, "settings": {}}
+                for name, signed in core.items()
+            },
+            **{
+                name: {
+                    "source": source,
+                    "signed": signed,
+                    "refused": None,
+                    "settings": {"samples": 128, "target": "logprob"},
+                }
+                for name, (source, signed) in ALSO.items()
+            },
+        },
+        "settings": Settings(also=tuple(ALSO)).to_dict(),
+        "computed": {**computed, "tolerance": {"relative": 0.02, "absolute": 0.05}, "chunk_tokens": 512},
+        "refusals": {"mean_rollout": REASON},
+    }
+    newer["scores"]["mean_rollout"] |= {"refused": REASON, "settings": {"refused": REASON}}
+    return {**document, **newer}, also
 
 
 HOSTILE = (

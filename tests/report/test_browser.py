@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from llmxai.report import build_view, render_report
 from tests.report.conftest import Open, assert_accessible, look, move
-from tests.report.sample import Sample, chat, hostile, sample
+from tests.report.sample import Sample, chat, hostile, newest, sample
 
 pytestmark = pytest.mark.browser
 
@@ -211,6 +211,40 @@ def test_the_variant_stands_open_beside_a_diluted_rollout_only(open_page: Open) 
     assert beside.locator("li").first.is_visible()  # what was unfolded stays so
 
 
+def test_the_other_methods_are_folded_lists_with_their_sources(open_page: Open) -> None:
+    page = open_page(newest(chat()))
+    page.get_by_role("button", name="def, disagree").click()
+    panel = page.locator("#panel")
+    lime = panel.locator("section[aria-label='Sources by LIME']")
+    assert lime.locator("summary").first.inner_text() == "LIME"
+    assert panel.locator("details[class^=also]").count() == 5
+    assert panel.locator("details[class^=also][open]").count() == 0
+    assert lime.locator("li").count() == 0  # made when it is opened
+    lime.locator("summary").first.click()
+    assert lime.locator("li").first.is_visible()
+    assert lime.locator("p").all_inner_texts() == ["Ribeiro et al. 2016", "value · share of all values"]
+    values = [text.split(" · ") for text in lime.locator("li .num").all_inner_texts()]
+    assert len(values) == 8
+    assert {value[0] for value, _ in values} == {"+", "−"}
+    sizes = [abs(float(value.replace("−", "-"))) for value, _ in values]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(share.endswith("%") for _, share in values)
+    assert lime.locator(".bar.signed").count() == 8
+    attention = panel.locator("section[aria-label='Sources by Max head rollout']")
+    attention.locator("summary").first.click()
+    assert attention.locator(".bar.signed").count() == 0
+    assert "of its row · share of the words’ part" in attention.inner_text()
+    assert attention.locator("li .num").first.inner_text().count("%") == 2
+    refused = panel.locator("section[aria-label='Sources by Mean rollout']")
+    assert refused.locator("summary").inner_text() == "Mean rollout: refused"
+    refused.locator("summary").click()
+    assert "Refused. mean_rollout is not defined for <b>linear attention</b>RLO." in refused.inner_text()
+    page.get_by_role("button", name="f, agree").click()
+    assert lime.locator("li").first.is_visible()  # what was unfolded stays so
+    look(page, "explanation-other-methods")
+    assert_accessible(page)
+
+
 def test_removal_the_referee_and_the_curve(open_page: Open) -> None:
     page = open_page(chat())
     page.get_by_role("button", name="def, disagree").click()
@@ -280,12 +314,16 @@ def test_hover_previews_and_a_link_pins(open_page: Open) -> None:
     assert pinned(fresh) == ["is"]
 
 
-def test_hostile_text_does_nothing(open_page: Open) -> None:
-    page = open_page(hostile())
+@pytest.mark.parametrize("explanation", [hostile, lambda: newest(hostile())], ids=["schema 2", "schema 3"])
+def test_hostile_text_does_nothing(open_page: Open, explanation: Callable[[], Sample]) -> None:
+    page = open_page(explanation())
     for name in ("words", "tokens"):
         page.get_by_role("radio", name=name).check()
         for word in page.locator(".target").all():
             word.evaluate("word => word.click()")  # the middle of a word over two lines may lie beside it
+            page.evaluate(
+                "document.querySelectorAll('#panel details:not([open]) summary').forEach(each => each.click())"
+            )
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, main script").count() == 0
     assert page.locator("section").first.is_visible()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmxai.errors import OptionError, OutputError
+from llmxai.evidence import verify
 from llmxai.report import (
     RunRow,
     build_index,
@@ -31,7 +34,9 @@ from llmxai.report.rows import build_charts, build_intervals
 from llmxai.report.visible import plain
 from llmxai.store import read_folder
 from tests.report.run_sample import made_up, write_run, write_sample
-from tests.report.sample import chat, hostile, sample
+from tests.report.sample import chat, hostile, newest, sample
+
+GALLERY = Path(__file__).parents[2] / "reports" / "gallery"
 
 
 def test_a_row_is_what_the_explanation_says() -> None:
@@ -204,6 +209,52 @@ def test_tables_hold_what_is_stored(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "sources.parquet").to_pylist()
     assert len(table) == rows > 400
     assert {row["record"] for row in table} == {"0001", "0002", "0003", "0004"}
+
+
+def test_a_table_of_sources_has_the_other_methods(tmp_path: Path) -> None:
+    explanation = newest(chat())
+    folder = write_sample(tmp_path / "one", explanation)
+    for file in ("t.csv", "t.parquet"):
+        export(folder, tmp_path / file, table="sources")
+    table = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    with (tmp_path / "t.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == [row["method"] for row in table]
+    for method in ("lime", "leave_one_out.tokens", "saliency", "max_head_rollout"):
+        found = [row for row in table if row["method"] == method and row["number"] == 3]
+        assert [(row["first"], row["value"]) for row in found] == [
+            (source["index"], source["value"]) for source in explanation[0]["targets"][2]["sources"][method]
+        ]
+    assert not [row for row in table if row["method"] == "mean_rollout"]
+
+
+@pytest.mark.parametrize("command", [rebuild, lambda folder: export(folder, folder.parent / "t.csv", table="sources")])
+@pytest.mark.parametrize("damage", ["targets", "tokens", "sources", "maps"])
+def test_a_damaged_folder_is_one_sentence(tmp_path: Path, command: Callable[[Path], object], damage: str) -> None:
+    document, maps = newest(chat())
+    if damage == "maps":
+        maps["rollout"] = maps["rollout"][:, :-1]
+    elif damage == "sources":
+        document["targets"][0]["sources"]["lime"] = [7]
+    else:
+        document[damage] = 7
+    with pytest.raises(OutputError, match=r"does not hold what its schema promises|do not belong to this") as error:
+        command(write_sample(tmp_path / "one", (document, maps)))
+    assert "\n" not in str(error.value)
+
+
+def test_the_gallery_of_an_earlier_version_still_has_its_pages(tmp_path: Path) -> None:
+    """It is of schema /2, and stays as it was written."""
+    run = Path(shutil.copytree(GALLERY, tmp_path / "gallery"))
+    done = rebuild(run)
+    records = sorted((run / "records").iterdir())
+    assert (done.failures, done.pages) == ((), len(records) + 1)
+    for record in records:
+        document, maps = read_folder(record)
+        assert document["schema"] == "llmxai.explanation/2"
+        view = build_view(document, maps)
+        assert (view.asked, view.also) == ((), ())
+        assert "max_nodes" in {row.key for row in view.settings}
+    assert verify(run).to_json()["verdict"] == verify(GALLERY).to_json()["verdict"] == "whole"
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_disarmed(tmp_path: Path) -> None:

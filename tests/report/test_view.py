@@ -13,7 +13,8 @@ from llmxai.report.tables import build_settings, percent, signed
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView
 from llmxai.report.verdict import MainSource
 from llmxai.report.visible import Piece, label, plain, shorten, visible
-from tests.report.sample import CHAT_ANSWER, CHAT_STATUSES, Sample, chat, long, sample
+from llmxai.settings import field_paths
+from tests.report.sample import CHAT_ANSWER, CHAT_STATUSES, REASON, Sample, chat, long, newest, sample
 
 
 def texts(view: ReportView, *, level: str = "words") -> list[str]:
@@ -394,6 +395,105 @@ def test_an_explanation_of_schema_1_has_a_page_without_what_it_lacks() -> None:
     assert (target.kendall, target.similarity, target.spearman) == (None, None, 0.62)
     assert "radio" in render_report(view)
     assert 'value="variant"' not in render_report(view)
+
+
+def test_the_other_methods_are_ranked_for_every_unit() -> None:
+    document, maps = newest(sample(["<s>", " Par", "is", " now"], [" am", "azing", " yes"]))
+    view = build_view(document, maps)
+    assert [(also.name, also.signed, also.attention) for also in view.also] == [
+        ("LIME", True, False),
+        ("Leave-one-out, spread over the tokens", True, False),
+        ("Saliency", False, False),
+        ("Max head rollout", False, True),
+        ("Mean rollout", False, False),
+    ]
+    assert plain(view.also[0].source) == "Ribeiro et al. 2016"
+    assert plain(view.also[-1].refused) == REASON.replace("\u202e", "[RLO]")
+    assert not any(also.refused for also in view.also[:-1])
+    lime, effects, _, attention, refused = target_of(view, 0).also
+    added = maps["lime"].astype(float)[:2]  # two tokens: contributions add up over both, and over those of a source
+    expected = {1: added[:, 1:3].sum(), 2: added[:, 3].sum(), 3: added[:, 4:6].sum()}
+    assert dict(lime.pairs) == pytest.approx(expected, rel=1e-3)
+    assert [abs(value) for _, value in lime.pairs] == sorted((abs(value) for _, value in lime.pairs), reverse=True)
+    assert lime.total == pytest.approx(sum(map(abs, expected.values())), rel=1e-3)
+    assert dict(effects.pairs)[2] == pytest.approx(maps["leave_one_out.tokens"][:2, 3].sum(), rel=1e-3)
+    rows = maps["max_head_rollout"].astype(float)[:2]
+    shares = (rows / rows.sum(axis=1, keepdims=True)).mean(axis=0)
+    assert dict(attention.pairs)[1] == pytest.approx(shares[1:3].sum(), rel=1e-3)
+    assert 0 not in dict(attention.pairs)  # the start mark takes its part of the row, and is not listed
+    assert attention.total == pytest.approx(shares[1:].sum(), rel=1e-3)
+    assert (refused.pairs, refused.total) == ((), 0.0)
+
+
+def test_the_tables_list_the_other_methods_with_their_signs() -> None:
+    document, maps = newest(chat())
+    view = build_view(document, maps)
+    row, sources = view.rows[0], document["targets"][0]["sources"]
+    assert [name for name, _ in row.also_sources] == [also.name for also in view.also[:-1]]
+    (_, lime), _, (_, saliency), _ = row.also_sources
+    assert len(lime) == 5
+    assert [source.value[0] for source in lime] == ["+" if one["value"] > 0 else "−" for one in sources["lime"][:5]]
+    assert float(saliency[0].value) == pytest.approx(sources["saliency"][0]["value"], rel=1e-2)
+    assert lime[0].share == f"{sources['lime'][0]['share']:.0%}"
+    page = render_report(view)
+    assert page.count("<caption>LIME</caption>") == len(view.rows)
+    assert page.count("<caption>Mean rollout</caption>") == 0
+    assert "Source: Ribeiro et al. 2016" in page
+    assert "mean_rollout is not defined for &lt;b&gt;linear attention&lt;/b&gt;" in page
+    assert "<b>linear" not in page
+
+
+def test_only_the_largest_sources_of_other_methods_travel() -> None:
+    document, maps = newest(long(given=900, generated=4))
+    for level in build_view(document, maps).levels.values():
+        for target in level.targets:
+            assert all(len(ranked.pairs) <= 20 for ranked in target.also)
+
+
+def test_what_was_asked_and_what_it_came_to_stand_once() -> None:
+    document, maps = newest(chat())
+    document["settings"]["gradients"]["n_steps"] = 7
+    document["computed"]["n_steps"] = 7
+    view = build_view(document, maps)
+    asked = {row.key: (plain(row.value), plain(row.became)) for row in view.asked}
+    assert list(asked) == list(field_paths())
+    assert asked["gradients.n_steps"] == ("7", "")
+    assert asked["gradients.baseline"] == ("space", "")
+    assert asked["gradients.tolerance.absolute"] == ("0.02", "0.05")
+    assert asked["compute.chunk_tokens"] == ("none", "512")
+    assert asked["removal.operator"] == ("delete", "")
+    assert asked["also"] == ("lime, leave_one_out, saliency, max_head_rollout, mean_rollout", "")
+    other = {row.key: plain(row.value) for row in view.settings}
+    assert not {
+        "n_steps",
+        "baseline",
+        "tolerance.relative",
+        "chunk_tokens",
+        "referee.operator",
+        "variant.method",
+    } & set(other)
+    assert (other["held"], other["referee.parts"], other["lime.samples"]) == ("0–2, 6–10, 20–25", "11", "128")
+    assert "lime.target" not in other  # the same as that of all
+    assert not asked.keys() & other.keys()
+    page = render_report(view)
+    assert "What was asked for" in page
+    assert page.count('<code class="soft">gradients.n_steps</code>') == 1
+    assert '0.02</bdi> <span class="soft">(came to: <bdi>0.05</bdi>)' in page
+
+
+def test_without_removal_the_settings_say_so_once() -> None:
+    document, maps = newest(sample(["<s>", " a", " b"], [" x"], referee=False))
+    document["settings"]["removal"] = None
+    view = build_view(document, maps)
+    assert {row.key: plain(row.value) for row in view.asked}["removal"] == "none"
+    assert not [row.key for row in view.settings if row.key.startswith("referee")]
+
+
+def test_an_older_explanation_shows_its_settings_in_one_table() -> None:
+    view = build_view(*chat())
+    assert (view.asked, view.also) == ((), ())
+    assert {"baseline", "referee.operator", "variant.method"} <= {row.key for row in view.settings}
+    assert "What was asked for" not in render_report(view)
 
 
 def test_attention_of_an_unconverged_token_may_be_diluted_too() -> None:
