@@ -2,7 +2,7 @@
 
 from llmxai.evidence import append, open_log, recording, verify
 
-append("runs/a/evidence", record)                      # one record, durable and sealed when it returns
+append("runs/a/evidence", record)                      # one record; durable and sealed when it returns
 with open_log("runs/a/evidence", signer=key) as log:   # many records, one writer at a time
     log.append(record, texts={"input": "..."})
 with recording("runs/a/evidence") as attempt:          # one attempt, one record, whatever happens

@@ -1,4 +1,4 @@
-"""The few things that the log does to files: append and make it durable, cut a tail off, replace whole."""
+"""Durable file operations of the log: append, cut off a tail, replace atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmxai.evidence.record import File
 
 
 def append_durably(path: Path, data: bytes) -> None:
-    """Append and fsync. Where the write fails half-way (a full disk), the file is cut back to what it was."""
+    """Append and fsync. If the write fails half-way (a full disk), the file is restored to its old length."""
     before = path.stat().st_size if path.exists() else None
     try:
         with path.open("ab") as stream:
@@ -36,14 +36,14 @@ def cut_to(path: Path, size: int) -> None:
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Put `data` in the place of the file by one rename."""
+    """Replace the file with `data` by one rename."""
     with replacing(path) as stream:
         stream.write(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """What is written to the stream takes the place of the file by one rename, durably; nothing does after an error."""
+    """A stream whose contents replace the file by one rename, durably; after an error the file is unchanged."""
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "w+b") as stream:
@@ -69,9 +69,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def last_line(path: Path) -> tuple[bytes, int]:
-    """The last whole line without its newline and the place where it starts; (b"", 0) where there is none.
+    """The last complete line without its newline, and the offset where it starts; (b"", 0) if there is none.
 
-    What follows the last newline is no whole line.
+    Bytes after the last newline are not a complete line.
     """
     with path.open("rb") as stream:
         end = stream.seek(0, os.SEEK_END)
@@ -88,7 +88,7 @@ def last_line(path: Path) -> tuple[bytes, int]:
 
 
 def describe(path: Path, *, base: Path) -> File:
-    """The file by its bytes, as a record names it."""
+    """The file's size and digest, as a record lists them."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return File(path.relative_to(base).as_posix(), path.stat().st_size, digest)

@@ -1,4 +1,4 @@
-"""Keys: from a file that only its owner can read, or from the environment; made only when asked for."""
+"""Keys: from a file that only its owner can read, or from the environment; created only on request."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from llmxai.evidence.sealing import SecretKey
 from llmxai.evidence.verifier.proof import key_id, read_public_key
 
 SIGNING = "LLMXAI_SIGNING_KEY"
-"""Holds the private key in PEM; `LLMXAI_SIGNING_KEY_FILE` names a file that does."""
+"""Contains the private key in PEM; `LLMXAI_SIGNING_KEY_FILE` names a file instead."""
 PRIVATE = "LLMXAI_PRIVATE_KEY"
-"""Holds the secret of private digests, 64 hex digits; `LLMXAI_PRIVATE_KEY_FILE` names a file that does."""
+"""Contains the secret of private digests, 64 hex digits; `LLMXAI_PRIVATE_KEY_FILE` names a file instead."""
 SECRET_BYTES = 32
 
 
 def new_signing_key(path: Path | str) -> Ed25519PublicKey:
-    """Make an Ed25519 key: PKCS#8 PEM in `path` (mode 600), the public key beside it in `path`.pub.
+    """Create an Ed25519 key: PKCS#8 PEM in `path` (mode 600), the public key in `path`.pub.
 
-    Raises KeyFileError where either file exists or cannot be written.
+    Raises KeyFileError if either file exists or cannot be written.
     """
     path = Path(path)
     public_path = path.with_name(path.name + ".pub")
@@ -37,33 +37,33 @@ def new_signing_key(path: Path | str) -> Ed25519PublicKey:
 
 
 def new_secret_key(path: Path | str) -> SecretKey:
-    """Make a secret for private digests in `path` (mode 600). Raises KeyFileError as `new_signing_key` does."""
+    """Create a secret for private digests in `path` (mode 600). Raises KeyFileError as `new_signing_key` does."""
     key = SecretKey(secrets.token_bytes(SECRET_BYTES))
     _write(Path(path), key.value.hex().encode() + b"\n", mode=0o600)
     return key
 
 
 def signing_key(path: Path | str | None = None) -> Ed25519PrivateKey | None:
-    """The signing key of `path`, else of the environment, else None: the log then stays unsigned."""
+    """The signing key from `path`, else from the environment, else None: the log then stays unsigned."""
     pem, where = _find(path, SIGNING)
     if pem is None:
         return None
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (TypeError, ValueError) as error:
-        raise KeyFileError(f"{where}: is no unencrypted private key in PEM ({error}).") from error
+        raise KeyFileError(f"{where}: is not an unencrypted private key in PEM ({error}).") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{where}: is a {type(key).__name__}; expected Ed25519 (`llmxai keys new FILE`).")
     return key
 
 
 def secret_key(path: Path | str | None = None) -> SecretKey:
-    """The secret of private digests of `path`, else of the environment. Raises KeyFileError where there is none."""
+    """The secret of private digests from `path`, else from the environment. Raises KeyFileError if there is none."""
     text, where = _find(path, PRIVATE)
     if text is None:
         raise KeyFileError(
-            f"--private needs a secret key: `llmxai keys new --private FILE` makes one; then set "
-            f"{PRIVATE}_FILE=FILE. Keep it apart from the log: with it, texts can be matched; without it, never again."
+            f"--private needs a secret key: `llmxai keys new --private FILE` creates one; then set "
+            f"{PRIVATE}_FILE=FILE. Keep it apart from the log: with the key, texts can be matched; without it, never."
         )
     try:
         value = bytes.fromhex(text.decode("ascii").strip())
@@ -82,7 +82,7 @@ def public_key(path: Path | str) -> Ed25519PublicKey:
         if b"PRIVATE KEY" not in pem:
             return read_public_key(pem)
     except (OSError, ValueError) as error:
-        raise KeyFileError(f"{path}: no Ed25519 public key can be read there ({error}).") from error
+        raise KeyFileError(f"{path}: no Ed25519 public key can be read from it ({error}).") from error
     key = signing_key(path)
     assert key is not None
     return key.public_key()
@@ -104,14 +104,14 @@ def _find(path: Path | str | None, variable: str) -> tuple[bytes | None, str]:
     try:
         mode = path.stat().st_mode
         if os.name == "posix" and mode & 0o077:
-            raise KeyFileError(f"{path}: others may read it (mode {mode & 0o777:o}). Make it yours: chmod 600 {path}")
+            raise KeyFileError(f"{path}: others may read it (mode {mode & 0o777:o}). Restrict it: chmod 600 {path}")
         return path.read_bytes(), str(path)
     except OSError as error:
         raise KeyFileError(f"{path}: the key cannot be read ({error}).") from error
 
 
 def _write(path: Path, data: bytes, *, mode: int) -> None:
-    """A new file, never readable by others for a moment."""
+    """A new file, at no moment readable by others."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:

@@ -1,7 +1,7 @@
-"""What one record of the log says: types, versioned, from which docs/record.schema.json is generated.
+"""The fields of one record of the log, versioned; docs/record.schema.json is generated from them.
 
-Texts are never in a record: it holds their keyed digests, and the texts themselves lie beside the log (content.py), so
-that they can be taken away later while the chain stays whole.
+A record contains no texts, only their keyed digests. The texts are stored next to the log (content.jsonl), so they can
+be removed later while the chain stays intact.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def new_id() -> str:
 
 
 def derived_id(*parts: str) -> str:
-    """24 hex digits of SHA-256 over the parts: whoever does the same work gives its record the same id."""
+    """24 hex digits of SHA-256 over the parts: the same work gets the same id, wherever it is done."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 class RecordKind(StrEnum):
-    """`explanation`: one was made. `refusal`: what was asked could not be done, and the user can mend it.
+    """`explanation`: one was made. `refusal`: the request could not be fulfilled, and the user can correct it.
     `failure`: a bug or an interrupt. The others refer to earlier records: `review` is a reviewer's decision,
-    `redaction` and `prune` say that texts and files are gone on purpose, `repair` that a torn line was cut off.
+    `redaction` and `prune` say that texts and files were removed on purpose, `repair` that a torn line was cut off.
     """
 
     EXPLANATION = "explanation"
@@ -45,12 +45,12 @@ class RecordKind(StrEnum):
 
 
 Entry = Literal["cli", "python", "notebook", "recipe"]
-"""Where the work was asked for."""
+"""Where the request came from."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file by its bytes. `path` is relative to the folder that holds `evidence/`, with `/` between its parts."""
+    """One file. `path` is relative to the folder that holds `evidence/`, with `/` between its parts."""
 
     path: str
     bytes: int
@@ -64,7 +64,7 @@ class Model:
     digest: str | None
     """SHA-256 of the weight file, or over the digests of several in order of name."""
     weight_files: tuple[File, ...]
-    """Empty where the weights were only in memory."""
+    """Empty if the weights were only in memory."""
     architecture: str
     parameters: int
     dtype: str
@@ -103,8 +103,8 @@ class TargetRecord:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`statuses` counts targets by status. `targets` is empty for a private record: exact figures identify a text to
-    whoever has the model."""
+    """`statuses` counts targets by status. `targets` is empty for a private record: exact figures would
+    identify a text to anyone with the model."""
 
     statuses: Mapping[str, int]
     largest_gap: float | None
@@ -113,7 +113,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Error:
-    """What ended the work; its message is among the texts."""
+    """The error that ended the work; its message is among the texts."""
 
     type: str
     interrupted: bool = False
@@ -131,7 +131,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Link:
-    """To earlier records. `by` is a pseudonym; `paths` are the files that a redaction or prune takes away."""
+    """Reference to earlier records. `by` is a pseudonym; `paths` are the files that a redaction or prune removes."""
 
     records: tuple[str, ...]
     by: str | None = None
@@ -157,7 +157,7 @@ class Record:
     requester: str | None = None
     purpose: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked for besides the texts, as it was given: for a refusal, all that is known."""
+    """The options as given, without the texts; for a refusal, all that is known."""
     model: Model | None = None
     hardware: Mapping[str, Any] = field(default_factory=dict)
     input_tokens: int | None = None

@@ -36,35 +36,35 @@ if TYPE_CHECKING:
 
 @dataclass
 class Attempt:
-    """What is known from the start, and what becomes known on the way."""
+    """The facts about one attempt, known from the start or added on the way."""
 
     folder: Path
     """Of the log: an `evidence/` folder."""
     log: EvidenceLog | None
-    """The log, where it is kept open for many attempts."""
+    """The log, if it is kept open for many attempts."""
     id: str
-    """Of the record; the report names it before the record is written."""
+    """Id of the record; the report names it before the record is written."""
     entry: Entry
     started: str
     requester: str | None = None
     purpose: str | None = None
     private: SecretKey | None = None
-    """Only digests under this key are kept: no text, and no file that shows one."""
+    """If set, only digests under this key are kept: no text, and no file that shows one."""
     signer: Ed25519PrivateKey | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
-    """`prompt` or `messages`, and `response` where one is given: what a refusal is recorded with."""
+    """`prompt` or `messages`, and `response` if given; recorded even with a refusal."""
     options: Mapping[str, Any] = field(default_factory=dict)
     drafts: bool = False
-    """The record is not written here: it becomes a `draft`, for the one writer of the log."""
+    """The record is not written here: it becomes a `draft` for the single writer of the log."""
     signed_by: str | None = None
-    """Id of the key that the log is signed with, where this attempt does not hold the key itself."""
+    """Id of the key that signs the log, if this attempt does not hold the key itself."""
     receipt: Receipt | None = None
     """Set once the record is written."""
     draft: Draft | None = None
 
     @property
     def keyid(self) -> str | None:
-        """Id of the key that will sign the record; None: nobody will."""
+        """Id of the key that will sign the record; None if it stays unsigned."""
         return self.signed_by if self.signer is None else key_id(self.signer.public_key())
 
     @property
@@ -74,7 +74,7 @@ class Attempt:
     def keep(self, record: Record, texts: Mapping[str, str]) -> Receipt | None:
         """Append the record of this attempt; the log's new root is signed here, or when an open log is closed.
 
-        None where the record became a draft.
+        None if the record became a draft.
         """
         if self.drafts:
             self.draft = Draft(record, texts)
@@ -95,10 +95,10 @@ def begin(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Attempt:
-    """An attempt that starts now, for whoever cannot use `recording`. Without a `signer` its record is unsigned.
+    """An attempt that starts now, for callers that cannot use `recording`. Without a `signer` its record is unsigned.
 
     `folder`: of the log, or a log that `open_log` keeps open for many attempts (it signs with its own signer). Raises
-    EvidenceError where the log in `folder` is not whole, before any work is done.
+    EvidenceError if the log in `folder` is damaged, before any work is done.
     """
     log = folder if isinstance(folder, EvidenceLog) else None
     attempt = Attempt(
@@ -128,11 +128,11 @@ def recording(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Iterator[Attempt]:
-    """Whatever happens inside leaves one record in the log in `folder`. Without a `signer` the environment's signing
-    key is used, if there is one.
+    """The work inside leaves exactly one record in the log in `folder`. Without a `signer`, the signing key of the
+    environment is used, if there is one.
 
-    An error inside is recorded and raised again. Where its record could not be kept, the error carries a note that
-    says so. Raises EvidenceError at once where the log is not whole.
+    An error inside is recorded and raised again. If its record could not be kept, the error carries a note that says
+    so. Raises EvidenceError at once if the log is damaged.
     """
     attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
     with _kept(attempt):
@@ -143,8 +143,8 @@ def recording(
 
 @contextmanager
 def drafting(folder: Path, *, id: str, entry: Entry, purpose: str, signed_by: str | None) -> Iterator[Attempt]:
-    """Like `recording`, for one of several workers: whatever happens inside leaves `attempt.draft`, which the one
-    writer of the log in `folder` appends. An error inside is drafted and raised again.
+    """Like `recording`, for one of several workers: the work inside leaves `attempt.draft`, which the single writer of
+    the log in `folder` appends. An error inside is drafted and raised again.
     """
     attempt = Attempt(
         folder=folder,
@@ -162,7 +162,7 @@ def drafting(folder: Path, *, id: str, entry: Entry, purpose: str, signed_by: st
 
 @contextmanager
 def _kept(attempt: Attempt) -> Iterator[None]:
-    """An attempt that saved nothing is an error, and an error is kept before it goes on."""
+    """Record an error before it propagates; an attempt that saved nothing is an error too."""
     try:
         yield
         if not attempt.kept:
@@ -177,8 +177,7 @@ def _kept(attempt: Attempt) -> Iterator[None]:
 
 
 def ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str, str]]:
-    """What records the end of an attempt: a refusal (a UserError) or a failure (anything else), with what was asked
-    and what was said."""
+    """The record of an attempt that an error ended, and its texts: a refusal (UserError) or a failure (any other)."""
     refused = isinstance(error, UserError)
     record = Record(
         id=attempt.id,
@@ -201,7 +200,7 @@ def ended_by(error: BaseException, attempt: Attempt) -> tuple[Record, dict[str, 
 
 @dataclass(frozen=True)
 class Draft:
-    """What `EvidenceLog.append` takes."""
+    """The arguments of `EvidenceLog.append`."""
 
     record: Record
     texts: Mapping[str, str]
@@ -211,7 +210,7 @@ class Draft:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Draft:
-        """Raises ValueError where the document is no draft."""
+        """Raises ValueError if the document is not a draft."""
         return cls(record=_reader().validate_python(document["record"]), texts=dict(document["texts"]))
 
 
@@ -223,8 +222,8 @@ def _reader() -> Any:
 
 
 def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
-    """`input`: the prompt as it is, or the messages as canonical JSON; nothing where nothing was read yet.
-    `foil`, where the answer is explained against another."""
+    """`input`: the prompt unchanged, or the messages as canonical JSON; empty if nothing was read yet. `foil`, if the
+    answer is explained against another."""
     texts = {}
     if request.get("prompt") is not None:
         texts["input"] = str(request["prompt"])
@@ -245,15 +244,14 @@ def id_text(ids: Sequence[int]) -> str:
 def explained(
     attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
 ) -> Receipt | None:
-    """Append the record of an explanation to the attempt's log (None: it became a draft). `save` does this for
-    whoever saves."""
+    """Append the record of an explanation to the attempt's log (None: it became a draft). `save` calls this."""
     return attempt.keep(*explanation_record(attempt, explanation, artefacts=artefacts, warnings=warnings))
 
 
 def explanation_record(
     attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
 ) -> tuple[Record, dict[str, str]]:
-    """The record and its texts: input, input_ids, output, output_ids, and foil where there is one."""
+    """The record and its texts: input, input_ids, output, output_ids, and foil if there is one."""
     generation = explanation.generation
     record = Record(
         id=attempt.id,
@@ -338,6 +336,6 @@ def _outcome(explanation: Explanation, *, private: bool) -> Outcome:
 
 
 def _figures(check: CrossCheck) -> dict[str, Any]:
-    """The check's own single figures, whatever they are called; lists stay in explanation.json."""
+    """The single figures of the check; lists stay in explanation.json."""
     values = {each.name: getattr(check, each.name) for each in fields(check) if each.name not in ("status", "reason")}
     return {name: value for name, value in values.items() if value is None or isinstance(value, int | float | str)}

@@ -1,7 +1,7 @@
-"""Take texts and files away and leave the chain whole: on request (redact), or because they are old (prune).
+"""Remove texts and files but keep the chain intact: on request (redact), or because they are old (prune).
 
-A record that says what goes, and why, is appended first; only then is anything removed. If that is interrupted, the
-next removal finishes it. The records themselves stay: they hold digests and no text.
+First a record is appended that says what is removed, and why; only then is anything removed. If that is interrupted,
+the next removal completes it. The records themselves stay: they hold digests and no text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def redact(
 ) -> Receipt:
     """Remove the texts and files of one record; its digests stay, and a later record gives the reason.
 
-    Raises EvidenceError for an unknown record or a log that is not whole.
+    Raises EvidenceError for an unknown record or a damaged log.
     """
     place = evidence_of(Path(run))
     entry, _ = find(read_log(run), id)
@@ -37,7 +37,7 @@ def redact(
 def prune(
     run: Path | str, *, older_than: timedelta, by: str | None = None, signer: Ed25519PrivateKey | None = None
 ) -> Receipt | None:
-    """Remove the texts and files of every record that ended longer ago than `older_than`; None where there are none."""
+    """Remove the texts and files of every record that ended longer ago than `older_than`; None if there are none."""
     place, log = evidence_of(Path(run)), read_log(run)
     before = datetime.now(UTC) - older_than
     gone = removed_ids(log)
@@ -53,8 +53,10 @@ def prune(
 
 
 def withdraw(log: EvidenceLog, folders: Sequence[Path], *, reason: str) -> Receipt | None:
-    """Remove the texts and files of the records whose files lie in `folders`, which other results take the place of;
-    None where no record names any."""
+    """Remove the texts and files of the records whose files lie in `folders`, before other results replace them.
+
+    None if no record names any.
+    """
     base = log.folder.parent.resolve()
     prefixes = tuple(folder.resolve().relative_to(base).as_posix() + "/" for folder in folders)
     entries = [
@@ -107,7 +109,7 @@ def _drop_texts(path: Path, digests: Collection[str]) -> None:
 
 
 def _drop_files(base: Path, log: Log, ids: Collection[str]) -> None:
-    """Files of these records, as far as no later record has put its own in their place."""
+    """Remove the files of these records, except those that a later record has replaced."""
     last = {artefact["path"]: entry.id for entry, _ in log for artefact in entry.body["artefacts"] or ()}
     for path, owner in last.items():
         if owner in ids:
@@ -124,8 +126,8 @@ def review(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Receipt:
-    """Append a decision about a record. `by` is a pseudonym and stays in the record; the note is a text, and can be
-    redacted. Raises EvidenceError for an unknown record or a log that is not whole.
+    """Append a decision about a record. `by` is a pseudonym and stays in the record; the note is a text that can be
+    redacted. Raises EvidenceError for an unknown record or a damaged log.
     """
     entry, _ = find(read_log(run), id)
     now = utc_now()

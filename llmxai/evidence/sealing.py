@@ -1,4 +1,4 @@
-"""Records as canonical JSON, RFC 8785: one value, one sequence of bytes."""
+"""Records as canonical JSON (RFC 8785), the digests of their texts, and signed checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmxai.evidence.verifier.lines import digest_of_text
 from llmxai.evidence.verifier.proof import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, key_id
 
 EXACT = 2**53
-"""Integers from here on are no exact JSON numbers for every reader; they are written as strings of digits."""
+"""Larger integers are not exact JSON numbers for every reader; they are written as strings of digits."""
 
 
 def canonical(value: Any) -> bytes:
@@ -64,7 +64,7 @@ class SecretKey:
 
     @property
     def id(self) -> str:
-        """The first 16 digits of the key's SHA-256: it names the key and does not give it away."""
+        """The first 16 digits of the key's SHA-256, which identify the key without revealing it."""
         return hashlib.sha256(self.value).hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -91,8 +91,8 @@ def checkpoint(
     """One line of checkpoints.jsonl: `size` records of log `log` have the Merkle root `root` (hex).
 
     `head` is the hash of the last record, `prefix` the SHA-256 of the file so far and `prev` that of the checkpoint
-    before it. Without a signer the envelope
-    carries no signature: it still shows later, to whoever kept it, that the log was not cut or rewritten.
+    before it. Without a signer the envelope carries no signature; a copy kept elsewhere still shows later that the log
+    was not cut or rewritten.
     """
     keyid = key_id(signer.public_key()) if signer else None
     statement = {

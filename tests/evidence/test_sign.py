@@ -146,7 +146,7 @@ def test_what_is_no_signing_key(tmp_path: Path) -> None:
     pem = curve.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    for name, data, words in (("a", b"no key", "no unencrypted private key"), ("b", pem, "expected Ed25519")):
+    for name, data, words in (("a", b"no key", "not an unencrypted private key"), ("b", pem, "expected Ed25519")):
         path = tmp_path / name
         path.write_bytes(data)
         path.chmod(0o600)
