@@ -18,6 +18,7 @@ from tiny import (
     CLASSIFIERS,
     ENCODER_DECODERS,
     HYBRIDS,
+    certificate_of,
     make_classifier,
     make_encoder_decoder,
     make_loaded,
@@ -25,10 +26,10 @@ from tiny import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmxai import Decoding, explain, save
+from llmxai import Explanation, IntegratedGradients, Settings, explain, save
 from llmxai.models import LoadedModel
 from llmxai.store import read_folder
-from llmxai.types import Explanation, Generation, Role, Status, predicting_position
+from llmxai.types import Generation, Role, Status, predicting_position
 
 CHAT = [
     {"role": "system", "content": "You are a helpful assistant."},
@@ -83,28 +84,33 @@ def run(case: str, folder: Path) -> Row:
     name, changes = CASES[case]
     if name in CLASSIFIERS:
         loaded = make_classifier(name, initializer_range=SCALE)
-        result = explain(loaded, CHAT[1]["content"], max_nodes=256)
+        result = explain(loaded, CHAT[1]["content"], settings=nodes(256))
     elif name in ENCODER_DECODERS:
         loaded = make_encoder_decoder(name)
-        result = explain(loaded, CHAT[1]["content"], decoding=Decoding(max_new_tokens=3), max_nodes=512)
+        result = explain(loaded, CHAT[1]["content"], max_new_tokens=3, settings=nodes(512))
     else:
         scale = "init_std" if name == "opt" else "initializer_range"
         loaded = make_loaded(name, **{scale: SCALE, **changes})
-        nodes = OPT_NODES if name == "opt" else 256
-        result = explain(loaded, messages=CHAT, decoding=Decoding(max_new_tokens=3), max_nodes=nodes)
+        asked = nodes(OPT_NODES if name == "opt" else 256)
+        result = explain(loaded, CHAT, max_new_tokens=3, settings=asked)
     recorded = result.generation.logprobs or ()
     why = result.rollout.refused or ""
     naive = None if why else naive_rollout(loaded, result.generation)
+    certificate = certificate_of(result.gradients)
     return Row(
         case=case,
         roles=roles_are_right(result.generation),
         replayed=max(abs(a - b) for a, b in zip(recorded, result.replay.logprobs, strict=True)),
-        converged=all(result.attribution.converged),
-        gap=float(result.attribution.gap.abs().max()),
-        rollout_error=None if naive is None else float((result.rollout.rows - naive).abs().max()),
+        converged=all(certificate.converged),
+        gap=float(certificate.gap.abs().max()),
+        rollout_error=None if naive is None else float((result.rollout.values - naive).abs().max()),
         reported=is_reported(result, folder),
         why=why,
     )
+
+
+def nodes(most: int) -> Settings:
+    return Settings(gradients=IntegratedGradients(max_nodes=most))
 
 
 def roles_are_right(generation: Generation) -> bool:
@@ -165,9 +171,9 @@ def is_reported(result: Explanation, folder: Path) -> bool:
     page = (folder / "report.html").read_text(encoding="utf-8")
     marked = [target["status"] == Status.UNCONVERGED for target in document["targets"]]
     return (
-        torch.equal(torch.from_numpy(maps["integrated_gradients"]), result.attribution.values.float())
+        torch.equal(torch.from_numpy(maps["integrated_gradients"]), result.gradients.values.float())
         and rollout_is_reported(result, document, maps, page)
-        and marked == [not converged for converged in result.attribution.converged]
+        and marked == [not converged for converged in certificate_of(result.gradients).converged]
         and result.environment["model"]["architecture"] in page
     )
 
@@ -179,7 +185,7 @@ def rollout_is_reported(
     reason = result.rollout.refused
     if reason is None:
         return document["refusals"] == {} and torch.equal(
-            torch.from_numpy(maps["rollout"]), result.rollout.rows.float()
+            torch.from_numpy(maps["rollout"]), result.rollout.values.float()
         )
     return (
         document["refusals"] == dict.fromkeys(("attention_rollout", "gradient_weighted_rollout"), reason)

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients
-from llmxai.methods.attention.variants import roll_variant
-from tiny import CLASSES, CLASSIFIERS, make_classifier
+from tiny import CLASSES, CLASSIFIERS, certificate_of, make_classifier, null_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from typer.testing import CliRunner
@@ -19,8 +18,9 @@ from llmxai import explain, load, save
 from llmxai.cli import app
 from llmxai.errors import PromptError, UnsupportedModelError
 from llmxai.evidence.log import read_log
-from llmxai.generation import classify, encode_prompt
-from llmxai.methods import attention_rollout, gradient_weighted_rollout, layer_integrated_gradients, variant_names
+from llmxai.explain import variant_names
+from llmxai.generation import answer, encode_prompt, force_response
+from llmxai.methods import METHODS, attention_rollout, gradient_weighted_rollout, layer_integrated_gradients
 from llmxai.methods.features import baseline_token
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.check import check_model
@@ -33,7 +33,7 @@ TEXT = "The capital of France is Paris, and the answer was short."
 
 def loaded_and_answer(architecture: str) -> tuple[LoadedModel, Generation]:
     loaded = make_classifier(architecture)
-    return loaded, classify(loaded, encode_prompt(loaded, TEXT))
+    return loaded, answer(loaded, TEXT)
 
 
 def eager(loaded: LoadedModel) -> Any:
@@ -89,11 +89,11 @@ def test_rollout_is_the_eager_product(architecture: str) -> None:
     loaded, generation = loaded_and_answer(architecture)
     rollout = attention_rollout(loaded, generation)
     want = naive_rollout(loaded, generation)
-    assert (rollout.rows[0, :-1] - want).abs().max() < 1e-5
-    assert rollout.rows[0, -1] == 0
-    assert float(rollout.null_rows.sum()) == pytest.approx(1)
+    assert (rollout.values[0, :-1] - want).abs().max() < 1e-5
+    assert rollout.values[0, -1] == 0
+    assert float(null_of(rollout).sum()) == pytest.approx(1)
     if architecture != "modernbert":  # no windows: uniform attention sees every token alike
-        assert rollout.null_rows[0, 1:-1].std() < 1e-9
+        assert null_of(rollout)[0, 1:-1].std() < 1e-9
 
 
 @pytest.mark.parametrize("architecture", CLASSIFIERS)
@@ -109,7 +109,7 @@ def test_gradient_weighted_rollout_is_the_whole_recursion(architecture: str) -> 
     for layer, gradient in zip(output.attentions, gradients, strict=True):
         whole = whole + (layer * gradient)[0].clamp(min=0).mean(dim=0).detach().double() @ whole
     row = (whole - torch.eye(len(whole)))[list(generation.read_at)].mean(dim=0)
-    got = gradient_weighted_rollout(loaded, generation).rows[0, :-1]
+    got = gradient_weighted_rollout(loaded, generation).values[0, :-1]
     assert (got - row / row.sum()).abs().max() < 1e-4
 
 
@@ -117,7 +117,7 @@ def test_gradient_weighted_rollout_is_the_whole_recursion(architecture: str) -> 
 def test_every_variant_runs(name: str) -> None:
     """DistilBERT's attention goes straight into its output projection, as the weighing by values needs; BERT's not."""
     loaded, generation = loaded_and_answer("distilbert")
-    rows = roll_variant(loaded, generation, name=name, progress=lambda _done, _all: None).rows
+    rows = METHODS[name].function(loaded, generation).values
     assert rows.shape == (1, len(generation.ids))
     assert float(rows.sum()) == pytest.approx(1, abs=1e-6)
 
@@ -125,21 +125,21 @@ def test_every_variant_runs(name: str) -> None:
 def test_leave_one_out_is_classifying_the_shorter_text() -> None:
     loaded = make_classifier("bert")
     result = explain(loaded, TEXT)
-    assert result.ablations is not None
-    for unit, (first, end) in list(enumerate(result.ablations.units))[:3]:
+    assert result.effects is not None
+    for unit, (first, end) in list(enumerate(result.effects.units))[:3]:
         rest = result.generation.ids[:first] + result.generation.ids[end:-1]
         want = loaded.model(torch.tensor([rest])).logits[0].log_softmax(-1)[result.generation.ids[-1]]
-        assert float(result.ablations.f_without[0, unit]) == pytest.approx(float(want), abs=1e-5)
+        assert float(result.effects.f_without[0, unit]) == pytest.approx(float(want), abs=1e-5)
 
 
 def test_another_class_by_name_and_by_number() -> None:
     loaded = make_classifier("bert")
     tokens = encode_prompt(loaded, TEXT)
-    by_name, by_number = (classify(loaded, tokens, label=label) for label in ("neutral", "1"))
+    by_name, by_number = (force_response(loaded, tokens, response=label) for label in ("neutral", "1"))
     assert by_name.ids == by_number.ids
     assert (by_name.stop, by_name.logprobs) == ("given", None)
     with pytest.raises(PromptError, match=r"no class 'good'. Known: 'negative', 'neutral', 'positive', or a number"):
-        classify(loaded, tokens, label="good")
+        force_response(loaded, tokens, response="good")
 
 
 def test_the_baseline_is_the_mask_where_there_is_no_space() -> None:
@@ -162,7 +162,7 @@ def test_layers_that_cannot_be_told_apart_leave_the_gradients() -> None:
     model = AutoModelForSequenceClassification.from_config(config).eval()
     result = explain(wrap(model, loaded.tokenizer, name="tiny albert"), TEXT)
     assert result.generation.read_at == ()
-    assert all(result.attribution.converged)
+    assert all(certificate_of(result.gradients).converged)
     assert "cannot be identified" in str(result.rollout.refused)
 
 

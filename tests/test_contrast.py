@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from ended import Ended
-from tiny import answered, make_classifier
+from tiny import answered, certificate_of, make_classifier
 
 from llmxai import explain, save
 from llmxai.errors import PromptError
 from llmxai.evidence import redact, verify
-from llmxai.evidence.log import Entry, read_log
+from llmxai.evidence.log import read_log
+from llmxai.evidence.verifier.lines import Entry
+from llmxai.explanation import Explanation
 from llmxai.generation import with_foil
 from llmxai.methods import (
-    Removal,
     attention_rollout,
     gradient_weighted_rollout,
     layer_integrated_gradients,
@@ -29,11 +30,13 @@ from llmxai.models import LoadedModel
 from llmxai.recompute import recompute
 from llmxai.report import build_view, export, render_report
 from llmxai.report.visible import plain
+from llmxai.settings import IntegratedGradients, Removal, Settings
 from llmxai.store import read_folder
-from llmxai.types import Explanation, Generation
+from llmxai.types import Generation
 
 PROMPT, ANSWER, FOIL = "The capital of France is", " Paris, Rome", " Paris, red"
 T = 2
+FEW_NODES = Settings(gradients=IntegratedGradients(max_nodes=16))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def three(gpt64: LoadedModel) -> tuple[Generation, Generation, Generation]:
 
 @pytest.fixture(scope="module")
 def explanation(tiny_llama: LoadedModel) -> Explanation:
-    return explain(tiny_llama, PROMPT, response=ANSWER, foil=FOIL, max_nodes=16)
+    return explain(tiny_llama, PROMPT, response=ANSWER, foil=FOIL, settings=FEW_NODES)
 
 
 def only(run: Path) -> Entry:
@@ -66,8 +69,9 @@ def test_integrated_gradients_are_linear_in_f(
     """With the same nodes, the values of a contrast are those of the token minus those of the foil."""
     own, other, both = (layer_integrated_gradients(gpt64, each, n_steps=6) for each in three)
     assert (both.values[T] - (own.values[T] - other.values[T])).abs().max() < 1e-10
-    assert float(both.f_input[T]) == pytest.approx(float(own.f_input[T] - other.f_input[T]), abs=1e-10)
-    assert float(both.f_baseline[T]) == pytest.approx(float(own.f_baseline[T] - other.f_baseline[T]), abs=1e-10)
+    for name in ("f_input", "f_baseline"):
+        a, b, c = (float(getattr(certificate_of(each), name)[T]) for each in (own, other, both))
+        assert c == pytest.approx(a - b, abs=1e-10)
     assert torch.equal(both.values[:T], own.values[:T])
     assert both.values[T].abs().max() > 1e-3
     assert both.settings["target"] == "logprob, contrast"
@@ -76,7 +80,7 @@ def test_integrated_gradients_are_linear_in_f(
 def test_what_removal_does_is_the_difference(
     gpt64: LoadedModel, three: tuple[Generation, Generation, Generation]
 ) -> None:
-    own, other, both = (measure_effects(gpt64, each, ablation=Removal(subsets=6)) for each in three)
+    own, other, both = (measure_effects(gpt64, each, removal=Removal(subsets=6)) for each in three)
     for name in ("f_full", "f_without", "f_masked"):
         a, b, c = (getattr(each, name)[T] for each in (own, other, both))
         assert torch.allclose(c, a - b, atol=1e-10)
@@ -87,10 +91,10 @@ def test_attention_knows_no_foil_and_its_gradient_does(
     gpt64: LoadedModel, three: tuple[Generation, Generation, Generation]
 ) -> None:
     own, _, both = three
-    assert torch.equal(attention_rollout(gpt64, own).rows, attention_rollout(gpt64, both).rows)
+    assert torch.equal(attention_rollout(gpt64, own).values, attention_rollout(gpt64, both).values)
     one, two = (gradient_weighted_rollout(gpt64, each) for each in (own, both))
-    assert torch.allclose(one.rows[:T], two.rows[:T], atol=1e-12)
-    assert (one.rows[T] - two.rows[T]).abs().max() > 1e-4
+    assert torch.allclose(one.values[:T], two.values[:T], atol=1e-12)
+    assert (one.values[T] - two.values[T]).abs().max() > 1e-4
     assert two.settings["target"] == "logprob, contrast"
 
 
@@ -109,8 +113,8 @@ def test_it_is_computed_again_with_its_foil(tiny_llama: LoadedModel, explanation
     save(explanation, tmp_path / "out")
     found = recompute(tmp_path / "out", only(tmp_path / "out").id, model=tiny_llama)
     assert found.outcome == "within"
-    plainly = explain(tiny_llama, PROMPT, response=ANSWER, max_nodes=16)
-    assert not torch.allclose(plainly.attribution.values[T], explanation.attribution.values[T], atol=1e-3)
+    plainly = explain(tiny_llama, PROMPT, response=ANSWER, settings=FEW_NODES)
+    assert not torch.allclose(plainly.gradients.values[T], explanation.gradients.values[T], atol=1e-3)
 
 
 def test_the_text_of_the_foil_is_kept_apart_and_goes_with_the_others(explanation: Explanation, tmp_path: Path) -> None:
@@ -152,10 +156,11 @@ def test_tables_name_the_foil(explanation: Explanation, tmp_path: Path) -> None:
 def test_one_class_against_another() -> None:
     loaded = make_classifier("bert")
     text = "The capital of France is Paris, and the answer was short."
-    found = explain(loaded, text, response="positive", foil="neutral", max_nodes=64)
+    nodes = Settings(gradients=IntegratedGradients(max_nodes=64))
+    found = explain(loaded, text, response="positive", foil="neutral", settings=nodes)
     ids = torch.tensor([found.generation.ids[:-1]])
     logits = loaded.model(ids).logits[0].double()
-    assert float(found.attribution.f_input[0]) == pytest.approx(float(logits[2] - logits[1]), abs=1e-5)
+    assert float(certificate_of(found.gradients).f_input[0]) == pytest.approx(float(logits[2] - logits[1]), abs=1e-5)
     assert found.generation.foil is not None
 
 
@@ -175,4 +180,4 @@ def test_on_the_command_line(run: Callable[..., Ended], model_folder: Path, tmp_
 
 def test_a_foil_that_says_nothing_is_refused_before_the_numbers(tiny_llama: LoadedModel) -> None:
     with pytest.raises(PromptError, match="The foil is empty"):
-        explain(tiny_llama, PROMPT, response=ANSWER, foil=" ", max_nodes=8)
+        explain(tiny_llama, PROMPT, response=ANSWER, foil=" ", settings=FEW_NODES)

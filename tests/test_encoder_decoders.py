@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import IntegratedGradients
-from tiny import ENCODER_DECODERS, make_encoder_decoder, make_tokenizer
+from tiny import ENCODER_DECODERS, certificate_of, make_encoder_decoder, make_tokenizer, null_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
 
-from llmxai import Compute, Decoding, explain, load, save
+from llmxai import AttentionRollout, Compute, Decoding, Settings, explain, load, save
 from llmxai.cli import app
 from llmxai.errors import UnsupportedModelError
 from llmxai.evidence.log import read_log
@@ -86,8 +86,9 @@ def test_gradients_are_captums_over_both_embeddings(architecture: str) -> None:
 def test_source_and_answer_together_are_complete(architecture: str, checkpoint: bool) -> None:
     loaded, generation = loaded_and_answer(architecture)
     got = layer_integrated_gradients(loaded, generation, max_nodes=512, compute=Compute(checkpoint=checkpoint))
-    assert all(got.converged)
-    assert torch.allclose(got.values.sum(dim=1), got.f_input - got.f_baseline + got.gap)
+    certificate = certificate_of(got)
+    assert all(certificate.converged)
+    assert torch.allclose(got.values.sum(dim=1), certificate.f_input - certificate.f_baseline + certificate.gap)
     cut = generation.source_len
     assert got.values[:, :cut].any(dim=1).all()  # every target has something of the source ...
     assert got.values[1:, cut:].any(dim=1).all()  # ... and all but the first of the answer before it
@@ -95,7 +96,7 @@ def test_source_and_answer_together_are_complete(architecture: str, checkpoint: 
     source, decoder = two_sided(generation)
     logits = loaded.model(input_ids=source, decoder_input_ids=decoder).logits[0].double()
     want = logits.log_softmax(-1)[:-1].gather(1, decoder[0, 1:, None])[:, 0]
-    assert torch.allclose(got.f_input, want, atol=1e-4)
+    assert torch.allclose(certificate.f_input, want, atol=1e-4)
 
 
 def eager(loaded: LoadedModel, generation: Generation) -> Any:
@@ -134,11 +135,11 @@ def test_rollout_is_the_product_of_whole_matrices(architecture: str) -> None:
                 null = layer @ null
     positions = [generation.prompt_len + t - 1 for t in range(generation.n_targets)]
     got = attention_rollout(loaded, generation, residual=0.7)
-    assert (got.rows - product[positions]).abs().max() < 1e-5
-    assert (got.null_rows - null[positions]).abs().max() < 1e-5
+    assert (got.values - product[positions]).abs().max() < 1e-5
+    assert (null_of(got) - null[positions]).abs().max() < 1e-5
     assert got.curve is not None
     assert got.curve.sink_mass.shape == (generation.n_targets, 5)  # two layers of the decoder, three of the encoder
-    assert torch.allclose(got.curve.sink_mass[:, -1], got.rows[:, 0])
+    assert torch.allclose(got.curve.sink_mass[:, -1], got.values[:, 0])
 
 
 @pytest.mark.parametrize("architecture", ENCODER_DECODERS)
@@ -159,25 +160,26 @@ def test_gradient_weighted_rollout_is_the_whole_recursion(architecture: str) -> 
             layer[queries, keys] = (weights * gradient)[0].clamp(min=0).mean(dim=0).detach().double()
             whole = whole + layer @ whole
         row = whole[position] - torch.eye(n)[position]
-        assert (got.rows[t] - row / row.sum()).abs().max() < 1e-4
+        assert (got.values[t] - row / row.sum()).abs().max() < 1e-4
 
 
 def test_leave_one_out_is_the_answer_to_the_shorter_source() -> None:
     loaded = make_encoder_decoder("t5")
     result = explain(loaded, SOURCE, response=ANSWER)
-    assert result.ablations is not None
+    assert result.effects is not None
     source, decoder = two_sided(result.generation)
-    for unit, (first, end) in list(enumerate(result.ablations.units))[:3]:
+    for unit, (first, end) in list(enumerate(result.effects.units))[:3]:
         rest = torch.cat([source[:, :first], source[:, end:]], dim=1)
         logits = loaded.model(input_ids=rest, decoder_input_ids=decoder).logits[0].double()
         want = logits.log_softmax(-1)[:-1].gather(1, decoder[0, 1:, None])[:, 0]
-        assert torch.allclose(result.ablations.f_without[:, unit], want, atol=1e-4)
-    assert max(end for _, end in result.ablations.units) < result.generation.source_len
+        assert torch.allclose(result.effects.f_without[:, unit], want, atol=1e-4)
+    assert max(end for _, end in result.effects.units) < result.generation.source_len
 
 
 def test_a_variant_for_one_stack_is_refused_and_the_rest_delivered() -> None:
     loaded = make_encoder_decoder("t5")
-    result = explain(loaded, SOURCE, response=ANSWER, variant="value_norm_rollout", referee=None)
+    asked = Settings(rollout=AttentionRollout(variant="value_norm_rollout"), removal=None)
+    result = explain(loaded, SOURCE, response=ANSWER, settings=asked)
     assert result.rollout.refused is None
     assert "three kinds of attention" in str(result.variant.refused)
 
