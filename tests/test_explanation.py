@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -105,7 +106,9 @@ def test_reprs_print_no_tensors(explained: Explanation) -> None:
     assert repr(explained.gradients).startswith(f"Scores(layer_integrated_gradients, {shape}, signed; target 0: token ")
     assert f"Scores(attention_rollout, {shape}, unsigned" in repr(explained.rollout)
     assert repr(explained.scores["deep_lift"]).startswith("Scores(deep_lift, refused: ")
-    assert f"Effects(delete, {len(explained.effects.units)} units, 64 random subsets, 9 targets" in repr(explained.effects)
+    assert f"Effects(delete, {len(explained.effects.units)} units, 64 random subsets, 9 targets" in repr(
+        explained.effects
+    )
     assert f"{explained.generation.prompt_len} + {len(explained)} tokens, given)" in repr(explained.generation)
 
 
@@ -565,3 +568,19 @@ def test_the_mark_that_ends_an_answer_is_no_part_of_it(tiny_llama: LoadedModel) 
     assert explanation.answer == " Paris<|im_end|>"
     object.__setattr__(generation, "stop", "eos")
     assert explain(tiny_llama, generation, settings=BARE).answer == " Paris"
+
+
+@pytest.mark.slow
+def test_the_page_about_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(python|text)\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, "python.md", "exec", dont_inherit=True), names)
+    shown = [block for kind, block in blocks if kind == "text"]
+    assert shown[0].splitlines()[:2] == names["explanation"].summary().splitlines()[:2]
+    sources, effects = shown[1].splitlines()
+    assert sources == repr(names["paris"].top(3))
+    assert effects == repr(names["paris"].effects(3))
