@@ -21,15 +21,19 @@ from llmxai.models.adapters.encoder_decoder import with_decoder_start
 from llmxai.types import PromptTokens, Role
 
 WINDOW = 8
-"""Tokens of left context decoded together with a token (some tokenizers drop a leading space)."""
+"""Tokens of left context that are decoded together with a token (some tokenizers drop a leading space)."""
 LONGEST_CHARACTER = 4
 """A character is at most four byte tokens."""
+INCOMPLETE = "\ufffd"
+"""What bytes that are no character, or not yet one, are decoded to."""
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text that each token adds; joined, the texts are the decoded sequence.
+    """The text that each token adds, so that the texts joined are the decoded sequence.
 
-    A token that ends in the middle of a character adds `""`; the token that completes it adds the character.
+    A token that ends in the middle of a character adds `""`; the token that completes it adds the character. Decoded
+    in pieces that end between characters. Where byte tokens are no text, tokenizers with byte fallback decode the whole
+    run of them to U+FFFD, complete characters included; those in an earlier piece are shown here all the same.
     """
 
     def decode(first: int, last: int) -> str:
@@ -37,15 +41,27 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple
             tokenizer.decode(list(ids[first:last]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
 
-    def settled(first: int, last: int) -> str:
-        """The part of the decoded text of [first, last) that does not change when more tokens follow."""
-        pairs = zip(decode(first, last), decode(first, min(last + LONGEST_CHARACTER, len(ids))), strict=False)
-        return "".join(now for now, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    def anchor_of(cut: int) -> int | None:
+        """Where decoding may begin so that the text before `cut` is complete and what follows leaves it so, or None."""
+        for first in range(max(0, cut - WINDOW), cut):
+            before = decode(first, cut)
+            if not before.endswith(INCOMPLETE):
+                later = (decode(first, cut + more) for more in range(1, LONGEST_CHARACTER + 1))
+                return first if any(text.startswith(before) for text in later) else None
+        return None
 
-    texts = []
-    for i in range(len(ids)):
-        anchor = max(0, i - WINDOW)
-        texts.append(settled(anchor, i + 1)[len(settled(anchor, i)) :])
+    texts: list[str] = []
+    anchor = 0
+    while (start := len(texts)) < len(ids):
+        cuts = ((cut, anchor_of(cut)) for cut in range(start + WINDOW, len(ids)))
+        end, following = next(((cut, first) for cut, first in cuts if first is not None), (len(ids), 0))
+        whole, at = decode(anchor, end), len(decode(anchor, start))
+        for i in range(start, end):
+            alike = takewhile(lambda pair: pair[0] == pair[1], zip(decode(anchor, i + 1), whole, strict=False))
+            reach = max(at, sum(1 for _ in alike))
+            texts.append(whole[at:reach])
+            at = reach
+        anchor = following
     return tuple(texts)
 
 
