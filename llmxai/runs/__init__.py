@@ -1,4 +1,4 @@
-"""Recipes and runs: what to explain and evaluate, written down, and done so that it survives being killed."""
+"""Recipes and runs: what to explain and evaluate, and running it so that it survives being killed."""
 
 from typing import TYPE_CHECKING
 

@@ -1,10 +1,9 @@
-"""The rows on the actors of Ray Data: several workers of one machine, or of many (docs/scale.md).
+"""Rows on the actors of Ray Data: several workers on one machine or many (docs/scale.md).
 
 Batches of rows are Parquet files in the run's folder, which every node must see. Ray Data streams their numbers to
-actors that hold the model; an actor reads its batch, prepares each row in the run's folder as any worker does, and
-answers with the ids. Whoever started the run is the only one who writes the evidence log, the ledger and the tables.
-An actor that dies is replaced (Ray Data restarts it as often as it takes) and given its batch again; the rows of it
-that are prepared stay as they are.
+actors that hold the model; an actor reads its batch, prepares each row in the run's folder like any worker, and
+returns the ids. Only the process that started the run writes the evidence log, the ledger and the tables. An actor that
+dies is replaced (Ray Data restarts it as often as needed) and gets its batch again; rows already prepared are kept.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ from llmxai.runs.worker import EVIDENCE, Worker, request_of
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
 
 OBJECT_STORE = 256 * 2**20
-"""Bytes of the object store of a cluster that we start: only ids and rows of data go through it."""
+"""Bytes of the object store of a cluster that we start; only ids and rows of data pass through it."""
 DEATHS = 3
-"""So often may a row's worker die before the row counts as failed."""
+"""How often a row's worker may die before the row counts as failed."""
 PATIENCE = 20.0
-"""Seconds that the actors of a cluster of ours get to end."""
+"""Seconds that the actors of our own cluster get to shut down."""
 STOP = "stop"
 
 
 class RayEngine:
-    """Connects to the cluster that RAY_ADDRESS names; without one, starts one on this machine and ends it again."""
+    """Connects to the cluster that RAY_ADDRESS names; without one, starts and stops one on this machine."""
 
     def __init__(self, recipe: Recipe, run: Path, *, workers: int | None, signed_by: str | None) -> None:
         self.recipe, self.run, self.signed_by = recipe, run.absolute(), signed_by
@@ -55,7 +54,7 @@ class RayEngine:
         self.own = False
         self.wanted = workers or recipe.workers.count
         self.batches: Path | None = None
-        """While rows are performed, or were interrupted."""
+        """Set while rows are running, or if they were interrupted."""
         self.gpus = recipe.workers.gpus
 
     @property
@@ -90,9 +89,9 @@ class RayEngine:
         self.batches = None
 
     def close(self) -> None:
-        """End the cluster if it is ours. After an interruption, draft a record for every row in hand.
+        """Stop the cluster if it is ours. After an interruption, draft a record for every current row.
 
-        Actors on a cluster of somebody else may still be at work when this returns, so nothing is said of their rows.
+        Actors on a foreign cluster may still be running when this returns, so nothing is recorded about their rows.
         """
         if self.own:
             actors = [child for child in psutil.Process().children(recursive=True) if _is_actor(child)]
@@ -112,17 +111,17 @@ class RayEngine:
             actors = self.workers * self.recipe.workers.cpus
             self.ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, int(actors) + 1),  # one more, so that reading is never shut out
+                num_cpus=max(os.cpu_count() or 1, int(actors) + 1),  # one more, so that reading is never blocked
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE,
                 **quiet,
             )
             self.own = True
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+            signal.signal(signal.SIGTERM, handler)  # Ray installs its own
 
     def _write(self, windows: Iterable[Window], batches: Path, clerk: RunWriter) -> int:
-        """One Parquet file a batch, the costliest of each window first; how many."""
+        """Write one Parquet file per batch, the most expensive of each window first; return their number."""
         count = 0
         for window in windows:
             clerk.expect(window)
@@ -155,7 +154,7 @@ class RayEngine:
 
 
 class Explainer:
-    """What an actor holds: the model, loaded once."""
+    """An actor with its model, loaded once."""
 
     def __init__(self, recipe: str, run: str, batches: str, signed_by: str | None, home: str) -> None:
         read = Recipe.model_validate_json(recipe)
@@ -164,7 +163,7 @@ class Explainer:
         self.ledger, self.batches = Ledger(Path(run)), Path(batches)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Do the rows of these batches that are neither prepared nor done yet; the ids of all that are."""
+        """Process the rows of these batches that are neither prepared nor done; return the ids of all that are."""
         done = []
         tables = [pq.read_table(_file(self.batches, int(n))) for n in batch["id"]]
         for job in [Job.from_json(text) for table in tables for text in table["job"].to_pylist()]:
@@ -176,7 +175,7 @@ class Explainer:
         return {"done": np.array(done, dtype=object)}
 
     def _begun(self, job: Job) -> Job:
-        """The job, or in its place one that fails where the row takes its worker down each time."""
+        """The job; if the row kills its worker each time, a job that fails instead."""
         marks = self.batches / f"{job.row.id}.begun"
         with marks.open("a", encoding="utf-8") as stream:
             stream.write(f"{utc_now()} {job.to_json()}\n")
@@ -187,11 +186,11 @@ class Explainer:
 
 
 def draft_begun(batches: Path, run: Path, recipe: Recipe, *, signed_by: str | None) -> None:
-    """For every row that was begun, and is neither prepared nor done, the draft of a record that says so."""
+    """Draft a record for every row that was started but is neither prepared nor done."""
     ledger = Ledger(run)
     for marks in sorted(batches.glob("*.begun")):
         told = marks.read_text(encoding="utf-8")
-        if not told.endswith("\n"):  # its actor did not come as far as the row
+        if not told.endswith("\n"):  # its actor did not reach the row
             continue
         started, _, text = told.splitlines()[-1].partition(" ")
         job = Job.from_json(text)
@@ -205,7 +204,7 @@ def draft_begun(batches: Path, run: Path, recipe: Recipe, *, signed_by: str | No
             attempt.started = started
             if isinstance(job.row, Row):
                 attempt.request = request_of(job.row)
-            raise KeyboardInterrupt("Ray was ended while an actor computed this row.")
+            raise KeyboardInterrupt("Ray was stopped while an actor computed this row.")
         if attempt.draft is not None:
             ledger.abort(job.row.id, attempt.draft)
 
@@ -222,13 +221,13 @@ def _file(batches: Path, n: int) -> Path:
 
 
 def _look(recipe: str, home: str) -> EngineInfo:
-    """In a task with the actors' resources: what the weights are, and the tokenizer that costs are counted with."""
+    """In a task with the actors' resources: the digest of the weights, and the tokenizer that counts costs."""
     _at_home(home)
     return site_of(load_for(Recipe.model_validate_json(recipe).model, Processes()))
 
 
 def _at_home(home: str) -> None:
-    """Relative names of models count from where the run was started, where that folder exists."""
+    """Relative model names refer to the folder where the run was started, if it exists on this node."""
     if Path(home).is_dir():
         os.chdir(home)
 
@@ -247,7 +246,7 @@ def _ray() -> Any:
 
 @contextmanager
 def _unwrapped() -> Iterator[None]:
-    """An error of ours inside a task is that error again, without Ray's wrapping."""
+    """Raise our own errors from inside a task without Ray's wrapping."""
     try:
         yield
     except Exception as error:
@@ -262,7 +261,7 @@ def _unwrapped() -> Iterator[None]:
 
 @contextmanager
 def _told(stop: Stop, file: Path) -> Iterator[None]:
-    """Put `file` there as soon as `stop` says so: the actors look for it before every row."""
+    """Create `file` as soon as `stop` says so; the actors look for it before every row."""
     ended = threading.Event()
 
     def watch() -> None:

@@ -33,24 +33,22 @@ class FailedRow:
 
 
 def recipe_rows(recipe: Recipe, *, root: Path) -> Iterator[Row | FailedRow]:
-    """Every row of every source in order; one that cannot be made is a FailedRow.
+    """Every row of every source in order; a row that cannot be built is a FailedRow.
 
-    `root`: the folder that relative paths count from. Raises RecipeError for data that cannot be read at all, a
-    template that is not Jinja, and two rows of the same id.
+    `root`: the folder that relative paths refer to. Raises RecipeError for data that cannot be read at all, a template
+    that is not Jinja, and two rows with the same id.
     """
     seen: set[str] = set()
     for source in recipe.data:
         for row in source_rows(source, root=root):
             if row.id in seen:
-                raise RecipeError(
-                    f"{source.label}: two rows have the id {row.id!r}. Let the id template tell them apart."
-                )
+                raise RecipeError(f"{source.label}: two rows have the id {row.id!r}. Make the id template unique.")
             seen.add(row.id)
             yield row
 
 
 def count_rows(recipe: Recipe) -> int | None:
-    """How many rows there will be at most; None where a source's length is not known before it is read."""
+    """The largest possible number of rows; None if a source's length is unknown before it is read."""
     counts = [source.limit or (ROWS if source.suite else None) for source in recipe.data]
     return None if None in counts else sum(count for count in counts if count is not None)
 
@@ -68,7 +66,7 @@ def source_rows(source: Source, *, root: Path) -> Iterator[Row | FailedRow]:
 
 
 def _columns(source: Source, *, root: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows as they stand in the data."""
+    """Rows as they are in the data."""
     import datasets
 
     try:
@@ -79,7 +77,7 @@ def _columns(source: Source, *, root: Path) -> Iterator[Mapping[str, Any]]:
         yield from data
     except RecipeError:
         raise
-    except Exception as error:  # datasets raises errors of its readers, of pyarrow, of the hub and its own
+    except Exception as error:  # datasets raises its own errors and those of its readers, pyarrow and the hub
         raise RecipeError(f"{source.label}: cannot be read ({type(error).__name__}: {_one_line(error)}).") from error
 
 
@@ -91,12 +89,12 @@ def _open(source: Source, *, root: Path) -> Any:
         if path.suffix not in READERS:
             raise RecipeError(f"{path}: unknown kind of file. Known: {', '.join(READERS)}.")
         if not path.is_file():
-            raise RecipeError(f"{path}: no such file. A relative path counts from the recipe's folder, {root}.")
+            raise RecipeError(f"{path}: no such file. Relative paths start at the recipe's folder, {root}.")
         return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", streaming=True)
     if source.saved is not None:
         folder = root / source.saved
         if not folder.is_dir():
-            raise RecipeError(f"{folder}: no such folder. A relative path counts from the recipe's folder, {root}.")
+            raise RecipeError(f"{folder}: no such folder. Relative paths start at the recipe's folder, {root}.")
         found = datasets.load_from_disk(str(folder))
         if not isinstance(found, datasets.DatasetDict):
             return found
@@ -129,7 +127,7 @@ class _Templates:
             raise RecipeError(f"{self.source.label}: the {what} template is not Jinja ({error}).") from error
 
     def row(self, index: int, columns: Mapping[str, Any]) -> Row | FailedRow:
-        """The row, or why it cannot be made."""
+        """The row, or why it cannot be built."""
         name = f"{self.source.label}-{index:05d}"
         try:
             if self.id is not None:
@@ -161,10 +159,12 @@ def _render(template: Template | None, columns: Mapping[str, Any]) -> str | None
 
 
 def _identifier(text: str) -> str:
-    """A name that can be a folder's: letters, digits, dot, dash and underscore, at most 80 of them."""
+    """A valid folder name: letters, digits, dot, dash and underscore, at most 80 of them."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
     if not name or len(name) > 80:
-        raise ValueError(f"the id {text!r} is empty, or longer than 80, after what cannot stand in a file name is gone")
+        raise ValueError(
+            f"the id {text!r} is empty or longer than 80 once characters that file names cannot have are removed"
+        )
     return name
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: one run in it at a time, of one recipe, and nobody else's files."""
+"""The lock on a run's folder, and the engines that compute its rows."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from llmxai.runs.worker import Worker
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
 
 MARK = ".lock"
-"""The file that is locked; it stays, and says that a folder is a run's."""
+"""The file that is locked; it stays and marks the folder as a run's."""
 
 
 @contextmanager
 def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
-    """Hold the run's folder: one run in it at a time, and only of this recipe."""
+    """Lock the run's folder for one run at a time, and only of this recipe."""
     if not team.leads:
         yield
         return
@@ -39,13 +39,13 @@ def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
         strangers = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
         if strangers and MARK not in strangers:
             raise OutputError(
-                f"{out}: holds {sorted(strangers)[0]!r} and no run, so it is left alone. Choose a new or an empty "
+                f"{out}: holds {sorted(strangers)[0]!r} and no run, so it is left alone. Choose a new or empty "
                 f"folder with --out."
             )
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise OutputError(f"{out}: another run is at work in it. Wait for it, or choose another --out.") from error
+        raise OutputError(f"{out}: another run is using it. Wait for it, or choose another --out.") from error
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
     try:
@@ -59,7 +59,7 @@ def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
 
 
 def _require_same(out: Path, recipe: Recipe) -> None:
-    """A folder holds one recipe; only its rows may become more or fewer, and the workers others."""
+    """A folder belongs to one recipe; only the number of rows and the workers may change."""
     try:
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
         before = Recipe.model_validate(upgraded_recipe(manifest["recipe"])).model_dump(mode="json")
@@ -83,12 +83,12 @@ def _require_same(out: Path, recipe: Recipe) -> None:
 
 EngineName = Literal["local", "accelerate", "ray"]
 POLL = 0.05
-"""Seconds between looks at what other processes prepared."""
+"""Seconds between checks for rows that other processes prepared."""
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What computes the rows, as far as whoever plans must know it."""
+    """The facts about an engine that planning needs."""
 
     model: str
     """Digest of the weights, or the model's name."""
@@ -98,12 +98,12 @@ class EngineInfo:
 
 @runtime_checkable
 class Engine(Protocol):
-    """`start` comes first, `close` last; `perform` returns when every row is entered, or `stop` said that no more shall
-    begin."""
+    """Call `start` first and `close` last; `perform` returns when every row is entered, or when `stop` says to begin no
+    more rows."""
 
     @property
     def workers(self) -> int:
-        """How many work at the same time; known after `start`."""
+        """The number of workers; known after `start`."""
         ...
 
     def start(self, progress: Progress) -> EngineInfo: ...
@@ -114,7 +114,7 @@ class Engine(Protocol):
 
 
 class TeamEngine:
-    """This process, or the several of `accelerate launch` that share the run's folder; the leading one has a clerk."""
+    """This process, or several that share the run's folder (`accelerate launch`); the leading one has the writer."""
 
     def __init__(self, recipe: Recipe, run: Path, team: Processes, *, name: EngineName, signed_by: str | None) -> None:
         self.recipe, self.run, self.team, self.name, self.signed_by = recipe, run, team, name, signed_by
@@ -162,7 +162,7 @@ def load_for(
     progress: Progress = lambda _news: None,
     engine: EngineName = "local",
 ) -> LoadedModel:
-    """The model of a recipe; `marker` and `closed_form` are those of the suites."""
+    """The model of a recipe; `marker` and `closed_form` are the models of the suites."""
     news = RunProgress("loading the model", engine=engine)
     progress(news)
     if settings.name == "closed_form":

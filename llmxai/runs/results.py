@@ -1,4 +1,4 @@
-"""From the ledger's entries to rows.parquet, measures.parquet, tables and pages, and what redaction takes out."""
+"""From the ledger's entries to rows.parquet, measures.parquet, tables and pages; removal of redacted texts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ROW_SCHEMA = {
     "explanation_sha256": pa.string(),
     "maps_sha256": pa.string(),
 }
-"""Columns of rows.parquet, besides `metric.METHOD.FIGURE` (of the headlines) and `field.NAME` (what a suite knows)."""
+"""Columns of rows.parquet, besides `metric.METHOD.FIGURE` (for `HEADLINES`) and `field.NAME` (facts of a suite)."""
 
 HEADLINES = ("mrr", "comprehensiveness", "lds", "randomised_spearman")
 """Figures that are columns of rows.parquet; measures.parquet has all of them."""
@@ -72,15 +72,15 @@ MEASURE_SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""Columns of measures.parquet: one line a row, method and figure; one without a figure where a method gave none."""
+"""Columns of measures.parquet: one line per row, method and figure; one without a figure if a method gave none."""
 
 Entry = Mapping[str, Any]
 Entries = Callable[[], Iterable[Entry]]
-"""Reads the entries anew at each call: a long run's are never all in memory."""
+"""Reads the entries again at each call: those of a long run are never all in memory."""
 
 
 def write_results(out: Path, recipe: Recipe, entries: Entries) -> None:
-    """Write everything that is derived from the entries; the same entries give the same bytes but for times."""
+    """Write everything derived from the entries; apart from times, the same entries give the same bytes."""
     statuses: Counter[str] = Counter()
     extra: set[str] = set()
     measured = False
@@ -104,7 +104,7 @@ def _kind(name: str) -> pa.DataType:
 
 
 def measure_lines(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
-    """The long form: one line a row, method and figure."""
+    """The long form: one line per row, method and figure."""
     for entry in entries:
         for measured in entry.get("measured", ()):
             shared = {
@@ -131,11 +131,11 @@ def _fields(entry: Entry) -> dict[str, Any]:
 
 
 GROUP = 1000
-"""Rows that are written at a time."""
+"""Rows written at a time."""
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Parquet, whole or not at all. Raises OutputError."""
+    """Write Parquet, completely or not at all. Raises OutputError."""
     rest = iter(rows)
     try:
         with replacing(path) as stream, pq.ParquetWriter(stream, schema) as writer:
@@ -155,7 +155,7 @@ PAGES = Environment(
 
 
 def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: int) -> None:
-    """Write tables/, plots/ and evaluation.html (where something was measured) of a run with `ok` and `failed` rows."""
+    """Write tables/, plots/ and evaluation.html (if something was measured) of a run with `ok` and `failed` rows."""
     style = PAGES.loader.get_source(PAGES, "page.css")[0] if PAGES.loader else ""
     shared = {
         "recipe": recipe,
@@ -191,12 +191,12 @@ def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: i
 
 
 def number(value: float) -> str:
-    """Three digits, never in powers of ten where that can be read plainly."""
+    """Three digits, without powers of ten for large numbers."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def best_of(tables: Tables, source: str, figure: str) -> frozenset[str]:
-    """The methods with the best mean; several where they share it, none where it tells no method from another."""
+    """The methods with the best mean; several if they tie, none if all methods tie."""
     cells = [cell for method in tables.methods if (cell := tables.cell(source, method, figure)) is not None]
     most = max((BETTER[figure] * cell.value.mean for cell in cells), default=0.0)
     best = frozenset(cell.method for cell in cells if BETTER[figure] * cell.value.mean == most)
@@ -233,7 +233,7 @@ def _cost_csv(tables: Tables) -> str:
 
 
 def _markdown(tables: Tables) -> str:
-    """One table a source, the best first by the first figure: what documents and pull requests can hold."""
+    """One Markdown table per source, best first by the first figure, for documents and pull requests."""
     costs = {cost.method: cost for cost in tables.costs}
     said = []
     for source in tables.sources:
@@ -275,18 +275,18 @@ def _write(path: Path, text: str) -> None:
 
 
 REMOVED = "(removed)"
-"""Stands where the text was."""
+"""Replaces a removed text."""
 PAGE_FILES = tuple(str(Path(page).with_suffix(kind)) for page in (PAGE, REBUILT) for kind in (".html", ".pdf"))
-"""What `llmxai report` may have put beside an explanation; no record names the last three."""
+"""Files that `llmxai report` may have written next to an explanation; no record names the last three."""
 
 
 def clear_removed(run: Path | str) -> int:
-    """Take the texts of removed records out of the ledger, rows.parquet, the index and pages that were made again.
+    """Remove the texts of removed records from the ledger, rows.parquet, the index and rebuilt pages.
 
-    Goes by the log: what a redaction or a prune of any time says is gone goes from everything here, so that a call that
-    was interrupted is finished by the next. Figures stay. Returns how many rows of the ledger were cleared.
+    Follows the log: texts that any redaction or prune lists are removed everywhere, so the next call completes one that
+    was interrupted. Figures stay. Returns the number of cleared ledger rows.
 
-    Raises EvidenceError where there is no log or a broken one, and OutputError for what cannot be written.
+    Raises EvidenceError for a missing or damaged log, and OutputError if a file cannot be written.
     """
     place = evidence_of(Path(run))
     base, log = place.parent, read_log(place)
@@ -309,7 +309,7 @@ def clear_removed(run: Path | str) -> int:
 
 
 def _remove_pages(folders: Collection[Path]) -> None:
-    """Of explanations that are gone; where a later record has put its own there, they stay."""
+    """Remove the pages of removed explanations, unless a later record has replaced them."""
     for folder in folders:
         if not (folder / "explanation.json").exists():
             for page in PAGE_FILES:
@@ -333,7 +333,7 @@ def _without_texts(table: pq.ParquetFile, gone: Collection[str]) -> Iterator[dic
 
 
 def _bare(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its figures and none of its texts; it says so in their place."""
+    """The row with its figures; its texts are replaced by `REMOVED`."""
     texts = {name: REMOVED for name in ("prompt", "answer", "error") if row.get(name)}
     fields: dict[str, Any] = {name: None for name in row if name.startswith("field.")}  # of the table
     if "fields" in row:  # of the ledger

@@ -1,4 +1,4 @@
-"""Run a recipe into a folder, row by row, so that it may be killed at any moment and the same command goes on."""
+"""Run a recipe into a folder, row by row; the same command resumes a run that was killed at any moment."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ SCHEMA = "llmxai.run/1"
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run came to."""
+    """The result of a run."""
 
     folder: Path
     ok: int
     failed: int
     leads: bool
-    """Whether this is the process (of several) that speaks for all."""
+    """Whether this is the process (of several) that reports for all."""
     stopped: bool = False
-    """Whether it was asked to stop before its end; the same call goes on."""
+    """Whether it was stopped before its end; the same call resumes."""
 
 
 def run_recipe(
@@ -55,14 +55,16 @@ def run_recipe(
     progress: Progress = lambda _news: None,
     stop: Stop = lambda: False,
 ) -> RunOutcome:
-    """Run `recipe` into the folder `out` (docs/recipes.md says what it holds), going on where an earlier call stopped.
+    """Run `recipe` into the folder `out` (docs/recipes.md lists its contents), resuming where an earlier call stopped.
 
-    `root`: the folder that the data's relative paths count from. `engine`: docs/scale.md. `workers`: actors of Ray, by
-    default the recipe's. Rows that failed stay failed unless `retry_failed`. `command`: what was typed, for the
-    manifest. `stop` is asked before every row; once it is true, what is in hand is finished and nothing more is begun.
+    `root`: the folder that the data's relative paths refer to. `engine`: docs/scale.md. `workers`: actors of Ray, by
+    default the recipe's. Failed rows stay failed unless `retry_failed`. `command`: the command line, for the manifest.
+    `stop` is called before every row; once it returns True, the current rows finish and no more start.
 
-    Raises RecipeError, ModelLoadError and OutputError before the first row; what is wrong with a single row is recorded
-    as that row.
+    >>> run_recipe(read_recipe("recipes/smoke.yaml"), Path("runs/smoke"), root=Path("recipes"))
+
+    Raises RecipeError, ModelLoadError and OutputError before the first row; an error in a single row becomes that row's
+    record.
     """
     out, team = Path(out), processes()
     ledger, ids = Ledger(out), list[str]()
@@ -88,7 +90,7 @@ def run_recipe(
                 progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
                 write_results(out, recipe, lambda: filter(None, map(ledger.read, ids)))
             write_json(out / "manifest.json", manifest | _ending(out, outcome))
-            if not outcome.stopped:  # the index shows the manifest, so it comes last
+            if not outcome.stopped:  # the index shows the manifest, so it is written last
                 write_index(out, provenance=provenance_of(out), records=records_of(out))
         team.wait()
     return outcome
@@ -120,8 +122,8 @@ def _clerk(
     news: RunProgress,
     progress: Progress,
 ) -> Iterator[RunWriter]:
-    """The one writer. However the run ends, what is prepared and what was interrupted is in the log before it is
-    closed and signed."""
+    """The single writer. However the run ends, prepared and interrupted rows are in the log before it is closed and
+    signed."""
     if recipe.explain is None:
         yield RunWriter(None, ledger, news=news, progress=progress)
         return
@@ -137,7 +139,7 @@ def _clerk(
 
 @contextmanager
 def _recorded_refusal(clerk: RunWriter | None, recipe: Recipe) -> Iterator[None]:
-    """What goes wrong before the first row is recorded too."""
+    """Record errors before the first row too."""
     attempt = None
     if clerk is not None and clerk.log is not None:
         attempt = begin(clerk.log, entry="recipe", purpose=f"recipe {recipe.name}, before its rows")
@@ -150,7 +152,7 @@ def _recorded_refusal(clerk: RunWriter | None, recipe: Recipe) -> Iterator[None]
 
 
 def _noted(rows: Iterable[Row | FailedRow], ids: list[str]) -> Iterator[Row | FailedRow]:
-    """The rows, with their ids noted as they pass."""
+    """The rows, whose ids are collected as they pass."""
     for row in rows:
         ids.append(row.id)
         yield row

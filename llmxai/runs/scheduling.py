@@ -1,12 +1,11 @@
-"""Which rows are to be done, in which order and by which process; and the ledger of what is done.
+"""Which rows to process, in which order and in which process; and the ledger of finished rows.
 
-The ledger is one small JSON file per row, written whole by one rename. A row goes through two states on disk.
-`ID.prepared`: all its files are on the disk, and so are its entry and the draft of its record. `ID.json`: its record is
-in the evidence log too, so it is done. Both hold the row's key: a digest of its input, the model's digest and the
-settings. Killed at any moment, a run leaves each row done, prepared (the writer of the log finishes it) or not done
-(whatever half of it there is gets replaced).
+The ledger is one small JSON file per row, written by one rename. A row has two states on disk. `ID.prepared`: all its
+files are on disk, including its entry and the draft of its record. `ID.json`: its record is in the evidence log too, so
+it is done. Both hold the row's key: a digest of its input, the model's digest and the settings. A run killed at any
+moment leaves each row done, prepared (the writer of the log completes it) or not done (partial files are replaced).
 
-`ID.aborted` is the draft of an attempt that was interrupted, until the writer of the log takes it in.
+`ID.aborted` is the draft of an interrupted attempt, until the writer of the log takes it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SCHEMA = "llmxai.row/1"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` into `path`, whole or not at all, also across a power cut. Raises OutputError."""
+    """Write `data` to `path` completely or not at all, even across a power cut. Raises OutputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_durably(path, data)
@@ -64,7 +63,7 @@ class Ledger:
         return entry if entry is not None and entry.get("key") == key else None
 
     def read(self, row_id: str) -> dict[str, Any] | None:
-        """The row's entry, whatever its key; None where there is none that can be read."""
+        """The row's entry, whatever its key; None if there is no readable one."""
         return _read(self._path(row_id, "json"))
 
     def rows(self) -> list[str]:
@@ -72,7 +71,7 @@ class Ledger:
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
     def prepare(self, row_id: str, entry: Mapping[str, Any], draft: Draft | None) -> None:
-        """Keep what the row's entry and its record will be. Everything else of the row must be on disk already."""
+        """Store the row's future entry and record. All other files of the row must already be on disk."""
         kept = None if draft is None else draft.to_json()
         document = {"schema": SCHEMA, "key": entry["key"], "entry": dict(entry), "draft": kept}
         write_json(self._path(row_id, "prepared"), document)
@@ -90,19 +89,19 @@ class Ledger:
         return found is not None and found.get("key") == key
 
     def has(self, row_id: str, *, key: str, attempt: str) -> bool:
-        """Whether this very attempt at the row is prepared, or done: a batch may be given out again after that."""
-        if self.is_prepared(row_id, key=key):  # looked at first: what is done was prepared until then
+        """Whether this attempt at the row is prepared or done: a batch may be handed out again after that."""
+        if self.is_prepared(row_id, key=key):  # checked first, since a row is prepared until it is done
             return True
         entry = self.find(row_id, key=key)
         return entry is not None and entry.get("attempt") == attempt
 
     def commit(self, row_id: str, entry: Mapping[str, Any]) -> None:
-        """Say that the row is done: its record is in the log."""
+        """Mark the row as done: its record is in the log."""
         write_json(self._path(row_id, "json"), {"schema": SCHEMA, **entry})
         self._path(row_id, "prepared").unlink(missing_ok=True)
 
     def abort(self, row_id: str, draft: Draft) -> None:
-        """Keep the record of an attempt that was interrupted."""
+        """Store the record of an interrupted attempt."""
         write_json(self._path(row_id, "aborted"), {"schema": SCHEMA, "draft": draft.to_json()})
 
     def aborted(self) -> Iterator[tuple[Path, Draft]]:
@@ -125,16 +124,16 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 WINDOW = 128
-"""Rows among which work is balanced, at least: the evidence log, which is in row order, is behind by about these."""
+"""Smallest window of rows over which work is balanced; the evidence log, in row order, lags by about as many."""
 ROWS_A_WORKER = 16
-"""So many rows a worker has a window where there are many workers."""
+"""Rows per worker in a window, with many workers."""
 BATCHES_A_WORKER = 4
-"""A batch is at most this part of a worker's share of what is left: they get smaller, and the last ones even out."""
+"""A batch is at most this part of a worker's share of the rest; batches shrink, so workers finish together."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row to do."""
+    """One row to process."""
 
     index: int
     """Its place among all rows."""
@@ -143,13 +142,13 @@ class Job:
     record: str
     """Id of its evidence record."""
     tokens: int
-    """Of prompt and answer, as far as that is known before."""
+    """Tokens of prompt and answer, as far as known in advance."""
     targets: int
-    """Tokens to explain at most."""
+    """Largest number of tokens to explain."""
 
     @property
     def cost(self) -> int:
-        """Gradient work grows with both: every node is one forward over the tokens and one backward a target."""
+        """Gradient work grows with both: every node is one forward over the tokens and one backward per target."""
         return self.tokens * self.targets
 
     def to_json(self) -> str:
@@ -168,29 +167,29 @@ class Job:
 
 @dataclass(frozen=True)
 class Window:
-    """Some rows that follow each other."""
+    """Consecutive rows."""
 
     jobs: tuple[Job, ...]
     """All of them, in row order."""
     to_do: frozenset[int]
-    """The indices of those that are neither done nor prepared."""
+    """The indices of the rows that are neither done nor prepared."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What turns rows into jobs."""
+    """Turns rows into jobs."""
 
     recipe: Recipe
     model: str
-    """Digest of the weights, or the model's name where they have none."""
+    """Digest of the weights, or the model's name if they have none."""
     tokenizer: Any
     ledger: Ledger
     recorded: Container[str]
-    """Ids of the records that were in the log before."""
+    """Ids of the records that were already in the log."""
     retry_failed: bool
 
     def windows(self, rows: Iterable[Row | FailedRow], *, workers: int) -> Iterator[Window]:
-        """The rows as jobs, read a window at a time: 128 of them, or 16 a worker where that is more."""
+        """The rows as jobs, read one window at a time: 128 rows, or 16 per worker if that is more."""
         size = max(WINDOW, ROWS_A_WORKER * workers)
         numbered = enumerate(rows)
         while some := list(islice(numbered, size)):
@@ -220,8 +219,8 @@ class Plan:
         return known is None or (self.retry_failed and known["status"] != "ok")
 
     def _record(self, row: Row | FailedRow, key: str) -> str:
-        """The same row under the same settings has the same id in every run, whoever computes it; an attempt after
-        one that is in the log has another."""
+        """The same row with the same settings has the same id in every run, on whichever worker; a later attempt has
+        another id."""
         ids = (derived_id(self.recipe.name, row.id, key, str(attempt)) for attempt in count())
         return next(id for id in ids if id not in self.recorded)
 
@@ -237,12 +236,12 @@ class Plan:
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
-    """What decides a row's numbers besides its input and the weights."""
+    """The parts of a recipe that determine a row's numbers, besides its input and the weights."""
     return recipe.model_dump(mode="json", include={"version", "model", "decoding", "explain", "evaluate"})
 
 
 def decisive_in_version_1(recipe: Recipe) -> dict[str, Any] | None:
-    """The same as runs of version-1 recipes have it in their keys; None for what version 1 had no words for."""
+    """The same in the form of version-1 recipes, for the keys of their runs; None if version 1 could not express it."""
     told = decisive(recipe)
     older = {**told, "version": 1, "decoding": {k: v for k, v in told["decoding"].items() if k != "top_k"}}
     if recipe.explain is not None:
@@ -258,9 +257,9 @@ def decisive_in_version_1(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def share(jobs: Sequence[Job], count: int) -> list[list[Job]]:
-    """Deal jobs out to `count` workers so that their costs are about equal (longest first to the least loaded).
+    """Distribute jobs over `count` workers with about equal costs (most expensive first, to the least loaded).
 
-    Every process that shares a run computes this for itself, so it depends on the jobs alone.
+    Every process of a run computes this by itself, so it depends only on the jobs.
     """
     shares: list[list[Job]] = [[] for _ in range(count)]
     loads = [0] * count
@@ -272,11 +271,11 @@ def share(jobs: Sequence[Job], count: int) -> list[list[Job]]:
 
 
 def pack(jobs: Sequence[Job], *, budget: int, workers: int) -> list[list[Job]]:
-    """Cut jobs into batches of at most `budget` tokens (a longer row is a batch of its own), the costliest first.
+    """Cut jobs into batches of at most `budget` tokens (a longer row is its own batch), the most expensive first.
 
-    No batch holds more than its part of the cost, nor of the rows, that are left when it is begun (guided
-    self-scheduling, Polychronopoulos & Kuck 1987), so that `workers` end at about the same time. Rows count beside
-    their cost because each takes some time whatever its length.
+    No batch exceeds its share of the cost, or of the rows, that are left when it starts (guided self-scheduling,
+    Polychronopoulos & Kuck 1987), so `workers` finish at about the same time. Rows count as well as their cost because
+    each takes some time whatever its length.
     """
     parts = workers * BATCHES_A_WORKER
     batches: list[list[Job]] = []
@@ -294,21 +293,21 @@ def pack(jobs: Sequence[Job], *, budget: int, workers: int) -> list[list[Job]]:
 
 
 Stop = Callable[[], bool]
-"""Whether no further row shall be begun."""
+"""Returns whether to stop before the next row."""
 
 
 LONGEST_WAIT = timedelta(days=30)
-"""Rows take as long as they take; a process that died is noticed by the launcher, not by a clock."""
+"""No time limit for rows: the launcher, not a clock, notices a process that died."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share a run."""
+    """This process among those of a run."""
 
     index: int = 0
     count: int = 1
     device_map: str | None = None
-    """Where this process puts the model, if it must not spread over all devices."""
+    """The device for this process's model, if it must not spread over all devices."""
     wait: Callable[[], None] = lambda: None
 
     @property
@@ -316,16 +315,16 @@ class Processes:
         return self.index == 0
 
     def mine(self, row_index: int) -> bool:
-        """Rows are dealt out in turn."""
+        """Rows are assigned in turn."""
         return row_index % self.count == self.index
 
 
 def processes() -> Processes:
-    """As torchrun or `accelerate launch` started us; a single process otherwise."""
+    """As started by torchrun or `accelerate launch`; otherwise a single process."""
     import torch
     from accelerate import PartialState
 
-    # without cpu=True several processes on CPUs would each be told that they are alone
+    # without cpu=True, each of several processes on CPUs would believe that it is alone
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     if state.num_processes == 1:
         return Processes()

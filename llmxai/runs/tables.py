@@ -1,4 +1,4 @@
-"""Tables and plots of an evaluation: means with intervals, next to leave-one-out and chance, and what each costs."""
+"""Tables and plots of an evaluation: means with intervals, compared with leave-one-out and chance, and costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmxai.evaluation import LEAVE_ONE_OUT, Estimate, estimate, paired_differen
 from llmxai.evaluation.measure import BETTER, CONTROLS
 
 ALL = "all"
-"""The source of lines over every question, whatever its suite."""
+"""The source name of lines over all questions, whatever their suite."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,23 @@ class Cell:
     figure: str
     value: Estimate
     against_leave_one_out: Estimate | None
-    """Paired difference; None for leave-one-out itself, or where no question has both."""
+    """Paired difference; None for leave-one-out itself, or if no question has both."""
     against_random: Estimate | None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one method took, over all questions."""
+    """The cost of one method over all questions."""
 
     method: str
     seconds: float
-    """Median wall time a question."""
+    """Median wall time per question."""
     nodes: float | None
     """Median gradient nodes; None for a method that counts none."""
     converged: float | None
     """Share of the questions whose certificate holds; None for a method without one."""
     errors: tuple[str, ...]
-    """Why it gave no figure, without repetition."""
+    """The distinct reasons why it gave no figure."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Tables:
         return tuple(cost.method for cost in self.costs)
 
     def cell(self, source: str, method: str, figure: str) -> Cell | None:
-        """The one cell of this place; None where there is none."""
+        """The cell, or None if there is none."""
         found = [c for c in self.cells if (c.source, c.method, c.figure) == (source, method, figure)]
         return found[0] if found else None
 
@@ -71,7 +71,7 @@ class Tables:
 def tabulate(lines: Iterable[Mapping[str, Any]], *, resamples: int, seed: int) -> Tables:
     """Means over questions of the measures' lines, by source and over all, with bootstrap intervals.
 
-    The lines are read once; what is kept of them is one number a question, method and figure, and the costs.
+    The lines are read once; only one number per question, method and figure, and the costs are kept.
     """
     values: dict[tuple[str, str, str], dict[str, float]] = {}
     sources: dict[str, None] = {}
@@ -98,7 +98,7 @@ def tabulate(lines: Iterable[Mapping[str, Any]], *, resamples: int, seed: int) -
 
 
 class _Taken(NamedTuple):
-    """What one method took for one question."""
+    """The cost of one method for one question."""
 
     seconds: float
     nodes: int | None
@@ -173,7 +173,7 @@ CONTROL_NAMES = frozenset(control.name for control in CONTROLS)
 
 
 def build_plot(tables: Tables, *, source: str, figure: str) -> Plot | None:
-    """The plot of one figure; None where no method has it."""
+    """The plot of one figure; None if no method has it."""
     cells = [cell for method in tables.methods if (cell := tables.cell(source, method, figure)) is not None]
     if not cells:
         return None

@@ -1,4 +1,4 @@
-"""One row from beginning to end: answer, explain, measure. What goes wrong becomes the row's own record."""
+"""One row from start to end: answer, explain, evaluate. An error becomes the row's own record."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _HOST = platform.node()
 EVIDENCE = "evidence"
 """The folder of a run's log."""
 PREVIEW = 240
-"""Characters of a prompt that stand in its row."""
+"""Characters of a prompt that its row shows."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What all rows share. It writes the rows' files and prepares their entries; the log is its clerk's."""
+    """Processes rows: writes their files and prepares their entries. Only the `RunWriter` writes the log."""
 
     loaded: LoadedModel
     recipe: Recipe
@@ -49,9 +49,9 @@ class Worker:
         return cls(loaded=loaded, recipe=recipe, evaluation=evaluation, run=run, signed_by=signed_by)
 
     def do(self, job: Job) -> None:
-        """Do the row's work, leave its files in the run's folder and prepare its entry and its record.
+        """Process the row, write its files into the run's folder and prepare its entry and its record.
 
-        Raises OutputError and EvidenceError: where nothing can be kept, going on makes no sense.
+        Raises OutputError and EvidenceError: if nothing can be stored, continuing makes no sense.
         """
         started, row, ledger = time.perf_counter(), job.row, Ledger(self.run)
         told: dict[str, Any] = {"id": row.id, "source": row.source, "key": job.key, "attempt": job.record}
@@ -76,7 +76,7 @@ class Worker:
             raise
         except UserError as error:
             told |= {"status": "failed", "error": str(error)}
-        except Exception as error:  # a row's failure must never be the end of the run
+        except Exception as error:  # one failed row must not end the run
             told |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         draft = None if attempt is None else attempt.draft
         told |= _evidence(draft) | {"seconds": time.perf_counter() - started, "worker": f"{_HOST}:{os.getpid()}"}
@@ -86,7 +86,7 @@ class Worker:
         return answer(self.loaded, row.asked, response=row.response, decoding=self.recipe.decoding)
 
     def _kept(self, row: Row | FailedRow, attempt: Attempt) -> dict[str, Any]:
-        """Explain the row and write its folder; the figures of its entry."""
+        """Explain the row and write its folder; return the figures of its entry."""
         row = _whole(row)
         attempt.request = request_of(row)
         explanation = self._explained(row)
@@ -121,14 +121,14 @@ class Worker:
 
 
 def _whole(row: Row | FailedRow) -> Row:
-    """The row; raises RecipeError for one that could not be made."""
+    """The row; raises RecipeError for one that could not be built."""
     if isinstance(row, FailedRow):
         raise RecipeError(row.error)
     return row
 
 
 def _evidence(draft: Draft | None) -> dict[str, Any]:
-    """What the run's table says of the record: its id, and the SHA-256 of its data files."""
+    """The record's columns in the run's table: its id, and the SHA-256 of its data files."""
     if draft is None:
         return {}
     digests = {Path(each.path).name: each.sha256 for each in draft.record.artefacts}
@@ -140,7 +140,7 @@ def _evidence(draft: Draft | None) -> dict[str, Any]:
 
 
 def request_of(row: Row) -> dict[str, Any]:
-    """What is asked, as records and explanations hold it."""
+    """The request, as records and explanations store it."""
     asked: dict[str, Any] = {"prompt": row.prompt} if row.messages is None else {"messages": list(row.messages)}
     more = {"response": row.response, "foil": row.foil}
     return asked | {name: text for name, text in more.items() if text is not None}

@@ -1,4 +1,4 @@
-"""The one writer of a run: takes in what workers prepared, in row order, into the evidence log, then the ledger."""
+"""The single writer of a run: enters prepared rows in row order into the evidence log, then into the ledger."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from llmxai.evidence import Draft, EvidenceLog, withdraw
 from llmxai.runs.scheduling import Ledger, Window
 
 GROUP = 100
-"""Rows that are entered at a time, at most."""
+"""Most rows entered at once."""
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is."""
+    """The progress of a run."""
 
     stage: str
     engine: str = "local"
     rows: int = 0
-    """Done, those of earlier calls included."""
+    """Rows done, including those of earlier calls."""
     total: int | None = None
     failed: int = 0
     fresh: int = 0
     """Rows done by this call."""
     tokens: int = 0
-    """Of prompts and answers that this call explained."""
+    """Tokens of the prompts and answers that this call explained."""
     targets: int = 0
     seconds: float = 0.0
-    """Since the first row of this call."""
+    """Seconds since the first row of this call."""
 
 
 Progress = Callable[[RunProgress], None]
 
 
 class RunWriter:
-    """`log` is the run's open log (None: the recipe explains nothing, so nothing is recorded)."""
+    """`log` is the run's open log (None if the recipe explains nothing, so nothing is recorded)."""
 
     def __init__(self, log: EvidenceLog | None, ledger: Ledger, *, news: RunProgress, progress: Progress) -> None:
         self.log, self.ledger, self.news, self.progress = log, ledger, news, progress
@@ -49,11 +49,11 @@ class RunWriter:
 
     @property
     def waits(self) -> bool:
-        """Whether rows are still to be entered."""
+        """Whether rows remain to be entered."""
         return bool(self._waiting)
 
     def expect(self, window: Window) -> None:
-        """These rows come next, in this order."""
+        """Announce the next rows, in their order."""
         for job in window.jobs:
             if job.index in window.to_do or self.ledger.is_prepared(job.row.id, key=job.key):
                 self._waiting.append((job.row.id, job.key))
@@ -61,8 +61,8 @@ class RunWriter:
                 self._count(self.ledger.read(job.row.id) or {}, fresh=False)
 
     def advance(self) -> None:
-        """Enter every row that is prepared and has no unfinished one before it: into the log, durably, many at once
-        where many are ready, and then into the ledger."""
+        """Enter every prepared row that has no unfinished row before it: durably into the log, many at once if many are
+        ready, then into the ledger."""
         while ready := self._ready():
             self._record([draft for _, _, draft in ready if draft is not None])
             for row_id, entry, _ in ready:
@@ -74,7 +74,7 @@ class RunWriter:
                 self.progress(self.news)
 
     def _ready(self) -> list[tuple[str, dict[str, Any], Draft | None]]:
-        """The next rows that are prepared, up to one that failed: what is said of it follows its own record."""
+        """The next prepared rows, up to a failed one, whose withdrawal must follow its own record."""
         ready: list[tuple[str, dict[str, Any], Draft | None]] = []
         for row_id, key in islice(self._waiting, GROUP):
             found = self.ledger.prepared(row_id, key=key)
@@ -86,7 +86,7 @@ class RunWriter:
         return ready
 
     def take_aborted(self) -> None:
-        """Enter the records of attempts that were interrupted."""
+        """Enter the records of interrupted attempts."""
         if self.log is None:
             return
         for path, draft in self.ledger.aborted():
@@ -94,13 +94,13 @@ class RunWriter:
             path.unlink()
 
     def _record(self, drafts: Iterable[Draft]) -> None:
-        """Append the records that the log does not have from before this process was killed."""
+        """Append the records that the log does not have yet (an earlier process may have been killed)."""
         if self.log is not None:
             log = self.log
             log.append_many((draft.record, draft.texts) for draft in drafts if draft.record.id not in log)
 
     def _withdraw(self, row_id: str) -> None:
-        """A row that failed this time has no page: files of an earlier attempt go, and the log says so."""
+        """Remove the files of an earlier attempt at a row that failed this time, and log the removal."""
         place = self.ledger.folder.parent / "records" / row_id
         if place.exists():
             if self.log is not None:

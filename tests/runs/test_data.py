@@ -103,7 +103,7 @@ def test_a_row_that_cannot_be_made(settings: dict[str, object], says: str, folde
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"path": "none.jsonl"}, "none.jsonl: no such file. A relative path counts from the recipe's folder"),
+        ({"path": "none.jsonl"}, "none.jsonl: no such file. Relative paths start at the recipe's folder"),
         ({"path": "q.xlsx"}, "unknown kind of file. Known: .jsonl, .json, .csv, .parquet"),
         ({"saved": "none"}, "no such folder"),
         ({"saved": "splits", "split": "dev"}, "has no split 'dev'. It has: train, test"),

@@ -447,7 +447,7 @@ def test_folders_that_are_left_alone(run: Path, data: Path, model_folder: Path, 
         again(model_folder, tmp_path / "mine" / "thesis.txt", data)
     with (run / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another run is at work in it"):
+        with pytest.raises(OutputError, match="another run is using it"):
             again(model_folder, run, data)
 
 
