@@ -111,9 +111,10 @@ def _page(explanation: Any) -> str:
 
 
 def _inline(explanation: Any) -> str:
-    from llmxai.report.export import framed
+    from llmxai.report.export import inline
+    from llmxai.store import to_json, to_maps
 
-    return framed(_page(explanation))
+    return inline(to_json(explanation), to_maps(explanation))
 
 
 def _content(explanation: Any) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a report becomes elsewhere: a frame in a notebook, a PDF, a table in CSV or Parquet."""
+"""What a report becomes elsewhere: a view in a notebook, a PDF, a table in CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -7,18 +7,122 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import escape
+import numpy as np
+from markupsafe import Markup, escape
 
 from llmxai.errors import OptionError, OutputError
+from llmxai.names import Status
+from llmxai.report.render import render_report
 from llmxai.report.rows import read_rows, record_folders, to_columns
+from llmxai.report.tables import percent, signed
+from llmxai.report.units import GRADIENT_SCALE, Level, TargetView
+from llmxai.report.verdict import STATUS_TEXT, MainSource
+from llmxai.report.view import ReportView, build_view
+from llmxai.report.visible import Piece, Text, plain
 from llmxai.store import not_as_promised, read_folder
 
 HEIGHT = 760
 """Pixels; the page scrolls inside of them."""
+TITLE_SOURCES = 3
+"""Sources in the title of a word."""
+MOST_WORDS = 300
+"""Words of the answer that a notebook shows; the report has them all."""
+
+
+def inline(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
+    """What a notebook shows of an explanation: the answer with its sources, and the whole report folded below.
+
+    From a parsed explanation.json and its maps. The first part is plain HTML without script or style, so that it takes
+    on the notebook's own fonts and colours, and stays where a viewer takes frames out.
+    """
+    view = build_view(document, maps)
+    frame = Markup(framed(render_report(view)))  # made by our own templates
+    report = Markup("<details>\n<summary>The whole report</summary>\n{}\n</details>").format(frame)
+    return str(Markup("<div>\n{}\n{}\n</div>").format(brief(view), report))
+
+
+def brief(view: ReportView) -> Markup:
+    """The question, the answer (each word's title lists its first sources), its main sources and its statuses."""
+    verdict = view.verdict
+    asked = [_line(Markup("{}: <bdi>{}</bdi>").format(turn.role, _html(turn.text))) for turn in verdict.asked]
+    rows = [
+        ("Asked", Markup("").join(asked)),
+        ("The answer that was given" if verdict.given else "Answered", _answer(view)),
+        ("Main sources, by integrated gradients", _listed(verdict.main_sources)),
+    ]
+    if verdict.contrast:
+        token, foil = _html(verdict.contrast.token), _html(verdict.contrast.foil)
+        rows.insert(2, ("Contrast", Markup("Why “<bdi>{}</bdi>” and not “<bdi>{}</bdi>”").format(token, foil)))
+    if view.removal:
+        rows.append((f"What mattered most when {view.removal.operator}", _listed(verdict.removed_sources)))
+    counts = [
+        Markup('<abbr title="{}">{} {} {}</abbr>').format(count.meaning, count.sign, count.count, count.status)
+        for count in verdict.counts
+        if count.count
+    ]
+    rows.append((f"Status of its tokens ({verdict.n_tokens})", Markup(", ").join(counts)))
+    return Markup("<dl>\n{}\n</dl>").format(
+        Markup("\n").join(Markup("<dt>{}</dt><dd>{}</dd>").format(name, said) for name, said in rows)
+    )
+
+
+def _answer(view: ReportView) -> Markup:
+    """Line by line: each has the writing direction of its first letter."""
+    level = view.levels["words"]
+    lines = [Markup("")]
+    for target in level.targets[:MOST_WORDS]:
+        lines[-1] += _word(level, target)
+        if "\n" in plain(level.units[target.unit].text):
+            lines.append(Markup(""))
+    if (more := len(level.targets) - MOST_WORDS) > 0:
+        lines[-1] += Markup(" <em>and {} more words</em>").format(more)
+    return Markup("").join(_line(line) for line in lines if line)
+
+
+def _line(said: Markup) -> Markup:
+    return Markup('<div dir="auto">{}</div>').format(said)
+
+
+def _word(level: Level, target: TargetView) -> Markup:
+    """White space, then the word; its sign follows it where its status is another than agree."""
+    first, *rest = level.units[target.unit].text
+    bare = first.text if first.mark or not first.text.strip(" ") else first.text.lstrip(" ")
+    space = first.text[: len(first.text) - len(bare)]
+    sources = ", ".join(
+        f"“{plain(level.units[number].label)}” {signed(value / GRADIENT_SCALE)}"
+        for number, value in target.gradients[:TITLE_SOURCES]
+    )
+    read = f"{sources} (nats)" if sources else "no source"
+    title = f"{target.status}, p = {percent(target.probability)}: " + (
+        "its values are not to be read" if target.status == Status.UNCONVERGED else read
+    )
+    sign = "" if target.status == Status.AGREE else STATUS_TEXT[Status(target.status)][0]
+    return Markup('{}<abbr title="{}">{}</abbr>{}').format(
+        _html((Piece(space),)),
+        title,
+        _html((Piece(bare, first.mark), *rest)),
+        Markup("<sup>{}</sup>").format(sign) if sign else "",
+    )
+
+
+def _listed(sources: Sequence[MainSource]) -> Markup:
+    named = [Markup("<bdi>{}</bdi> {}").format(_html(source.text), source.share) for source in sources]
+    return Markup(", ").join(named) if named else Markup("none that can be named")
+
+
+def _html(text: Text) -> Markup:
+    """Characters that cannot be seen by name; line breaks and runs of spaces are kept without a style."""
+    pieces = [
+        Markup("<kbd>{}</kbd>").format(piece.text)
+        if piece.mark
+        else escape(piece.text).replace("\n", Markup("<br>")).replace("  ", Markup("&nbsp; "))
+        for piece in text
+    ]
+    return Markup("").join(pieces)
 
 
 def framed(page: str) -> str:
