@@ -1,9 +1,13 @@
-"""Write docs/api.md and docs/cli.md from the docstrings and options themselves: `make docs`."""
+"""Write what follows from the code itself: docs/api.md and cli.md from docstrings and options, and the two schemas.
+
+`make docs` runs it; the tests compare what is written with what would be.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -16,9 +20,11 @@ import typer
 
 import llmxai
 from llmxai.cli import app
+from llmxai.evidence.record import schema_text
 from llmxai.methods import METHODS
+from llmxai.runs import json_schema
 
-DOCS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 HEAD = "<!-- written by `make docs`; edit the docstrings instead -->\n\n"
 
 
@@ -95,7 +101,8 @@ def cli() -> str:
     parts = [HEAD, "# The command line\n\n`llmxai COMMAND --help` says the same.\n"]
     for name, command in sorted(commands(typer.main.get_command(app), "llmxai")):
         parts.append(f"\n## `{name}`\n\n{inspect.cleandoc(command.help or '')}\n\n")
-        parts += [option(parameter) for parameter in command.params if parameter.name != "help"]
+        shown = (each for each in command.params if each.name != "help" and not getattr(each, "hidden", False))
+        parts += map(option, shown)
     return "".join(parts)
 
 
@@ -119,9 +126,18 @@ def option(parameter: Any) -> str:
     return f"- `{names}`: {one_line(getattr(parameter, 'help', None) or '')}{shown}\n"
 
 
-PAGES = {"api.md": api, "cli.md": cli}
+def recipe_schema() -> str:
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES = {
+    "docs/api.md": api,
+    "docs/cli.md": cli,
+    "docs/record.schema.json": schema_text,
+    "recipes/schema.json": recipe_schema,
+}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():
-        (DOCS / page).write_text(make(), encoding="utf-8")
-        sys.stdout.write(f"docs/{page}\n")
+        (ROOT / page).write_text(make(), encoding="utf-8")
+        sys.stdout.write(f"{page}\n")

@@ -42,9 +42,8 @@ def checked(spec: type[T]) -> type[T]:
     def init(self: Any, *values: Any, **options: Any) -> None:
         for name, value in {**dict(zip(hints, values, strict=False)), **options}.items():
             if name not in hints:
-                raise OptionError(
-                    f"{spec.__name__}: there is no {name!r}.{did_you_mean(name, hints)} Known: {', '.join(hints)}."
-                )
+                near = did_you_mean(name, hints) or near_field(name)
+                raise OptionError(f"{spec.__name__}: there is no {name!r}.{near} Known: {', '.join(hints)}.")
             require_kind(name, value, hints[name])
         made(self, *values, **options)
 
@@ -310,8 +309,10 @@ def field_paths(spec: Any = None, *, prefix: str = "") -> dict[str, Any]:
 
 def near_field(name: str) -> str:
     """A sentence, with the space before it, that names a setting like `name`; empty where there is none."""
-    holding = [path for path in field_paths() if name in path.split(".")]
-    return did_you_mean(name, field_paths()) if not holding else f" Did you mean {holding[0]!r}?"
+    paths = list(field_paths())
+    holding = [path for path in paths if name in path.split(".")]
+    groups = dict.fromkeys(path.rpartition(".")[0] for path in paths)
+    return f" Did you mean {holding[0]!r}?" if holding else did_you_mean(name, [*groups, *paths])
 
 
 def in_words(fault: Mapping[str, Any]) -> str:

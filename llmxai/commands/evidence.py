@@ -67,12 +67,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that nobody changed, removed or reordered anything. Exit 0: whole, 1: tampered, 2: cannot tell."""
-    from llmxai.evidence.verifier.check import read_held
+    from llmxai.evidence.verifier.check import read_held, read_key
     from llmxai.evidence.verifier.check import verify as check
-    from llmxai.evidence.verifier.proof import read_public_key
 
     try:
-        key = None if pubkey is None else read_public_key(pubkey.read_bytes())
+        key = None if pubkey is None else read_key(pubkey)
     except (OSError, ValueError) as error:
         raise KeyFileError(f"{pubkey}: no Ed25519 public key can be read there ({error}).") from error
     try:

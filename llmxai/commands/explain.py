@@ -14,7 +14,7 @@ import typer
 
 from llmxai.commands.console import progress, told_when_interrupted
 from llmxai.errors import OptionError, PromptError
-from llmxai.settings import Decoding, Settings, field_paths, put, settings_from
+from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 
 TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
 """Options that are no settings of the record: texts are kept apart from it, and may be taken away."""
@@ -38,6 +38,16 @@ FLAGS = {
 
 def _help(setting: str, text: str) -> str:
     return f"{text} Default: {field_paths()[setting]}."
+
+
+def _renamed(*names: str, to: str) -> Any:
+    """An option of earlier versions, which says what it is called now."""
+
+    def refuse(value: Any) -> None:
+        if value is not None:
+            raise OptionError(f"There is no {'/'.join(names)} any more; it is called {to}.")
+
+    return typer.Option(*names, hidden=True, help=f"Called {to} now.", callback=refuse)
 
 
 def explain(
@@ -108,6 +118,9 @@ def explain(
     removal_units: Annotated[
         str | None, typer.Option(help=_help("removal.units", "What a part is: auto, token, word or sentence."))
     ] = None,
+    referee: Annotated[bool | None, _renamed("--referee/--no-referee", to="--removal/--no-removal")] = None,
+    ablation_operator: Annotated[str | None, _renamed("--ablation-operator", to="--removal-operator")] = None,
+    ablation_units: Annotated[str | None, _renamed("--ablation-units", to="--removal-units")] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other setting, as rollout.head_fusion=max; --settings lists them."),
@@ -170,8 +183,10 @@ def explain(
         from llmxai import compare_full as compare
         from llmxai import explain as run
         from llmxai import load, save
+        from llmxai.explain import require_methods
 
         disable_progress_bar()
+        require_methods(chosen)
         read = partial(load, model, dtype=dtype, device_map=_device_map(device_map), revision=revision, adapter=adapter)
         if compare_full:
             _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, revision=revision)
@@ -218,10 +233,14 @@ def _settings(asked: Mapping[str, Any], also: Sequence[str], assignments: Sequen
     document: dict[str, Any] = {"also": list(also)}
     for option, name in FLAGS.items():
         if option in asked:
-            put(document, f"{name}={json.dumps(asked[option])}")
+            assign(document, name, asked[option], said=f"--{option.replace('_', '-')}")
     for assignment in assignments:
         put(document, assignment)
     if not removal:
+        if document.get("removal"):
+            raise OptionError(
+                f"--no-removal removes nothing, so leave out what says how: {', '.join(document['removal'])}."
+            )
         document["removal"] = None
     return settings_from(document)
 
