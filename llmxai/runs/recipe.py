@@ -1,4 +1,4 @@
-"""A recipe: what to run, on which model and data, as YAML that is checked against a schema (docs/recipes.md)."""
+"""Recipes: what to run, on which model and data, as YAML checked against a schema (docs/recipes.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmxai.methods import require_method
 from llmxai.settings import Decoding, Settings, in_words, near_field, put
 
 VERSION = 2
-"""Of the schema. Version 1 had four flat keys under `explain`; it is still read."""
+"""Version of the schema. Version 1 had four flat keys under `explain`; it can still be read."""
 
 Positive = Annotated[int, Field(ge=1)]
 OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str] | dict[str, float]
@@ -29,7 +29,7 @@ MetricName = Literal[
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused, values are not coerced out of their kind, nothing changes after reading."""
+    """Unknown keys are refused, values are not coerced to other types, and instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -38,8 +38,8 @@ class ModelSettings(Strict):
     """Which model, as `llmxai.load` takes it."""
 
     name: str = "smollm2"
-    """smollm2, a .gguf file, a local folder, a hub name; or marker / closed_form: the models that come with the
-    suites (trained here on a planted task; linear, with attributions in closed form)."""
+    """smollm2, a .gguf file, a local folder or a hub name; or one of the suites' own models: marker (trained locally on
+    a planted task) or closed_form (linear, with attributions in closed form)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] | None = "float32"
     device_map: str | dict[str, int | str] | None = None
     quantize: Literal["4bit", "8bit"] | None = None
@@ -57,8 +57,8 @@ class Turn(Strict):
 class Source(Strict):
     """Where rows come from: exactly one of `suite`, `path`, `saved` and `hub`.
 
-    Rows of a suite bring their own prompt, answer and known sources. For the others `prompt` (raw text) or `messages`
-    are Jinja templates over the columns of a row, as are `response`, `foil` and `sources`.
+    Rows of a suite have their own prompt, answer and known sources. For the others, `prompt` (raw text) or `messages`,
+    `response`, `foil` and `sources` are Jinja templates over the columns of a row.
     """
 
     name: str | None = None
@@ -68,7 +68,7 @@ class Source(Strict):
     options: dict[str, OptionValue] = {}
     """Options of the suite."""
     path: str | None = None
-    """A .jsonl, .json, .csv or .parquet file; a relative path counts from the recipe's folder."""
+    """A .jsonl, .json, .csv or .parquet file; relative paths start at the recipe's folder."""
     saved: str | None = None
     """A folder written by datasets' save_to_disk."""
     hub: str | None = None
@@ -79,7 +79,7 @@ class Source(Strict):
     """Branch, tag or commit of a hub dataset."""
     split: str = "train"
     limit: Positive | None = None
-    """Rows to take at most."""
+    """Largest number of rows."""
     shuffle: bool = False
     """Take rows in an order drawn from `seed` (a streamed file is shuffled through a buffer of 10,000 rows)."""
     seed: int = 0
@@ -90,11 +90,11 @@ class Source(Strict):
     response: str | None = None
     """Template for the answer to explain; without it the model generates one."""
     foil: str | None = None
-    """Template for an answer that the model did not give: the target becomes the contrast with it."""
+    """Template for an answer that the model did not give; the target becomes the contrast with it."""
     sources: list[str] = []
-    """Templates, each giving a piece of the prompt that is known to matter; it must occur exactly once."""
+    """Templates, each for a piece of the prompt that is known to matter; it must occur exactly once."""
     spans: str | None = None
-    """Column with [[start, end], ...] in characters of the raw prompt or of the last message: known sources."""
+    """Column with known sources as [[start, end], ...], in characters of the raw prompt or of the last message."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
@@ -103,7 +103,7 @@ class Source(Strict):
             raise ValueError(f"give exactly one of suite, path, saved and hub; given: {', '.join(given) or 'none'}")
         own = [name for name in ("prompt", "messages", "response", "foil", "spans") if getattr(self, name) is not None]
         if self.suite is not None and (own or self.sources):
-            raise ValueError(f"a suite brings its own rows, so take out {', '.join(own or ['sources'])}")
+            raise ValueError(f"a suite has its own rows; remove {', '.join(own or ['sources'])}")
         if self.suite is None and self.options:
             raise ValueError("options belong to a suite")
         if self.suite is None and (self.prompt is None) == (self.messages is None):
@@ -131,14 +131,14 @@ class Contender(Strict):
 
 
 class EvaluateSettings(Strict):
-    """Score methods. random, recency and leave_one_out are always among them."""
+    """Score methods. random, recency and leave_one_out are always included."""
 
     methods: list[Contender] = Field(min_length=1)
     metrics: list[MetricName] = ["planted", "aopc", "top_k", "lds"]
     target: Literal["first", "answer"] = "first"
     """What is explained: the first generated token, or the whole answer as one sum of log-probs."""
     removal: Literal["delete", "baseline", "mean"] = "delete"
-    """How tokens are removed: taken out, or replaced by the neutral token's embedding (baseline) or the mean one."""
+    """How tokens are removed: deleted, or replaced by the neutral token's embedding (baseline) or the mean one."""
     masks: Positive = 32
     """Random subsets for LDS and infidelity."""
     samples: Positive = 8
@@ -164,29 +164,29 @@ class EvaluateSettings(Strict):
 
 
 class WorkerSettings(Strict):
-    """How the work is spread; the results are the same."""
+    """How the work is distributed; the results are the same."""
 
     count: Positive | None = None
-    """Processes (accelerate) or actors (ray); by default one a GPU, or one."""
+    """Processes (accelerate) or actors (ray); by default one per GPU, or one."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of a Ray actor."""
     gpus: Annotated[float, Field(ge=0)] | None = None
-    """GPUs of a Ray actor; by default one where the cluster has any."""
+    """GPUs of a Ray actor; by default one if the cluster has any."""
     token_budget: Positive = 16384
-    """Tokens (of prompts and answers) that are handed to an actor at a time."""
+    """Tokens (of prompts and answers) handed to an actor at a time."""
 
 
 class Recipe(Strict):
     """One run."""
 
     version: Literal[2]
-    """Of this schema: 2."""
+    """Version of this schema: 2."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     description: str = ""
     model: ModelSettings = ModelSettings()
     data: list[Source] = Field(min_length=1)
     decoding: Decoding = Decoding()
-    """How answers are generated where a row gives none."""
+    """How answers are generated for rows without one."""
     explain: Settings | None = Settings()
     """How every generated token is explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
     evaluate: EvaluateSettings | None = None
@@ -204,7 +204,7 @@ class Recipe(Strict):
 
 
 def upgraded_recipe(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A parsed recipe of version 1 as one of version 2; a newer one as it is."""
+    """A parsed recipe of version 1 as one of version 2; a newer one unchanged."""
     document = dict(document)
     if document.get("version") != 1:
         return document
@@ -215,7 +215,7 @@ def upgraded_recipe(document: Mapping[str, Any]) -> dict[str, Any]:
         gradients = {key: rest.pop(key) for key in ("baseline", "tolerance", "max_nodes") if key in rest}
         if "tolerance" in gradients:
             gradients["tolerance"] = {"relative": gradients["tolerance"]}
-        nested = rest.get("gradients", {})  # put there by --set, which knows version 2
+        nested = rest.get("gradients", {})  # from --set, which uses version 2
         document["explain"] = {**rest, "gradients": {**gradients, **nested} if isinstance(nested, Mapping) else nested}
     return document
 
@@ -230,19 +230,19 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def recipes_folder() -> Path:
-    """`recipes/` of the current directory, else the one beside the package in a clone."""
+    """`recipes/` in the current directory, else the one next to the package in a clone."""
     here = Path("recipes")
     return here if here.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def list_recipes(folder: Path | None = None) -> list[Path]:
-    """The recipe files of a folder, in order of name."""
+    """The recipe files of a folder, sorted by name."""
     folder = folder or recipes_folder()
     return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe that is named by its path or, within `recipes/`, by its stem."""
+    """The file of a recipe given by path or, in `recipes/`, by its stem."""
     path = Path(name)
     if path.is_file():
         return path
@@ -253,10 +253,10 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(path: Path | str, *, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file with `settings` (each `a.b=value`, the value in YAML) put into it.
+    """The recipe in a YAML file, changed by `settings` (each `a.b=value`, the value in YAML).
 
-    Raises RecipeError for what is not YAML, unknown keys (with the nearest known one), values out of range, unknown
-    suites and methods, and options that those do not have.
+    Raises RecipeError for invalid YAML, unknown keys (suggesting the nearest), values out of range, unknown suites and
+    methods, and unknown options of theirs.
     """
     path = Path(path)
     try:
@@ -273,7 +273,7 @@ def read_recipe(path: Path | str, *, settings: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(document: dict[str, Any], *, where: str) -> Recipe:
-    """The recipe in parsed YAML; raises RecipeError with one paragraph that names every fault."""
+    """The recipe in parsed YAML. Raises RecipeError with one paragraph that lists every fault."""
     if document.get("version", VERSION) not in range(1, VERSION + 1):
         raise RecipeError(f"{where}: version is {document['version']!r} and this llmxai reads 1 to {VERSION}.")
     try:
@@ -320,7 +320,7 @@ def _faults(error: ValidationError) -> list[str]:
 
 
 def _fields_at(model: type, place: Sequence[int | str]) -> set[str]:
-    """The keys that a recipe may hold at `place`: fields of our models, or of the settings."""
+    """The keys that a recipe may have at `place`: fields of our models, or of the settings."""
     for part in place:
         if isinstance(part, int) or part not in _fields_of(model):
             continue
