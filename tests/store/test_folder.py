@@ -19,6 +19,7 @@ from llmxai import Explanation, IntegratedGradients, Settings, explain
 from llmxai.errors import NonFiniteError, OutputError
 from llmxai.settings import settings_from
 from llmxai.store import SCHEMA, read_folder, to_json, upgraded, write_folder
+from llmxai.store.reading import SHAPES
 
 FILES = ["explanation.json", "maps.safetensors", "report.html"]
 
@@ -101,6 +102,13 @@ KEYS = {
         "schema created generation tokens words targets ablations refusals full_precision variant scores settings "
         "computed environment warnings"
     ),
+    ("scores",): "layer_integrated_gradients attention_rollout gradient_weighted_rollout",
+    ("scores", "attention_rollout"): "source signed refused settings",
+    ("settings",): "features gradients rollout removal also compute",
+    ("computed",): (
+        "target features held baseline tolerance max_nodes n_steps rule dtype gradient_dtype "
+        "panels_computed_again_in_dtype chunk_tokens chunk_halvings checkpoint rollout crosscheck replay_tolerance"
+    ),
     ("generation",): "prompt_len stop request decoding source_len classes read_at answer",
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
@@ -143,6 +151,7 @@ def test_the_keys_stand_in_the_docs() -> None:
     missing = [key for keys in KEYS.values() for key in keys.split() if key not in text]
     assert missing == []
     assert SCHEMA in text
+    assert [name for name in SHAPES if f"`{name}`" not in text] == []
 
 
 def test_settings_say_everything_that_was_chosen(explanation: Explanation) -> None:
