@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llmxai.errors import EvidenceError
 from llmxai.evidence.files import replacing
 from llmxai.evidence.log import Log, find, read_log
-from llmxai.evidence.verifier.bundle import BUNDLE_SCHEMA, CONSISTENCY_SCHEMA
+from llmxai.evidence.verifier.bundle import BUNDLE_SCHEMA, CONSISTENCY_SCHEMA, README, UNPACKED
+from llmxai.evidence.verifier.check import last_line
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, evidence_of
-from llmxai.evidence.verifier.lines import Entry, split_lines
+from llmxai.evidence.verifier.lines import Entry, UnreadableError, read_file, split_lines
 from llmxai.evidence.verifier.proof import (
     Checkpoint,
     consistency_proof,
@@ -23,18 +25,8 @@ from llmxai.evidence.verifier.proof import (
     tree_hash,
 )
 
-README = """One record of an llmxai evidence log.
-
-record.json      the record, byte for byte as it was hashed: sha256sum record.json
-content.json     its texts and the salt of their digests (not there where they were private or taken away)
-artefacts/       the files that the record names, with their SHA-256 in it
-linked/          later records that refer to it: reviews, redactions
-proof.json       where these records stand in the log, and the Merkle paths to the root (RFC 6962)
-checkpoint.json  the root, as an in-toto Statement in a DSSE envelope
-
-Check it: llmxai verify BUNDLE.zip --pubkey KEY.pub, or see docs/verify.md of llmxai for other tools. Take the public
-key from its owner, never from whoever handed you this bundle.
-"""
+UNIX = 3
+"""What .zip calls the system that file modes are of."""
 
 
 def prove(run: Path | str, id: str) -> dict[str, Any]:
@@ -79,33 +71,46 @@ def export_bundle(run: Path | str, id: str, out: Path | str) -> Path:
     linked = [each for each in log if entry.id in (each[0].body["link"] or {}).get("records", ())]
     place = evidence_of(Path(run))
     point, line = _covering(place, log, max([entry.seq, *(each.seq for each, _ in linked)]))
-    names = {"record.json": (entry, record)} | {f"linked/{each.id}.json": (each, raw) for each, raw in linked}
+    records = {"record.json": (entry, record)} | {f"linked/{each.id}.json": (each, raw) for each, raw in linked}
     proof = {
         "schema": BUNDLE_SCHEMA,
-        "size": point.size,
-        "root": point.root,
         "records": [
             {"file": name, "index": each.seq, "path": _path(log, each.seq, point.size)}
-            for name, (each, _) in names.items()
+            for name, (each, _) in records.items()
         ],
     }
-    members = {name: raw for name, (_, raw) in names.items()} | {
+    members = {
         "README.txt": README.encode(),
+        "record.json": record,
+        **_texts(place / CONTENT, entry),
+        **_artefacts(place.parent, entry),
+        **{name: raw for name, (_, raw) in records.items()},
         "proof.json": json.dumps(proof, indent=1).encode(),
         "checkpoint.json": line,
-        **_texts(place / CONTENT, entry),
     }
-    for artefact in entry.body["artefacts"]:
-        path = place.parent / artefact["path"]
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() == artefact["sha256"]:  # a later record may have replaced the file
-            members[f"artefacts/{artefact['path']}"] = data
+    size = sum(map(len, members.values()))
+    if size > UNPACKED:
+        raise EvidenceError(f"{entry.id}: its files have {size} bytes and a bundle holds {UNPACKED} at most.")
     return _write(out, members)
 
 
+def _artefacts(base: Path, entry: Entry) -> dict[str, bytes]:
+    """The files of a record that are as it says: a later one may have replaced some."""
+    members = {}
+    for artefact in entry.body["artefacts"]:
+        with suppress(FileNotFoundError, UnreadableError):
+            data = read_file(base, artefact["path"], most=UNPACKED)
+            if hashlib.sha256(data).hexdigest() == artefact["sha256"]:
+                members[f"artefacts/{artefact['path']}"] = data
+    return members
+
+
 def _texts(path: Path, entry: Entry) -> dict[str, bytes]:
-    lines, _ = split_lines(path)
-    found = next((line for line in lines if hashlib.sha256(line).hexdigest() == entry.content), None)
+    try:
+        lines, _ = split_lines(path)
+        found = next((line for line in lines if hashlib.sha256(line).hexdigest() == entry.content), None)
+    except UnreadableError as error:
+        raise EvidenceError(f"{path}: {error}. Run `llmxai verify`.") from error
     return {} if found is None else {"content.json": found}
 
 
@@ -115,8 +120,10 @@ def _path(log: Log, index: int, size: int) -> list[str]:
 
 def _covering(place: Path, log: Log, seq: int) -> tuple[Checkpoint, bytes]:
     """The newest checkpoint over more than `seq` records, a signed one before an unsigned one."""
-    lines, _ = split_lines(place / CHECKPOINTS)
-    points = [(read_checkpoint(line), line) for line in lines]
+    try:
+        points = [(read_checkpoint(line), line) for line in split_lines(place / CHECKPOINTS)[0]]
+    except ValueError as error:
+        raise EvidenceError(f"{place / CHECKPOINTS}: {error}. Run `llmxai verify`.") from error
     covering = [each for each in points if seq < each[0].size <= len(log)]
     if not covering:
         raise EvidenceError(f"{place}: no checkpoint covers record {seq} yet. `llmxai evidence seal` makes one.")
@@ -128,9 +135,9 @@ def _covering(place: Path, log: Log, seq: int) -> tuple[Checkpoint, bytes]:
 
 def _last_line(path: Path) -> bytes:
     try:
-        line = path.read_bytes().strip().splitlines()[-1]
+        line = last_line(path)
         read_checkpoint(line)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError) as error:
         raise EvidenceError(f"{path}: no checkpoint can be read there ({error}).") from error
     return line
 
@@ -140,7 +147,9 @@ def _write(out: Path, members: dict[str, bytes]) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bundle:
             for name, data in members.items():
-                bundle.writestr(name, data)
+                member = zipfile.ZipInfo(name)  # always of 1980: the same record gives the same bytes
+                member.create_system, member.external_attr = UNIX, 0o644 << 16
+                bundle.writestr(member, data, zipfile.ZIP_DEFLATED)
     except OSError as error:
         raise EvidenceError(f"{out}: cannot be written ({error}).") from error
     return out

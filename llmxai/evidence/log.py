@@ -26,7 +26,15 @@ from llmxai.evidence.files import append_durably, cut_to, last_line
 from llmxai.evidence.record import Chain, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, checkpoint, plain, sealed, utc_now
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, LOG, evidence_of
-from llmxai.evidence.verifier.lines import GENESIS, BrokenLogError, Entry, chained, split_lines, torn_bytes
+from llmxai.evidence.verifier.lines import (
+    GENESIS,
+    BrokenLogError,
+    Entry,
+    UnreadableError,
+    chained,
+    split_lines,
+    torn_bytes,
+)
 from llmxai.evidence.verifier.proof import Frontier, key_id, read_checkpoint
 
 CHECKPOINT_EVERY = 1000
@@ -151,7 +159,10 @@ class EvidenceLog:
 
     def _cut_torn(self, name: str) -> str | None:
         path = self.folder / name
-        torn = torn_bytes(path) if path.exists() else 0
+        if not path.exists():
+            return None
+        with path.open("rb") as stream:
+            torn = torn_bytes(stream)
         if not torn:
             return None
         cut_to(path, path.stat().st_size - torn)
@@ -279,11 +290,13 @@ Log = list[tuple[Entry, bytes]]
 def read_log(run: Path | str) -> Log:
     """The records of a run folder (or of its `evidence/`). Raises EvidenceError for none or a broken one."""
     place = evidence_of(Path(run))
-    lines, _ = split_lines(place / LOG)
     try:
+        lines, _ = split_lines(place / LOG)
         log = list(chained(lines))
     except BrokenLogError as broken:
         raise EvidenceError(f"{place / LOG}: record {broken.seq} {broken.what}. See `llmxai verify {run}`.") from broken
+    except UnreadableError as error:
+        raise EvidenceError(f"{place}: {error}. See `llmxai verify {run}`.") from error
     if not log:
         raise EvidenceError(f"{place / LOG}: there is no record.")
     return log
@@ -292,8 +305,8 @@ def read_log(run: Path | str) -> Log:
 def read_ids(run: Path | str) -> frozenset[str]:
     """The ids of a run's records, as far as its log is whole; none where there is no log."""
     ids = set()
-    lines, _ = split_lines(evidence_of(Path(run)) / LOG)
-    with suppress(BrokenLogError):
+    with suppress(BrokenLogError, UnreadableError):
+        lines, _ = split_lines(evidence_of(Path(run)) / LOG)
         for entry, _ in chained(lines):
             ids.add(entry.id)
     return frozenset(ids)

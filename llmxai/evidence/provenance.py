@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmxai.evidence.verifier.folder import CHECKPOINTS, LOG
-from llmxai.evidence.verifier.lines import BrokenLogError, Entry, chained, split_lines
+from llmxai.evidence.verifier.lines import BrokenLogError, Entry, UnreadableError, chained, split_lines
 from llmxai.evidence.verifier.proof import read_checkpoint
 
 UNSIGNED = "unsigned: nobody vouches for this record"
@@ -108,7 +108,7 @@ class _Log:
         """None where there is no record, or the log is not whole."""
         try:
             log = cls(run)
-        except BrokenLogError:
+        except (BrokenLogError, UnreadableError):
             return None
         return None if log.last is None else log
 
@@ -147,12 +147,11 @@ def _decision(review: Entry) -> str:
 
 def _signer(run: Path, seq: int) -> str | None:
     """The key of the first checkpoint over the record, as the page said when it was made."""
-    lines, _ = split_lines(run / "evidence" / CHECKPOINTS)
-    for line in lines:
-        try:
+    try:
+        for line in split_lines(run / "evidence" / CHECKPOINTS)[0]:
             point = read_checkpoint(line)
-        except ValueError:
-            return None
-        if point.size > seq:
-            return point.keyid
+            if point.size > seq:
+                return point.keyid
+    except ValueError:
+        return None
     return None

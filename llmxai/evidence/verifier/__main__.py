@@ -18,8 +18,7 @@ if not __package__:  # run as a folder: its files are found here, and the rest o
 
 
 def main() -> int:
-    from llmxai.evidence.verifier.check import read_held, verify
-    from llmxai.evidence.verifier.proof import read_public_key
+    from llmxai.evidence.verifier.check import read_held, read_key, verify
 
     parser = argparse.ArgumentParser(prog="verifier", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder, its evidence/, a bundle (.zip) or a consistency proof")
@@ -28,7 +27,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     try:
-        key = read_public_key(options.pubkey.read_bytes()) if options.pubkey else None
+        key = read_key(options.pubkey) if options.pubkey else None
         held = [read_held(options.checkpoint)] if options.checkpoint else []
     except (OSError, ValueError) as error:
         print(f"verifier: {error}", file=sys.stderr)

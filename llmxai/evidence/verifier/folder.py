@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from llmxai.evidence.verifier.lines import (
-    RECORD_SCHEMA,
+    RECORD_SCHEMAS,
     BrokenLogError,
     Entry,
+    UnreadableError,
     Verification,
     chained,
+    digest_file,
     digest_of_text,
+    parts_of,
     split_lines,
     stored_texts,
 )
@@ -26,7 +31,8 @@ LOG, CONTENT, CHECKPOINTS = "log.jsonl", "content.jsonl", "checkpoints.jsonl"
 
 def evidence_of(run: Path) -> Path:
     """The folder with the log: `run` itself or its `evidence/`."""
-    return run if (run / LOG).exists() and not (run / "evidence" / LOG).exists() else run / "evidence"
+    inside = os.path.lexists(run / LOG) and not os.path.lexists(run / "evidence" / LOG)
+    return run if inside else run / "evidence"
 
 
 def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verification:
@@ -35,21 +41,26 @@ def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequen
     `key`: whose signature is required. `held`: checkpoints that were kept elsewhere; the log must begin with them.
     """
     place, verdict = evidence_of(run), Verification(str(run))
-    lines, torn = split_lines(place / LOG)
+    if place != run and place.is_symlink():
+        verdict.add("unclear", f"{place} is a link, and links are not followed")
+        return verdict
+    found = _lines_of(place / LOG, verdict)
+    if found is None:
+        return verdict
     points = _checkpoints(place / CHECKPOINTS, verdict)
-    entries, states = _walk(lines, {point.size for point in (*points, *held)}, verdict)
+    entries, states, broken = _walk(found[0], {point.size for point in (*points, *held)}, verdict)
     verdict.records = len(entries)
-    if not entries and not torn and not verdict.findings:
+    if not entries and not found[1] and not verdict.findings:
         verdict.add("unclear", f"{place / LOG}: there is no record")
-    if torn:
+    if torn := found[1]:
         verdict.add(
             "unclear", f"{torn} bytes after the last whole record: an interrupted write, or a cut", len(entries)
         )
     for name, group in (("a checkpoint in the folder", points), ("the checkpoint that was held", held)):
         for point in group:
-            _check_point(point, f"{name} (over {point.size} records)", entries, states, verdict)
+            broken = _check_point(point, f"{name} (over {point.size} records)", entries, states, broken, verdict)
     _check_signatures(points, held, key, verdict)
-    if any(finding.severity == "tampered" and finding.seq is not None for finding in verdict.findings):
+    if broken:
         verdict.add("note", "texts and files were not checked, since the log itself is not whole")
         return verdict
     removed = {record: entry for entry in entries for record in entry.removes}
@@ -58,11 +69,20 @@ def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequen
     return verdict
 
 
+def _lines_of(path: Path, verdict: Verification) -> tuple[Iterator[bytes], int] | None:
+    try:
+        return split_lines(path)
+    except (UnreadableError, OSError) as error:
+        verdict.add("unclear", str(error))
+        return None
+
+
 States = dict[int, tuple[str, str, str]]
 """From a number of records to the Merkle root, the hash of the last record and the digest of the file so far."""
 
 
-def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verification) -> tuple[list[Entry], States]:
+def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verification) -> tuple[list[Entry], States, bool]:
+    """The records up to the first that does not fit, and whether there is one."""
     frontier, prefix = Frontier(), hashlib.sha256()
     entries: list[Entry] = []
     states: States = {}
@@ -74,44 +94,57 @@ def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verification) -> tup
 
     try:
         for entry, record in chained(counted()):
-            if entry.body["schema"] != RECORD_SCHEMA:
+            if entry.body["schema"] not in RECORD_SCHEMAS:
                 verdict.add("unclear", f"its schema is {entry.body['schema']!r}, unknown here", entry.seq, entry.id)
             frontier.add(record)
             entries.append(entry)
             if frontier.size in sizes:
                 states[frontier.size] = (frontier.root().hex(), entry.hash, prefix.hexdigest())
     except BrokenLogError as broken:
-        verdict.add("tampered", broken.what, broken.seq, broken.record)
-    return entries, states
+        verdict.add(broken.severity, broken.what, broken.seq, broken.record)
+        return entries, states, True
+    return entries, states, False
 
 
 def _checkpoints(path: Path, verdict: Verification) -> list[Checkpoint]:
-    lines, torn = split_lines(path)
     points: list[Checkpoint] = []
     before: str | None = None
-    for number, line in enumerate(lines):
-        try:
-            point = read_checkpoint(line)
-            if point.prev != before:
-                raise ValueError("it does not follow the one before it: one was removed, moved or put in")
-            points.append(point)
-            before = hashlib.sha256(line).hexdigest()
-        except ValueError as error:
-            verdict.add("tampered", f"{path.name}, line {number + 1}: {error}")
+    lines, torn = _lines_of(path, verdict) or (iter(()), 0)
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
+            try:
+                point = read_checkpoint(line)
+                if point.prev != before:
+                    raise ValueError("it does not follow the one before it: one was removed, moved or put in")
+                points.append(point)
+                before = hashlib.sha256(line).hexdigest()
+            except UnreadableError as error:
+                verdict.add("unclear", f"{path.name}, line {number}: {error}")
+            except ValueError as error:
+                verdict.add("tampered", f"{path.name}, line {number}: {error}")
+    except UnreadableError as error:
+        verdict.add("unclear", f"{path.name}, line {number + 1}: {error}")
     if torn:
         verdict.add("unclear", f"{path.name}: {torn} bytes after the last line: an interrupted write, or a cut")
     return points
 
 
-def _check_point(point: Checkpoint, name: str, entries: Sequence[Entry], states: States, verdict: Verification) -> None:
+def _check_point(
+    point: Checkpoint, name: str, entries: Sequence[Entry], states: States, broken: bool, verdict: Verification
+) -> bool:
+    """Whether the log is broken, by what was known before or by this checkpoint."""
     if entries and point.log != entries[0].body["chain"]["log"]:
         verdict.add("tampered", f"{name} is of another log: {point.log}")
     elif point.size > len(entries):
-        if not any(finding.severity == "tampered" for finding in verdict.findings):
+        if not broken:
             gone = point.size - len(entries)
             verdict.add("tampered", f"{name} covers {gone} more: the end of the log was cut off", len(entries))
+        return True
     elif point.size < 1 or states[point.size] != (point.root, point.head, point.prefix):
         verdict.add("tampered", f"{name} has another Merkle root: a record was rewritten", max(point.size - 1, 0))
+        return True
+    return broken
 
 
 def _check_signatures(
@@ -123,13 +156,13 @@ def _check_signatures(
             verdict.signature = f"signatures not checked (no public key given; signed by key {signed[-1].keyid})"
         return
     wanted, covered = key_id(key), 0
-    for point in (*points, *held):
+    for i, point in enumerate((*points, *held)):
         if point.keyid == wanted and not point.is_signed_by(key):
             verdict.add("tampered", f"a checkpoint over {point.size} records: its signature does not verify")
-        elif point.keyid == wanted and point in points:
+        elif point.keyid == wanted and i < len(points):
             covered = max(covered, point.size)
-        elif point in held and point not in points:
-            verdict.add("note", "the checkpoint that was held is not signed by this key; it is taken as it is")
+    if any(point.keyid != wanted and point not in points for point in held):
+        verdict.add("note", "the checkpoint that was held is not signed by this key; it is taken as it is")
     if covered:
         verdict.signature = f"records 0 to {covered - 1} signed by key {wanted}"
     elif signed:
@@ -142,26 +175,35 @@ def _check_signatures(
 
 def _check_content(path: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
     """Every stored text must be the one that its record names; only what a later record says is gone may be missing."""
-    lines, torn = split_lines(path)
+    found = _lines_of(path, verdict)
+    if found is None:
+        return
+    lines, torn = found
     owners = [entry for entry in entries if entry.content]
+    places: dict[str, list[int]] = {}
+    for i, owner in enumerate(owners):
+        places.setdefault(str(owner.content), []).append(i)
     place = 0
-    for line in lines:
-        digest = hashlib.sha256(line).hexdigest()
-        found = next((i for i in range(place, len(owners)) if owners[i].content == digest), None)
-        if found is None:
-            # a crash between the text and its record leaves one line too many, and only at the end
-            extra = place == len(owners) and not any(owner.content == digest for owner in owners)
-            verdict.add(*_stray(path, line, extra))
-            continue
-        _missing(owners[place:found], removed, verdict)
-        _check_texts(line, owners[found], removed, verdict)
-        place = found + 1
+    try:
+        for line in lines:
+            known = places.get(hashlib.sha256(line).hexdigest(), [])
+            next_one = bisect_left(known, place)
+            if next_one == len(known):
+                # a crash between the text and its record leaves one line too many, and only at the end
+                verdict.add(*_stray(path, line, extra=place == len(owners) and not known))
+                continue
+            _missing(owners[place : known[next_one]], removed, verdict)
+            _check_texts(line, owners[known[next_one]], removed, verdict)
+            place = known[next_one] + 1
+    except UnreadableError as error:
+        verdict.add("unclear", str(error))
+        return
     _missing(owners[place:], removed, verdict)
     if torn:
         verdict.add("unclear", f"{path.name}: {torn} bytes after the last line: an interrupted write, or a cut")
 
 
-def _stray(path: Path, line: bytes, extra: bool) -> tuple[Any, str]:
+def _stray(path: Path, line: bytes, *, extra: bool) -> tuple[Any, str]:
     if extra:
         return "unclear", f"{path.name}: a text at its end that no record names: an interrupted write, or put in"
     return "tampered", f"{path.name}: a text that no record names, or twice, or in the wrong place: {line[:60]!r}"
@@ -177,6 +219,9 @@ def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: 
     try:
         id, salt, texts = stored_texts(line)
         same = id == owner.id and {name: digest_of_text(salt, texts[name]) for name in texts} == owner.body["digests"]
+    except UnreadableError as error:
+        verdict.add("unclear", f"the text that it names {error}", owner.seq, owner.id)
+        return
     except ValueError:
         same = False
     if not same:
@@ -189,10 +234,10 @@ def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: 
 
 def _check_artefacts(base: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
     """Each file must be as the last record that names it says."""
-    last = {artefact["path"]: entry for entry in entries for artefact in entry.body["artefacts"] or ()}
+    last = {artefact["path"]: entry for entry in entries for artefact in entry.body["artefacts"]}
     replaced = 0
     for entry in entries:
-        for artefact in entry.body["artefacts"] or ():
+        for artefact in entry.body["artefacts"]:
             if last[artefact["path"]] is entry:
                 _check_file(base, artefact, entry, removed, verdict)
             else:
@@ -204,23 +249,23 @@ def _check_artefacts(base: Path, entries: Sequence[Entry], removed: dict[str, En
 def _check_file(
     base: Path, artefact: dict[str, Any], entry: Entry, removed: dict[str, Entry], verdict: Verification
 ) -> None:
-    path = PurePosixPath(artefact["path"])
-    if path.is_absolute() or ".." in path.parts or "\0" in artefact["path"]:
-        verdict.add("tampered", f"{path}: names a file outside the folder", entry.seq, entry.id)
+    path = artefact["path"]
+    try:
+        parts_of(path)
+    except UnreadableError as error:
+        verdict.add("tampered", str(error), entry.seq, entry.id)
         return
     try:
-        if (base / path).exists() and not (base / path).is_file():
-            raise OSError("it is no file")
-        with (base / path).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = digest_file(base, path, size=artefact["bytes"])
     except FileNotFoundError:
         if entry.id not in removed:
             verdict.add("tampered", f"{path} is missing", entry.seq, entry.id)
         return
-    except OSError as error:
-        verdict.add("unclear", f"{path} cannot be read ({error})", entry.seq, entry.id)
+    except (UnreadableError, OSError) as error:
+        verdict.add("unclear", str(error), entry.seq, entry.id)
         return
     if digest != artefact["sha256"]:
-        verdict.add("tampered", f"{path} was changed: its SHA-256 is {digest}", entry.seq, entry.id)
+        told = f"its SHA-256 is {digest}" if digest else f"it has not the {artefact['bytes']} bytes that it had"
+        verdict.add("tampered", f"{path} was changed: {told}", entry.seq, entry.id)
     elif entry.id in removed:
         verdict.add("note", f"{path} is still there, though record {removed[entry.id].seq} says it is gone", entry.seq)

@@ -1,4 +1,7 @@
-"""The lines of log.jsonl and content.jsonl.
+"""What every check reads: files, JSON, and the lines of log.jsonl and content.jsonl; and what it says of them.
+
+Whoever made a folder or a bundle may have made it to harm its reader. All of it is read here: links are never followed,
+only files are opened, and nothing is read that is larger or deeper than what llmxai writes.
 
 A line of the log is `{"hash":"<64 hex digits>","record":<record>}`. The hash is SHA-256 over exactly the bytes of
 <record>, so nothing has to be parsed or written again to check it: `cut -b 85- | head -c -2 | sha256sum`.
@@ -9,21 +12,189 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
 GENESIS = "0" * 64
 """What the first record names as the hash of the record before it."""
-RECORD_SCHEMA = "llmxai.record/1"
+RECORD_SCHEMAS = ("llmxai.record/1",)
 REMOVALS = ("redaction", "prune")
 """Kinds of records that announce that content and artefacts of earlier ones are gone on purpose."""
 
+LONGEST = 64 * 2**20
+"""Bytes of a line, or of a JSON document, at most."""
+LARGEST = 4 * 2**30
+"""Bytes of a file that a record names, at most."""
+DIGITS = 25
+"""Of a whole number: RFC 8785 writes up to 10^21 without an exponent."""
+CHUNK = 2**20
+
 _HEAD = re.compile(rb'\{"hash":"[0-9a-f]{64}","record":\{')
 _ID = re.compile(rb'"id":"([^"\\]{1,80})"')
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NEEDED = ("schema", "id", "kind", "chain", "content", "digests", "link", "artefacts", "ended")
+
+
+class UnreadableError(ValueError):
+    """It is nothing that llmxai writes: nobody can tell from it whether anything was changed."""
+
+
+JUNCTION = 0xA0000003
+"""Windows' mark of a link between folders."""
+LINK = "a link, and links are not followed"
+KINDS = (
+    *((stat.S_ISLNK, LINK), (stat.S_ISDIR, "a folder"), (stat.S_ISREG, "a file")),
+    *((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device")),
+)
+OPENING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_file(base: Path, name: str) -> BufferedReader:
+    """Open the file with this name (parts joined by /) below the folder `base`, to which links may lead.
+
+    Raises FileNotFoundError, and UnreadableError for a name that leads out of the folder and for what is no file, or
+    lies behind a link.
+    """
+    parts = parts_of(name)
+    try:
+        for n in range(1, len(parts)):
+            _require(base.joinpath(*parts[:n]), stat.S_ISDIR, "a folder")
+        path = base.joinpath(*parts)
+        _require(path, stat.S_ISREG, "a file")
+        stream = os.fdopen(os.open(path, OPENING), "rb")
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            stream.close()
+            raise UnreadableError(f"{name} is no file")
+    except FileNotFoundError:
+        raise
+    except UnreadableError as error:
+        raise UnreadableError(f"{name} cannot be read ({error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UnreadableError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return stream
+
+
+def parts_of(name: str) -> list[str]:
+    """The parts of a relative path; raises UnreadableError for one that leads out of its folder."""
+    parts = name.split("/")
+    windows = os.name == "nt" and any(character in name for character in ':\\"<>|?*')
+    if windows or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise UnreadableError(f"{name} names a file outside the folder")
+    return parts
+
+
+def _require(path: Path, is_kind: Any, wanted: str) -> None:
+    found = os.lstat(path)
+    junction = getattr(found, "st_reparse_tag", 0) == JUNCTION
+    if junction or not is_kind(found.st_mode):
+        kind = LINK if junction else next((name for is_it, name in KINDS if is_it(found.st_mode)), "no file")
+        raise UnreadableError(f"{path.name} is {kind}; expected {wanted}")
+
+
+def read_file(base: Path, name: str, *, most: int = LONGEST) -> bytes:
+    """All of a file of at most that many bytes; raises what `open_file` does."""
+    with open_file(base, name) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise UnreadableError(f"{name} is larger than {most} bytes")
+    return data
+
+
+def digest_file(base: Path, name: str, *, size: int) -> str | None:
+    """SHA-256 of a file of exactly that size; None where it has another. Raises what `open_file` does."""
+    with open_file(base, name) as stream:
+        if os.fstat(stream.fileno()).st_size != size:
+            return None
+        if size > LARGEST:
+            raise UnreadableError(f"{name} is larger than {LARGEST} bytes")
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON of the kind that llmxai writes.
+
+    Raises UnreadableError where it is too long or too deep, has a number that is none (1e999, NaN) or a key twice, and
+    another ValueError for what is no JSON.
+    """
+    if len(data) > LONGEST:
+        raise UnreadableError(f"is longer than {LONGEST} bytes")
+    try:
+        return json.loads(
+            data.decode(),
+            parse_float=_finite,
+            parse_int=_whole,
+            parse_constant=_finite,
+            object_pairs_hook=_without_twins,
+        )
+    except RecursionError:
+        raise UnreadableError("is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise UnreadableError(f"holds {text[:DIGITS]}, which is no number")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise UnreadableError(f"holds a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise UnreadableError("holds a key twice")
+    return found
+
+
+def split_lines(path: Path) -> tuple[Iterator[bytes], int]:
+    """The whole lines of a file, without their newlines, and how many bytes follow the last newline.
+
+    Raises UnreadableError where there is no file but something else, and while going through the lines, where one is
+    too long.
+    """
+    try:
+        stream = open_file(path.parent, path.name)
+    except FileNotFoundError:
+        return iter(()), 0
+    torn = torn_bytes(stream)
+    return _lines(stream, stream.seek(0, os.SEEK_END) - torn, path.name), torn
+
+
+def torn_bytes(stream: BufferedReader) -> int:
+    """How many bytes follow the last newline."""
+    end = place = stream.seek(0, os.SEEK_END)
+    while place:
+        start = max(0, place - CHUNK)
+        stream.seek(start)
+        found = stream.read(place - start).rfind(b"\n")
+        if found >= 0:
+            return end - start - found - 1
+        place = start
+    return end
+
+
+def _lines(stream: BufferedReader, end: int, name: str) -> Iterator[bytes]:
+    with stream:
+        stream.seek(0)
+        while end > 0:
+            line = stream.readline(min(LONGEST + 1, end))
+            if len(line) > LONGEST:
+                raise UnreadableError(f"{name}: a line is longer than {LONGEST} bytes")
+            if not line.endswith(b"\n"):
+                return
+            end -= len(line)
+            yield line[:-1]
 
 
 @dataclass(frozen=True)
@@ -53,9 +224,10 @@ class Entry:
 class BrokenLogError(ValueError):
     """A line that does not fit, its place, and its id where one can be read."""
 
-    def __init__(self, what: str, seq: int, line: bytes) -> None:
-        super().__init__(what)
-        self.what, self.seq = what, seq
+    def __init__(self, why: ValueError, seq: int, line: bytes) -> None:
+        super().__init__(str(why))
+        self.what, self.seq = str(why), seq
+        self.severity: Severity = "unclear" if isinstance(why, UnreadableError) else "tampered"
         found = _ID.search(line)
         self.record = found.group(1).decode(errors="replace") if found else None
 
@@ -73,33 +245,47 @@ def read_line(line: bytes) -> tuple[str, bytes]:
 def read_entry(digest: str, record: bytes) -> Entry:
     """Raises ValueError where what checking needs of a record is not there, whoever wrote it."""
     try:
-        body = json.loads(record)
+        body = parse_json(record)
+        paths = [artefact["path"] for artefact in body["artefacts"]]
         sound = (
             all(isinstance(body[name], str) for name in ("schema", "id", "kind", "ended"))
             and all(isinstance(body["chain"][name], str) for name in ("log", "prev"))
             and type(body["chain"]["seq"]) is int
-            and all(isinstance(each[name], str) for each in body["artefacts"] for name in ("path", "sha256"))
+            and all(_is_file(artefact) for artefact in body["artefacts"])
+            and len(set(paths)) == len(paths)
             and all(isinstance(text, str) for text in body["digests"].values())
-            and isinstance(body["content"]["sha256"], str | None)
+            and (body["content"]["sha256"] is None or _is_digest(body["content"]["sha256"]))
             and all(isinstance(id, str) for id in (body["link"] or {"records": []})["records"])
             and (body["link"] is not None or body["kind"] not in REMOVALS)
         )
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except UnreadableError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"is no record ({type(error).__name__}: {error})") from error
     if not sound:
         raise ValueError("is no record: a field has another type")
     return Entry(body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED})
 
 
+def _is_file(told: Any) -> bool:
+    return isinstance(told["path"], str) and type(told["bytes"]) is int and _is_digest(told["sha256"])
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
 def stored_texts(line: bytes) -> tuple[str, bytes, dict[str, str]]:
     """Id, salt and texts of one line of content.jsonl; raises ValueError."""
     try:
-        stored = json.loads(line)
+        stored = parse_json(line)
         salt, texts = bytes.fromhex(stored["salt"]), stored["texts"]
         if not all(isinstance(text, str) for text in texts.values()):
             raise ValueError("a text is none")
         return str(stored["id"]), salt, texts
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except UnreadableError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"are no stored texts ({type(error).__name__}: {error})") from error
 
 
@@ -108,9 +294,12 @@ def chained(lines: Iterable[bytes], *, seq: int = 0, prev: str = GENESIS) -> Ite
 
     Raises BrokenLogError at the first line that is not what was appended there.
     """
-    log = None
-    for place, line in enumerate(lines, start=seq):
+    rest, log, place = iter(lines), None, seq
+    while True:
+        line: bytes | None = None
         try:
+            if (line := next(rest, None)) is None:
+                return
             digest, record = read_line(line)
             entry = read_entry(digest, record)
             chain = entry.body["chain"]
@@ -118,36 +307,9 @@ def chained(lines: Iterable[bytes], *, seq: int = 0, prev: str = GENESIS) -> Ite
             if (chain["seq"], chain["prev"], chain["log"]) != (place, prev, log):
                 raise ValueError("does not follow the record before it: one was removed, moved or put in")
         except ValueError as error:
-            raise BrokenLogError(str(error), place, line) from error
+            raise BrokenLogError(error, place, line or b"") from error
         yield entry, record
-        prev = digest
-
-
-def split_lines(path: Path) -> tuple[Iterator[bytes], int]:
-    """The whole lines of a file, without their newlines, and how many bytes follow the last newline."""
-    if not path.exists():
-        return iter(()), 0
-    torn = torn_bytes(path)
-    return _lines(path), torn
-
-
-def torn_bytes(path: Path) -> int:
-    """How many bytes follow the last newline."""
-    with path.open("rb") as stream:
-        end = stream.seek(0, 2)
-        size, tail = 0, b""
-        while size < end and b"\n" not in tail:
-            size = min(end, size + 65536)
-            stream.seek(end - size)
-            tail = stream.read(size)
-    return len(tail) - tail.rfind(b"\n") - 1
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        for line in stream:
-            if line.endswith(b"\n"):
-                yield line[:-1]
+        prev, place = digest, place + 1
 
 
 def digest_of_text(salt: bytes, text: str) -> str:
@@ -157,6 +319,14 @@ def digest_of_text(salt: bytes, text: str) -> str:
 
 Severity = Literal["tampered", "unclear", "note"]
 WORDS = ("whole", "tampered", "cannot tell")
+SHOWN = 300
+"""Characters of a sentence that are shown: what it quotes is not ours."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without what a terminal would obey: quoted names and ids may have been made for that."""
+    clipped = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clipped)
 
 
 @dataclass(frozen=True)
@@ -183,7 +353,7 @@ class Verification:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, severity: Severity, what: str, seq: int | None = None, record: str | None = None) -> None:
-        self.findings.append(Finding(severity, what, seq, record))
+        self.findings.append(Finding(severity, printable(what), seq, None if record is None else printable(record)))
 
     @property
     def exit(self) -> int:
@@ -198,17 +368,19 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "subject": self.subject,
+            "subject": printable(self.subject),
             "verdict": WORDS[self.exit],
             "exit": self.exit,
             "records": self.records,
-            "signature": self.signature,
+            "signature": printable(self.signature),
             "first_bad": asdict(self.first_bad) if self.first_bad else None,
             "findings": [asdict(finding) for finding in self.findings],
         }
 
     def to_text(self) -> str:
-        head = f"{WORDS[self.exit]}: {self.subject}, {self.records} record{'s' * (self.records != 1)}, {self.signature}"
+        told = f"{self.records} record{'s' * (self.records != 1)}, {printable(self.signature)}"
         bad = self.first_bad
         rest = [str(finding) for finding in self.findings if finding is not bad]
-        return "\n".join([head, *([str(bad)] if bad else []), *rest])
+        return "\n".join(
+            [f"{WORDS[self.exit]}: {printable(self.subject)}, {told}", *([str(bad)] if bad else []), *rest]
+        )

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from llmxai.evidence.verifier.lines import UnreadableError, parse_json
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -63,35 +65,38 @@ def pre_authentication_encoding(payload: bytes) -> bytes:
 
 
 def read_checkpoint(line: bytes) -> Checkpoint:
-    """One envelope. Raises ValueError for anything but the exact bytes that llmxai writes."""
+    """One envelope. Raises ValueError for anything but the exact bytes that llmxai writes, and UnreadableError where
+    that is nothing that llmxai could have written."""
     try:
-        envelope = json.loads(line)
+        envelope = parse_json(line)
         payload = base64.b64decode(envelope["payload"], validate=True)
-        statement = json.loads(payload)
+        statement = parse_json(payload)
         said = statement["predicate"]
         signer = (envelope["signatures"] or [{"keyid": None, "sig": ""}])[0]
         signature = base64.b64decode(signer["sig"], validate=True)
-        again = [{"keyid": signer["keyid"], "sig": base64.b64encode(signature).decode()}] if signature else []
-        form = {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD_TYPE, "signatures": again}
-        if compact(form) != line or (statement["_type"], statement["predicateType"]) != (
-            STATEMENT_TYPE,
-            PREDICATE_TYPE,
-        ):
-            raise ValueError("not in the form that llmxai writes")
         if said["keyid"] != signer["keyid"]:
             raise ValueError("it is not signed by the key that its statement names")
+        names = ("log", "root", "head", "time")
+        texts = [*(said[name] for name in names), statement["subject"][0]["digest"]["sha256"]]
+        texts += [text for text in (said["prev"], said["keyid"]) if text is not None]
+        if type(said["size"]) is not int or not all(isinstance(text, str) for text in texts):
+            raise ValueError("a field has another type")
+        again = [{"keyid": signer["keyid"], "sig": base64.b64encode(signature).decode()}] if signature else []
+        form = {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD_TYPE, "signatures": again}
+        kinds = (statement["_type"], statement["predicateType"])
+        if compact(form) != line or kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
+            raise ValueError("not in the form that llmxai writes")
         return Checkpoint(
-            log=str(said["log"]),
-            size=int(said["size"]),
-            root=str(said["root"]),
-            head=str(said["head"]),
-            prefix=str(statement["subject"][0]["digest"]["sha256"]),
+            **{name: said[name] for name in names},
+            size=said["size"],
+            prefix=statement["subject"][0]["digest"]["sha256"],
             prev=said["prev"],
-            time=str(said["time"]),
             keyid=said["keyid"],
             signature=signature,
             signed=pre_authentication_encoding(payload),
         )
+    except UnreadableError as error:
+        raise UnreadableError(f"not a checkpoint: it {error}") from error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"not a checkpoint ({error})") from error
 
@@ -100,7 +105,7 @@ def read_public_key(pem: bytes) -> Ed25519PublicKey:
     """Raises ValueError for anything but an Ed25519 public key in PEM."""
     try:
         key = serialization.load_pem_public_key(pem)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ValueError(f"not a public key in PEM ({error})") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError("a public key, but not an Ed25519 one")
