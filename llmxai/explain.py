@@ -86,6 +86,7 @@ def explain(
     effects = None
     if settings.removal is not None:
         watched = partial(progress, "removing parts of the prompt")
+        watched(0, 1)
         effects = measure_effects(
             loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
         )

@@ -17,11 +17,13 @@ from tiny import make_model, make_tokenizer
 
 from llmxai import cli
 from llmxai.methods import METHODS
+from llmxai.models import loading
+from llmxai.settings import field_paths
 
 FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
-    *("loading the model", "generating", "replaying", "integrating gradients", "rolling attention out"),
-    *("weighing attention", "taking the prompt apart", "writing the report"),
+    *("loading the model", "generating", "replaying", "integrating gradients", "rolling out attention"),
+    *("gradient weighted rollout", "removing parts of the prompt", "writing the report"),
 )
 
 
@@ -99,18 +101,18 @@ def test_where_the_prompt_comes_from(run: Run, model_folder: Path, tmp_path: Pat
         assert json.loads(ended.out)["generation"]["request"] == request
 
 
-def test_the_referee_is_asked_as_wanted(run: Run, model_folder: Path) -> None:
+def test_removal_is_as_it_was_asked_for(run: Run, model_folder: Path) -> None:
     question = ("--prompt", "The capital of France", "--json")
-    options = ("--ablation-operator", "mean", "--ablation-units", "token")
+    options = ("--removal-operator", "mean", "--removal-units", "token")
     document = json.loads(run(*explain(model_folder, *question, *options)).out)
     assert document["ablations"]["operator"] == "mean"
     assert document["ablations"]["kind"] == "token"
     assert all(target["referee"] is not None for target in document["targets"])
-    ended = run(*explain(model_folder, *question, "--no-referee"))
+    ended = run(*explain(model_folder, *question, "--no-removal"))
     document = json.loads(ended.out)
     assert document["ablations"] is None
     assert all(target["referee"] is None for target in document["targets"])
-    assert "taking the prompt apart" not in ended.err
+    assert "removing parts of the prompt" not in ended.err
 
 
 def test_options_reach_the_library(run: Run, model_folder: Path) -> None:
@@ -119,7 +121,7 @@ def test_options_reach_the_library(run: Run, model_folder: Path) -> None:
         *explain(model_folder, "--prompt", "Hello", "--tolerance", "0.3", *options, "--json", "--dtype", "float64")
     )
     document = json.loads(ended.out)
-    decoding, settings = document["generation"]["decoding"], document["settings"]
+    decoding, settings = document["generation"]["decoding"], document["computed"]
     assert (decoding["temperature"], decoding["top_p"], decoding["seed"]) == (0.8, 0.9, 5)
     assert (settings["features"], settings["baseline"]) == ("all", "zero")
     assert settings["tolerance"]["relative"] == 0.3
@@ -147,8 +149,12 @@ PROMPT = ("--prompt", "Hello")
         ([*PROMPT, "--quantize", "3bit"], "quantize '3bit' is unknown"),
         ([*PROMPT, "--features", "words"], "features 'words' is unknown"),
         ([*PROMPT, "--baseline", "grey"], "baseline 'grey' is unknown"),
-        ([*PROMPT, "--ablation-operator", "burn"], "'burn' is unknown. Known: delete, baseline, mean"),
-        ([*PROMPT, "--ablation-units", "page"], "'page' are unknown. Known: auto, token, word, sentence"),
+        ([*PROMPT, "--removal-operator", "burn"], "'burn' is unknown. Known: delete, baseline, mean"),
+        ([*PROMPT, "--removal-units", "page"], "'page' is unknown. Known: auto, token, word, sentence"),
+        ([*PROMPT, "--also", "limee"], "unknown method 'limee'. Did you mean 'lime'?"),
+        ([*PROMPT, "--variant", "saliency"], "variant 'saliency' is unknown. Known: max_head_rollout"),
+        ([*PROMPT, "--set", "rollout.head_fusion"], "expected a.b=value"),
+        ([*PROMPT, "--set", "rollout.fusion=max"], "there is no 'rollout.fusion'. Did you mean 'rollout."),
         ([*PROMPT, "--tolerance", "-1"], "tolerance: relative -1.0"),
         ([*PROMPT, "--max-nodes", "0"], "max_nodes is 0"),
         ([*PROMPT, "--max-new-tokens", "0"], "max_new_tokens is 0"),
@@ -188,7 +194,7 @@ def test_a_users_mistake_is_one_paragraph(
 
 
 def only_record(written: Iterable[Path]) -> dict[str, Any]:
-    """The one record that was written, in a log with nothing beside it but the folders that it lies in."""
+    """The one record that was written, in a log with nothing next to it but the folders that it lies in."""
     files = {path.name: path for path in written if path.is_file()}
     assert set(files) <= {".lock", "log.jsonl", "content.jsonl", "checkpoints.jsonl"}
     (line,) = files["log.jsonl"].read_text(encoding="utf-8").splitlines()
@@ -219,7 +225,7 @@ def test_an_interrupt_writes_nothing_but_its_record(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["llmxai.explain"], "generate", interrupt)
+    monkeypatch.setattr(sys.modules["llmxai.explain"], "answer", interrupt)
     ended = run(*explain(model_folder, *PROMPT))
     assert ended.code == 130
     record = only_record(tmp_path.rglob("*"))
@@ -231,7 +237,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, model_folder
         raise ZeroDivisionError("a bug")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["llmxai.explain"], "generate", bug)
+    monkeypatch.setattr(sys.modules["llmxai.explain"], "answer", bug)
     monkeypatch.setattr(sys, "argv", ["llmxai", *map(str, explain(model_folder, *PROMPT))])
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main()
@@ -268,10 +274,75 @@ def test_how_gradients_are_computed(run: Run, model_folder: Path) -> None:
         )
     )
     assert ended.code == 0
-    settings = json.loads(ended.out)["settings"]
+    settings = json.loads(ended.out)["computed"]
     assert settings["gradient_dtype"] == "bfloat16"
     assert settings["checkpoint"] is True
     assert settings["chunk_tokens"] == 64
     refused = run(*explain(model_folder, "--prompt", "Hello", "--gradient-dtype", "bf16"))
     assert refused.code == 2
     assert "dtype 'bf16' is unknown" in refused.err
+
+
+def test_all_settings_are_listed_and_nothing_is_done(run: Run, tmp_path: Path) -> None:
+    ended = run("explain", "--settings")
+    assert ended.code == 0
+    lines = dict(line.split(" = ", 1) for line in ended.out.splitlines())
+    defaults = {path: list(value) if isinstance(value, tuple) else value for path, value in field_paths().items()}
+    assert {path: json.loads(value) for path, value in lines.items()} == defaults
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "now"),
+    [
+        (["--referee"], "--removal/--no-removal"),
+        (["--no-referee"], "--removal/--no-removal"),
+        (["--ablation-operator", "mean"], "--removal-operator"),
+        (["--ablation-units=word"], "--removal-units"),
+    ],
+)
+def test_an_option_of_before_says_what_it_is_called_now(run: Run, options: list[str], now: str) -> None:
+    ended = run("explain", *PROMPT, *options)
+    assert ended.code == 2
+    assert ended.out == ""
+    (paragraph,) = ended.err.splitlines()
+    assert paragraph.startswith("llmxai: There is no --")
+    assert paragraph.endswith(f"it is called {now}.")
+    assert options[0].partition("=")[0] not in run("explain", "--help").out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--also", "lim"],
+        ["--variant", "lime"],
+        ["--set", "gradients.max_node=8"],
+        ["--baseline", "grey"],
+        ["--temperature", "-1"],
+        ["--gradient-dtype", "float8"],
+        ["--removal-units", "page"],
+        ["--no-removal", "--removal-units", "word"],
+        ["--dtype", "float8"],
+        ["--quantize", "3bit"],
+        ["--device-map", "{broken"],
+        ["--device-map", "somewhere"],
+        ["--compare-full"],
+    ],
+)
+def test_options_are_checked_before_the_model_is_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path, options: list[str]
+) -> None:
+    monkeypatch.setattr(loading, "find_model", lambda *_what, **_how: pytest.fail("the model is being loaded"))
+    ended = run(*explain(model_folder, *PROMPT, *options))
+    assert ended.code == 2
+    assert len([line for line in said(ended.err) if line != "llmxai: loading the model"]) == 1
+    assert "Traceback" not in ended.err
+
+
+def test_one_more_method_is_computed_and_listed(run: Run, model_folder: Path) -> None:
+    asked = (*PROMPT, "--also", "saliency", "--also", "recency", "--json")
+    document = json.loads(run(*explain(model_folder, *asked)).out)
+    assert document["settings"]["also"] == ["saliency", "recency"]
+    assert {"saliency", "recency"} <= document["scores"].keys()
+    for target in document["targets"]:
+        assert target["sources"]["recency"]

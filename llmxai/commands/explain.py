@@ -294,6 +294,8 @@ def _read_text(path: Path) -> str:
 
 
 def _read_messages(path: Path) -> list[dict[str, Any]]:
+    from llmxai.generation.prompt import require_messages
+
     try:
         value = json.loads(_read_text(path))
     except ValueError as error:
@@ -302,6 +304,7 @@ def _read_messages(path: Path) -> list[dict[str, Any]]:
         value = value["messages"]
     if not isinstance(value, list):
         raise PromptError(f"{path}: holds a JSON {type(value).__name__}; expected a list of messages.")
+    require_messages(value)
     return value
 
 

@@ -121,7 +121,7 @@ def encode_messages(loaded: LoadedModel, messages: Sequence[Message]) -> PromptT
     without a chat template, and a template that rejects the messages.
     """
     tokenizer = loaded.tokenizer
-    _require_messages(messages)
+    require_messages(messages)
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError(
             f"{loaded.name} has no chat template, so messages cannot be turned into its prompt. Give the whole "
@@ -184,7 +184,8 @@ def _finish(
     return tokens
 
 
-def _require_messages(messages: Sequence[Message]) -> None:
+def require_messages(messages: Sequence[Message]) -> None:
+    """Raise PromptError for messages that are no chat to be answered. Needs no model."""
     if not messages:
         raise PromptError('There are no messages. Give at least one, such as {"role": "user", "content": "..."}.')
     for index, message in enumerate(messages):

@@ -29,6 +29,7 @@ from llmxai.models.finding import (
     knows_text,
     not_found,
     quantization_argument,
+    quantization_config,
     quantization_of,
 )
 from llmxai.models.memory import free_memory, weight_bytes
@@ -90,15 +91,11 @@ def load(
 
     Raises ModelLoadError, UnsupportedModelError or OptionError; each message suggests a fix.
     """
+    _require_options(dtype=dtype, device_map=device_map, quantize=quantize)
     found = find_model(name_or_path, revision=revision)
     name, config = found.name, found.config
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
-    if isinstance(device_map, str) and not DEVICE.fullmatch(device_map):
-        raise OptionError(
-            f"device_map {device_map!r} is unknown. Known: auto, balanced, balanced_low_0, sequential, a device (cpu, "
-            f"cuda:0), or a dict from module to device."
-        )
     arguments = {
         "dtype": _dtype(dtype),
         "device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map,
@@ -155,6 +152,16 @@ def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
         # measured: on CPUs, the bfloat16 backward of SDPA is several times slower than that of plain products
         model.set_attn_implementation("eager")
     return replace(loaded, model=model)
+
+
+def _require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:
+    """Raise OptionError for what no model is loaded with, before anything is looked for."""
+    quantization_config(quantize, dtype=_dtype(dtype))
+    if isinstance(device_map, str) and not DEVICE.fullmatch(device_map):
+        raise OptionError(
+            f"device_map {device_map!r} is unknown. Known: auto, balanced, balanced_low_0, sequential, a device (cpu, "
+            f"cuda:0), or a dict from module to device."
+        )
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
