@@ -1,4 +1,4 @@
-"""The index of a run, as plain data: no HTML here."""
+"""The index of a run as plain data, without HTML."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class IndexRow:
 
     id: Text
     record: Text
-    """Its id in the log of evidence; empty where none is known."""
+    """Its id in the evidence log; empty if unknown."""
     href: str | None
-    """Its page, relative to the index; None where there is none."""
+    """Its page, relative to the index; None if there is none."""
     prompt: Text
     answer: Text
-    """Or why there is none."""
+    """The answer, or why there is none."""
     failed: bool
     counts: tuple[int, int, int, int, int]
     """Tokens by status, in the order of `Status`."""
@@ -47,7 +47,7 @@ class IndexView:
     charts: tuple[Chart, ...]
     intervals: tuple[Interval, ...]
     evaluation: str | None
-    """Address of the page of the run's evaluation, relative to the index."""
+    """Address of the run's evaluation page, relative to the index."""
     settings: tuple[Setting, ...]
     provenance: Provenance | None
 
@@ -63,11 +63,11 @@ def build_index(
     provenance: Mapping[str, Any] | None = None,
     records: Mapping[str, str] | None = None,
 ) -> IndexView:
-    """What the index of the run `name` says.
+    """The index of the run `name`.
 
-    `place`: where the records' folders lie, relative to the index. `pages`: the ids that have a page; None: all that
+    `place`: where the records' folders are, relative to the index. `pages`: the ids that have a page; None: all that
     did not fail. `evaluation`: a page to link to. `manifest` (what the run was) and `provenance`
-    (llmxai/report/provenance.py) are shown as they are. `records`: ids in the log of evidence, by row id.
+    (llmxai/report/provenance.py) are shown unchanged. `records`: ids in the evidence log, by row id.
     """
     return IndexView(
         title=f"Run {plain(visible(name))}: {_records(len(rows))}",
@@ -112,7 +112,7 @@ def _sentences(rows: Sequence[RunRow]) -> tuple[str, ...]:
         doubt = _that(contradicted, "holds", "hold"), _that(unread, "holds", "hold")
         said.append(
             f"{_that(clean, 'has', 'have')} the status “agree” for every token. {doubt[0]} a token on which the "
-            f"methods contradict each other. {doubt[1]} a token whose gradient values must not be read."
+            f"methods contradict each other. {doubt[1]} a token whose gradient values cannot be read."
         )
     return tuple(said)
 

@@ -62,7 +62,7 @@ def test_search_filter_and_clear(open_page: Open) -> None:
     page.locator("#search").fill("prompterror")
     assert listed(page) == ["c"]
     page.locator("#search").fill("nowhere")
-    assert page.locator("#rows").inner_text().strip() == "No record fits."
+    assert page.locator("#rows").inner_text().strip() == "No record matches."
     page.get_by_role("button", name="Clear").click()
     assert len(listed(page)) == 4
 

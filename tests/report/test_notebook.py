@@ -78,7 +78,7 @@ def test_question_answer_sources_and_statuses_in_this_order() -> None:
     read = first_part((document, maps))
     heads = (
         *("Asked", "Answered", "Contrast", "Main sources, by integrated gradients"),
-        *("What mattered most when taken out of the input", "Status of its tokens (17)"),
+        *("What mattered most when removed from the input", "Status of its tokens (17)"),
     )
     places = [read.text.index(head) for head in heads]
     assert places == sorted(places)

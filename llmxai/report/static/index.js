@@ -18,12 +18,12 @@
 
   // ---- records: data.figures has [failed, agree, diluted, disagree, unconverged, unchecked, gap, spearman, seconds] of every one, in the order of the run
   const figures = data.figures;
-  // [id, href, prompt, answer, record]; of a long run only the first, until the data page of the others is read
+  // [id, href, prompt, answer, record]; for a long run only the first ones, until the data pages are loaded
   const texts = [...data.texts];
   const NUMBERS = { agree: 1, diluted: 2, disagree: 3, unconverged: 4, unchecked: 5, gap: 6, spearman: 7, seconds: 8 };
   const WORDS = { id: 0, prompt: 2, answer: 3 };
   const fold = (text) => text.normalize("NFKC").toLowerCase();
-  const cased = []; // what a search looks at, made when it is first needed
+  const cased = []; // the searchable text, built when first needed
   const searched = (i) => cased[i] ??= fold([0, 2, 3, 4].map((at) => plain(texts[i][at])).join("\n"));
   const kept = {
     all: () => true,
@@ -37,10 +37,10 @@
   };
   const collator = new Intl.Collator(undefined, { numeric: true });
 
-  // ---- data pages of a long run. Each is shown in a frame that may not touch this page, and hands over its text as a
-  // message. What does not have the digest that this page names is not taken.
+  // ---- data pages of a long run. Each is shown in a frame that cannot touch this page, and sends its text as a message.
+  // Text without the digest that this page names is rejected.
   const files = data.parts ? data.parts.files : [], size = data.parts ? data.parts.size : 1;
-  const AT_ONCE = 4, GRACE = 3000; // a message may come after the frame says that it has loaded
+  const AT_ONCE = 4, GRACE = 3000; // a message may arrive after the load event of the frame
   const asked = new Set(), queue = [], trouble = [];
   let reading = 0;
 
@@ -83,7 +83,7 @@
     for (; reading < AT_ONCE && queue.length; reading += 1) read(queue.shift());
   }
 
-  /** Whether the texts of these records are here. If not, their data pages are asked for, and the table is drawn again when they are. */
+  /** Whether the texts of these records are loaded. If not, request their data pages; the table is redrawn when they arrive. */
   function have(wanted) {
     const missing = new Set();
     for (const i of wanted) if (!texts[i]) missing.add(Math.floor(i / size));
@@ -134,7 +134,7 @@
     const first = (state.page - 1) * data.page, shown = found.slice(first, first + data.page);
     if (!have(shown)) return wait();
     body.replaceChildren(...shown.map((i) => cells(texts[i], figures[i])));
-    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: 11 }, "No record fits.")));
+    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: 11 }, "No record matches.")));
     say(`${found.length} of ${figures.length} records${shown.length ? `, ${first + 1} to ${first + shown.length} shown` : ""}.`);
     byId("page").textContent = `Page ${state.page} of ${pages}`;
     byId("previous").disabled = state.page === 1;
@@ -147,7 +147,7 @@
   }
 
   function wait() {
-    say(`Reading the records’ texts: ${asked.size - reading - queue.length} of ${asked.size} data pages.`);
+    say(`Loading the records’ texts: ${asked.size - reading - queue.length} of ${asked.size} data pages.`);
     byId("found").setAttribute("aria-busy", "true");
   }
 
@@ -156,7 +156,7 @@
     byId("found").removeAttribute("aria-busy");
     const told = byId("trouble");
     if (told && trouble.length) {
-      told.textContent = `${trouble.join(" ")} The records in it are listed without their texts and are found by no search. “llmxai report” with this folder’s name writes the index again.`;
+      told.textContent = `${trouble.join(" ")} Its records are listed without their texts and cannot be found by a search. “llmxai report” with this folder’s name rebuilds the index.`;
       told.hidden = false;
     }
   }
@@ -169,7 +169,7 @@
     const place = location.href.split("#")[0];
     try {
       history.replaceState(null, "", said.length ? `${place}#${new URLSearchParams(said)}` : place);
-    } catch { /* a page inside of another one may have no address of its own */ }
+    } catch { /* a page inside another one may have no address of its own */ }
   }
 
   function follow() {
