@@ -4,6 +4,7 @@ from llmxai.methods.attention.attention_gradients import gradient_weighted_rollo
 from llmxai.methods.attention.rollout import attention_rollout
 from llmxai.methods.controls import random_scores, recency
 from llmxai.methods.features import CONTENT, chosen_tokens
+from llmxai.methods.gradients.deletion_path import deletion_path
 from llmxai.methods.gradients.integrated_gradients import layer_integrated_gradients
 from llmxai.methods.gradients.one_pass import (
     deep_lift,
@@ -28,6 +29,7 @@ __all__ = [
     "context_cite",
     "contrast_target",
     "deep_lift",
+    "deletion_path",
     "gradient_shap",
     "gradient_weighted_rollout",
     "gradient_x_input",

@@ -113,12 +113,17 @@ def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
 
 def rollout_refusal(config: PreTrainedConfig) -> str | None:
     """Why attention rollout is not defined for a model; None where it is."""
+    return softmax_refusal(config, what="attention rollout")
+
+
+def softmax_refusal(config: PreTrainedConfig, *, what: str) -> str | None:
+    """Why a method that is about softmax attention is not defined for a model; None where it is."""
     others = layers_without_softmax(config)
     if not others:
         return None
     kinds = " and ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
     return (
         f"{others.total()} of its {config.get_text_config().num_hidden_layers} layers have no softmax attention or mix "
-        f"tokens by something else as well ({kinds}), so attention rollout is not defined for it; integrated gradients "
+        f"tokens by something else as well ({kinds}), so {what} is not defined for it; integrated gradients "
         f"are."
     )

@@ -24,7 +24,9 @@ from llmxai.settings import LEAST_NODES
 ORDER = LEAST_NODES
 """Nodes per panel."""
 SCOUTS = 64
-"""Intervals of the grid on which F is scouted; also the narrowest panel that scouting can ask for is 1 / SCOUTS."""
+"""Intervals of the grid on which F is scouted; also the narrowest panel that scouting can ask for is 1 / SCOUTS.
+
+For a path along which F bends sharply; fewer are enough where it does not."""
 
 
 @cache
@@ -53,17 +55,18 @@ class Panel:
         return tuple(self.lo + width * x for x in nodes), tuple(width * w for w in weights)
 
 
-def scout_grid() -> tuple[float, ...]:
+def scout_grid(scouts: int = SCOUTS) -> tuple[float, ...]:
     """Where F is scouted: binary fractions, so that panel ends are found again exactly."""
-    return tuple(k / SCOUTS for k in range(SCOUTS + 1))
+    return tuple(k / scouts for k in range(scouts + 1))
 
 
 def plan_panels(scouted: Float[np.ndarray, " grid"], *, tolerance: float, max_panels: int) -> tuple[Panel, ...]:
     """Halve [0, 1] until the errors foreseen on the panels sum to `tolerance`, the worst panel first.
 
-    `scouted` is F on `scout_grid()`. The foreseen error is that of the rule on the derivative of its cubic spline.
+    `scouted` is F on a `scout_grid`. The foreseen error is that of the rule on the derivative of its cubic spline.
     """
-    spline = CubicSpline(scout_grid(), scouted)
+    scouts = len(scouted) - 1
+    spline = CubicSpline(scout_grid(scouts), scouted)
     slope = spline.derivative()
 
     def foreseen(panel: Panel) -> float:
@@ -75,7 +78,7 @@ def plan_panels(scouted: Float[np.ndarray, " grid"], *, tolerance: float, max_pa
     while errors and sum(errors.values()) > tolerance and len(done) + len(errors) < max_panels:
         worst = max(errors, key=lambda panel: (errors[panel], -panel.lo))
         del errors[worst]
-        if (worst.hi - worst.lo) * SCOUTS <= 1:
+        if (worst.hi - worst.lo) * scouts <= 1:
             done.append(worst)
             continue
         errors |= {half: foreseen(half) for half in worst.halves}
@@ -200,11 +203,12 @@ def integrate_adaptively(
     max_nodes: int,
     progress: Progress,
     f_input: Float[Tensor, " target"] | None = None,
+    scouts: int = SCOUTS,
 ) -> Integral:
     """Scout F, plan panels, integrate, halve what fails; `allowed` is the tolerance of F(input) - F(baseline)."""
     state = _State(exact=exact, fast=fast, progress=progress).know(f_input)
-    state.look_up(scout_grid())
-    scouted = torch.stack([state.f[a] for a in scout_grid()])  # [grid, target]
+    state.look_up(scout_grid(scouts))
+    scouted = torch.stack([state.f[a] for a in scout_grid(scouts)])  # [grid, target]
     limits = allowed(state.f[1.0] - state.f[0.0]).tolist()
     work: dict[Panel, list[int]] = {}
     for t, limit in enumerate(limits):

@@ -9,8 +9,9 @@ compared with F(hi) - F(lo), its exact value, and panels are halved until a targ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.methods.gradients.adaptive import ORDER, Integral, integrate_adaptively, integrate_fixed
+from llmxai.methods.gradients.adaptive import ORDER, SCOUTS, Integral, integrate_adaptively, integrate_fixed
 from llmxai.methods.gradients.path_gradients import Path, make_path, path_function
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, kinds, targets_of
@@ -26,7 +27,7 @@ from llmxai.models import LoadedModel, checkpointed, frozen_eval, in_dtype
 from llmxai.models.loading import torch_dtype
 from llmxai.models.memory import ChunkSize
 from llmxai.names import Progress, quiet
-from llmxai.settings import CHUNK_TOKENS, Compute, IntegratedGradients, Tolerance
+from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, IntegratedGradients, Tolerance
 from llmxai.types import Certificate, Generation, Scores
 
 SHARED = 4
@@ -62,52 +63,86 @@ def layer_integrated_gradients(
 
     Raises OptionError for a bad option, NonFiniteError where the model gives NaN on the path.
     """
-    IntegratedGradients(tolerance=tolerance, max_nodes=max_nodes, n_steps=n_steps)  # raises OptionError
+    spec = IntegratedGradients(tolerance=tolerance, max_nodes=max_nodes, n_steps=n_steps)  # raises OptionError
     targets = targets_of(generation, targets)
     path = make_path(loaded, generation, features=features, baseline=baseline)
+    found = integrate(loaded, path, targets, spec, compute=compute, f_input=f_input, progress=progress)
+    settings = {
+        "features": features,
+        "baseline": baseline if isinstance(baseline, str) else "tensor",
+        **found.settings,
+    }
+    return certified("layer_integrated_gradients", found, settings)
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """What `integrate` found, and how."""
+
+    whole: Integral
+    path: Path
+    targets: tuple[Target, ...]
+    spec: IntegratedGradients | DeletionPath
+    settings: Mapping[str, object]
+    """What every path method has in its settings."""
+
+
+def integrate(
+    loaded: LoadedModel,
+    path: Path,
+    targets: Sequence[Target],
+    spec: IntegratedGradients | DeletionPath,
+    *,
+    compute: Compute,
+    f_input: Float[Tensor, " target"] | None,
+    progress: Progress,
+    scouts: int = SCOUTS,
+) -> Integrated:
+    """The integral of every token's part of dF/da along `path`, targets in groups.
+
+    Raises NonFiniteError where the model gives NaN on the path.
+    """
     size = ChunkSize(compute.chunk_tokens or CHUNK_TOKENS)
-    checkpoint = bool(compute.checkpoint)
     groups = position_groups(targets, first=int(path.moving.nonzero()[0]))
     parts: list[Integral] = []
-    with _ready(loaded, compute) as (exact, fast):
+    with _ready(loaded, path, compute) as (exact, fast):
         for number, group in enumerate(groups):
             chosen = [targets[t] for t in group]
-            slow = path_function(exact, path, chosen, size=size, cached=not checkpoint)
-            quick = slow
-            if fast is not exact:
-                quick = path_function(fast, path, chosen, size=size, cached=not checkpoint)
+            cached = not compute.checkpoint
+            slow = path_function(exact, path, chosen, size=size, cached=cached)
+            quick = slow if fast is exact else path_function(fast, path, chosen, size=size, cached=cached)
             watched = _overall(progress, parts, later=sum(len(g) for g in groups[number + 1 :]), own=len(group))
             known = None if f_input is None else f_input[group]
-            if n_steps is None:
+            if spec.n_steps is not None:
+                part = integrate_fixed(slow, quick, n_steps=spec.n_steps, f_input=known, progress=watched)
+            else:
                 part = integrate_adaptively(
                     slow,
                     quick,
-                    allowed=partial(allowed_error, tolerance),
-                    max_nodes=max_nodes,
+                    allowed=partial(allowed_error, spec.tolerance),
+                    max_nodes=spec.max_nodes,
                     f_input=known,
                     progress=watched,
+                    scouts=scouts,
                 )
-            else:
-                part = integrate_fixed(slow, quick, n_steps=n_steps, f_input=known, progress=watched)
             parts.append(part)
     whole = _joined(parts, groups)
+    dtype = str(loaded.dtype).removeprefix("torch.")
     settings = {
         "target": kinds(targets),
-        "features": features,
         "held": held_positions(path),
-        "baseline": baseline if isinstance(baseline, str) else "tensor",
-        "tolerance": {"relative": tolerance.relative, "absolute": tolerance.absolute},
-        "max_nodes": max_nodes,
-        "n_steps": n_steps,
-        "rule": f"Gauss-Legendre, {n_steps or ORDER} nodes a panel",
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "gradient_dtype": compute.gradient_dtype or str(loaded.dtype).removeprefix("torch."),
+        "tolerance": {"relative": spec.tolerance.relative, "absolute": spec.tolerance.absolute},
+        "max_nodes": spec.max_nodes,
+        "n_steps": spec.n_steps,
+        "rule": f"Gauss-Legendre, {spec.n_steps or ORDER} nodes a panel",
+        "dtype": dtype,
+        "gradient_dtype": compute.gradient_dtype or dtype,
         "panels_computed_again_in_dtype": whole.repeated,
         "chunk_tokens": size.tokens,
         "chunk_halvings": size.halvings,
-        "checkpoint": checkpoint,
+        "checkpoint": bool(compute.checkpoint),
     }
-    return _scores(whole, path, targets, tolerance, settings)
+    return Integrated(whole=whole, path=path, targets=tuple(targets), spec=spec, settings=settings)
 
 
 def held_positions(path: Path) -> list[int]:
@@ -135,12 +170,17 @@ def position_groups(targets: Sequence[Target], *, first: int) -> list[list[int]]
 
 
 @contextmanager
-def _ready(loaded: LoadedModel, compute: Compute) -> Iterator[tuple[LoadedModel, LoadedModel]]:
+def _ready(loaded: LoadedModel, path: Path, compute: Compute) -> Iterator[tuple[LoadedModel, LoadedModel]]:
     """The model for F and the one for gradients, both fit to be differentiated; the caller's is left as it was."""
     wanted = loaded.dtype if compute.gradient_dtype is None else torch_dtype(compute.gradient_dtype)
     fast = loaded if wanted == loaded.dtype else in_dtype(loaded, wanted)
-    guard = checkpointed if compute.checkpoint else nullcontext
-    with frozen_eval(loaded.model), guard(loaded.model), guard(fast.model) if fast is not loaded else nullcontext():
+    models = [loaded.model] if fast is loaded else [loaded.model, fast.model]
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(frozen_eval(model))
+            if compute.checkpoint:
+                stack.enter_context(checkpointed(model))
+            stack.enter_context(path.attached(model))
         yield loaded, fast
 
 
@@ -174,19 +214,15 @@ def allowed_error(tolerance: Tolerance, net: Float[Tensor, " target"]) -> Float[
     return (tolerance.relative * net.abs()).clamp(min=tolerance.absolute)
 
 
-def _scores(
-    whole: Integral,
-    path: Path,
-    targets: Sequence[Target],
-    tolerance: Tolerance,
-    settings: dict[str, object],
-) -> Scores:
+def certified(method: str, found: Integrated, settings: Mapping[str, object]) -> Scores:
+    """The values of a path method with their certificate."""
+    whole = found.whole
     net = whole.f_input - whole.f_baseline
-    allowed = allowed_error(tolerance, net)
+    allowed = allowed_error(found.spec.tolerance, net)
     return Scores(
-        method="layer_integrated_gradients",
+        method=method,
         values=whole.values,
-        features=path.features(targets).cpu(),
+        features=found.path.features(found.targets).cpu(),
         signed=True,
         settings=settings,
         certificate=Certificate(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods.features import baseline_embedding, moving_tokens
@@ -20,8 +21,46 @@ from llmxai.models.memory import ChunkSize, T, within_memory
 from llmxai.types import Generation
 
 
+@runtime_checkable
+class Path(Protocol):
+    """From a = 0 to the real input at a = 1: of the embeddings, or of the presence of tokens."""
+
+    @property
+    def input(self) -> Float[Tensor, "seq hidden"]:
+        """The real embeddings."""
+
+    @property
+    def moving(self) -> Bool[Tensor, " seq"]:
+        """The tokens that are not the same at every a."""
+
+    def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """What the model needs around all of its passes along the path."""
+
+    def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live *width"]:
+        """What gradients are taken of, at every a."""
+
+    def logits(
+        self,
+        loaded: LoadedModel,
+        inputs: Float[Tensor, "node live *width"],
+        *,
+        positions: Sequence[int],
+        live: slice,
+        prefix: DynamicCache | None,
+    ) -> Float[Tensor, "node row vocab"]:
+        """Logits at `positions` of the sequence, differentiable in `inputs`."""
+
+    def slopes(
+        self, gradient: Float[Tensor, "node live *width"], alphas: Sequence[float], live: slice
+    ) -> Float[Tensor, "node live"]:
+        """Each token's part of dF/da, from the gradient with respect to `inputs`."""
+
+    def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
+        """The moving tokens that can get a value for a target."""
+
+
 @dataclass(frozen=True)
-class Path:
+class EmbeddingPath:
     """x(a) = baseline + a (input - baseline) on the moving tokens; held tokens stay real."""
 
     input: Float[Tensor, "seq hidden"]
@@ -40,22 +79,52 @@ class Path:
         a = torch.tensor(list(alphas), dtype=self.input.dtype, device=self.input.device)
         return self.input[live] - (1 - a)[:, None, None] * self.delta[live]
 
+    def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """The model runs as it does elsewhere."""
+        del model
+        return nullcontext()
+
+    def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live hidden"]:
+        """x(a) in the model's dtype."""
+        return self.points(alphas, live=live).to(loaded.dtype)
+
+    def logits(
+        self,
+        loaded: LoadedModel,
+        inputs: Float[Tensor, "node live hidden"],
+        *,
+        positions: Sequence[int],
+        live: slice,
+        prefix: DynamicCache | None,
+    ) -> Float[Tensor, "node row vocab"]:
+        """Logits where `inputs` stand in the sequence."""
+        places = [position - live.start for position in positions]
+        return forward_logits(loaded.model, inputs, positions=places, prefix=prefix, source=self.source)
+
+    def slopes(
+        self, gradient: Float[Tensor, "node live hidden"], alphas: Sequence[float], live: slice
+    ) -> Float[Tensor, "node live"]:
+        """<dF/dx_i, input_i - baseline_i>."""
+        del alphas
+        delta = self.delta[live]
+        return (gradient.to(delta.dtype) * delta).sum(dim=-1)
+
     def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
         """The moving tokens that a target can see: those up to its last predicting position."""
         return self.moving & seen_by(targets, len(self.moving)).to(self.moving.device)
 
 
-def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> Path:
+def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> EmbeddingPath:
     """The path over the embeddings of a generation, in float32 (float64 for a float64 model)."""
     wide = torch.float64 if loaded.dtype == torch.float64 else torch.float32
     x = embed(loaded.model, generation.ids).to(wide)
     b = baseline_embedding(loaded, baseline, seq=len(generation.ids)).to(x)
     moving = moving_tokens(generation, features=features).to(x.device)
-    return Path(input=x, baseline=b.expand_as(x), moving=moving, source=generation.source_len)
+    return EmbeddingPath(input=x, baseline=b.expand_as(x), moving=moving, source=generation.source_len)
 
 
 Pullback = Callable[[Sequence[int], bool], Tensor]
-"""From (the target of each node, or -1; whether another call follows) to the gradient [node, live, hidden]."""
+"""From (the target of each node, or -1; whether another call follows) to the gradient at the path's inputs."""
 
 
 ALIKE = 0.8
@@ -95,7 +164,7 @@ class PathFunction:
         return max(1, self.size.tokens // len(self.path.moving[self.live]))
 
     def values(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
-        """F(x(a)) for every a and target, float64 on the CPU, from forward passes only."""
+        """F at every a, for every target, float64 on the CPU, from forward passes only."""
         parts: list[Tensor] = []
         done = 0
         while done < len(alphas):
@@ -107,9 +176,9 @@ class PathFunction:
         return self._finite(torch.cat(parts))
 
     def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
-        """(index of a node, target, <dF/dx_i, input_i - baseline_i> for every token i), in no particular order.
+        """(index of a node, target, every token's part of dF/da), in no particular order.
 
-        Summed over tokens this is dF/da. float64 on the CPU. Nodes that serve as many targets go through together, and
+        float64 on the CPU. Nodes that serve as many targets go through together, and
         a backward pass carries a different target for every node, so that no pass is spent on a pair nobody asked for.
         """
         order = sorted(range(len(nodes)), key=lambda k: -len(nodes[k].targets))
@@ -123,54 +192,50 @@ class PathFunction:
                 yield from part
                 order = order[size:]
 
-    def _points(self, alphas: Sequence[float]) -> Float[Tensor, "node live hidden"]:
-        return self.path.points(alphas, live=self.live).to(self.loaded.dtype)
+    def _inputs(self, alphas: Sequence[float]) -> Float[Tensor, "node live *width"]:
+        return self.path.inputs(self.loaded, alphas, self.live)
 
-    def _logits(self, points: Float[Tensor, "node live hidden"]) -> Float[Tensor, "node row vocab"]:
-        positions = [position - self.live.start for position in self.rows.positions]
-        return forward_logits(
-            self.loaded.model, points, positions=positions, prefix=self.prefix, source=self.path.source
-        )
+    def _logits(self, inputs: Float[Tensor, "node live *width"]) -> Float[Tensor, "node row vocab"]:
+        return self.path.logits(self.loaded, inputs, positions=self.rows.positions, live=self.live, prefix=self.prefix)
 
     def _within_memory(self, work: Callable[[], T], *, nodes: int) -> T | None:
         return within_memory(work, size=self.size, each=len(self.path.moving[self.live]), items=nodes)
 
     def _values_of_chunk(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
         with torch.no_grad():
-            return self.rows.values(self._logits(self._points(alphas))).double().cpu()
+            return self.rows.values(self._logits(self._inputs(alphas))).double().cpu()
 
     def _slopes_of_chunk(
         self, indices: Sequence[int], nodes: Sequence[Node]
     ) -> list[tuple[int, int, Float[Tensor, " seq"]]]:
-        delta = self.path.delta[self.live]
-        points = self._points([node.alpha for node in nodes]).requires_grad_()
-        pull = self._pullback(points)
+        alphas = [node.alpha for node in nodes]
+        pull = self._pullback(self._inputs(alphas).requires_grad_())
         passes = max(len(node.targets) for node in nodes)
         found = []
         for k in range(passes):
             carried = [node.targets[k] if k < len(node.targets) else -1 for node in nodes]
             grad = pull(carried, k < passes - 1)
-            live = self._finite((grad.to(delta.dtype) * delta).sum(dim=-1).double().cpu())
+            live = self._finite(self.path.slopes(grad, alphas, self.live).double().cpu())
             slopes = torch.zeros(len(nodes), len(self.path.moving), dtype=torch.float64)
             slopes[:, self.live] = live
             found += [(k, t, slope) for k, t, slope in zip(indices, carried, slopes, strict=True) if t >= 0]
         return found
 
-    def _pullback(self, points: Float[Tensor, "node live hidden"]) -> Pullback:
-        """One forward pass; then gradients with respect to `points`, one target a node at a time."""
+    def _pullback(self, inputs: Float[Tensor, "node live *width"]) -> Pullback:
+        """One forward pass; then gradients with respect to `inputs`, one target a node at a time."""
         if not keeps_logits(self.loaded.model):
             with torch.enable_grad():
-                values = self.rows.values(self._logits(points))
+                values = self.rows.values(self._logits(inputs))
 
             def through_model(carried: Sequence[int], again: bool) -> Tensor:
                 chosen = torch.tensor(carried, device=values.device)[:, None]
                 wanted = (torch.arange(values.shape[1], device=values.device) == chosen).to(values.dtype)
-                return torch.autograd.grad(values, points, grad_outputs=wanted, retain_graph=again)[0]
+                return torch.autograd.grad(values, inputs, grad_outputs=wanted, retain_graph=again)[0]
 
             return through_model
 
         with torch.enable_grad(), split_at_head(self.loaded) as split:
-            total = self.rows.values(self._logits(points)).sum()
+            total = self.rows.values(self._logits(inputs)).sum()
             # each row of hidden states feeds one target only, so one backward through the head serves them all
             (at_rows,) = torch.autograd.grad(total, split.leaf)
         owner = torch.tensor(self.rows.owner, device=at_rows.device)
@@ -178,7 +243,7 @@ class PathFunction:
         def from_head(carried: Sequence[int], again: bool) -> Tensor:
             mine = owner == torch.tensor(carried, device=at_rows.device)[:, None]  # [node, row]
             cotangent = at_rows * mine[..., None]
-            return torch.autograd.grad(split.hidden, points, grad_outputs=cotangent, retain_graph=again)[0]
+            return torch.autograd.grad(split.hidden, inputs, grad_outputs=cotangent, retain_graph=again)[0]
 
         return from_head
 

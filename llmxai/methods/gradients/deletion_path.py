@@ -1,0 +1,280 @@
+"""Deletion-path integrated gradients: from a prompt whose tokens nobody can see to the real one.
+
+Every feature i has a presence a_i in [0, 1]: in every layer and head, log a_i is added to the attention score of key i
+for the queries behind it. a_i = 1 is the model; a_i = 0 is the model with token i masked for what follows. A token
+always sees itself, and its position stays. Along a = p(u) (1, ..., 1) with p(u) = u^3
+
+    A_i = integral over u in [0, 1] of  dF/da_i p'(u) du ,      sum of A_i = F(all seen) - F(none seen).
+
+It is the Aumann-Shapley value (1974) of a token's soft deletion. Only the numbers that are added to the scores need
+gradients, so quantised and frozen weights work unchanged. u^3 puts nodes densely near 0, where F changes most.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.methods.attention.capture import through_interface
+from llmxai.methods.features import moving_tokens
+from llmxai.methods.gradients.integrated_gradients import certified, integrate
+from llmxai.methods.registry import method
+from llmxai.methods.targets import Target, seen_by, targets_of
+from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
+from llmxai.models.families import softmax_refusal
+from llmxai.names import Progress, quiet
+from llmxai.settings import Compute, DeletionPath, Tolerance
+from llmxai.types import Generation, Scores
+
+POWER = 3
+"""p(u) = u^POWER."""
+SCOUTS = 8
+"""Intervals of the grid on which F is scouted: along this path it bends little."""
+PRESENCE = "llmxai_presence"
+"""The name under which transformers finds our masks and our attention."""
+
+
+@method("deletion_path", needs={"gradients", "attentions"}, source="Aumann & Shapley 1974, on a presence in attention")
+def deletion_path(
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    features: str = "content",
+    tolerance: Tolerance = DeletionPath.tolerance,
+    max_nodes: int = DeletionPath.max_nodes,
+    n_steps: int | None = DeletionPath.n_steps,
+    compute: Compute = Compute(),
+    f_input: Float[Tensor, " target"] | None = None,
+    progress: Progress = quiet,
+) -> Scores:
+    """Signed contribution (nats) of every token's being seen by what follows, with its convergence gap.
+
+    The values of a target sum to F - F with all features hidden from the tokens behind them, plus the gap. `features`:
+    see `moving_tokens`; the rest stays present. The token at the last predicting position is no feature: nothing comes
+    after it that could see it. Of an encoder, a token is hidden from all others. Of an encoder-decoder, source tokens
+    are hidden from each other and from the decoder, and one of them always stays. `tolerance`, `max_nodes`, `n_steps`,
+    `compute`, `f_input`: as in `layer_integrated_gradients`.
+
+    Raises OptionError for a bad option, UnsupportedModelError for layers without softmax attention or that take no mask
+    of ours, NonFiniteError where the model gives NaN on the path.
+    """
+    spec = DeletionPath(tolerance=tolerance, max_nodes=max_nodes, n_steps=n_steps)  # raises OptionError
+    targets = targets_of(generation, targets)
+    path = presence_path(loaded, generation, features=features)
+    found = integrate(loaded, path, targets, spec, compute=compute, f_input=f_input, progress=progress, scouts=SCOUTS)
+    return certified("deletion_path", found, {"features": features, "path": f"presence u^{POWER}", **found.settings})
+
+
+@dataclass
+class Hidden:
+    """What the forward pass that runs just now hides, and how many attentions it reached."""
+
+    added: Float[Tensor, "node live"] | None = None
+    """log a of every token, 0 where it is present; None: nothing is hidden."""
+    source: int = 0
+    """Of an encoder-decoder: how many of them the encoder reads."""
+    in_encoder: bool = False
+    masks: list[Tensor] = field(default_factory=list)
+    attended: int = 0
+    """Attentions of the interface that took one of the masks."""
+    given: int = 0
+    """Attention modules that were given one of them as it is; counted where no attention uses the interface."""
+
+    @contextmanager
+    def by(self, added: Float[Tensor, "node live"]) -> Iterator[None]:
+        """For one forward pass; a backward pass that computes layers again needs `masks` no more."""
+        self.added, self.masks, self.attended, self.given = added, [], 0, 0
+        try:
+            yield
+        finally:
+            self.added, self.masks, self.in_encoder = None, [], False
+
+    def mask(self, seen: Bool[Tensor, "batch 1 query key"], *, dtype: torch.dtype, two_way: bool) -> Tensor:
+        """What is added to the scores: log a of the key where the query sees it, the dtype's least number elsewhere."""
+        queries, keys = seen.shape[-2:]
+        least = torch.finfo(dtype).min
+        if self.added is None:
+            found = torch.zeros((), dtype=dtype, device=seen.device)
+        else:
+            crosses = bool(self.source) and two_way and not self.in_encoder
+            first = slice(0, self.source) if crosses or self.in_encoder else slice(self.source, None)
+            own = self.added[:, first].to(seen.device)
+            own = nn.functional.pad(own, (keys - own.shape[1], 0))  # a cached beginning is present
+            found = own.clamp(min=least)[:, None, None, :]
+            if not crosses:
+                itself = torch.ones(queries, keys, dtype=torch.bool, device=seen.device)
+                itself = itself.tril(keys - queries).triu(keys - queries)
+                found = found.masked_fill(itself, 0)
+        mask = torch.where(seen, found, least)
+        self.masks.append(mask)
+        return mask
+
+
+@contextmanager
+def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
+    """Inside, the model adds what `hidden` says to its attention scores; it is put back afterwards.
+
+    Masks are made once a pass and shared by the layers, through transformers' mask interface. Each layer then attends
+    by its own function, so that window, scale, soft cap and sinks are the architecture's.
+    """
+    own = model.config._attn_implementation
+
+    def make_mask(*arguments: Any, **options: Any) -> Tensor:
+        two_way = "allow_is_bidirectional_skip" in options
+        whole = {**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return hidden.mask(sdpa_mask(*arguments, **whole), dtype=options["dtype"], two_way=two_way)
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        if attention_mask is not None and attention_mask.is_floating_point():
+            hidden.attended += 1
+            attention_mask = attention_mask.to(query.dtype)
+        function = sdpa_attention_forward
+        if own == "eager":
+            function = sys.modules[type(module).__module__].eager_attention_forward
+        return function(module, query, key, value, attention_mask, **options)[0], None
+
+    def look(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        hidden.given += any(_is_one_of(given, hidden.masks) for given in (*arguments, *options.values()))
+
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [config._attn_implementation_internal for config in configs]
+    handles = []
+    if not through_interface(model):
+        modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+        handles += [module.register_forward_pre_hook(look, with_kwargs=True) for module in modules]
+    if model.config.is_encoder_decoder:
+        encoder = model.get_encoder()
+        handles.append(encoder.register_forward_pre_hook(lambda *_: setattr(hidden, "in_encoder", True)))
+        handles.append(encoder.register_forward_hook(lambda *_: setattr(hidden, "in_encoder", False)))
+    AttentionInterface.register(PRESENCE, attend)
+    AttentionMaskInterface.register(PRESENCE, make_mask)
+    try:
+        for config in configs:
+            config._attn_implementation_internal = PRESENCE
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+        AttentionInterface._global_mapping.pop(PRESENCE, None)
+        AttentionMaskInterface._global_mapping.pop(PRESENCE, None)
+
+
+def _is_one_of(given: Any, masks: Sequence[Tensor]) -> bool:
+    """By value: Accelerate copies what it hands to another device."""
+    if not isinstance(given, Tensor):
+        return False
+    return any(given.shape == mask.shape and torch.equal(given.to(mask), mask) for mask in masks)
+
+
+@dataclass(frozen=True)
+class PresencePath:
+    """log a = POWER log u on the moving tokens, for u from 0 (hidden) to 1 (seen); the others are seen throughout."""
+
+    input: Float[Tensor, "seq hidden"]
+    moving: Bool[Tensor, " seq"]
+    two_way: bool
+    """Whether tokens are read both ways, so that the last one has others that could see it."""
+    hidden: Hidden
+
+    def attached(self, model: PreTrainedModel) -> Any:
+        """The model with what is hidden in its attention."""
+        return hiding(model, self.hidden)
+
+    def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live"]:
+        """log a, in float32 at least; exactly 0 where a token is seen and -inf where it is hidden."""
+        del loaded
+        logs = [POWER * math.log(u) if u > 0 else -math.inf for u in alphas]
+        rows = torch.tensor(logs, dtype=self.input.dtype, device=self.input.device)
+        return torch.where(self.moving[live], rows[:, None], 0.0)
+
+    def logits(
+        self,
+        loaded: LoadedModel,
+        inputs: Float[Tensor, "node live"],
+        *,
+        positions: Sequence[int],
+        live: slice,
+        prefix: DynamicCache | None,
+    ) -> Float[Tensor, "node row vocab"]:
+        """Logits with `inputs` added to the scores. Raises UnsupportedModelError if they do not reach every layer."""
+        embeds = self.input[live].to(loaded.dtype).expand(len(inputs), -1, -1)
+        places = [position - live.start for position in positions]
+        with self.hidden.by(inputs):
+            try:
+                found = forward_logits(loaded.model, embeds, positions=places, prefix=prefix, source=self.hidden.source)
+            except (TypeError, ValueError) as error:
+                raise UnsupportedModelError(
+                    f"{loaded.name}: {type(loaded.model).__name__} refuses a mask that is added to its attention "
+                    f"scores ({error}), so there is no deletion path for it; integrated gradients work."
+                ) from error
+        require_reached(loaded, self.hidden.attended or self.hidden.given)
+        return found
+
+    def slopes(
+        self, gradient: Float[Tensor, "node live"], alphas: Sequence[float], live: slice
+    ) -> Float[Tensor, "node live"]:
+        """dF/da_i p'(u) = dF/d(log a_i) p'(u) / p(u), p'/p being POWER / u."""
+        u = torch.tensor(list(alphas), dtype=gradient.dtype, device=gradient.device)
+        return torch.where(self.moving[live], gradient * (POWER / u)[:, None], 0.0)
+
+    def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
+        """The moving tokens that something up to a target's last predicting position can see."""
+        seen = seen_by(targets, len(self.moving))
+        if not self.two_way:
+            seen[range(len(targets)), [target.last for target in targets]] = False
+        return self.moving & seen.to(self.moving.device)
+
+
+def presence_path(loaded: LoadedModel, generation: Generation, *, features: str) -> PresencePath:
+    """The path over the presence of a generation's tokens, in float32 (float64 for a float64 model).
+
+    Where all of an encoder's source would be hidden, its last token stays: softmax over equally hidden keys is the
+    softmax over all of them, and the decoder has no other key.
+    """
+    if (refusal := softmax_refusal(loaded.model.config, what="the deletion path")) is not None:
+        raise UnsupportedModelError(f"{loaded.name}: {refusal}")
+    wide = torch.float64 if loaded.dtype == torch.float64 else torch.float32
+    moving = moving_tokens(generation, features=features)
+    source = generation.source_len
+    if source and moving[:source].all():
+        moving[source - 1] = False
+    if not moving[: generation.prompt_len].any():
+        raise OptionError(
+            f"With features={features!r} the source is a single token, which the decoder must see. Give a longer one."
+        )
+    x = embed(loaded.model, generation.ids).to(wide)
+    return PresencePath(
+        input=x,
+        moving=moving.to(x.device),
+        two_way=loaded.kind is ModelKind.CLASSIFIER,
+        hidden=Hidden(source=source),
+    )
+
+
+def require_reached(loaded: LoadedModel, reached: int) -> None:
+    """Raise UnsupportedModelError where fewer attentions than the model has took our mask."""
+    stacks = [len(stack) for stack in layer_stacks(loaded.model)]
+    wanted = stacks[0] if len(stacks) == 1 else stacks[0] + 2 * stacks[1]
+    if reached != wanted:
+        raise UnsupportedModelError(
+            f"{loaded.name}: {reached} of the {wanted} attentions of {type(loaded.model).__name__} take the mask that "
+            f"hides tokens unchanged, so there is no deletion path for it; integrated gradients work."
+        )
