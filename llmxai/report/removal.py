@@ -1,4 +1,4 @@
-"""What happens when parts of the input are taken away: the bars, and the referee's answer in plain words."""
+"""What happens when parts of the input are removed: the bars, and the referee's answer in plain words."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class RemovalView:
-    """The parts of the input that were taken away, and how."""
+    """The parts of the input that were removed, and how."""
 
     parts: tuple[Text, ...]
     ranges: tuple[tuple[int, int], ...]
@@ -48,7 +48,7 @@ class RemovalView:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a method foretells removal: rank correlations, 1 is exactly, 0 not at all."""
+    """How well a method predicts removal: rank correlations, 1 is an exact prediction, 0 is none."""
 
     name: str
     lds: float | None
@@ -121,14 +121,14 @@ def _better(referee: Mapping[str, Any]) -> str:
 
 
 def _found(referee: Mapping[str, Any], parts: Sequence[Text]) -> str:
-    """The parts without which the log-prob falls much, and which of them each method lacks; since rule 3."""
+    """The parts without which the log-prob falls much, and which of them each method misses; since rule 3."""
     if not (sources := referee.get("sources")):
         return ""
     said = [f"What matters when removed: {_named(sources, parts)}."]
     for method, missing in referee["missed"].items():
         if method != CEILING:
             said.append(
-                f"{method_name(method)} lacks {_named(missing, parts)}."
+                f"{method_name(method)} misses {_named(missing, parts)}."
                 if missing
                 else f"{method_name(method)} has all of it among its first sources."
             )
@@ -144,18 +144,18 @@ def _said(referee: Mapping[str, Any], lds: Mapping[str, float | None]) -> str:
     one, two = lds.get(GRADIENTS), lds.get(ROLLOUT)
     if ROLLOUT not in lds and one is not None:
         alone = f"{one:.2f}".replace("-", "−")
-        return f"There is no second method to judge; integrated gradients foretell the effect with {alone}."
+        return f"There is no second method to judge; integrated gradients predict the effect with {alone}."
     if one is None or two is None:
-        return "Taking parts of the input away does not tell which method is right: the effects cannot be ranked here."
-    figures = f"integrated gradients foretell the effect with {one:.2f}, attention rollout with {two:.2f}"
+        return "Removing parts of the input does not show which method is right: the effects cannot be ranked here."
+    figures = f"integrated gradients predict the effect with {one:.2f}, attention rollout with {two:.2f}"
     if referee["interval"] is not None:
         low, high = referee["interval"]
         figures += f" (difference {referee['difference']:.2f}, 95% interval {low:.2f} to {high:.2f})"
     figures = figures.replace("-", "−")
     better = _better(referee)
     if better == "neither":
-        return f"Taking parts of the input away does not tell which method is right: {figures}."
+        return f"Removing parts of the input does not show which method is right: {figures}."
     winner = "the gradients" if better == "gradients" else "attention"
     weak = max(one, two) <= 0
-    doubt = " Yet even the better one foretells nothing: trust neither." if weak else ""
-    return f"Taking parts of the input away bears out {winner}: {figures}.{doubt}"
+    doubt = " But even the better one predicts nothing: trust neither." if weak else ""
+    return f"Removing parts of the input supports {winner}: {figures}.{doubt}"

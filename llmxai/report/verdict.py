@@ -78,7 +78,7 @@ LIMITS = (
     "Tokens that are held real (the chat template, for example) get no gradient value, though the model does use them.",
     "The thresholds behind the statuses were set on questions whose sources are known, for one small model and a few "
     "that were trained for it. For another model they are a starting point.",
-    "Small values are little related to what happens when the word is removed. Read the first few bars, not the tail.",
+    "Small values have little to do with what happens when the word is removed. Read the first few bars, not the tail.",
 )
 
 
@@ -254,12 +254,12 @@ def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
     referee = count_referee(targets)
     if asked := sum(referee.values()):
         said.append(
-            f"The referee took parts of the input away and watched the answer. That bears out the gradients for "
-            f"{referee['gradients']} of {_of(asked)}, attention for {referee['attention']}, and does not tell for "
+            f"The referee removed parts of the input and measured the effect. This supports the gradients for "
+            f"{referee['gradients']} of {_of(asked)}, attention for {referee['attention']}, and neither for "
             f"{referee['neither']}."
         )
     if any(target["referee"] is None for target in targets):
-        said.append("No referee was asked: nothing was taken away from the input to see which method is right.")
+        said.append("No referee was asked: nothing was removed from the input to see which method is right.")
     return tuple(said)
 
 

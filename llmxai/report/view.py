@@ -129,7 +129,7 @@ class ReportView:
     """`words` first, then `tokens`, and `sentences` where the text is long."""
     rows: tuple[Row, ...]
     removal: RemovalView | None
-    """The parts of the input that were taken away; None where the referee was not asked."""
+    """The parts of the input that were removed; None where the referee was not asked."""
     variant: str | None
     """Name of the rollout variant beside the plain one; None where it is refused, and in schema /1."""
     variant_source: Text

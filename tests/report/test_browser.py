@@ -249,8 +249,8 @@ def test_removal_the_referee_and_the_curve(open_page: Open) -> None:
     page = open_page(chat())
     page.get_by_role("button", name="def, disagree").click()
     panel = page.locator("#panel")
-    assert "Referee: Taking parts of the input away bears out attention:" in panel.inner_text()
-    page.get_by_text("How well each method foretells it").click()
+    assert "Referee: Removing parts of the input supports attention:" in panel.inner_text()
+    page.get_by_text("How well each method predicts it").click()
     scores = panel.locator("details.scores tbody tr")
     assert scores.nth(0).inner_text().split("\t") == ["Integrated gradients", "−0.10", "0.50"]
     assert scores.nth(3).inner_text().split("\t") == ["Removal of one part at a time", "0.90", "–"]

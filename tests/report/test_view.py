@@ -102,8 +102,8 @@ def test_the_small_example_in_full() -> None:
         "token, or it spreads as it would for any text. For these do not read the bars of attention rollout.",
         "For 2 of the 17 tokens the two methods contradict each other: trust neither alone.",
         "For 12 of the 17 tokens both methods put the same sources first.",
-        "The referee took parts of the input away and watched the answer. That bears out the gradients for 12 of 17 "
-        "tokens, attention for 2, and does not tell for 3.",
+        "The referee removed parts of the input and measured the effect. This supports the gradients for 12 of 17 "
+        "tokens, attention for 2, and neither for 3.",
     )
     assert "not proof of faithfulness" in verdict.not_proof
     assert verdict.not_proof in view.limits
@@ -301,15 +301,15 @@ def test_the_referee_in_plain_words() -> None:
     said = {target.status: target.referee.said for target in view.levels["tokens"].targets}
     first, second = (plain(part) for part in view.removal.parts[:2])
     assert said["agree"] == (
-        "Taking parts of the input away bears out the gradients: integrated gradients foretell the effect with 0.70, "
+        "Removing parts of the input supports the gradients: integrated gradients predict the effect with 0.70, "
         "attention rollout with 0.10 (difference 0.60, 95% interval 0.25 to 0.95). "
         f"What matters when removed: “{first}”, “{second}”. "
         "Integrated gradients has all of it among its first sources. "
-        f"Attention rollout lacks “{second}”. Gradient weighted rollout has all of it among its first sources."
+        f"Attention rollout misses “{second}”. Gradient weighted rollout has all of it among its first sources."
     )
-    assert said["disagree"].startswith("Taking parts of the input away bears out attention: ")
+    assert said["disagree"].startswith("Removing parts of the input supports attention: ")
     assert "with −0.10" in said["disagree"]
-    assert said["diluted"].startswith("Taking parts of the input away does not tell which method is right: ")
+    assert said["diluted"].startswith("Removing parts of the input does not show which method is right: ")
     assert "the effects cannot be ranked here. What matters" in said["unconverged"]
     worthless = {
         "better": "attention_rollout",
@@ -322,11 +322,11 @@ def test_the_referee_in_plain_words() -> None:
     }
     removal = RemovalView(parts=tuple(label(f"part {n}") for n in range(7)), ranges=(), operator="", masks=1)
     said_of = build_referee(worthless, removal)  # a record of rule 2 names no sources
-    assert said_of.said.endswith("Yet even the better one foretells nothing: trust neither.")
+    assert said_of.said.endswith("But even the better one predicts nothing: trust neither.")
     many = {**worthless, "sources": list(range(7)), "missed": {"attention_rollout": [6]}}
     assert build_referee(many, removal).said.endswith(
         "What matters when removed: “part 0”, “part 1”, “part 2”, “part 3”, “part 4” and 2 more. "
-        "Attention rollout lacks “part 6”."
+        "Attention rollout misses “part 6”."
     )
     assert build_referee(None, removal) is None
 

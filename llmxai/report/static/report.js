@@ -283,12 +283,12 @@
   }
 
   function referee(target) {
-    if (!target.referee) return [make("p", { class: "referee" }, make("b", {}, "Referee: "), "not asked. Nothing was taken away from the input to see which method is right.")];
+    if (!target.referee) return [make("p", { class: "referee" }, make("b", {}, "Referee: "), "not asked. Nothing was removed from the input to see which method is right.")];
     const score = (value) => make("td", { class: "num" }, value === null ? "–" : plain(value, 2));
-    const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method foretells removal"),
+    const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method predicts removal"),
       make("thead", {}, make("tr", {}, ...["method", "random choices of parts (LDS)", "one part at a time"].map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...target.referee.scores.map(({ name, lds, leave_one_out: alone }) => make("tr", {}, make("th", { scope: "row" }, name), score(lds), score(alone)))))];
-    return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), folded("scores", "How well each method foretells it", table)];
+    return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), folded("scores", "How well each method predicts it", table)];
   }
 
   /** Beside a diluted plain rollout the variant stands open; elsewhere it is folded away. */
