@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 
 from llmxai.names import Role, Unit
 
 JOINING = frozenset("'’-_")
 JOINER = "\u200d"
 """Zero-width joiner: what stands on its two sides is one sign."""
-SENTENCE_ENDS = frozenset(".!?…。！？؟।")
+SPACED_ENDS = ".!?"
+"""Marks that end a sentence where a space follows."""
+UNSPACED_ENDS = "…。！？؟।"
+"""Marks that end one whatever follows."""
+CLOSING = "\"'’”»)]）」』】"
+NO_END, END_IF_SPACED, END = range(3)
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
@@ -21,24 +27,43 @@ def group_words(texts: Sequence[str], roles: Sequence[Role]) -> tuple[Unit, ...]
     script written without spaces; template tokens stand alone. A half character stays with what completes it.
     """
     starts = [i for i in range(len(texts)) if i == 0 or _begins_word(texts, roles, i)]
-    return tuple(zip(starts, [*starts[1:], len(texts)], strict=True))
+    return tuple(pairwise([*starts, len(texts)]))
 
 
 def sentences(texts: Sequence[str], roles: Sequence[Role], words: Sequence[Unit]) -> list[Unit]:
-    """Neighbouring words joined up to one that ends a sentence, to a line break, or to a change of role.
+    """Neighbouring words joined up to the end of a sentence, to a line break, or to a change of role.
 
-    A full stop that no white space follows ends nothing: it stands inside a number or an address.
+    `.`, `!` and `?` end nothing where more of a word follows at once: they stand inside a number or an address. More
+    marks, closing quotes and line breaks belong to the sentence that they end. An abbreviation with a space after it
+    (`Dr. Who`) ends one too. Words with a gap between them are never joined.
     """
     found: list[Unit] = []
-    open_ = False
+    joins, mark = False, NO_END
     for number, (start, end) in enumerate(words):
-        joins = open_ and found[-1][1] == start and roles[start] == roles[start - 1]
-        found[len(found) - joins :] = [(found[-1][0], end) if joins else (start, end)]
+        touches = number + 1 < len(words) and words[number + 1][0] == end and roles[end] == roles[end - 1]
         text = "".join(texts[start:end])
-        following = "".join(texts[slice(*words[number + 1])]) if number + 1 < len(words) else ""
-        inside = text.endswith(".") and following[:1] != "" and not following[0].isspace()
-        open_ = "\n" not in text and (inside or text.rstrip()[-1:] not in SENTENCE_ENDS)
+        following = "".join(texts[slice(*words[number + 1])]) if touches else ""
+        found[len(found) - joins :] = [(found[-1][0], end) if joins else (start, end)]
+        mark = max(_mark(text), mark if joins and _prolongs_end(text) else NO_END)
+        spaced = text[-1:].isspace() or following[:1].isspace() or _class(following[:1]) == "unspaced"
+        ended = mark == END or (mark == END_IF_SPACED and spaced)
+        joins = touches and (not ended or _prolongs_end(following))
     return found
+
+
+def _mark(text: str) -> int:
+    """Whether a word ends a sentence, and whether only where a space follows."""
+    last = text.rstrip().rstrip(CLOSING)[-1:]
+    if "\n" in text or (last and last in UNSPACED_ENDS):
+        return END
+    return END_IF_SPACED if last and last in SPACED_ENDS else NO_END
+
+
+def _prolongs_end(text: str) -> bool:
+    """Whether a word that comes after the end of a sentence still belongs to it."""
+    if text.isspace():
+        return "\n" in text
+    return all(character in SPACED_ENDS + UNSPACED_ENDS + CLOSING for character in text.rstrip())
 
 
 def trimmed(text: str) -> str:
@@ -83,11 +108,13 @@ def quoted(text: str, limit: int = 32) -> str:
 
 
 def _begins_word(texts: Sequence[str], roles: Sequence[Role], i: int) -> bool:
+    if roles[i] != roles[i - 1]:
+        return True
     before = texts[i - 1]
     text = next((t for t in texts[i:] if t), "")
     if not before or not text:
         return False
-    if roles[i] != roles[i - 1] or roles[i] in (Role.TEMPLATE, Role.BOS):
+    if roles[i] in (Role.TEMPLATE, Role.BOS):
         return True
     last, first = before[-1], text[0]
     if JOINER in (last, first):
@@ -96,6 +123,9 @@ def _begins_word(texts: Sequence[str], roles: Sequence[Role], i: int) -> bool:
 
 
 def _class(character: str) -> str:
+    """`letter`, `sign`, or `unspaced` for a letter of a script without spaces; `""` for none."""
+    if not character:
+        return ""
     category = unicodedata.category(character)
     if character in JOINING or category[0] in "LMN":
         return "unspaced" if unicodedata.name(character, "").startswith(UNSPACED) else "letter"

@@ -196,3 +196,4 @@ def test_words_by_hand(texts: list[str], words: list[tuple[int, int]]) -> None:
 def test_template_tokens_stand_alone_and_roles_part_words() -> None:
     roles = [Role.TEMPLATE, Role.TEMPLATE, Role.USER, Role.GENERATED]
     assert list(group_words(["a", "b", "c", "d"], roles)) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert list(group_words(["<", ">", "c", ""], roles)) == [(0, 1), (1, 2), (2, 3), (3, 4)]  # cut within a character
