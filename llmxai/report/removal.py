@@ -10,7 +10,7 @@ from llmxai.report.visible import Text, label, plain, visible
 
 GRADIENTS, ROLLOUT, CEILING = "layer_integrated_gradients", "attention_rollout", "leave_one_out"
 OPERATORS = {
-    "delete": "taken out of the input",
+    "delete": "removed from the input",
     "baseline": "replaced by the neutral token",
     "mean": "replaced by the mean of all embeddings",
 }
@@ -39,11 +39,11 @@ class RemovalView:
 
     parts: tuple[Text, ...]
     ranges: tuple[tuple[int, int], ...]
-    """Half-open token ranges, one a part."""
+    """Half-open token ranges, one per part."""
     operator: str
-    """What was done with a part, in words."""
+    """How a part was removed, in words."""
     masks: int
-    """Random subsets that the referee read."""
+    """Number of random subsets."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class Score:
     lds: float | None
     """With the log-probs for random subsets of the parts (linear datamodelling score)."""
     leave_one_out: float | None
-    """With the falls for one part at a time; None for removal itself."""
+    """With the drops for one part at a time; None for removal itself."""
 
 
 @dataclass(frozen=True)
 class RefereeView:
     better: str
-    """`gradients`, `attention`, or `neither` where it cannot be told."""
+    """`gradients`, `attention`, or `neither` if undecided."""
     said: str
     scores: tuple[Score, ...]
 
 
 def build_removal(explanation: Mapping[str, Any]) -> RemovalView | None:
-    """The parts of `ablations`; None where the referee was not asked."""
+    """The parts of `ablations`; None if nothing was removed."""
     ablations, tokens = explanation["ablations"], explanation["tokens"]
     if ablations is None:
         return None
@@ -87,18 +87,18 @@ def other_methods(explanation: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def method_name(method: str) -> str:
-    """A method's name for a reader; a name that is not in the table of methods is shown as it is."""
+    """A method's name for a reader; an unknown name is shown in plain words."""
     return METHOD_NAMES.get(method, plain(visible(method.replace("_", " ").capitalize())))
 
 
 def covered(ranges: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """For each token range the half-open range of the `groups` (which cover the sequence) that it touches."""
+    """For each token range, the half-open range of the `groups` (which cover the sequence) that it touches."""
     owner = [number for number, (a, b) in enumerate(groups) for _ in range(a, b)]
     return tuple((owner[a], owner[b - 1] + 1) for a, b in ranges)
 
 
 def build_referee(referee: Mapping[str, Any] | None, removal: RemovalView | None) -> RefereeView | None:
-    """One target's verdict; None where the referee was not asked."""
+    """One target's verdict; None if nothing was removed."""
     if referee is None or removal is None:
         return None
     scores = tuple(
@@ -110,7 +110,7 @@ def build_referee(referee: Mapping[str, Any] | None, removal: RemovalView | None
 
 
 def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many targets the referee decided which way: `gradients`, `attention`, `neither`; none without rollout."""
+    """Number of targets by the referee's decision: `gradients`, `attention`, `neither`; all 0 without rollout."""
     asked = [target["referee"] for target in targets if target["referee"] is not None]
     answers = [_better(referee) for referee in asked if ROLLOUT in referee["scores"]]
     return {answer: answers.count(answer) for answer in ("gradients", "attention", "neither")}

@@ -19,11 +19,11 @@ SHOWN = 5
 NAMES = {
     "target": "What is explained",
     "features": "Which tokens get a value",
-    "held": "Tokens held real (positions)",
-    "baseline": "Baseline: what stands in for a word",
-    "tolerance.relative": "Allowed error, part of the change",
+    "held": "Held tokens (positions)",
+    "baseline": "Baseline: replaces a word",
+    "tolerance.relative": "Allowed error, share of the change",
     "tolerance.absolute": "Allowed error, at least (nats)",
-    "max_nodes": "Most gradient evaluations a token",
+    "max_nodes": "Most gradient evaluations per token",
     "n_steps": "Fixed number of steps",
     "rule": "How the integral is computed",
     "dtype": "Number format",
@@ -31,34 +31,34 @@ NAMES = {
     "rollout.refused": "Rollout: refused because",
     "variant.settings.refused": "Variant: refused because",
     "rollout.residual": "Rollout: weight of a token's own state",
-    "rollout.head_fusion": "Rollout: how heads are joined",
+    "rollout.head_fusion": "Rollout: how heads are combined",
     "rollout.layers": "Rollout: layers multiplied",
     "crosscheck.version": "Version of the status rule",
     "crosscheck.least_divergence": "Diluted below (bits from the null)",
     "crosscheck.most_sink": "Diluted above (share on the first token)",
     "crosscheck.significance": "Agree up to this p-value",
-    "crosscheck.least_fall": "Fall of the log-prob that makes a removed part matter, nats",
-    "crosscheck.fall_share": "The same, as a share of the largest fall",
+    "crosscheck.least_fall": "Drop of the log-prob that makes a removed part matter, nats",
+    "crosscheck.fall_share": "The same, as a share of the largest drop",
     "crosscheck.top_k": "Top sources compared",
-    "panels_computed_again_in_dtype": "Parts computed again in the number format above",
-    "chunk_tokens": "Tokens computed at a time",
-    "chunk_halvings": "Gradients: times memory ran out and fewer tokens were computed at a time",
-    "checkpoint": "Computed again in the backward pass, to save memory",
+    "panels_computed_again_in_dtype": "Panels recomputed in the number format above",
+    "chunk_tokens": "Tokens computed at once",
+    "chunk_halvings": "Gradients: how often memory ran out and the chunk was halved",
+    "checkpoint": "Activations recomputed in the backward pass, to save memory",
     "variant.method": "Rollout variant: method",
     "variant.source": "Rollout variant: source",
-    "variant.settings.target": "Rollout variant: what its gradients are of",
-    "variant.settings.head_fusion": "Rollout variant: how heads are joined",
+    "variant.settings.target": "Rollout variant: target of its gradients",
+    "variant.settings.head_fusion": "Rollout variant: how heads are combined",
     "variant.settings.layers": "Rollout variant: layers",
     "referee": "Referee",
     "referee.kind": "Referee: what is removed at a time",
     "referee.operator": "Referee: how it is removed",
-    "referee.kept_share": "Referee: share of the parts that a random choice keeps",
-    "referee.masks": "Referee: random choices",
+    "referee.kept_share": "Referee: share of the parts that a random subset keeps",
+    "referee.masks": "Referee: random subsets",
     "referee.parts": "Referee: parts of the input",
     "referee.seed": "Referee: random seed",
-    "referee.baseline": "Referee: what stands in for a part",
-    "referee.chunk_tokens": "Referee: tokens computed at a time",
-    "referee.chunk_halvings": "Referee: times memory ran out and fewer tokens were computed at a time",
+    "referee.baseline": "Referee: token that replaces a part",
+    "referee.chunk_tokens": "Referee: tokens computed at once",
+    "referee.chunk_halvings": "Referee: how often memory ran out and the chunk was halved",
     "replay_tolerance": "Allowed difference when replaying (nats)",
     "schema": "Format of the data",
     "created": "Created (UTC)",
@@ -74,7 +74,7 @@ NAMES = {
     "model.quantization": "Quantisation",
     "model.adapter": "Adapter",
     "model.attention": "Attention kernel",
-    "model.weight_files": "Files of the weights",
+    "model.weight_files": "Weight files",
     "model.tokenizer_digest": "Digest of the tokenizer (SHA-256)",
     "model.chat_template_digest": "Digest of the chat template (SHA-256)",
     "hardware.machine": "Machine",
@@ -88,23 +88,23 @@ NAMES = {
     "decoding.seed": "Random seed",
     "decoding.do_sample": "Sampled at random",
     "stop": "Why the answer ends",
-    "gradients.baseline": "Gradients: baseline, which stands in for a word",
-    "gradients.tolerance.relative": "Gradients: allowed error, part of the change",
+    "gradients.baseline": "Gradients: baseline, which replaces a word",
+    "gradients.tolerance.relative": "Gradients: allowed error, share of the change",
     "gradients.tolerance.absolute": "Gradients: allowed error, at least (nats)",
-    "gradients.max_nodes": "Gradients: most evaluations a token",
+    "gradients.max_nodes": "Gradients: most evaluations per token",
     "gradients.n_steps": "Gradients: fixed number of steps",
     "rollout.variant": "Rollout variant",
     "removal": "Removal of parts of the prompt",
-    "removal.units": "Removal: what is removed at a time",
+    "removal.units": "Removal: unit that is removed",
     "removal.operator": "Removal: how it is removed",
     "removal.subsets": "Removal: random subsets",
-    "removal.baseline": "Removal: what stands in for a part",
+    "removal.baseline": "Removal: token that replaces a part",
     "removal.seed": "Removal: random seed",
-    "removal.chunk_tokens": "Removal: tokens computed at a time",
+    "removal.chunk_tokens": "Removal: tokens computed at once",
     "also": "Other methods",
     "compute.gradient_dtype": "Gradients: number format",
-    "compute.chunk_tokens": "Gradients: tokens computed at a time",
-    "compute.checkpoint": "Gradients: computed again in the backward pass, to save memory",
+    "compute.chunk_tokens": "Gradients: tokens computed at once",
+    "compute.checkpoint": "Gradients: activations recomputed in the backward pass, to save memory",
 }
 CAME_FROM = {
     "features": "features",
@@ -126,7 +126,7 @@ CAME_FROM = {
     "chunk_tokens": "compute.chunk_tokens",
     "checkpoint": "compute.checkpoint",
 }
-"""By the key of what was decided, the setting that asked for it."""
+"""The setting behind each computed value, by its key."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Row:
     status: str
     sign: str
     diluted: bool
-    """Whether plain rollout cannot be read; the status may say something worse."""
+    """Whether plain rollout cannot be read; the status may be a worse one."""
     reason: str
     gap: str
     local_error: str
@@ -159,11 +159,11 @@ class Row:
     rollout_sources: tuple[SourceRow, ...]
     variant_sources: tuple[SourceRow, ...]
     removal_sources: tuple[SourceRow, ...]
-    """Empty where the referee was not asked."""
+    """Empty if nothing was removed."""
     also_sources: tuple[tuple[str, tuple[SourceRow, ...]], ...]
     """Name and sources by each of the other methods that is not refused."""
     referee: str
-    """What it says, in words; empty where it was not asked."""
+    """The verdict in words; empty if nothing was removed."""
 
     @property
     def flagged(self) -> bool:
@@ -173,15 +173,15 @@ class Row:
 @dataclass(frozen=True)
 class Setting:
     name: str
-    """In plain words, or the key where there are none."""
+    """The name in plain words, or the key if there is none."""
     key: str
     value: Text
     became: Text = ()
-    """What an asked value came to, where that is another one."""
+    """The value that was used, if it differs from the requested one."""
 
 
 def build_rows(explanation: Mapping[str, Any], *, also: Sequence[AlsoView] = ()) -> tuple[Row, ...]:
-    """One row a generated token, in order. `also`: the other methods to list sources of."""
+    """One row per generated token, in order. `also`: the other methods whose sources are listed."""
     tokens, removal = explanation["tokens"], build_removal(explanation)
     return tuple(
         _row(tokens, target, number, removal, also, diluted=is_diluted(target, explanation["computed"]))
@@ -195,7 +195,7 @@ def build_settings(values: Mapping[str, Any]) -> tuple[Setting, ...]:
 
 
 def build_asked(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
-    """`Settings` as flat rows, each with what it came to where that is another value."""
+    """`Settings` as flat rows, each with the value that was used if it differs."""
     if explanation["settings"] is None:
         return ()
     decided = build_settings(_decided(explanation))
@@ -209,7 +209,7 @@ def build_asked(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
 
 
 def build_computed(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
-    """What was decided on the way, without what `build_asked` shows; of other methods, without what all have."""
+    """Computed settings that `build_asked` does not show; for other methods, without the entries that all have."""
     asked = {setting.key for setting in build_asked(explanation)}
     shared = {(name, explanation["computed"].get(name)) for name in ("target", "features")}
     also = {
@@ -248,7 +248,7 @@ def build_origin(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage, with as many digits as a small one needs."""
+    """A share as a percentage, with more digits if it is small."""
     if value and value < 0.0005:
         return "under 0.001%" if value < 0.00001 else f"{100 * value:.3f}%"
     return f"{100 * value:.1f}%"
@@ -298,7 +298,7 @@ def _sources(
 
 
 def _number(method: AlsoView) -> Callable[[float], str]:
-    """Three digits, with a sign where the method has signs: methods differ in their units."""
+    """Three significant digits, since methods differ in their units; with a sign if the method has signs."""
     return lambda value: f"{value:{'+' if method.signed else ''}.3g}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""Whether plain rollout may be read: a status names only the worst that is wrong with a token."""
+"""The first part of the page: what was asked, the main sources, the statuses, and the limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmxai.report.visible import Text, label, shorten, visible
 
 
 def is_diluted(target: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """By the thresholds that the settings name, also where the gradients did not converge and the status says that."""
+    """Whether rollout is diluted by the thresholds in the settings, even if the status is `unconverged`."""
     if target["status"] == Status.DILUTED:
         return True
     rollout, rule = target["rollout"], settings.get("crosscheck", {})
@@ -28,22 +28,22 @@ def is_diluted(target: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Why this token and not the foil."""
+    """A token and its foil."""
 
     SENTENCE: ClassVar = (
         "The token ",
         " is explained as a contrast with ",
-        ", its foil: positive values speak for the token, negative ones for the foil, in nats of the token’s "
+        ", its foil: positive values favour the token, negative ones the foil, in nats of the token’s "
         "log-probability minus the foil’s.",
     )
-    """What the page says of it; the token stands after the first part, the foil after the second."""
+    """The sentence on the page; the token follows the first part, the foil the second."""
 
     token: Text
     foil: Text
 
 
 def build_contrast(targets: Sequence[Mapping[str, Any]]) -> Contrast | None:
-    """Of the one of these tokens that has a foil; None where none has."""
+    """The contrast of the token that has a foil; None if none of them has."""
     for target in targets:
         if target["foil"] is not None:
             return Contrast(label(target["text"]), label(target["foil"]["text"]))
@@ -58,33 +58,33 @@ STATUS_TEXT = {
     Status.DILUTED: ("~", "attention says no more here than it would for any text: do not read its bars"),
     Status.DISAGREE: (
         "×",
-        "both methods could be read, and they contradict each other or the removals: trust neither alone",
+        "both methods could be read, and they contradict each other or the effects of removal: trust neither alone",
     ),
     Status.UNCONVERGED: ("!", "the gradient values could not be computed accurately enough: do not read them"),
     Status.UNCHECKED: ("?", "the gradient values can be read, but attention rollout is refused for this model"),
 }
 NOT_PROOF = (
-    "The agreement of two methods is not proof of faithfulness: both can be wrong about what the model really used, "
-    "in the same way."
+    "The agreement of two methods is not proof of faithfulness: both can be wrong in the same way about what the "
+    "model really used."
 )
 LIMITS = (
     NOT_PROOF,
-    "An attribution says what the answer is sensitive to. It does not say that the answer is true or fair, nor why the "
-    "model was trained to give it.",
-    "Where the two methods disagree, at least one is not to be trusted for that word. Remove the words in question "
-    "from the input and see what the model then says.",
-    "Signed values depend on the baseline: they compare the real words with a neutral one, as named in the settings. "
+    "An attribution says what the answer is sensitive to. It does not say that the answer is true or fair, or why "
+    "the model learned to give it.",
+    "Where the two methods disagree, at least one cannot be trusted for that word. Remove the words in question "
+    "from the input and see how the model’s answer changes.",
+    "Signed values depend on the baseline: they compare the real words with the neutral token named in the settings. "
     "Another baseline gives other values.",
-    "Tokens that are held real (the chat template, for example) get no gradient value, though the model does use them.",
-    "The thresholds behind the statuses were set on questions whose sources are known, for one small model and a few "
-    "that were trained for it. For another model they are a starting point.",
+    "Held tokens (the chat template, for example) get no gradient value, although the model uses them.",
+    "The thresholds behind the statuses were set on questions with known sources, for one small model and a few models "
+    "trained for the purpose. For another model they are a starting point.",
     "Small values have little to do with what happens when the word is removed. Read the first few bars, not the tail.",
 )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One stretch of what the model was given, shortened."""
+    """One turn of the model's input, shortened."""
 
     role: str
     text: Text
@@ -111,14 +111,14 @@ class VerdictView:
     asked: tuple[Asked, ...]
     answer: Text
     given: bool
-    """Whether the answer was given to the model, not written by it."""
+    """Whether the answer was supplied, not generated by the model."""
     main_sources: tuple[MainSource, ...]
     removed_sources: tuple[MainSource, ...]
-    """The same by removal of one part at a time; empty where the referee was not asked."""
+    """The same by removal of one part at a time; empty if nothing was removed."""
     counts: tuple[StatusCount, ...]
     n_tokens: int
     contrast: Contrast | None
-    """The token that has a foil, with it."""
+    """The token that has a foil, and the foil."""
     sentences: tuple[str, ...]
     not_proof: str
 
@@ -142,12 +142,12 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
 def answer_text(explanation: Mapping[str, Any]) -> str:
     """The answer without the mark that ends it."""
     tokens, generation = explanation["tokens"], explanation["generation"]
-    end = len(tokens) - (generation["stop"] == "eos")  # the end mark is a token, but no text
+    end = len(tokens) - (generation["stop"] == "eos")  # the end mark is a token but not text
     return "".join(token["text"] for token in tokens[generation["prompt_len"] : end]).strip() or "(nothing)"
 
 
 def _asked(explanation: Mapping[str, Any]) -> tuple[Asked, ...]:
-    """What people wrote, without the template around it."""
+    """The content of the input, without the template."""
     runs: list[tuple[str, str]] = []
     before = None
     for token in explanation["tokens"][: explanation["generation"]["prompt_len"]]:
@@ -181,7 +181,7 @@ def _main_sources(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
 
 
 def _removed_sources(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> tuple[MainSource, ...]:
-    """Parts of the prompt by the sum of |fall of the log-prob| over all targets."""
+    """Parts of the prompt by the sum of |drop of the log-prob| over all targets."""
     if explanation["ablations"] is None:
         return ()
     weight = np.abs(maps["leave_one_out"]).sum(axis=0)
@@ -207,17 +207,17 @@ def _counts(targets: Sequence[Mapping[str, Any]]) -> tuple[StatusCount, ...]:
 
 
 def _chosen(explanation: Mapping[str, Any]) -> tuple[str, ...]:
-    """How far the answer is what the model would say by itself; nothing where it is in every token."""
+    """How many tokens are the model's own first choice, for supplied and sampled answers."""
     generation, ranks = explanation["generation"], [target["rank"] for target in explanation["targets"]]
     first = sum(rank == 1 for rank in ranks)
     if generation["stop"] == "given":
         return (
-            f"The model did not write this answer: it was given, and the page explains the probability that the model "
-            f"gives to it. {first} of its {len(ranks)} tokens would have been the model’s own first choice.",
+            f"The model did not write this answer: it was supplied, and the page explains the probability that the "
+            f"model gives it. {first} of its {len(ranks)} tokens would have been the model’s own first choice.",
         )
     if not generation["decoding"].get("do_sample"):
         return ()
-    return (f"The answer was drawn at random: {first} of its {len(ranks)} tokens were the model’s first choice.",)
+    return (f"The answer was sampled: {first} of its {len(ranks)} tokens were the model’s first choice.",)
 
 
 def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -238,9 +238,9 @@ def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
     if diluted := [target for target in targets if is_diluted(target, settings)]:
         sink = float(np.median([target["rollout"]["sink_mass"] for target in diluted]))
         said.append(
-            f"Attention says nothing of use for {_some(len(diluted), n)}: typically {_most(sink)} of it ends on the "
-            f"very first token, or it spreads as it would for any text. For these do not read the bars of attention "
-            f"rollout."
+            f"Attention says nothing useful about {_some(len(diluted), n)}: typically {_most(sink)} of it ends on the "
+            f"very first token, or it spreads as it would for any text. Do not read the bars of attention rollout "
+            f"there."
         )
     if contradicted := count[Status.DISAGREE]:
         said.append(f"For {_some(contradicted, n)} the two methods contradict each other: trust neither alone.")

@@ -276,10 +276,10 @@ def test_a_word_against_another(open_page: Open) -> None:
     panel = page.locator("#panel")
     page.get_by_role("button", name="Paris, unconverged").click()  # the word that the token belongs to
     assert said in panel.locator("p.note", has_text="contrast").evaluate(quotes)
-    assert "nats that the lead over the foil falls" in panel.inner_text()
+    assert "drop in the lead over the foil, in nats," in panel.inner_text()
     page.get_by_role("button", name="def, disagree").click()
     assert "contrast" not in panel.inner_text()
-    assert "nats that the log-probability falls" in panel.inner_text()
+    assert "drop in the log-probability, in nats," in panel.inner_text()
     row = page.locator("#every table.wide tbody tr").nth(3)
     assert row.locator("th").inner_text() == "Par and not روما"
     look(page, "explanation-contrast")

@@ -98,8 +98,8 @@ def test_the_small_example_in_full() -> None:
     assert verdict.sentences == (
         "The gradient values cannot be read for 1 of the 17 tokens: they could not be computed accurately enough. They "
         "are marked “!” and left out of the main sources.",
-        "Attention says nothing of use for 2 of the 17 tokens: typically more than 99% of it ends on the very first "
-        "token, or it spreads as it would for any text. For these do not read the bars of attention rollout.",
+        "Attention says nothing useful about 2 of the 17 tokens: typically more than 99% of it ends on the very first "
+        "token, or it spreads as it would for any text. Do not read the bars of attention rollout there.",
         "For 2 of the 17 tokens the two methods contradict each other: trust neither alone.",
         "For 12 of the 17 tokens both methods put the same sources first.",
         "The referee removed parts of the input and measured the effect. This supports the gradients for 12 of 17 "
@@ -310,7 +310,7 @@ def test_the_referee_in_plain_words() -> None:
     assert said["disagree"].startswith("Removing parts of the input supports attention: ")
     assert "with −0.10" in said["disagree"]
     assert said["diluted"].startswith("Removing parts of the input does not show which method is right: ")
-    assert "the effects cannot be ranked here. What matters" in said["unconverged"]
+    assert "the effects cannot be ranked here. Parts that matter" in said["unconverged"]
     worthless = {
         "better": "attention_rollout",
         "difference": -0.3,
@@ -476,7 +476,7 @@ def test_what_was_asked_and_what_it_came_to_stand_once() -> None:
     assert "lime.target" not in other  # the same as that of all
     assert not asked.keys() & other.keys()
     page = render_report(view)
-    assert "What was asked for" in page
+    assert "As requested" in page
     assert page.count('<code class="soft">gradients.n_steps</code>') == 1
     assert '0.02</bdi> <span class="soft">(came to: <bdi>0.05</bdi>)' in page
 
@@ -493,7 +493,7 @@ def test_an_older_explanation_shows_its_settings_in_one_table() -> None:
     view = build_view(*chat())
     assert (view.asked, view.also) == ((), ())
     assert {"baseline", "referee.operator", "variant.method"} <= {row.key for row in view.settings}
-    assert "What was asked for" not in render_report(view)
+    assert "As requested" not in render_report(view)
 
 
 def test_attention_of_an_unconverged_token_may_be_diluted_too() -> None:
@@ -505,7 +505,7 @@ def test_attention_of_an_unconverged_token_may_be_diluted_too() -> None:
     assert [row.diluted for row in view.rows] == [True, False, False]
     assert [target.diluted for target in view.levels["tokens"].targets] == [True, False, False]
     assert any(
-        said.startswith("Attention says nothing of use for 1 of the 3 tokens") for said in view.verdict.sentences
+        said.startswith("Attention says nothing useful about 1 of the 3 tokens") for said in view.verdict.sentences
     )
     page = render_report(view)
     assert page.count('<span class="soft">not to be read</span>') == 3
@@ -522,4 +522,4 @@ def test_an_answer_that_was_given_is_called_so() -> None:
     document["generation"] |= {"stop": "length", "decoding": {"do_sample": True}}
     page = render_report(build_view(document, maps))
     assert "It answered" in page
-    assert "drawn at random: 1 of its 3 tokens were the model’s first choice." in page
+    assert "The answer was sampled: 1 of its 3 tokens were the model’s first choice." in page

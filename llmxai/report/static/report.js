@@ -6,7 +6,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const BARS = 8; // sources shown at once; the rest can be unfolded
   const state = { level: "words", method: "gradients", pinned: null, shown: null };
-  let nodes = [];         // one element a unit
+  let nodes = [];         // one element per unit
   let byUnit = new Map(); // number of a unit -> its figures
   let painted = [];
   let stop = null;        // the one word that Tab reaches
@@ -21,9 +21,8 @@
   // A text is a string, or a list of strings and of [mark]
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
   const quoted = (text) => make("bdi", { class: "quoted" }, ...pieces(text));
-  /** A part of the panel that is folded away, and made when its heading is pressed or it is opened in another way ("toggle"
-   *  comes a moment after the opening, when an empty part would have been seen); what was open for the last word is open for
-   *  this one. */
+  /** A folded part of the panel, filled when its heading is pressed or it is opened in another way ("toggle" fires a moment
+   *  after the opening, when an empty part would already be visible); parts that were open for the last word stay open. */
   function folded(name, summary, fill) {
     const heading = make("summary", {}, summary), details = make("details", { class: name }, heading);
     const filled = () => details.childElementCount === 1 && details.append(...fill());
@@ -49,7 +48,7 @@
   const chance = (p) => p < 0.001 ? "under 0.001" : p.toPrecision(2);
   const either = (value, show) => value === null ? "not defined here" : show(value);
 
-  // ---- colours: blue raises, orange lowers; the ink on top is whichever contrasts more
+  // ---- colours: blue raises, orange lowers; the text colour is the one with more contrast
   const POSITIVE = [33, 102, 172], NEGATIVE = [194, 98, 14], MASS = [60, 95, 135];
   const mix = (end, share) => {
     const ground = dark.matches ? [29, 33, 38] : [255, 255, 255];
@@ -73,14 +72,14 @@
     painted = [];
   };
   const signed = () => state.method === "gradients" || state.method === "removal";
-  /** A removed part may touch several units, and a unit several parts: it shows the strongest of them. */
+  /** A removed part may touch several units, and a unit several parts; a unit shows the strongest of them. */
   const spread = (pairs) => {
     const found = new Map();
     for (const [part, value] of pairs) for (let i = level().parts[part][0]; i < level().parts[part][1]; i += 1)
       if (Math.abs(value) > Math.abs(found.get(i) ?? 0)) found.set(i, value);
     return [...found];
   };
-  /** [[unit, value]] of what lights up, in whole numbers, for the chosen method. */
+  /** [[unit, value]] of the units that light up, in whole numbers, for the chosen method. */
   const lit = (target) => ({
     gradients: () => target.gradients,
     rollout: () => [...target.rollout_structure, ...target.rollout],
@@ -109,7 +108,7 @@
     stop?.setAttribute("tabindex", "0");
   }
 
-  /** The nodes of one unit; white space before a word stays outside of what lights up. */
+  /** The nodes of one unit; white space before a word does not light up. */
   function unit([text, role, status, , name], i) {
     const content = pieces(text);
     const before = typeof content[0] === "string" ? content[0].match(/^ */)[0] : "";
@@ -130,7 +129,7 @@
     const target = byUnit.get(state.shown);
     legend(target);
     if (!target) {
-      panel.replaceChildren(make("h3", { id: "panel-head" }, "No word chosen"), make("p", {}, "Choose a word of the answer to see where it came from."));
+      panel.replaceChildren(make("h3", { id: "panel-head" }, "No word chosen"), make("p", {}, "Choose a word of the answer to see its sources."));
       return;
     }
     const pairs = lit(target), most = largest(pairs);
@@ -160,7 +159,7 @@
       where.append(key);
     }
     where.append(signed() ? " raises, in nats" : state.method === "variant" ? " of its row" : " of all attention");
-    if (unreadable(target)) where.append(make("b", {}, " · not to be read for this word"));
+    if (unreadable(target)) where.append(make("b", {}, " · do not read for this word"));
   }
 
   // ---- the panel
@@ -169,7 +168,7 @@
     return [name, number === state.shown ? " (its own earlier tokens)" : isStructure(role) ? " (template)" : role === "generated" ? " (answer)" : ""];
   };
   const partName = (part) => [data.removal.parts[part][0], ""];
-  /** A ranked list: name and numbers on a line, a bar under it; signed bars start in the middle. */
+  /** A ranked list: name and numbers on one line, a bar below; signed bars start in the middle. */
   function bars(pairs, { scale, signed, share, named = unitName, write = signed ? nats : percent }) {
     const most = largest(pairs), item = ([number, whole]) => {
       const value = whole / scale, [text, note] = named(number);
@@ -195,7 +194,7 @@
 
   function likelihood(target) {
     const rank = target.rank === 1 ? "1: the model’s first choice" : String(target.rank);
-    const recorded = target.recorded === null ? "not recorded: the answer was given" : `${plain(target.recorded)} nats`;
+    const recorded = target.recorded === null ? "not recorded: the answer was supplied" : `${plain(target.recorded)} nats`;
     return facts("How likely was it", [
       ["Probability", percent(target.probability)],
       ["Log-probability", `${plain(target.logprob)} nats`],
@@ -211,7 +210,7 @@
       ["Evaluations (nodes)", String(target.nodes)],
       ["Score with the real text", `${plain(target.f_input)} nats`],
       ["Score with the neutral text", `${plain(target.f_baseline)} nats`],
-      ["Change to be explained", `${nats(target.f_input - target.f_baseline)} nats`],
+      ["Change to explain", `${nats(target.f_input - target.f_baseline)} nats`],
       ["Values on start mark and template", percent(target.gradients_total ? target.gradients_structure / target.gradients_total : 0)],
     ]);
   }
@@ -224,9 +223,9 @@
       ["On all other words", percent(target.rollout_content)],
       ["On the tokens compared (features)", percent(target.feature_mass)],
       ["On no token", percent(target.lost_mass)],
-      ["Evenness over those compared", either(target.entropy, (v) => `${v.toFixed(2)} (1: all alike)`)],
+      ["Evenness over those compared", either(target.entropy, (v) => `${v.toFixed(2)} (1: all equal)`)],
       ["Distance from the null", `${target.null_divergence.toFixed(4)} bits`],
-      ["Likeness to the rows of other words", either(target.similarity, (v) => v.toFixed(3))],
+      ["Similarity to the rows of other words", either(target.similarity, (v) => v.toFixed(3))],
     ]);
   }
 
@@ -235,7 +234,7 @@
     return facts("Do the two methods agree", [
       ["Rank agreement (Spearman)", either(target.spearman, (v) => plain(v, 2))],
       ["p against chance", either(target.spearman_p, chance)],
-      ["p against chance that likes near words", either(target.recency_p, chance)],
+      ["p against chance that favours near words", either(target.recency_p, chance)],
       ["Corrected p (decides the status)", either(target.adjusted_p, chance)],
       ["Rank agreement (Kendall)", either(target.kendall, (v) => plain(v, 2))],
       [`Top ${target.top_k} in common`, either(target.top_k_overlap, percent)],
@@ -269,7 +268,7 @@
     const half = sink.findIndex((v) => v > 500), gone = sink.findIndex((v) => v > 900);
     const after = (i) => `after ${i + 1} of ${n} layers`;
     const said = `${half < 0 ? "The first token never holds more than half of the row" : `The first token holds more than half of the row ${after(half)}${gone < 0 ? "" : `, and more than 90% ${after(gone)}`}`}; at the end it holds ${percent(sink[n - 1] / 1000)}. The distance from the null ends at ${(far[n - 1] / 1000).toFixed(3)} bits.`;
-    const head = ["layers", "first token", "distance from the null (bits)", "likeness to other words", "evenness"];
+    const head = ["layers", "first token", "distance from the null (bits)", "similarity to other words", "evenness"];
     const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "Dilution by layer"), make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...sink.map((v, i) => make("tr", {}, make("th", { scope: "row" }, String(i + 1)), ...[percent(v / 1000), (far[i] / 1000).toFixed(3), (target.curve.similarity[i] / 1000).toFixed(3), (target.curve.entropy[i] / 1000).toFixed(3)].map((cell) => make("td", { class: "num" }, cell))))))];
     return [make("section", { "aria-label": "Dilution by layer" }, make("h4", {}, "Dilution by layer"), chart,
@@ -278,7 +277,7 @@
 
   function removal(target) {
     if (!data.removal) return [];
-    return [make("section", { "aria-label": "Sources by removal" }, make("h4", {}, "Removal of one part"), make("p", { class: "unit-note" }, `nats that ${target.contrast ? "the lead over the foil" : "the log-probability"} falls when the part is ${data.removal.operator} · share`),
+    return [make("section", { "aria-label": "Sources by removal" }, make("h4", {}, "Removal of one part"), make("p", { class: "unit-note" }, `drop in ${target.contrast ? "the lead over the foil" : "the log-probability"}, in nats, when the part is ${data.removal.operator} · share`),
       ...bars(target.removal, { scale: data.scale.removal, signed: true, named: partName, share: (value) => target.removal_total ? Math.abs(value) / target.removal_total : 0 }))];
   }
 
@@ -286,12 +285,12 @@
     if (!target.referee) return [make("p", { class: "referee" }, make("b", {}, "Referee: "), "not asked. Nothing was removed from the input to see which method is right.")];
     const score = (value) => make("td", { class: "num" }, value === null ? "–" : plain(value, 2));
     const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method predicts removal"),
-      make("thead", {}, make("tr", {}, ...["method", "random choices of parts (LDS)", "one part at a time"].map((name) => make("th", { scope: "col" }, name)))),
+      make("thead", {}, make("tr", {}, ...["method", "random sets of parts (LDS)", "one part at a time"].map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...target.referee.scores.map(({ name, lds, leave_one_out: alone }) => make("tr", {}, make("th", { scope: "row" }, name), score(lds), score(alone)))))];
     return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), folded("scores", "How well each method predicts it", table)];
   }
 
-  /** Beside a diluted plain rollout the variant stands open; elsewhere it is folded away. */
+  /** The variant is unfolded if plain rollout is diluted, else folded. */
   function variant(target) {
     if (!data.variant) return [];
     const list = () => [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
@@ -300,7 +299,7 @@
     return [make("section", attributes, folded("variant", data.variant, list))];
   }
 
-  /** The other methods that were asked for, folded away. Their units differ, so that numbers have three digits. */
+  /** The other requested methods, folded. Their units differ, so numbers have three digits. */
   function also(target) {
     return data.also.map(({ name, source, signed, attention, refused }, i) => {
       const { pairs, total } = target.also[i], digits = (value) => (signed && value > 0 ? "+" : "") + String(Number(value.toPrecision(3))).replaceAll("-", "−");
@@ -324,7 +323,7 @@
 
   function fill(target) {
     const own = level().units[state.shown], meaning = data.statuses[target.status];
-    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are added up over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ", the most doubtful one.")] : [];
+    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are summed over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ", the most doubtful one.")] : [];
     const [before, between, after] = data.contrast, [token, foil] = target.contrast ?? [];
     const against = target.contrast ? [make("p", { class: "note" }, before, quoted(token), between, quoted(foil), after)] : [];
     const figures = folded("figures", "All figures of this word", () => [make("div", { class: "pair" }, certainty(target), attention(target), agreement(target))]);
@@ -346,7 +345,7 @@
     repaint();
   }
 
-  /** Scroll each text box, and nothing else, so that its strongest source can be seen. */
+  /** Scroll each text box, and nothing else, so that its strongest source is visible. */
   function reveal(target) {
     for (const box of [given, answer]) {
       const best = lit(target).find(([number]) => number !== state.shown && box.contains(nodes[number]));
@@ -356,7 +355,7 @@
     }
   }
 
-  /** Keep the word in the address; inside of a notebook a page may have no address of its own. */
+  /** Keep the word in the address; inside a notebook a page may have no address of its own. */
   function remember(fragment) {
     try {
       history.replaceState(null, "", location.href.split("#")[0] + fragment);
@@ -377,7 +376,7 @@
     nodes[number].setAttribute("aria-pressed", "true");
     reach(nodes[number]);
     reveal(target);
-    live.textContent = `Pinned ${name(number)}: ${target.status}.${unreadable(target) ? " These colours are not to be read." : best ? ` Top source: ${source}.` : ""}`;
+    live.textContent = `Pinned ${name(number)}: ${target.status}.${unreadable(target) ? " Do not read these colours." : best ? ` Top source: ${source}.` : ""}`;
     remember(`#${state.level}-${number}`);
   }
 
@@ -438,7 +437,7 @@
   byId("help-button").addEventListener("click", () => help.showModal());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-    const own = event.target.matches("input, .scroll"); // these have a use for arrows themselves
+    const own = event.target.matches("input, .scroll"); // these use the arrow keys themselves
     const act = {
       ArrowRight: () => !own && (walk(1, () => true), true),
       ArrowLeft: () => !own && (walk(-1, () => true), true),
@@ -453,7 +452,7 @@
   });
   dark.addEventListener("change", repaint);
 
-  // Inside of a notebook "#limits" would be a place in the notebook
+  // Inside a notebook "#limits" would be an address in the notebook
   if (location.protocol === "about:") document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#']");
     if (!link) return;
@@ -461,7 +460,7 @@
     byId(link.getAttribute("href").slice(1))?.scrollIntoView();
   });
 
-  // ---- paper: what is folded away prints too
+  // ---- paper: folded parts print too
   const printed = document.querySelector("details.printed");
   let opened = false;
   addEventListener("beforeprint", () => { if (printed) [opened, printed.open] = [printed.open, true]; });
