@@ -39,7 +39,8 @@ from llmxai.evidence import open_log
 from llmxai.evidence.log import read_log
 from llmxai.runs import Recipe, RunProgress, run_recipe
 from llmxai.runs.engines import load_for
-from llmxai.runs.scheduling import ROWS_A_WORKER, WINDOW, Job, Ledger, Plan, Processes, Window, pack
+from llmxai.runs.ledger import Ledger
+from llmxai.runs.scheduling import ROWS_A_WORKER, WINDOW, Job, Plan, Processes, Window, pack
 from llmxai.runs.worker import Worker
 from llmxai.runs.writer import RunWriter
 
@@ -107,11 +108,11 @@ def make_recipe(model: Path, folder: Path, *, rows: int, longest: int, answer: i
     source = {"path": "rows.jsonl", "prompt": "{{ q }}", "response": "{{ a }}", "limit": rows}
     return Recipe.model_validate(
         {
-            "version": 1,
+            "version": 2,
             "name": "scale",
             "model": {"name": str(model), "dtype": "float32"},
             "data": [source],
-            "explain": {"max_nodes": nodes},
+            "explain": {"gradients": {"max_nodes": nodes}},
             "workers": {"token_budget": TOKEN_BUDGET},
         }
     )
@@ -146,7 +147,7 @@ def fit(costs: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]
 def expected(costs: Sequence[int], fixed: float, rate: float, *, workers: int) -> float:
     """Seconds that the rows take: batches are cut window by window, and each goes to the worker that is free first, as
     Ray hands them out."""
-    jobs = [Job(i, None, "", "", cost, 1) for i, cost in enumerate(costs)]  # type: ignore[arg-type]  (only the cost counts)
+    jobs = [Job(i, Row("", "", prompt=""), "", "", cost, 1) for i, cost in enumerate(costs)]  # only the cost counts
     size = max(WINDOW, ROWS_A_WORKER * workers)
     free = [0.0] * workers
     for first in range(0, len(jobs), size):
@@ -196,6 +197,8 @@ def writer(rows: int, folder: Path) -> list[str]:
     worker.do(job)
     found = Ledger(folder / "first").prepared("a", key="key")
     assert found is not None
+    outcome, prepared = found
+    assert prepared is not None
     lines = ["| rows ready at a time | rows entered a second |", "| --- | --- |"]
     for ready in (1, 100):
         ledger = Ledger(folder / f"ready{ready}")
@@ -205,8 +208,8 @@ def writer(rows: int, folder: Path) -> list[str]:
             clerk.expect(Window(jobs, frozenset(range(rows))))
             took = 0.0
             for i, each in enumerate(jobs):
-                draft = replace(found[1], record=replace(found[1].record, id=f"{i:024d}"))
-                ledger.prepare(each.row.id, found[0], draft)
+                draft = replace(prepared, record=replace(prepared.record, id=f"{i:024d}"))
+                ledger.prepare(each.row.id, outcome, draft)
                 if (i + 1) % ready == 0:
                     began = time.perf_counter()
                     clerk.advance()

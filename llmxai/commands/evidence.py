@@ -136,7 +136,7 @@ def redact(
     stay, and the chain stays whole."""
     from llmxai.evidence import redact as remove
     from llmxai.evidence import signing_key
-    from llmxai.runs.results import clear_removed
+    from llmxai.runs import clear_removed
 
     place = _run(run, id)
     receipt = remove(place, id, reason=reason, by=by, signer=signing_key(key))
@@ -192,7 +192,7 @@ def prune(
     and the chain stay."""
     from llmxai.evidence import prune as remove
     from llmxai.evidence import signing_key
-    from llmxai.runs.results import clear_removed
+    from llmxai.runs import clear_removed
 
     receipt = remove(run, older_than=_age(older_than), by=by, signer=signing_key(key))
     clear_removed(run)  # also where an earlier call was interrupted before it came to that

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from llmxai.runs.ledger import clear_removed
     from llmxai.runs.recipe import Recipe, find_recipe, json_schema, list_recipes, read_recipe
-    from llmxai.runs.results import clear_removed
     from llmxai.runs.runner import RunOutcome, run_recipe
     from llmxai.runs.writer import RunProgress
 
@@ -26,8 +26,8 @@ if not TYPE_CHECKING:
     __getattr__, __dir__, _ = lazy_loader.attach(
         __name__,
         submod_attrs={
+            "ledger": ["clear_removed"],
             "recipe": ["Recipe", "find_recipe", "json_schema", "list_recipes", "read_recipe"],
-            "results": ["clear_removed"],
             "runner": ["RunOutcome", "run_recipe"],
             "writer": ["RunProgress"],
         },

@@ -31,8 +31,9 @@ from llmxai.evidence import drafting
 from llmxai.evidence.sealing import utc_now
 from llmxai.runs.data import FailedRow
 from llmxai.runs.engines import POLL, EngineInfo, load_for, site_of
+from llmxai.runs.ledger import Ledger
 from llmxai.runs.recipe import Recipe
-from llmxai.runs.scheduling import Job, Ledger, Processes, Stop, Window, pack
+from llmxai.runs.scheduling import Job, Processes, Stop, Window, pack
 from llmxai.runs.worker import EVIDENCE, Worker, request_of
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
 

@@ -7,28 +7,18 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmxai.errors import OutputError
 from llmxai.evaluation import Estimate
 from llmxai.evaluation.measure import BETTER
-from llmxai.evidence.files import replacing
-from llmxai.evidence.log import read_log, removed_ids
-from llmxai.evidence.provenance import provenance_of, records_of
-from llmxai.evidence.verifier.folder import evidence_of
-from llmxai.report import write_index
-from llmxai.report.rebuild import INDEX, PAGE, REBUILT
-from llmxai.report.rows import ROWS, record_folders
+from llmxai.runs.ledger import write_atomically, write_table
 from llmxai.runs.recipe import Recipe
-from llmxai.runs.scheduling import Ledger, write_atomically
 from llmxai.runs.tables import ALL, CONTROL_NAMES, Plot, Tables, build_plot, tabulate
 
 ROW_SCHEMA = {
@@ -128,21 +118,6 @@ def _metrics(entry: Entry) -> dict[str, float]:
 
 def _fields(entry: Entry) -> dict[str, Any]:
     return {f"field.{name}": str(value) for name, value in entry.get("fields", {}).items()}
-
-
-GROUP = 1000
-"""Rows written at a time."""
-
-
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write Parquet, completely or not at all. Raises OutputError."""
-    rest = iter(rows)
-    try:
-        with replacing(path) as stream, pq.ParquetWriter(stream, schema) as writer:
-            while some := list(islice(rest, GROUP)):
-                writer.write_table(pa.Table.from_pylist(some, schema=schema))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
 
 
 PAGES = Environment(
@@ -272,70 +247,3 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
 
 def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8"))
-
-
-REMOVED = "(removed)"
-"""Replaces a removed text."""
-PAGE_FILES = tuple(str(Path(page).with_suffix(kind)) for page in (PAGE, REBUILT) for kind in (".html", ".pdf"))
-"""Files that `llmxai report` may have written next to an explanation; no record names the last three."""
-
-
-def clear_removed(run: Path | str) -> int:
-    """Remove the texts of removed records from the ledger, rows.parquet, the index and rebuilt pages.
-
-    Follows the log: texts that any redaction or prune lists are removed everywhere, so the next call completes one that
-    was interrupted. Figures stay. Returns the number of cleared ledger rows.
-
-    Raises EvidenceError for a missing or damaged log, and OutputError if a file cannot be written.
-    """
-    place = evidence_of(Path(run))
-    base, log = place.parent, read_log(place)
-    gone = removed_ids(log)
-    if not gone:
-        return 0
-    for entry, _ in log:
-        if entry.id in gone:
-            _remove_pages({(base / artefact["path"]).parent for artefact in entry.body["artefacts"]})
-    cleared = _clear_ledger(Ledger(base), gone)
-    if (base / ROWS).is_file():
-        with pq.ParquetFile(base / ROWS) as table:
-            write_table(base / ROWS, _without_texts(table, gone), table.schema_arrow)
-    if (base / INDEX).is_file():
-        if (base / ROWS).is_file() or record_folders(base):
-            write_index(base, provenance=provenance_of(base), records=records_of(base))
-        else:
-            (base / INDEX).unlink()
-    return cleared
-
-
-def _remove_pages(folders: Collection[Path]) -> None:
-    """Remove the pages of removed explanations, unless a later record has replaced them."""
-    for folder in folders:
-        if not (folder / "explanation.json").exists():
-            for page in PAGE_FILES:
-                (folder / page).unlink(missing_ok=True)
-
-
-def _clear_ledger(ledger: Ledger, gone: Collection[str]) -> int:
-    cleared = 0
-    for row_id in ledger.rows():
-        entry = ledger.read(row_id)
-        if entry is not None and entry.get("record") in gone and (bare := _bare(entry)) != entry:
-            ledger.commit(row_id, bare)
-            cleared += 1
-    return cleared
-
-
-def _without_texts(table: pq.ParquetFile, gone: Collection[str]) -> Iterator[dict[str, Any]]:
-    for batch in table.iter_batches(batch_size=GROUP):
-        for row in batch.to_pylist():
-            yield _bare(row) if row.get("record") in gone else row
-
-
-def _bare(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its figures; its texts are replaced by `REMOVED`."""
-    texts = {name: REMOVED for name in ("prompt", "answer", "error") if row.get(name)}
-    fields: dict[str, Any] = {name: None for name in row if name.startswith("field.")}  # of the table
-    if "fields" in row:  # of the ledger
-        fields["fields"] = {}
-    return row | texts | fields

@@ -21,9 +21,10 @@ from llmxai.evidence.recorder import ended_by
 from llmxai.report import write_index
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows
 from llmxai.runs.engines import Engine, EngineInfo, EngineName, TeamEngine, run_lock
+from llmxai.runs.ledger import Ledger, key_of, write_json
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.results import write_results
-from llmxai.runs.scheduling import Ledger, Plan, Processes, Stop, key_of, processes, write_json
+from llmxai.runs.scheduling import Plan, Processes, Stop, processes
 from llmxai.runs.worker import EVIDENCE
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
 

@@ -20,8 +20,9 @@ from llmxai.generation import answer
 from llmxai.methods import require_method
 from llmxai.models import LoadedModel
 from llmxai.runs.data import FailedRow
+from llmxai.runs.ledger import Ledger
 from llmxai.runs.recipe import EvaluateSettings, Recipe
-from llmxai.runs.scheduling import Job, Ledger
+from llmxai.runs.scheduling import Job
 from llmxai.save import save
 from llmxai.types import Generation, Status
 

@@ -11,7 +11,8 @@ from itertools import islice
 from typing import Any
 
 from llmxai.evidence import Draft, EvidenceLog, withdraw
-from llmxai.runs.scheduling import Ledger, Window
+from llmxai.runs.ledger import Ledger
+from llmxai.runs.scheduling import Window
 
 GROUP = 100
 """Most rows entered at once."""

@@ -29,7 +29,8 @@ from llmxai.evaluation import Row
 from llmxai.evidence import verify
 from llmxai.evidence.log import read_log
 from llmxai.runs import RunOutcome, RunProgress, cluster, run_recipe
-from llmxai.runs.scheduling import Job, Ledger
+from llmxai.runs.ledger import Ledger
+from llmxai.runs.scheduling import Job
 
 pytest.importorskip("ray")
 STORE = 100 * 2**20

@@ -11,7 +11,8 @@ from settings import make_recipe
 
 from llmxai.evaluation import Row
 from llmxai.runs.data import FailedRow
-from llmxai.runs.scheduling import BATCHES_A_WORKER, Job, Ledger, Plan, pack, share
+from llmxai.runs.ledger import Ledger
+from llmxai.runs.scheduling import BATCHES_A_WORKER, Job, Plan, pack, share
 
 sizes = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 300)), max_size=60)
 

@@ -21,8 +21,7 @@ from llmxai.evidence.log import read_log
 from llmxai.report import rebuild
 from llmxai.report.rebuild import REBUILT
 from llmxai.runs import clear_removed, run_recipe
-from llmxai.runs.results import REMOVED
-from llmxai.runs.scheduling import Ledger
+from llmxai.runs.ledger import REMOVED, Ledger
 
 TEXT = "person 1"
 OTHERS = [f"person {i}" for i in range(N) if i != 1]

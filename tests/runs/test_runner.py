@@ -26,12 +26,13 @@ from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.verifier.folder import LOG
 from llmxai.report import rebuild
 from llmxai.runs import RunOutcome, RunProgress, run_recipe
-from llmxai.runs import results as parquet_module
+from llmxai.runs import ledger as ledger_module
 from llmxai.runs import results as results_module
 from llmxai.runs import runner as runner_module
 from llmxai.runs import worker as work_module
+from llmxai.runs.ledger import Ledger, write_json
 from llmxai.runs.results import best_of
-from llmxai.runs.scheduling import Job, Ledger, Window, write_json
+from llmxai.runs.scheduling import Job, Window
 from llmxai.runs.tables import tabulate
 from llmxai.runs.writer import RunWriter
 from llmxai.store import read_folder
@@ -370,7 +371,7 @@ def test_memory_that_ran_out_is_in_the_table_and_the_record(
 
     def explain(*what: Any, **how: Any) -> Any:
         found = real(*what, **how)
-        return replace(found, settings={**found.settings, "chunk_halvings": 2})
+        return replace(found, computed={**found.computed, "chunk_halvings": 2})
 
     monkeypatch.setattr(work_module, "explain", explain)
     one = [{**make_recipe(model_folder).data[0].model_dump(), "limit": 1}]
@@ -438,7 +439,7 @@ def test_a_rows_foil_is_explained_as_it_is_evaluated(data: Path, model_folder: P
 
 def test_folders_that_are_left_alone(run: Path, data: Path, model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds a run of recipe 'tiny' with another explain"):
-        again(model_folder, run, data, changes={"explain": {"max_nodes": 32}})
+        again(model_folder, run, data, changes={"explain": {"gradients": {"max_nodes": 32}}})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match=r"holds 'thesis.txt' and no run, so it is left alone"):
@@ -462,7 +463,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_tables_are_the_same_in_whatever_groups_they_are_written(
     finished: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_module, "GROUP", 2)
+    monkeypatch.setattr(ledger_module, "GROUP", 2)
     entries = [json.loads(path.read_text()) for path in sorted((finished / "ledger").glob("*.json"))]
     results_module.write_results(tmp_path, make_recipe(model_folder), lambda: iter(entries))
     for name in ("rows.parquet", "measures.parquet"):

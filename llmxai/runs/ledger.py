@@ -1,0 +1,207 @@
+"""What a run keeps on disk row by row, and what is taken out of it again when texts are removed. Needs no torch.
+
+The ledger is one small JSON file per row, written by one rename. A row has two states on disk. `ID.prepared`: all its
+files are on disk, including its entry and the draft of its record. `ID.json`: its record is in the evidence log too, so
+it is done. Both hold the row's key: a digest of its input, the model's digest and the settings. A run killed at any
+moment leaves each row done, prepared (the writer of the log completes it) or not done (partial files are replaced).
+
+`ID.aborted` is the draft of an interrupted attempt, until the writer of the log takes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmxai.errors import OutputError
+from llmxai.evidence import Draft
+from llmxai.evidence.files import replace_durably, replacing
+from llmxai.evidence.log import read_log, removed_ids
+from llmxai.evidence.provenance import provenance_of, records_of
+from llmxai.evidence.verifier.folder import evidence_of
+from llmxai.report import write_index
+from llmxai.report.rebuild import INDEX, PAGE, REBUILT
+from llmxai.report.rows import ROWS, record_folders
+
+SCHEMA = "llmxai.row/1"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` completely or not at all, even across a power cut. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_durably(path, data)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
+    write_atomically(path, (text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def key_of(**parts: Any) -> str:
+    """SHA-256 over the parts as JSON with sorted keys."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+class Ledger:
+    """The rows of one run."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "ledger"
+
+    def find(self, row_id: str, *, key: str) -> dict[str, Any] | None:
+        """The row's entry if it is done under this key."""
+        entry = self.read(row_id)
+        return entry if entry is not None and entry.get("key") == key else None
+
+    def read(self, row_id: str) -> dict[str, Any] | None:
+        """The row's entry, whatever its key; None if there is no readable one."""
+        return _read(self._path(row_id, "json"))
+
+    def rows(self) -> list[str]:
+        """The ids of the rows that are done."""
+        return sorted(path.stem for path in self.folder.glob("*.json"))
+
+    def prepare(self, row_id: str, entry: Mapping[str, Any], draft: Draft | None) -> None:
+        """Store the row's future entry and record. All other files of the row must already be on disk."""
+        kept = None if draft is None else draft.to_json()
+        document = {"schema": SCHEMA, "key": entry["key"], "entry": dict(entry), "draft": kept}
+        write_json(self._path(row_id, "prepared"), document)
+
+    def prepared(self, row_id: str, *, key: str) -> tuple[dict[str, Any], Draft | None] | None:
+        """The entry and the draft of the row, if it is prepared under this key."""
+        found = _read(self._path(row_id, "prepared"))
+        if found is None or found.get("key") != key:
+            return None
+        return found["entry"], None if found["draft"] is None else Draft.from_json(found["draft"])
+
+    def is_prepared(self, row_id: str, *, key: str) -> bool:
+        """Whether the row is prepared under this key."""
+        found = _read(self._path(row_id, "prepared"))
+        return found is not None and found.get("key") == key
+
+    def has(self, row_id: str, *, key: str, attempt: str) -> bool:
+        """Whether this attempt at the row is prepared or done: a batch may be handed out again after that."""
+        if self.is_prepared(row_id, key=key):  # checked first, since a row is prepared until it is done
+            return True
+        entry = self.find(row_id, key=key)
+        return entry is not None and entry.get("attempt") == attempt
+
+    def commit(self, row_id: str, entry: Mapping[str, Any]) -> None:
+        """Mark the row as done: its record is in the log."""
+        write_json(self._path(row_id, "json"), {"schema": SCHEMA, **entry})
+        self._path(row_id, "prepared").unlink(missing_ok=True)
+
+    def abort(self, row_id: str, draft: Draft) -> None:
+        """Store the record of an interrupted attempt."""
+        write_json(self._path(row_id, "aborted"), {"schema": SCHEMA, "draft": draft.to_json()})
+
+    def aborted(self) -> Iterator[tuple[Path, Draft]]:
+        """The records of interrupted attempts, each with its file."""
+        for path in sorted(self.folder.glob("*.aborted")):
+            found = _read(path)
+            if found is not None:
+                yield path, Draft.from_json(found["draft"])
+
+    def _path(self, row_id: str, state: str) -> Path:
+        return self.folder / f"{row_id}.{state}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return entry if isinstance(entry, dict) and entry.get("schema") == SCHEMA else None
+
+
+GROUP = 1000
+"""Rows written at a time."""
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write Parquet, completely or not at all. Raises OutputError."""
+    rest = iter(rows)
+    try:
+        with replacing(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+            while some := list(islice(rest, GROUP)):
+                writer.write_table(pa.Table.from_pylist(some, schema=schema))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
+
+
+REMOVED = "(removed)"
+"""Replaces a removed text."""
+PAGE_FILES = tuple(str(Path(page).with_suffix(kind)) for page in (PAGE, REBUILT) for kind in (".html", ".pdf"))
+"""Files that `llmxai report` may have written next to an explanation; no record names the last three."""
+
+
+def clear_removed(run: Path | str) -> int:
+    """Remove the texts of removed records from the ledger, rows.parquet, the index and rebuilt pages.
+
+    Follows the log: texts that any redaction or prune lists are removed everywhere, so the next call completes one that
+    was interrupted. Figures stay. Returns the number of cleared ledger rows.
+
+    Raises EvidenceError for a missing or damaged log, and OutputError if a file cannot be written.
+    """
+    place = evidence_of(Path(run))
+    base, log = place.parent, read_log(place)
+    gone = removed_ids(log)
+    if not gone:
+        return 0
+    for entry, _ in log:
+        if entry.id in gone:
+            _remove_pages({(base / artefact["path"]).parent for artefact in entry.body["artefacts"]})
+    cleared = _clear_ledger(Ledger(base), gone)
+    if (base / ROWS).is_file():
+        with pq.ParquetFile(base / ROWS) as table:
+            write_table(base / ROWS, _without_texts(table, gone), table.schema_arrow)
+    if (base / INDEX).is_file():
+        if (base / ROWS).is_file() or record_folders(base):
+            write_index(base, provenance=provenance_of(base), records=records_of(base))
+        else:
+            (base / INDEX).unlink()
+    return cleared
+
+
+def _remove_pages(folders: Collection[Path]) -> None:
+    """Remove the pages of removed explanations, unless a later record has replaced them."""
+    for folder in folders:
+        if not (folder / "explanation.json").exists():
+            for page in PAGE_FILES:
+                (folder / page).unlink(missing_ok=True)
+
+
+def _clear_ledger(ledger: Ledger, gone: Collection[str]) -> int:
+    cleared = 0
+    for row_id in ledger.rows():
+        entry = ledger.read(row_id)
+        if entry is not None and entry.get("record") in gone and (bare := _bare(entry)) != entry:
+            ledger.commit(row_id, bare)
+            cleared += 1
+    return cleared
+
+
+def _without_texts(table: pq.ParquetFile, gone: Collection[str]) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(batch_size=GROUP):
+        for row in batch.to_pylist():
+            yield _bare(row) if row.get("record") in gone else row
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its figures; its texts are replaced by `REMOVED`."""
+    texts = {name: REMOVED for name in ("prompt", "answer", "error") if row.get(name)}
+    fields: dict[str, Any] = {name: None for name in row if name.startswith("field.")}  # of the table
+    if "fields" in row:  # of the ledger
+        fields["fields"] = {}
+    return row | texts | fields
