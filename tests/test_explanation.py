@@ -581,6 +581,7 @@ def test_the_page_about_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             exec(compile(block, "python.md", "exec", dont_inherit=True), names)
     shown = [block for kind, block in blocks if kind == "text"]
     assert shown[0].splitlines()[:2] == names["explanation"].summary().splitlines()[:2]
-    sources, effects = shown[1].splitlines()
-    assert sources == repr(names["paris"].top(3))
-    assert effects == repr(names["paris"].effects(3))
+    for line, found in zip(shown[1].splitlines(), (names["paris"].top(3), names["paris"].effects(3)), strict=True):
+        assert re.findall("'(.*?)'", line) == [each.text for each in found]
+        values, expected = (re.findall(r"[+-]\d+\.\d+", text) for text in (line, repr(found)))
+        assert list(map(float, values)) == pytest.approx(list(map(float, expected)), rel=0.02)

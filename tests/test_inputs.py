@@ -1,6 +1,6 @@
-"""What people have in hand: models, prompts and collections of prompts that work, and what the others are told.
+"""What people have in hand: models, prompts and collections of prompts that work, and the messages about the rest.
 
-Every fix that a message names is tried here.
+Every fix that a message suggests is tried here.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def lora(**options: Any) -> Any:
     return with_adapter(peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options))
 
 
-def test_lora_is_explained_with_its_adapter(tiny_llama: LoadedModel, ids: tuple[int, ...]) -> None:
+def test_lora_is_explained_with_its_adapter(tiny_llama: LoadedModel, ids: tuple[int, ...], tmp_path: Path) -> None:
     model = lora(target_modules=["q_proj", "v_proj"], lora_dropout=0.5)
     explanation = explain((model, tiny_llama.tokenizer), TEXT, max_new_tokens=3, settings=QUICK)
     model.eval()
@@ -252,6 +252,11 @@ def test_lora_is_explained_with_its_adapter(tiny_llama: LoadedModel, ids: tuple[
     plain = replay(tiny_llama, replace(explanation.generation, logprobs=None))
     assert max(abs(a - b) for a, b in zip(plain.logprobs, explanation.replay.logprobs, strict=True)) > 0.1
     assert explanation.environment["model"]["adapter"] == "in memory: default"
+    folder = explanation.save(tmp_path / "out")
+    ((entry, _),) = read_log(folder)
+    again = loaded_model((model, tiny_llama.tokenizer))
+    assert recompute(folder, entry.id, model=again).outcome == "within"
+    assert recompute(folder, entry.id, model=tiny_llama).outcome != "within"
     bare = loaded_model((model.get_base_model(), tiny_llama.tokenizer))
     assert bare.model is model.get_base_model()
     merged = model.merge_and_unload()
@@ -552,7 +557,7 @@ SEVERAL: dict[str, tuple[Any, str]] = {
     "a gap": (["a", None, "b"], "Prompt 2: The prompt is None"),
     "a missing cell": (pd.DataFrame({"prompt": ["a", float("nan")]}), "Prompt 2: The prompt is the float nan"),
     "an empty text": (["a", "b", ""], "Prompt 3: The prompt is empty."),
-    "files": ([Path("a.txt")], "Prompt 1: The prompt is a PosixPath"),
+    "files": ([Path("a.txt")], f"Prompt 1: The prompt is a {type(Path()).__name__}"),
 }
 
 
