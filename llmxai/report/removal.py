@@ -124,13 +124,13 @@ def _found(referee: Mapping[str, Any], parts: Sequence[Text]) -> str:
     """The parts without which the log-prob falls much, and which of them each method misses; since rule 3."""
     if not (sources := referee.get("sources")):
         return ""
-    said = [f"What matters when removed: {_named(sources, parts)}."]
+    said = [f"Parts that matter when removed: {_named(sources, parts)}."]
     for method, missing in referee["missed"].items():
         if method != CEILING:
             said.append(
                 f"{method_name(method)} misses {_named(missing, parts)}."
                 if missing
-                else f"{method_name(method)} has all of it among its first sources."
+                else f"{method_name(method)} has all of them among its first sources."
             )
     return " ".join(said)
 

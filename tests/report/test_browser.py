@@ -155,7 +155,7 @@ def test_units_switch_and_the_pin_follows(open_page: Open) -> None:
     page.get_by_role("button", name="amazing, diluted").click()
     note = page.locator("#panel .note").first.inner_text()
     assert "These are 2 tokens" in note
-    assert "added up" in note
+    assert "summed over them" in note
     assert "averaged" in note
     assert "the token azing," in note
     page.get_by_role("radio", name="tokens").check()

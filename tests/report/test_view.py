@@ -251,7 +251,7 @@ def test_a_target_without_features() -> None:
 def test_settings_are_named_in_words_and_keep_their_keys() -> None:
     rows = build_settings({"held": [0, 1, 2, 5], "rollout": {"residual": 0.5}, "odd_one": None, "flag": True})
     assert [(row.name, row.key, plain(row.value)) for row in rows] == [
-        ("Tokens held real (positions)", "held", "0–2, 5"),
+        ("Held tokens (positions)", "held", "0–2, 5"),
         ("Rollout: weight of a token's own state", "rollout.residual", "0.5"),
         ("odd_one", "odd_one", "none"),
         ("flag", "flag", "yes"),
@@ -303,9 +303,9 @@ def test_the_referee_in_plain_words() -> None:
     assert said["agree"] == (
         "Removing parts of the input supports the gradients: integrated gradients predict the effect with 0.70, "
         "attention rollout with 0.10 (difference 0.60, 95% interval 0.25 to 0.95). "
-        f"What matters when removed: “{first}”, “{second}”. "
-        "Integrated gradients has all of it among its first sources. "
-        f"Attention rollout misses “{second}”. Gradient weighted rollout has all of it among its first sources."
+        f"Parts that matter when removed: “{first}”, “{second}”. "
+        "Integrated gradients has all of them among its first sources. "
+        f"Attention rollout misses “{second}”. Gradient weighted rollout has all of them among its first sources."
     )
     assert said["disagree"].startswith("Removing parts of the input supports attention: ")
     assert "with −0.10" in said["disagree"]
@@ -325,7 +325,7 @@ def test_the_referee_in_plain_words() -> None:
     assert said_of.said.endswith("But even the better one predicts nothing: trust neither.")
     many = {**worthless, "sources": list(range(7)), "missed": {"attention_rollout": [6]}}
     assert build_referee(many, removal).said.endswith(
-        "What matters when removed: “part 0”, “part 1”, “part 2”, “part 3”, “part 4” and 2 more. "
+        "Parts that matter when removed: “part 0”, “part 1”, “part 2”, “part 3”, “part 4” and 2 more. "
         "Attention rollout misses “part 6”."
     )
     assert build_referee(None, removal) is None
