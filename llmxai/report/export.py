@@ -1,4 +1,4 @@
-"""What a report becomes elsewhere: a view in a notebook, a PDF, a table in CSV or Parquet."""
+"""A report elsewhere: as a view in a notebook, a PDF, a table in CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from llmxai.report.visible import Piece, Text, plain
 from llmxai.store import not_as_promised, read_folder
 
 HEIGHT = 760
-"""Pixels; the page scrolls inside of them."""
+"""Pixels; the page scrolls inside."""
 TITLE_SOURCES = 3
 """Sources in the title of a word."""
 MOST_WORDS = 300
-"""Words of the answer that a notebook shows; the report has them all."""
+"""Words of the answer that a notebook shows; the report shows all."""
 
 
 def inline(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
-    """What a notebook shows of an explanation: the answer with its sources, and the whole report folded below.
+    """The notebook view of an explanation: the answer with its sources, and the complete report folded below.
 
-    From a parsed explanation.json and its maps. The first part is plain HTML without script or style, so that it takes
-    on the notebook's own fonts and colours, and stays where a viewer takes frames out.
+    From a parsed explanation.json and its maps. The first part is plain HTML without script or style, so it uses the
+    notebook's own fonts and colours and remains in viewers that remove frames.
     """
     view = build_view(document, maps)
     frame = Markup(framed(render_report(view)))  # made by our own templates
@@ -46,7 +46,7 @@ def inline(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
 
 
 def brief(view: ReportView) -> Markup:
-    """The question, the answer (each word's title lists its first sources), its main sources and its statuses."""
+    """The question, the answer (with the first sources in each word's title), its main sources and its statuses."""
     verdict = view.verdict
     asked = [_line(Markup("{}: <bdi>{}</bdi>").format(turn.role, _html(turn.text))) for turn in verdict.asked]
     rows = [
@@ -88,7 +88,7 @@ def _line(said: Markup) -> Markup:
 
 
 def _word(level: Level, target: TargetView) -> Markup:
-    """White space, then the word; its sign follows it where its status is another than agree."""
+    """White space, then the word, then its sign if its status is not `agree`."""
     first, *rest = level.units[target.unit].text
     bare = first.text if first.mark or not first.text.strip(" ") else first.text.lstrip(" ")
     space = first.text[: len(first.text) - len(bare)]
@@ -115,7 +115,7 @@ def _listed(sources: Sequence[MainSource]) -> Markup:
 
 
 def _html(text: Text) -> Markup:
-    """Characters that cannot be seen by name; line breaks and runs of spaces are kept without a style."""
+    """Text with invisible characters by name; keeps line breaks and runs of spaces without a style."""
     pieces = [
         Markup("<kbd>{}</kbd>").format(piece.text)
         if piece.mark
@@ -126,7 +126,7 @@ def _html(text: Text) -> Markup:
 
 
 def framed(page: str) -> str:
-    """A whole page in a frame of its own: no access to the notebook, its cookies or its kernel, and no network.
+    """A complete page in its own frame, without access to the notebook, its cookies, its kernel or the network.
 
     `sandbox="allow-scripts"` without `allow-same-origin` gives the frame an opaque origin; the page inside is escaped
     as one attribute, and keeps its own content security policy.
@@ -165,7 +165,7 @@ LONGEST = 300
 
 
 def find_chromium() -> str:
-    """The browser to print with. Raises OutputError where there is none."""
+    """The browser to print with. Raises OutputError if there is none."""
     named = os.environ.get(VARIABLE)
     found = shutil.which(named) if named else next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
@@ -178,9 +178,9 @@ def find_chromium() -> str:
 
 
 def write_pdf(page: Path) -> Path:
-    """Print `page` to a PDF beside it, whole or not at all. Raises OutputError where that fails."""
+    """Print `page` to a PDF next to it, completely or not at all. Raises OutputError if that fails."""
     chromium, out = find_chromium(), page.with_suffix(".pdf")
-    sandbox = ("--no-sandbox",) if getattr(os, "geteuid", lambda: 1)() == 0 else ()  # root cannot have Chromium's
+    sandbox = ("--no-sandbox",) if getattr(os, "geteuid", lambda: 1)() == 0 else ()  # root cannot use Chromium's
     with tempfile.TemporaryDirectory(prefix="llmxai-pdf-", ignore_cleanup_errors=True) as scratch:
         printed = Path(scratch) / "page.pdf"
         command = [
@@ -209,7 +209,7 @@ def write_pdf(page: Path) -> Path:
 TABLES = ("records", "tokens", "sources")
 ENDINGS = (".csv", ".parquet")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A cell of text that begins so is run as a formula by some spreadsheets; in CSV it gets an apostrophe in front."""
+"""Some spreadsheets run text cells with these first characters as formulas; in CSV they get a leading apostrophe."""
 FLAT = ("position", "text", "logprob", "replayed_logprob", "rank", "status", "reason")
 CERTIFICATE = ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline", "net", "converged")
 
@@ -219,10 +219,12 @@ Columns = dict[str, list[Any]]
 def export(folder: Path | str, file: Path | str, *, table: str | None = None) -> int:
     """Write one table of an explanation or a run to `file` (.csv or .parquet); returns the number of its rows.
 
-    `records`: one row a record. `tokens`: one a generated token, with its status, gap and agreement. `sources`: one a
-    generated token, method and source (the stored top 20). By default: `tokens` for one explanation, `records` for a
-    run.
-    Raises OptionError for an unknown table or ending, OutputError where a folder or file cannot be read or written.
+    `records`: one row per record. `tokens`: one per generated token, with its status, gap and agreement. `sources`: one
+    per generated token, method and source (the stored top 20). By default: `tokens` for one explanation, `records` for
+    a run.
+
+    Raises OptionError for an unknown table or file ending, and OutputError if a folder or file cannot be read or
+    written.
     """
     folder, file = Path(folder), Path(file)
     single = (folder / "explanation.json").is_file()
@@ -230,10 +232,10 @@ def export(folder: Path | str, file: Path | str, *, table: str | None = None) ->
     if table not in TABLES:
         raise OptionError(f"Unknown table {table!r}. Known: {', '.join(TABLES)}.")
     if file.suffix not in ENDINGS:
-        raise OptionError(f"{file}: the ending says the format, and {file.suffix!r} is none of {', '.join(ENDINGS)}.")
+        raise OptionError(f"{file}: the file ending gives the format; {file.suffix!r} is none of {', '.join(ENDINGS)}.")
     if table == "records":
         if single:
-            raise OptionError(f"{folder}: is one explanation and has no table of records. Ask for tokens or sources.")
+            raise OptionError(f"{folder}: is one explanation and has no table of records. Use tokens or sources.")
         columns = to_columns(read_rows(folder))
     else:
         columns = _tokens_or_sources([folder] if single else record_folders(folder), table=table)

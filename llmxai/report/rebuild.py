@@ -1,4 +1,4 @@
-"""Make the pages of a folder again from what is stored in it: no model, no torch."""
+"""Rebuild the pages of a folder from its stored data, without a model or torch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from llmxai.store import not_as_promised, read_folder
 
 PAGE, INDEX, MANIFEST, EVALUATION = "report.html", "index.html", "manifest.json", "evaluation.html"
 REBUILT = "report.rebuilt.html"
-"""Name of a page made again beside one that the evidence log holds by its digest: that one must stay as it is."""
+"""Name of a rebuilt page if the evidence log holds the digest of the existing one, which must stay unchanged."""
 SCRATCH = ".page-"
 DATA_PAGE = re.compile(r"\d{5}-[0-9a-f]{12}\.html")
 EVIDENCE = "evidence"
-"""Name, or ending of the name, of the folder of the log."""
+"""The name of the log's folder, or its ending."""
 
 Provenances = Callable[[Path], Mapping[str, Any] | None]
 """From the folder of an explanation or of a run to its provenance box (llmxai/report/provenance.py)."""
 Records = Callable[[Path], Mapping[str, str]]
-"""From the folder of a run to the ids of its records in the log of evidence, by the names of their folders."""
+"""From the folder of a run to the ids of its records in the evidence log, by the names of their folders."""
 Report = Callable[[str, int, int], None]
-"""Called with (what is being done, steps that are done, steps)."""
+"""Called with (stage, steps done, steps)."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Rebuilt:
     """The page to open: the report of one explanation, or the index of a run."""
     pages: int
     failures: tuple[str, ...]
-    """One sentence for each record whose page could not be made."""
+    """One sentence for each record whose page could not be built."""
 
 
 def no_provenance(_folder: Path) -> None:
-    """Nobody keeps records here."""
+    """No provenance: there are no records."""
 
 
 def no_records(_run: Path) -> dict[str, str]:
-    """Nor gives them ids."""
+    """No ids: there are no records."""
     return {}
 
 
@@ -62,7 +62,7 @@ def rebuild(
 ) -> Rebuilt:
     """Write the pages of `folder`: `report.html` of one explanation; of a run, every record's and `index.html`.
 
-    A record that cannot be read does not stop the others. Raises OutputError where the folder is neither.
+    A record that cannot be read does not stop the others. Raises OutputError if the folder is neither.
     """
     folder = Path(folder)
     if (folder / "explanation.json").is_file():
@@ -88,8 +88,8 @@ def home_of(folder: Path, *, run: Path) -> str:
 def write_page(folder: Path, *, home: str | None = None, provenance: Mapping[str, Any] | None = None) -> Path:
     """`report.html` of one explanation, from its stored data. `home`: the index, relative to the folder.
 
-    Where an evidence log may hold the digest of the present page, and the new one differs, the present page stays and
-    the new one is called `report.rebuilt.html`: `llmxai verify` would report a change otherwise.
+    If an evidence log may hold the digest of the existing page and the new one differs, the existing page stays and the
+    new one is named `report.rebuilt.html`; otherwise `llmxai verify` would report a change.
     """
     document, maps = read_folder(folder)
     try:
@@ -102,7 +102,7 @@ def write_page(folder: Path, *, home: str | None = None, provenance: Mapping[str
 
 
 def _logged(folder: Path) -> bool:
-    """Whether a log of evidence lies in, beside or above the folder of an explanation."""
+    """Whether there is an evidence log in, next to or above the folder of an explanation."""
     folder = folder.resolve()
     places = (folder, folder.parent, folder.parent.parent)
     return folder.with_name(f"{folder.name}.{EVIDENCE}").is_dir() or any((at / EVIDENCE).is_dir() for at in places)
@@ -111,10 +111,10 @@ def _logged(folder: Path) -> bool:
 def write_index(
     run: Path, *, provenance: Mapping[str, Any] | None = None, records: Mapping[str, str] | None = None
 ) -> Path:
-    """`index.html` of a run, from rows.parquet or, where there is none, from each explanation.json. Where the run has
-    more than 5,000 records, their texts go into data pages in `index-data/`.
+    """`index.html` of a run, from rows.parquet or, without it, from each explanation.json. For more than 5,000 records,
+    their texts go into data pages in `index-data/`.
 
-    `records`: by the name of a record's folder its id in the log of evidence.
+    `records`: the id in the evidence log, by the name of a record's folder.
     """
     rows = read_rows(run)
     place = "records/" if (run / "records").is_dir() else ""
@@ -138,12 +138,12 @@ def write_index(
 
 
 def _remove_others(folder: Path, kept: Collection[str]) -> None:
-    """Take away the data pages of an earlier index, and what was left of one that was interrupted."""
+    """Remove the data pages of an earlier index, and the remains of an interrupted one."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept and (DATA_PAGE.fullmatch(path.name) or path.name.startswith(SCRATCH)):
             path.unlink(missing_ok=True)
     if not kept:
-        with contextlib.suppress(OSError):  # there is none, or somebody else's files are in it
+        with contextlib.suppress(OSError):  # there is none, or it holds other files
             folder.rmdir()
 
 
@@ -158,7 +158,7 @@ def _manifest(path: Path) -> Mapping[str, Any]:
 
 
 def _replace(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     scratch = None
     try:
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""From a view to one self-contained HTML page; the index of a long run has data pages beside it."""
+"""From a view to one self-contained HTML page; the index of a long run also has data pages."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ UNSAFE_IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 PAGE_SIZE = 50
 """Records on a page of the index's table."""
 DATA = "index-data"
-"""The folder of a long index's data pages, beside it."""
+"""The folder of a long index's data pages, next to it."""
 DATA_ROWS = 5000
-"""Records whose texts are in one file: up to so many the index holds them itself."""
+"""Records per data page; the index itself holds the texts of up to this many."""
 COLUMNS = (
     ("id", "record", ""),
     ("prompt", "asked", ""),
@@ -37,12 +37,12 @@ COLUMNS = (
     ("seconds", "seconds", "time that the explanation took"),
 )
 DIGITS = 6
-"""Significant digits of the figures that the script gets."""
+"""Significant digits of the figures that the script receives."""
 
 
 def render_report(view: ReportView) -> str:
-    """The page of one explanation as HTML text: style, script and data inlined, both of the former named by hash in
-    its content security policy."""
+    """The page of one explanation as HTML text: style, script and data are inlined, and its content security policy
+    names style and script by hash."""
     return _page(
         "report.html.j2",
         style=_static("report.css"),
@@ -54,16 +54,16 @@ def render_report(view: ReportView) -> str:
 
 @dataclass(frozen=True)
 class LongIndex:
-    """The index of a run that has too many records for one page."""
+    """The index of a run with too many records for one page."""
 
     page: str
     """index.html: every record's figures, the texts of the first ones, and the SHA-256 of each data page's data."""
     data: Mapping[str, str]
-    """By its path relative to the index, each data page: the names and texts of some records."""
+    """The data pages with the names and texts of the records, by path relative to the index."""
 
 
 def render_index(view: IndexView) -> str:
-    """The index of a run as HTML text, made as the page of one explanation is."""
+    """The index of a run as HTML text, built like the page of one explanation."""
     return _index(view, _texts(view.rows), parts=None)
 
 
@@ -122,7 +122,7 @@ def _texts(rows: Sequence[IndexRow]) -> list[list[Any]]:
 
 
 def _page(template: str, *, style: str, script: str, data: str, values: Mapping[str, Any], frames: bool = False) -> str:
-    """`data`: JSON as `_json` writes it. `frames`: whether the page may show others of its folder in frames."""
+    """`data`: JSON from `_json`. `frames`: whether the page may show other pages of its folder in frames."""
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -158,7 +158,7 @@ def _environment() -> Environment:
 
 
 def page_data(view: ReportView) -> dict[str, Any]:
-    """What the script gets, as JSON values: units and top sources as whole numbers, never a whole map."""
+    """The data for the script as JSON values: units and top sources as whole numbers, never a complete map."""
     return {
         "levels": {name: _level(level) for name, level in view.levels.items()},
         "statuses": {str(s): {"sign": sign, "meaning": text} for s, (sign, text) in STATUS_TEXT.items()},
@@ -213,7 +213,7 @@ def _target(target: TargetView) -> dict[str, Any]:
 
 
 def _text(text: Text) -> str | list[str | list[str]]:
-    """A string, or where there are marks a list of strings and of marks, each mark in a list of its own."""
+    """A string or, if there are marks, a list of strings and marks, each mark in its own list."""
     if not any(piece.mark for piece in text):
         return "".join(piece.text for piece in text)
     return [[piece.text] if piece.mark else piece.text for piece in text]
@@ -228,6 +228,6 @@ def _hash(text: str) -> str:
 
 
 def _json(value: object) -> str:
-    """JSON that can stand inside a script element: nothing in it ends the element or starts a comment."""
+    """JSON that is safe inside a script element: nothing in it ends the element or starts a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate(UNSAFE_IN_SCRIPT)

@@ -20,7 +20,7 @@ from llmxai.report.visible import shorten
 
 ROWS = "rows.parquet"
 METRIC = "metric."
-"""Prefix of the columns that hold a figure of the evaluation."""
+"""Prefix of the columns with figures of the evaluation."""
 LONGEST = 240
 """Characters of prompt, answer and error in a row."""
 
@@ -35,7 +35,7 @@ class RunRow:
     """`ok` or `failed`."""
     error: str = ""
     prompt: str = ""
-    """The last thing that a person wrote, shortened."""
+    """The last text that a person wrote, shortened."""
     answer: str = ""
     n_targets: int = 0
     agree: int = 0
@@ -69,7 +69,7 @@ def summarize(document: Mapping[str, Any], *, record: str, seconds: float | None
 
 
 def read_rows(run: Path) -> tuple[RunRow, ...]:
-    """The rows of `run`, in its own order. Raises OutputError where it holds no records."""
+    """The rows of `run`, in its order. Raises OutputError if it holds no records."""
     if (run / ROWS).is_file():
         return _from_parquet(run / ROWS)
     folders = record_folders(run)
@@ -82,7 +82,7 @@ def read_rows(run: Path) -> tuple[RunRow, ...]:
 
 
 def record_folders(run: Path) -> list[Path]:
-    """The folders of single explanations in a run: `records/ID`, or else the folders right in it."""
+    """The folders of single explanations in a run: `records/ID`, else its direct subfolders."""
     place = run / "records" if (run / "records").is_dir() else run
     try:
         return sorted(entry for entry in place.iterdir() if (entry / "explanation.json").is_file())
@@ -91,7 +91,7 @@ def record_folders(run: Path) -> list[Path]:
 
 
 def to_columns(rows: Sequence[RunRow]) -> dict[str, list[Any]]:
-    """Rows as columns, the metrics last, None where a row lacks one: what goes into rows.parquet."""
+    """Rows as columns of rows.parquet, metrics last; None where a row has no value."""
     names = sorted({name for row in rows for name in row.metrics})
     plain = [key for key in RunRow.__dataclass_fields__ if key != "metrics"]
     flat = [asdict(row) for row in rows]
@@ -132,7 +132,7 @@ def _row(values: Mapping[str, Any]) -> RunRow:
 
 
 def _derived(folder: Path) -> RunRow:
-    """From the folder's explanation.json; a row that says `failed` where it cannot be read."""
+    """From the folder's explanation.json; a `failed` row if it cannot be read."""
     try:
         document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
         return summarize(document, record=folder.name)
@@ -171,9 +171,9 @@ class Bar:
     label: str
     count: int
     share: float
-    """Of the total, 0 to 1: the text says it."""
+    """Share of the total, 0 to 1; shown as text."""
     length: float
-    """Of the longest bar, 0 to 1."""
+    """Length relative to the longest bar, 0 to 1."""
     status: str = ""
 
 
@@ -181,9 +181,9 @@ class Bar:
 class Chart:
     title: str
     said: str
-    """What the chart shows, in one sentence."""
+    """The message of the chart in one sentence."""
     unit: str
-    """What is counted."""
+    """The things that are counted."""
     bars: tuple[Bar, ...]
 
 
@@ -197,11 +197,11 @@ class Interval:
     low: float
     high: float
     start: float
-    """Where the scale of its bar begins and ends; 0 is always on it."""
+    """Start and end of the scale of its bar, which always includes 0."""
     end: float
 
     def at(self, value: float) -> float:
-        """Place of a value on the scale, 0 to 100."""
+        """Position of a value on the scale, 0 to 100."""
         return 100 * (value - self.start) / (self.end - self.start)
 
 
@@ -219,8 +219,8 @@ def build_charts(rows: Sequence[RunRow]) -> tuple[Chart, ...]:
             _bars([f"{sign} {status}" for status, (sign, _) in STATUS_TEXT.items()], counts, [str(s) for s in Status]),
         ),
         Chart(
-            "Largest error of a record, as a part of what is allowed",
-            f"{sum(gap <= 1 for gap in gaps)} of {len(gaps)} records are within what is allowed in every token.",
+            "Largest error of a record, relative to the allowed error",
+            f"{sum(gap <= 1 for gap in gaps)} of {len(gaps)} records are within the allowed error for every token.",
             "records",
             _histogram(gaps, GAP_EDGES),
         ),
@@ -236,7 +236,7 @@ def build_charts(rows: Sequence[RunRow]) -> tuple[Chart, ...]:
 
 
 def build_intervals(rows: Sequence[RunRow], *, seed: int = 0) -> tuple[Interval, ...]:
-    """One a metric, METHOD.FIGURE, ordered by figure. The methods' values of one figure share a scale."""
+    """One per metric, METHOD.FIGURE, sorted by figure. All methods share the scale of a figure."""
     names = sorted({name for row in rows for name in row.metrics}, key=lambda name: (_family(name), name))
     found = [_interval(name, [row.metrics[name] for row in rows if name in row.metrics], seed=seed) for name in names]
     scales: dict[str, tuple[float, float]] = {}

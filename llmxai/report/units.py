@@ -1,4 +1,4 @@
-"""The text cut into units (words, tokens or sentences), and for every generated unit its top sources, both methods."""
+"""The text cut into units (words, tokens or sentences), and the top sources of every generated unit."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TOP = 20
 TOP_STRUCTURE = 5
 """Start mark and template units kept per generated unit, for colouring."""
 GRADIENT_SCALE = 10_000
-"""Gradient values travel as whole ten-thousandths of a nat ..."""
+"""Gradient values are sent as whole ten-thousandths of a nat ..."""
 ROLLOUT_SCALE = 1_000_000_000
-"""... and rollout shares as whole billionths: on deep models the words together may hold a millionth."""
+"""... and rollout shares as whole billionths: on deep models all words together may have a millionth."""
 DIGITS = 4
 """Significant digits of the values of other methods, whose units differ."""
 STRUCTURE = (Role.BOS, Role.TEMPLATE)
@@ -58,17 +58,17 @@ Pairs = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class AlsoView:
-    """One of the methods that were asked for beyond those that every explanation has."""
+    """One of the requested methods beyond those that every explanation has."""
 
     method: str
-    """What its maps and sources are called in the folder."""
+    """The name of its maps and sources in the folder."""
     name: str
     source: Text
     signed: bool
     attention: bool
-    """Its values are shares of its row, start mark and template included."""
+    """Whether its values are shares of its row, including start mark and template."""
     refused: Text
-    """Why it is not defined for the model; empty where it is."""
+    """Why it is not defined for the model; empty if it is."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Ranked:
     """The top sources of a unit by one of those methods."""
 
     pairs: tuple[tuple[int, float], ...]
-    """(unit, value) by |value|, largest first; of attention, without start mark and template."""
+    """(unit, value) by |value|, largest first; for attention, without start mark and template."""
     total: float
-    """Sum of |value| over all units; of attention, over all but start mark and template."""
+    """Sum of |value| over all units; for attention, without start mark and template."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Unit:
     label: Text
     role: str
     status: str
-    """Of a generated unit, the most careful of its tokens'; empty for the rest."""
+    """For a generated unit, the status of its most doubtful token; empty for the rest."""
     start: int
     """Index of its first token."""
 
@@ -115,14 +115,14 @@ class TargetView:
     judged: Text
     """The token whose status the unit carries; the agreement figures are that token's too."""
     diluted: bool
-    """Whether plain rollout cannot be read for one of its tokens; the status may say something worse."""
+    """Whether plain rollout cannot be read for one of its tokens; the status may be a worse one."""
     contrast: Contrast | None
-    """For the one of its tokens that has a foil."""
+    """The contrast of the token that has a foil, if any."""
     joined: int
     """Tokens in the unit. Log-probs, F, gaps and tolerances are sums over them; rollout figures are means."""
     logprob: float
     recorded: float | None
-    """The sum of the log-probs recorded while generating; None where the answer was given."""
+    """The sum of the log-probs recorded while generating; None if the answer was supplied."""
     rank: int
     """The highest of its tokens' ranks."""
     gap: float
@@ -145,14 +145,14 @@ class TargetView:
     """Corrected, as `adjusted_p` is."""
     referee: RefereeView | None
     sink_mass: float | None
-    """This and the next five are None where attention rollout is refused."""
+    """This and the next five are None if attention rollout is refused."""
     feature_mass: float | None
     lost_mass: float | None
     null_divergence: float | None
     similarity: float | None
     entropy: float | None
     curve: Mapping[str, tuple[int, ...]]
-    """By name the figures of the rollout after the top 1, 2, ... layers, in whole thousandths; empty without layers."""
+    """Figures of the rollout after the top 1, 2, ... layers, by name, in whole thousandths; empty without layers."""
     gradients: Pairs
     gradients_total: float
     """Sum of |value| over all units, in nats."""
@@ -161,18 +161,18 @@ class TargetView:
     rollout: Pairs
     """Without start mark and template, which are in `rollout_structure`."""
     rollout_content: float
-    """Share of the row on all units but start mark and template."""
+    """Share of the row on all units except start mark and template."""
     rollout_structure: Pairs
     variant: Pairs
     """Of the rollout variant; its rows are scaled to sum 1 first."""
     variant_content: float
     variant_structure: Pairs
     removal: Pairs
-    """(part of the input, fall of the log-prob when it is removed); empty where the referee was not asked."""
+    """(part of the input, drop of the log-prob when it is removed); empty if nothing was removed."""
     removal_total: float
-    """Sum of |fall| over all parts, in nats."""
+    """Sum of |drop| over all parts, in nats."""
     also: tuple[Ranked, ...]
-    """One a method, in the order of `build_also`."""
+    """One per method, in the order of `build_also`."""
 
     @property
     def probability(self) -> float:
@@ -181,7 +181,7 @@ class TargetView:
 
 @dataclass(frozen=True)
 class Level:
-    """The whole text at one granularity."""
+    """The complete text at one granularity."""
 
     units: tuple[Unit, ...]
     turns: tuple[Turn, ...]
@@ -211,15 +211,15 @@ def build_level(
 ) -> Level:
     """Join tokens to the units of `groups` (half-open, covering the sequence).
 
-    Attributions of log-probs add up, over sources and over the targets of one unit. Rollout rows add up over sources
-    and are averaged over the targets of one unit.
+    Attributions of log-probs are summed over sources and over the targets of one unit. Rollout rows are summed over
+    sources and averaged over the targets of one unit.
     """
     tokens, targets = explanation["tokens"], explanation["targets"]
     first = explanation["generation"]["prompt_len"]
     starts = np.array([a for a, _ in groups])
     also = [(each, _joined(maps, each, starts)) for each in build_also(explanation, maps)]
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
-    none = np.zeros_like(maps["integrated_gradients"])  # where a rollout was refused
+    none = np.zeros_like(maps["integrated_gradients"])  # if a rollout was refused
     rollout = np.add.reduceat(maps.get("rollout", none).astype(float), starts, axis=1)
     variant = np.add.reduceat(_scaled(maps.get("rollout_variant", none).astype(float)), starts, axis=1)
     parts = build_removal(explanation)
@@ -269,7 +269,7 @@ def _turns(units: Sequence[Unit]) -> tuple[Turn, ...]:
 def _figures(
     own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[str, Any], removal: RemovalView | None
 ) -> dict[str, Any]:
-    """One unit's numbers: sums where they add up, means of shares, and the agreement of the token it is judged by."""
+    """One unit's numbers: sums, means of shares, and the agreement of its most doubtful token."""
     worst = next(target for target in own if target["status"] == status)
     recorded = [target["logprob"] for target in own if target["logprob"] is not None]
     sums = {
@@ -320,14 +320,14 @@ def _joined(maps: Mapping[str, np.ndarray], method: AlsoView, starts: np.ndarray
 
 
 def _ranked(method: AlsoView, rows: np.ndarray, structure: np.ndarray) -> Ranked:
-    """Over the targets of one unit contributions add up, and attention is averaged."""
+    """Over the targets of one unit, contributions are summed and attention is averaged."""
     values = np.where(structure, 0.0, rows.mean(axis=0)) if method.attention else rows.sum(axis=0)
     pairs = ((int(i), float(f"{values[i]:.{DIGITS}g}")) for i in _largest(values, limit=TOP) if values[i])
     return Ranked(tuple(pairs), float(f"{np.abs(values).sum():.{DIGITS}g}"))
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:
-    """Rows that sum to 1; a row of zeros stays so. Variants of rollout need not keep the sum."""
+    """Rows scaled to sum 1; a row of zeros stays zero. Variants of rollout need not preserve the sum."""
     total = rows.sum(axis=1, keepdims=True)
     scaled: np.ndarray = np.divide(rows, total, out=np.zeros_like(rows), where=total > 0)
     return scaled
@@ -357,7 +357,7 @@ def _top(values: np.ndarray, *, scale: int, limit: int) -> Pairs:
 
 
 def _largest(values: np.ndarray, *, limit: int) -> np.ndarray:
-    """The indices of the largest |value|, largest first; of equal ones, the first."""
+    """The indices of the largest |value|, largest first; the earlier one wins a tie."""
     magnitude = np.abs(values)
     least = np.partition(magnitude, -limit)[-limit] if magnitude.size > limit else 0.0
     found = np.flatnonzero(magnitude >= least)

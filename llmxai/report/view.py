@@ -38,7 +38,7 @@ class PrecisionRow:
     probability: str
     full_probability: str
     difference: str
-    """Of the log-prob, in nats: above 0 where quantisation made the token likelier."""
+    """Of the log-prob, in nats; above 0 if quantisation made the token more likely."""
     rank: int
     """On the full weights."""
     cosine: str
@@ -47,7 +47,7 @@ class PrecisionRow:
     sign: str
     """Of the status on the full weights."""
     changed: bool
-    """Whether the status is another one."""
+    """Whether the status differs."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Precision:
 
 
 def build_precision(explanation: Mapping[str, Any]) -> Precision | None:
-    """None where nothing was compared."""
+    """None if nothing was compared."""
     told = explanation["full_precision"]
     if told is None:
         return None
@@ -89,17 +89,17 @@ def _row(number: int, own: Mapping[str, Any], full: Mapping[str, Any]) -> Precis
 @dataclass(frozen=True)
 class Provenance:
     record: Text
-    """Id of the record in the log; empty where none was given."""
+    """Id of the record in the log; empty if unknown."""
     command: Text
-    """What to type to check it; empty where none was given."""
+    """The command that checks it; empty if unknown."""
     details: tuple[Setting, ...]
 
 
 def build_provenance_box(provenance: Mapping[str, Any] | None) -> Provenance | None:
-    """From a mapping made by whoever keeps the records.
+    """From a mapping made by the code that keeps the records.
 
-    `record` is the record's id, `verify` the exact command that checks it; everything else (digests, key, sign-off)
-    is shown row by row, nested mappings with dotted keys.
+    `record` is the record's id, `verify` the exact command that checks it; everything else (digests, key, sign-off) is
+    shown row by row, with dotted keys for nested mappings.
     """
     if provenance is None:
         return None
@@ -112,7 +112,7 @@ def build_provenance_box(provenance: Mapping[str, Any] | None) -> Provenance | N
 
 
 LONG = 400
-"""Tokens from which sentences are offered as units too."""
+"""From this many tokens on, sentences are also offered as units."""
 LONGEST_TITLE = 60
 
 
@@ -126,24 +126,24 @@ class ReportView:
     verdict: VerdictView
     warnings: tuple[Text, ...]
     levels: Mapping[str, Level]
-    """`words` first, then `tokens`, and `sentences` where the text is long."""
+    """`words` first, then `tokens`, and `sentences` if the text is long."""
     rows: tuple[Row, ...]
     removal: RemovalView | None
-    """The parts of the input that were removed; None where the referee was not asked."""
+    """The parts of the input that were removed; None if nothing was removed."""
     variant: str | None
-    """Name of the rollout variant beside the plain one; None where it is refused, and in schema /1."""
+    """Name of the rollout variant; None if it is refused, and in schema /1."""
     variant_source: Text
     refused: Text
-    """Why attention rollout is refused; empty where it is not."""
+    """Why attention rollout is refused; empty if it is not."""
     also: tuple[AlsoView, ...]
-    """The other methods that were asked for."""
+    """The other requested methods."""
     precision: Precision | None
-    """What quantisation changed; None where it was not measured."""
+    """What quantisation changed; None if not measured."""
     limits: tuple[str, ...]
     asked: tuple[Setting, ...]
-    """The settings as they were asked for, and what each came to where that is another value; none before /3."""
+    """The requested settings, each with the value that was used if it differs; none before /3."""
     settings: tuple[Setting, ...]
-    """What else was decided on the way; before /3, everything."""
+    """The computed settings that were not requested; before /3, all settings."""
     origin: tuple[Setting, ...]
     """Model, versions, machine and decoding."""
     provenance: Provenance | None
@@ -158,9 +158,9 @@ def build_view(
     home: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> ReportView:
-    """From a parsed explanation.json and its maps ([target, seq] float32) to what the page says.
+    """The page as data, from a parsed explanation.json and its maps ([target, seq] float32).
 
-    `home` is where the index of the run lies; `provenance` is for the box (llmxai/report/provenance.py).
+    `home` is the address of the run's index; `provenance` is for the box (llmxai/report/provenance.py).
     """
     explanation = upgraded(explanation)
     also = build_also(explanation, maps)

@@ -1,6 +1,6 @@
-"""Make characters visible that a reader could not see, or that would rearrange what he sees.
+"""Make characters visible that a reader could not see, or that would rearrange the visible ones.
 
-A text becomes pieces: plain stretches, and marks (`RLO`, `NUL`, `¶`) that the page draws in a small box, so that a mark
+A text becomes pieces: plain stretches, and marks (`RLO`, `NUL`, `¶`) that the page draws in a small box, so a mark
 cannot be confused with the same letters written by the model.
 """
 
@@ -51,12 +51,12 @@ NAMES = {
 LINE_BREAK, TAB = "¶", "⇥"
 JOINER = "\u200d"
 SIGN_PARTS = ("So", "Sk")
-"""Categories of emoji and of their skin tones; between two of these a joiner makes one sign of several."""
+"""Categories of emoji and their skin tones; a joiner between two of them combines them into one sign."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text, or the name of one character that could not be seen."""
+    """A stretch of text, or the name of one invisible character."""
 
     text: str
     mark: bool = False
@@ -83,7 +83,7 @@ def visible(text: str) -> Text:
 
 
 def label(text: str) -> Text:
-    """What a lone word or token is called in a list or a table: on one line, and never empty."""
+    """The label of a word or token in a list or a table: on one line, and never empty."""
     kept = text.strip(" ")
     if not kept:
         return (Piece(_blank(len(text)), mark=True),)
@@ -101,12 +101,12 @@ def plain(text: Text) -> str:
 
 
 def shorten(text: str, *, limit: int) -> str:
-    """At most `limit` characters, the last an ellipsis where something was cut."""
+    """At most `limit` characters; the last is an ellipsis if something was cut."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def _mark(text: str, i: int) -> str | None:
-    """The name of character `i`, or None where it can be seen."""
+    """The name of character `i`, or None if it is visible."""
     character = text[i]
     if character == JOINER and _joins_signs(text, i):
         return None
@@ -124,7 +124,7 @@ def _joins_signs(text: str, i: int) -> bool:
 
 
 def characters(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """One group a token, but tokens that are part of one character together."""
+    """One group per token; tokens that are part of one character share a group."""
     groups, start = [], 0
     for i, token in enumerate(tokens):
         if token["text"] or i == len(tokens) - 1:
