@@ -70,9 +70,9 @@ def render_index(view: IndexView) -> str:
 def render_long_index(view: IndexView, *, size: int = DATA_ROWS) -> LongIndex:
     """The index with a data page for every `size` records.
 
-    A browser reads no file from the disk for a page, and would run a script from there unchecked. So a data page is a
-    page itself, with its data and the one script that its policy names by hash; the index shows it in a sandboxed
-    frame, which hands the data over as a text. The index takes a text only if it has the SHA-256 that it names.
+    From disk, a browser reads no file for a page, and would run a script unchecked. So a data page is itself a page,
+    with its data and the one script that its policy names by hash. The index shows it in a sandboxed frame, which sends
+    the data as text, and accepts the text only if its SHA-256 is the expected one.
     """
     pages, files = {}, []
     for first in range(0, len(view.rows), size):
