@@ -269,7 +269,7 @@ def test_a_cell_that_a_spreadsheet_would_run_is_disarmed(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("file", "table", "said"),
-    [("t.xlsx", None, "ending says the format"), ("t.csv", "words", "Unknown table"), ("t.csv", "records", "is one")],
+    [("t.xlsx", None, "ending gives the format"), ("t.csv", "words", "Unknown table"), ("t.csv", "records", "is one")],
 )
 def test_what_cannot_be_exported_says_why(tmp_path: Path, file: str, table: str | None, said: str) -> None:
     folder = write_sample(tmp_path / "one", chat())
