@@ -40,14 +40,14 @@ from llmxai.evidence.verifier.proof import Frontier, key_id, read_checkpoint
 CHECKPOINT_EVERY = 1000
 GROUP = 500
 WAIT = 120.0
-"""Seconds that a writer waits for another one."""
+"""Seconds that a writer waits for another writer."""
 
 Texts = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Where a record stands."""
+    """The place of an appended record."""
 
     id: str
     seq: int
@@ -56,11 +56,11 @@ class Receipt:
     signed: bool
     """Whether checkpoints of this writer are signed."""
     repaired: tuple[str, ...] = ()
-    """What an interrupted writer had left and was cut off before; each is a record of its own too."""
+    """What an interrupted writer had left behind and was cut off; each cut also has its own record."""
 
 
 class EvidenceLog:
-    """A log that is open for appending; made by `open_log`. Other processes may append to the same log meanwhile."""
+    """A log open for appending, created by `open_log`. Other processes may append to the same log meanwhile."""
 
     def __init__(self, folder: Path, *, signer: Ed25519PrivateKey | None, checkpoint_every: int) -> None:
         self.folder = folder
@@ -75,7 +75,7 @@ class EvidenceLog:
         self._ids: set[str] = set()
 
     def __len__(self) -> int:
-        """Records that this writer has seen, its own among them."""
+        """Records that this writer has seen, including its own."""
         return self._frontier.size
 
     def __contains__(self, id: object) -> bool:
@@ -83,7 +83,7 @@ class EvidenceLog:
         return id in self._ids
 
     def append(self, record: Record, *, texts: Texts | None = None, private: SecretKey | None = None) -> Receipt:
-        """Append one record; when this returns, it is on the disk (fsync)."""
+        """Append one record; when this returns, it is on disk (fsync)."""
         return self.append_many([(record, texts or {})], private=private)[0]
 
     def append_many(
@@ -91,7 +91,7 @@ class EvidenceLog:
     ) -> list[Receipt]:
         """Append records in groups with one fsync each (group commit).
 
-        A crash loses at most the records of the group in hand, whole from some record on: the chain stays whole.
+        A crash loses at most the last records of the current group; the chain stays intact.
         """
         receipts: list[Receipt] = []
         rest = iter(records)
@@ -103,13 +103,13 @@ class EvidenceLog:
         return receipts
 
     def checkpoint(self) -> None:
-        """Sign the Merkle root of everything so far; nothing where the last checkpoint says the same."""
+        """Sign the Merkle root of everything so far; does nothing if the last checkpoint already says the same."""
         with self.locked():
             self._checkpoint()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only writer; what others appended is read (and checked) first, and what a dead one left cut off."""
+        """Become the only writer: first read and check what others appended, and cut off what a dead writer left."""
         try:
             with self._lock:
                 self._settle()
@@ -140,13 +140,13 @@ class EvidenceLog:
         return receipts
 
     def _settle(self) -> None:
-        """Read on, and cut off what a writer left that died while writing."""
+        """Read the new records, and cut off what a writer left that died while writing."""
         self._read_on()
         covered = self._covered()[0]
         if covered > len(self):
             raise EvidenceError(
                 f"{self.folder}: a checkpoint covers {covered} records and {len(self)} are here: the end was cut off. "
-                f"Nothing is appended; run `llmxai verify {self.folder.parent}` and go on in another folder (--out)."
+                f"Nothing is appended; run `llmxai verify {self.folder.parent}` and continue in another folder (--out)."
             )
         repairs = [self._cut_torn(name) for name in (LOG, CONTENT, CHECKPOINTS)]
         repairs.append(self._cut_orphans())
@@ -169,7 +169,7 @@ class EvidenceLog:
         return f"{name}: a torn last line of {torn} bytes was cut off; a writer was interrupted."
 
     def _cut_orphans(self) -> str | None:
-        """Texts are written before their records; those whose record never came are dropped."""
+        """Drop texts without a record: texts are written before their records."""
         path = self.folder / CONTENT
         dropped = 0
         while path.exists() and path.stat().st_size:
@@ -183,11 +183,11 @@ class EvidenceLog:
         )
 
     def _read_on(self) -> None:
-        """Take in what was appended since; raises EvidenceError where it does not follow what is known."""
+        """Read what was appended since; raises EvidenceError if it does not follow the known records."""
         path = self.folder / LOG
         size = path.stat().st_size if path.exists() else 0
         if size < self._offset:
-            raise EvidenceError(f"{path}: got shorter while it was open; nothing was appended. Run `llmxai verify`.")
+            raise EvidenceError(f"{path}: became shorter while it was open; nothing was appended. Run `llmxai verify`.")
         if size == self._offset:
             return
         try:
@@ -202,8 +202,8 @@ class EvidenceLog:
                         self._contents.add(bytes.fromhex(entry.content))
         except BrokenLogError as broken:
             raise EvidenceError(
-                f"{path}: record {broken.seq} {broken.what}. Nothing is appended to a log that is not whole: keep it "
-                f"as it is, run `llmxai verify {self.folder.parent}`, and go on in another folder (--out)."
+                f"{path}: record {broken.seq} {broken.what}. Nothing is appended to a damaged log: leave it "
+                f"unchanged, run `llmxai verify {self.folder.parent}`, and continue in another folder (--out)."
             ) from broken
 
     def _counted(self, stream: Iterable[bytes]) -> Iterator[bytes]:
@@ -215,7 +215,7 @@ class EvidenceLog:
             yield line.removesuffix(b"\n")
 
     def _covered(self) -> tuple[int, str | None, str | None]:
-        """How many records the last checkpoint covers, its key, and the SHA-256 of its line."""
+        """The number of records that the last checkpoint covers, its key, and the SHA-256 of its line."""
         path = self.folder / CHECKPOINTS
         line = last_line(path)[0] if path.exists() else b""
         if not line:
@@ -250,9 +250,9 @@ class EvidenceLog:
 def open_log(
     folder: Path | str, *, signer: Ed25519PrivateKey | None = None, checkpoint_every: int = CHECKPOINT_EVERY
 ) -> Iterator[EvidenceLog]:
-    """Open the log in `folder` (an `evidence/` folder; made where there is none) and sign its root at the end.
+    """Open the log in `folder` (an `evidence/` folder; created if missing) and sign its root at the end.
 
-    Raises EvidenceError where it cannot be written, or is not whole.
+    Raises EvidenceError if it cannot be written or is damaged.
     """
     folder = Path(folder)
     try:
@@ -276,7 +276,7 @@ def append(
     private: SecretKey | None = None,
     signer: Ed25519PrivateKey | None = None,
 ) -> Receipt:
-    """Append one record to the log in `folder` and sign the new root. See `open_log` for many."""
+    """Append one record to the log in `folder` and sign the new root. For many records, see `open_log`."""
     with open_log(folder, signer=signer) as log:
         return log.append(record, texts=texts, private=private)
 
@@ -288,7 +288,7 @@ Log = list[tuple[Entry, bytes]]
 
 
 def read_log(run: Path | str) -> Log:
-    """The records of a run folder (or of its `evidence/`). Raises EvidenceError for none or a broken one."""
+    """The records of a run folder (or of its `evidence/`). Raises EvidenceError for a missing or damaged log."""
     place = evidence_of(Path(run))
     try:
         lines, _ = split_lines(place / LOG)
@@ -303,7 +303,7 @@ def read_log(run: Path | str) -> Log:
 
 
 def read_ids(run: Path | str) -> frozenset[str]:
-    """The ids of a run's records, as far as its log is whole; none where there is no log."""
+    """The ids of a run's records, up to the first damage; none if there is no log."""
     ids = set()
     with suppress(BrokenLogError, UnreadableError):
         lines, _ = split_lines(evidence_of(Path(run)) / LOG)
@@ -318,19 +318,19 @@ def removed_ids(log: Log) -> frozenset[str]:
 
 
 def find(log: Log, id: str) -> tuple[Entry, bytes]:
-    """The record with this id, or with the only id that begins so. Raises EvidenceError."""
+    """The record with this id, or with the only id that starts with it. Raises EvidenceError."""
     found = [each for each in log if each[0].id == id]
     if not found and len(id) >= LEAST_PREFIX:
         found = [each for each in log if each[0].id.startswith(id)]
     if len(found) != 1:
         what = "no record has" if not found else f"{len(found)} records have"
         some = ", ".join(entry.id for entry, _ in (found or log)[:5])
-        raise EvidenceError(f"{id!r}: {what} an id that begins so (for example {some}). Give the whole id.")
+        raise EvidenceError(f"{id!r}: {what} an id that starts with it (for example {some}). Give the full id.")
     return found[0]
 
 
 def find_run(id: str, below: Path | str = "runs") -> Path:
-    """The run folder below `below` whose log holds the record. Raises EvidenceError where none or several do."""
+    """The run folder below `below` whose log holds the record. Raises EvidenceError if none or several do."""
     logs = sorted(Path(below).glob(f"**/{LOG}"))
     runs = [path.parents[1] for path in logs if f'"id":"{id}'.encode() in path.read_bytes()]
     if len(runs) != 1:

@@ -1,7 +1,7 @@
-"""What a page says about its own record: id, digests and the command that checks it. The page itself verifies nothing.
+"""The provenance box of a page: the id of its record, digests, and the command that checks them.
 
-The id is given before the record is written. The page shows the digests of the files that it was made from; its own
-stands in the record only, since a file cannot hold its own digest.
+The page itself verifies nothing. The id is chosen before the record is written. The page shows the digests of the files
+that it was made from; its own digest is only in the record, since a file cannot contain its own digest.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from llmxai.evidence.verifier.folder import CHECKPOINTS, LOG
 from llmxai.evidence.verifier.lines import BrokenLogError, Entry, UnreadableError, chained, split_lines
 from llmxai.evidence.verifier.proof import read_checkpoint
 
-UNSIGNED = "unsigned: nobody vouches for this record"
+UNSIGNED = "unsigned: no key vouches for this record"
 
 
 def provenance(
     id: str, *, run: Path, keyid: str | None, digests: Mapping[str, str], model: str | None
 ) -> dict[str, Any]:
-    """`run`: the folder that holds `evidence/`, as the command shall name it; `digests`: SHA-256 of files by name."""
+    """`run`: the folder with `evidence/`, as the command names it; `digests`: SHA-256 of files by name."""
     key = " --pubkey KEY.pub" if keyid else ""
     return {
         "record": id,
@@ -52,7 +52,7 @@ def provenance_of(folder: Path) -> dict[str, Any] | None:
 
 
 def provenances_of(run: Path) -> Callable[[Path], dict[str, Any] | None]:
-    """`provenance_of` for the folders of one run, with its log read once instead of once a folder."""
+    """`provenance_of` for the folders of one run; reads its log only once."""
     log = _Log.of(run) if (run / "evidence" / LOG).exists() else None
     base = run.resolve()
 
@@ -65,7 +65,7 @@ def provenances_of(run: Path) -> Callable[[Path], dict[str, Any] | None]:
 
 
 def records_of(run: Path) -> dict[str, str]:
-    """By the name of its folder the id of the newest record of each explanation of a run; empty without a log."""
+    """The id of the newest record of each explanation of a run, by the name of its folder; empty without a log."""
     log = _Log.of(run) if (run / "evidence" / LOG).exists() else None
     if log is None:
         return {}
@@ -74,7 +74,7 @@ def records_of(run: Path) -> dict[str, str]:
 
 @dataclass
 class _Known:
-    """What a page says of the newest record that names its explanation.json."""
+    """The newest record that names an explanation.json."""
 
     id: str
     seq: int
@@ -84,7 +84,7 @@ class _Known:
 
 
 class _Log:
-    """What pages say of a log, gathered in one pass: a long log is never held whole."""
+    """The facts about a log that pages show, collected in one pass: a long log is never held in memory."""
 
     def __init__(self, run: Path) -> None:
         """Raises BrokenLogError."""
@@ -105,7 +105,7 @@ class _Log:
 
     @classmethod
     def of(cls, run: Path) -> _Log | None:
-        """None where there is no record, or the log is not whole."""
+        """None if there is no record, or the log is damaged."""
         try:
             log = cls(run)
         except (BrokenLogError, UnreadableError):
@@ -113,7 +113,7 @@ class _Log:
         return None if log.last is None else log
 
     def told(self, path: str) -> dict[str, Any] | None:
-        """What the page of the explanation says; None where no record names it."""
+        """The box of an explanation's page; None if no record names it."""
         known = self.known.get(path)
         if known is None:
             return None
@@ -146,7 +146,7 @@ def _decision(review: Entry) -> str:
 
 
 def _signer(run: Path, seq: int) -> str | None:
-    """The key of the first checkpoint over the record, as the page said when it was made."""
+    """The key of the first checkpoint over the record, which the page named when it was made."""
     try:
         for line in split_lines(run / "evidence" / CHECKPOINTS)[0]:
             point = read_checkpoint(line)

@@ -334,7 +334,7 @@ def test_the_page_names_its_record_and_the_command(explanation: Explanation, tmp
 def test_an_unsigned_page_says_so(explanation: Explanation, tmp_path: Path) -> None:
     run = save(explanation, tmp_path / "run")
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "unsigned: nobody vouches for this record" in page
+    assert "unsigned: no key vouches for this record" in page
     assert f"llmxai verify {run}<" in page.replace("&#34;", "").replace("\n", "")
 
 
@@ -363,7 +363,7 @@ def test_provenance_of_a_record_in_a_run_and_of_none(explanation: Explanation, t
     of_run = provenance_of(run)
     assert of_run is not None
     assert (of_run["records"], of_run["last record"], of_run["verify"]) == (1, attempt.id, f"llmxai verify {run}")
-    assert of_run["signature"] == "unsigned: nobody vouches for this log"
+    assert of_run["signature"] == "unsigned: no key vouches for this log"
     assert provenance_of(tmp_path) is None
 
 

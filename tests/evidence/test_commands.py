@@ -82,7 +82,7 @@ def test_a_bundle_that_was_changed(run: Run, ids: list[str], tmp_path: Path) -> 
         (["verify", "runs/a", "--pubkey", "missing"], "missing: no Ed25519 public key"),
         (["verify", "runs/a", "--checkpoint", "missing"], "No checkpoint can be read"),
         (["prove", "x" * 20], "no log below runs holds such a record"),
-        (["redact", "x" * 20, "--reason", "r", "--run", "runs/a"], "no record has an id that begins so"),
+        (["redact", "x" * 20, "--reason", "r", "--run", "runs/a"], "no record has an id that starts with it"),
         (["evidence", "prune", "runs/a", "--older-than", "soon"], "--older-than 'soon': expected a number"),
         (["evidence", "seal", "nowhere"], "there is no record"),
         (["consistency", "missing", "--run", "runs/a"], "missing: no checkpoint can be read"),

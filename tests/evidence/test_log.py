@@ -110,7 +110,7 @@ def test_a_log_that_gets_shorter_while_it_is_open(tmp_path: Path) -> None:
     with open_log(tmp_path / "evidence") as log:
         log.append(make_record())
         (tmp_path / "evidence/log.jsonl").write_bytes(b"")
-        with pytest.raises(EvidenceError, match="got shorter"):
+        with pytest.raises(EvidenceError, match="became shorter"):
             log.append(make_record())
         (tmp_path / "evidence/log.jsonl").unlink()
         log._offset = 0  # let it close
