@@ -24,7 +24,7 @@ from machine import surroundings, write_section
 
 HERE = Path(__file__).parent
 PROMPTS = json.loads((HERE / "prompts.json").read_text())
-USUAL = {"features": "prompt", "baseline": "id:0", "n_steps": 50}
+USUAL: dict[str, Any] = {"features": "prompt", "baseline": "id:0", "n_steps": 50}
 
 
 def measure(name: str, **options: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def cosine(a: list[list[float]], b: list[list[float]]) -> np.ndarray:
     x, y = np.array(a), np.array(b)
     n = min(x.shape[1], y.shape[1])
     x, y = x[:, :n], y[:, :n]
-    return (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    return np.asarray((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1))
 
 
 def worst_difference(a: list[list[float]], b: list[list[float]]) -> float:

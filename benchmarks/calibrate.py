@@ -30,14 +30,16 @@ from planted import NEUTRAL, lookups, trained_lookup  # noqa: E402
 from questions import FAMILIES, Question, make_question  # noqa: E402
 
 from llmxai import LoadedModel, attention_rollout, layer_integrated_gradients, load  # noqa: E402
-from llmxai.crosscheck import RULE, cross_check, dilutions, missed, sources_of, unit_sums, why_diluted  # noqa: E402
+from llmxai.crosscheck import RULE, cross_check, missed, sources_of, unit_sums, why_diluted  # noqa: E402
 from llmxai.generation import encode_messages, force_response  # noqa: E402
-from llmxai.methods import BEST_EVIDENCED, METHODS, Removal, measure_effects, token_targets  # noqa: E402
+from llmxai.methods import METHODS, measure_effects, token_targets  # noqa: E402
+from llmxai.methods.attention.dilution import dilutions  # noqa: E402
 from llmxai.methods.features import moving_tokens  # noqa: E402
-from llmxai.methods.perturbation.removal import CHUNK_TOKENS, f_of_masks  # noqa: E402
+from llmxai.methods.perturbation.removal import f_of_masks  # noqa: E402
 from llmxai.models.memory import ChunkSize  # noqa: E402
 from llmxai.names import Status  # noqa: E402
-from llmxai.types import CrossCheck, Dilution, Effects, Generation, Rollout, predicting_position  # noqa: E402
+from llmxai.settings import CHUNK_TOKENS, AttentionRollout, Removal  # noqa: E402
+from llmxai.types import CrossCheck, Dilution, Effects, Generation, Scores, predicting_position  # noqa: E402
 
 TOP = 5
 LEAST_PROBABILITY = 0.1
@@ -85,16 +87,16 @@ def samples_of(
 ) -> list[Sample]:
     """A sample for each target in `sources`, which gives the positions of its source."""
     rollout = attention_rollout(loaded, generation)
-    ablations = measure_effects(loaded, generation, ablation=Removal(subsets=0, units="token" if gradients else "auto"))
-    rolled = unit_sums(rollout.rows, ablations.units)
-    checks = checked(loaded, generation, rollout, ablations) if gradients else None
+    effects = measure_effects(loaded, generation, removal=Removal(subsets=0, units="token" if gradients else "auto"))
+    rolled = unit_sums(rollout.values, effects.units)
+    checks = checked(loaded, generation, rollout, effects) if gradients else None
     positions = [predicting_position(generation.prompt_len, t) for t in range(generation.n_targets)]
     seq = torch.arange(len(generation.ids))
     features = moving_tokens(generation, features="content") & (seq <= torch.tensor(positions)[:, None])
-    figures: tuple[Dilution, ...] = dilutions(rollout, features, positions)
+    figures: tuple[Dilution, ...] = dilutions(rollout, features, torch.tensor(positions) + 1)
     found = []
     for t, where in sources.items():
-        row = torch.where(features[t], rollout.rows[t], -1.0)
+        row = torch.where(features[t], rollout.values[t], -1.0)
         top = set(row.argsort(descending=True)[:TOP].tolist())
         one = figures[t]
         found.append(
@@ -108,20 +110,20 @@ def samples_of(
                 entropy=one.entropy or 0.0,
                 similarity=one.similarity,
                 feature_mass=one.feature_mass,
-                lacked=len(missed(rolled[t], sources_of(ablations.drop[t].numpy()))),
+                lacked=len(missed(rolled[t], sources_of(effects.drop[t].numpy()))),
                 status=str(checks[t].status) if checks else "",
             )
         )
     return found
 
 
-def checked(
-    loaded: LoadedModel, generation: Generation, rollout: Rollout, ablations: Effects
-) -> tuple[CrossCheck, ...]:
+def checked(loaded: LoadedModel, generation: Generation, rollout: Scores, effects: Effects) -> tuple[CrossCheck, ...]:
     """The whole cross-check of a small model."""
     gradients = layer_integrated_gradients(loaded, generation, baseline=NEUTRAL_ITEM)
-    beside = METHODS[BEST_EVIDENCED].function(loaded, generation)
-    return cross_check(generation, gradients, rollout, beside, ablations)
+    variant = METHODS[AttentionRollout.variant].function(loaded, generation)
+    return cross_check(
+        generation, token_targets(generation), gradients=gradients, rollout=rollout, variant=variant, effects=effects
+    )
 
 
 def real_samples(loaded: LoadedModel, *, questions: int) -> list[Sample]:

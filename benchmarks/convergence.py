@@ -14,17 +14,19 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
 from llmxai import Decoding, load
 from llmxai.generation import encode_messages, generate
-from llmxai.methods import Tolerance, token_targets
+from llmxai.methods import token_targets
 from llmxai.methods.gradients.adaptive import gauss_legendre
 from llmxai.methods.gradients.path_gradients import make_path, path_function
 from llmxai.models.forward import frozen_eval
 from llmxai.models.memory import ChunkSize
+from llmxai.settings import CHUNK_TOKENS, Tolerance
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs" / "convergence"
@@ -35,18 +37,19 @@ OTHER_PATHS = (("content", "eos"), ("content", "zero"), ("content", "mean"), ("p
 TOLERANCE = Tolerance()
 
 
-def curves(name: str, prompts: Sequence[dict], *, features: str, baseline: str) -> dict[str, np.ndarray]:
+def curves(name: str, prompts: Sequence[dict[str, Any]], *, features: str, baseline: str) -> dict[str, np.ndarray]:
     """F on GRID for every prompt, [grid, target] each; a prompt that is done stays done."""
     folder = RUNS / name
     folder.mkdir(parents=True, exist_ok=True)
     missing = [prompt for prompt in prompts if not (folder / f"{prompt['name']}.npy").exists()]
-    loaded = load("smollm2") if missing else None
+    if missing:
+        loaded = load("smollm2")
     for prompt in missing:
         tokens = encode_messages(loaded, prompt["messages"])
         generation = generate(loaded, tokens, decoding=Decoding(max_new_tokens=prompt["max_new_tokens"]))
         with frozen_eval(loaded.model):
             line = make_path(loaded, generation, features=features, baseline=baseline)
-            function = path_function(loaded, line, token_targets(generation), size=ChunkSize(1024))
+            function = path_function(loaded, line, token_targets(generation), size=ChunkSize(CHUNK_TOKENS))
             values = function.values(GRID.tolist()).numpy()
         np.save(folder / f"{prompt['name']}.npy", values)
         print(f"{name}: {prompt['name']}", flush=True)
@@ -76,7 +79,7 @@ class Curve:
         return copy
 
 
-def refine(curve: Curve, panels: dict, order: int) -> tuple[int, bool]:
+def refine(curve: Curve, panels: dict[tuple[float, float], float], order: int) -> tuple[int, bool]:
     """Halve failing panels until the absolute errors sum to the tolerance: nodes spent, and whether they did."""
     spent = order * len(panels)
     while sum(panels.values()) > curve.allowed:
@@ -108,7 +111,7 @@ def planned(curve: Curve, order: int, points: int, share: float) -> tuple[int, b
     """Start from panels that F on a coarse grid asks for."""
     seen = curve.scouted(points)
     foreseen = {(0.0, 1.0): seen.error(0.0, 1.0, order)}
-    done = {}
+    done: dict[tuple[float, float], float] = {}
     while foreseen and sum(foreseen.values()) > curve.allowed * share:
         lo, hi = max(foreseen, key=foreseen.__getitem__)
         del foreseen[lo, hi]
@@ -139,7 +142,9 @@ def kronrod(n: int) -> tuple[np.ndarray, np.ndarray]:
     return (x + 1) / 2, np.linalg.solve(np.polynomial.chebyshev.chebvander(x, len(x) - 1).T, moments) / 2
 
 
-def nested(curve: Curve, rule: Callable[[int], tuple[np.ndarray, np.ndarray]], orders: tuple, panels: int) -> tuple:
+def nested(
+    curve: Curve, rule: Callable[[int], tuple[np.ndarray, np.ndarray]], orders: tuple[int, ...], panels: int
+) -> tuple[int, bool]:
     """Raise the order of a failing panel, keeping its nodes, before it is halved; every distinct node counts once."""
     used: set[float] = set()
 
@@ -246,7 +251,7 @@ def main() -> None:
         other_paths(default, prompts[:1])
 
 
-def other_paths(default: dict[str, np.ndarray], prompts: Sequence[dict]) -> None:
+def other_paths(default: dict[str, np.ndarray], prompts: Sequence[dict[str, Any]]) -> None:
     """Captum's convention, other features and baselines on the first prompt, and the plot."""
     usual = curves("captum", prompts, features="prompt", baseline="id:0")
     print("\nCaptum's convention, first prompt:", end=" ")
@@ -261,10 +266,10 @@ def other_paths(default: dict[str, np.ndarray], prompts: Sequence[dict]) -> None
             ("planned on 65 points", [planned(c, 4, 65, 0.5) for c in found_curves]),
         ):
             print(row(label, results))
-    for name, found in (("default", default["capital"]), ("Captum's convention", usual["capital"])):
-        variation = np.abs(np.diff(found, axis=0)).sum(axis=0)
+    for name, f in (("default", default["capital"]), ("Captum's convention", usual["capital"])):
+        variation = np.abs(np.diff(f, axis=0)).sum(axis=0)
         print(f"\ntotal variation of F, first prompt, {name}: {np.round(variation, 1).tolist()}")
-        print(f"net change: {np.round(found[-1] - found[0], 1).tolist()}")
+        print(f"net change: {np.round(f[-1] - f[0], 1).tolist()}")
     plot(default, usual)
 
 

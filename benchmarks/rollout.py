@@ -31,8 +31,9 @@ sys.path.insert(0, str(HERE.parent / "tests"))  # the planted questions are also
 from questions import FAMILIES, Question, make_question  # noqa: E402
 
 from llmxai import LoadedModel, load  # noqa: E402
+from llmxai.explain import variant_names  # noqa: E402
 from llmxai.generation import encode_messages, encode_prompt, force_response  # noqa: E402
-from llmxai.methods import METHODS, Removal, leave_one_out, variant_names  # noqa: E402
+from llmxai.methods import METHODS, leave_one_out  # noqa: E402
 from llmxai.methods.features import moving_tokens  # noqa: E402
 from llmxai.types import Generation, predicting_position  # noqa: E402
 
@@ -72,8 +73,8 @@ def one(method: str, tokens: int) -> None:
         "seconds": seconds,
         "before_gib": before / 2**20,
         "peak_gib": peak / 2**20,
-        "sum": float(rollout.rows.sum(dim=1).mean()),
-        "sink": float(rollout.rows[:, 0].mean()),
+        "sum": float(rollout.values.sum(dim=1).mean()),
+        "sink": float(rollout.values[:, 0].mean()),
         "targets": generation.n_targets,
     }
     print("RESULT " + json.dumps(figures))
@@ -133,10 +134,9 @@ def variants_table(loaded: LoadedModel, questions: Sequence[Question]) -> list[s
         moving = moving_tokens(generation, features="content")[: generation.prompt_len]
         features = np.array([i for i in range(generation.prompt_len) if moving[i] and i <= position])
         start = time.perf_counter()
-        drops = leave_one_out(loaded, generation, ablation=Removal(subsets=0, units="token"))
+        drops = leave_one_out(loaded, generation, units="token")
         seconds = time.perf_counter() - start
-        drop = {unit[0]: float(value) for unit, value in zip(drops.units, drops.drop[target], strict=True)}
-        lost = np.array([abs(drop.get(int(i), 0.0)) for i in features])
+        lost = drops.values[target].abs().numpy()[features]
         for name in names:
             if name == "leave_one_out":
                 row, sink = lost, 0.0
@@ -144,7 +144,7 @@ def variants_table(loaded: LoadedModel, questions: Sequence[Question]) -> list[s
                 start = time.perf_counter()
                 rollout = METHODS[name].function(loaded, generation)
                 seconds = time.perf_counter() - start
-                row, sink = rollout.rows[target].numpy()[features], float(rollout.rows[target, 0])
+                row, sink = rollout.values[target].numpy()[features], float(rollout.values[target, 0])
             places = {int(features[i]): rank for rank, i in enumerate(np.argsort(-row, kind="stable"), 1)}
             rank = min(places[i] for i in source)
             rho = float(stats.spearmanr(row, lost).statistic) if np.ptp(row) else float("nan")

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from llmxai import Compute, Decoding, LoadedModel, Tolerance, layer_integrated_gradients, load
 from llmxai.generation import encode_messages, encode_prompt, force_response, generate
-from llmxai.types import Attribution, Generation
+from llmxai.types import Generation, Scores
 
 PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text())
 
@@ -32,14 +32,16 @@ def answer(loaded: LoadedModel, number: int) -> Generation:
     return generate(loaded, tokens, decoding=Decoding(max_new_tokens=prompt["max_new_tokens"]))
 
 
-def figures(result: Attribution) -> dict[str, Any]:
+def figures(result: Scores) -> dict[str, Any]:
+    certificate = result.certificate
+    assert certificate is not None
     return {
-        "gaps": result.gap.tolist(),
-        "local_errors": result.local_error.tolist(),
-        "tolerances": result.tolerance.tolist(),
-        "nets": (result.f_input - result.f_baseline).tolist(),
-        "nodes": list(result.nodes),
-        "converged": list(result.converged),
+        "gaps": certificate.gap.tolist(),
+        "local_errors": certificate.local_error.tolist(),
+        "tolerances": certificate.tolerance.tolist(),
+        "nets": (certificate.f_input - certificate.f_baseline).tolist(),
+        "nodes": list(certificate.nodes),
+        "converged": list(certificate.converged),
         "again": result.settings["panels_computed_again_in_dtype"],
         "values": result.values.tolist(),
     }
@@ -49,7 +51,7 @@ def llmxai(*, prompt: int = 0, **options: Any) -> tuple[Callable[[], Any], Calla
     """llmxai's integrated gradients; options as in `layer_integrated_gradients`."""
     loaded = load("smollm2")
     generation = answer(loaded, prompt)
-    options["compute"] = Compute(gradient_dtype=getattr(torch, options.pop("gradient_dtype", "float32")))
+    options["compute"] = Compute(gradient_dtype=options.pop("gradient_dtype", "float32"))
     if "tolerance" in options:
         options["tolerance"] = Tolerance(**options["tolerance"])
     return (lambda: layer_integrated_gradients(loaded, generation, **options)), figures
