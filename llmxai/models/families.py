@@ -36,7 +36,7 @@ class Family:
     """What the configuration of a family does not say. The defaults hold for Llama and most others."""
 
     norms: int = 2
-    """Norms in a layer: two before its blocks; four where a block's output is normalised as well."""
+    """Norms in a layer: two, before its blocks or after them; four where there are both."""
     experts_keep: int | None = None
     """Tensors as wide as the experts' inner layer that are kept for the backward pass; None: as the activation says."""
     own_maps: int = 0
@@ -51,14 +51,12 @@ FAMILIES: dict[str, Family] = {
     "bloom": Family(own_maps=1, attention_adds_residual=True),
     "falcon": Family(own_maps=1),
     "gemma2": Family(norms=4),
-    "gemma3": Family(norms=4),
     "gemma3_text": Family(norms=4),
     "glm4": Family(norms=4),
-    "olmo3": Family(norms=4),
     "gpt_oss": Family(experts_keep=6),
     "rwkv": Family(recurrent=True),
 }
-"""By the `model_type` of a configuration."""
+"""By the `model_type` of a configuration, or of its text where it has others as well."""
 
 SOFTMAX_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Entries of a configuration's `layer_types` for layers that mix tokens by softmax attention and nothing else."""
@@ -66,10 +64,13 @@ OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo")
 """Names of the linear map that follows attention."""
 SCORE_BIAS = "position_bias"
 """The argument of attention that holds one number per query and key (T5 and its relatives)."""
-COMPOSED_ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu")
-"""Activation functions written out in elementary operations, each of which keeps its input for the backward pass."""
-GATED_ACTIVATIONS = ("silu", "swish", "gelu_pytorch_tanh")
-"""Activation functions that stand next to a gate."""
+KEPT_BY_ACTIVATION = {
+    **dict.fromkeys(("silu", "swish", "gelu_pytorch_tanh"), 3),  # they stand next to a gate, which is kept as well
+    **dict.fromkeys(("gelu_new", "gelu_accurate", "gelu_python_tanh"), 4),
+    **{"gelu_fast": 7, "gelu_python": 3, "quick_gelu": 2},
+}
+"""How many tensors as wide as the inner layer are kept for the backward pass, where it is more than one: an activation
+function written out in elementary operations keeps the input of each."""
 AUTO_CLASSES: dict[ModelKind, Any] = {
     ModelKind.CAUSAL: AutoModelForCausalLM,
     ModelKind.CLASSIFIER: AutoModelForSequenceClassification,

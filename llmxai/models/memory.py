@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import InsufficientMemoryError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.families import COMPOSED_ACTIVATIONS, GATED_ACTIVATIONS, family_of
+from llmxai.models.families import KEPT_BY_ACTIVATION, family_of
 from llmxai.settings import CHUNK_TOKENS
 
 GIB = 2**30
@@ -129,9 +129,7 @@ def _depth(config: PreTrainedConfig) -> int:
 
 def _kept_by_activation(config: PreTrainedConfig) -> int:
     name = _first_text(config, "hidden_activation", "hidden_act", "activation_function", "activation")
-    if name in COMPOSED_ACTIVATIONS:
-        return 4
-    return 3 if name in GATED_ACTIVATIONS else 1
+    return KEPT_BY_ACTIVATION.get(name or "", 1)
 
 
 def working_bytes(

@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from kept import estimated, kept_by_autograd, wide_model
 from tiny import ARCHITECTURES, make_model
-from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from llmxai.errors import InsufficientMemoryError
 from llmxai.models import memory as planner
@@ -19,63 +19,18 @@ from llmxai.models.memory import (
     MemoryPlan,
     Shape,
     free_memory,
-    kept_per_token,
     plan_memory,
     require_fits,
-    score_maps_of,
     weight_bytes,
     working_bytes,
 )
-
-DEPTH, SEQ, BATCH = 4, 64, 4
-WIDE: dict[str, Any] = {"num_hidden_layers": DEPTH, "hidden_size": 128, "num_attention_heads": 8}
-NAMED_OTHERWISE: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_layer": DEPTH, "n_embd": 128, "n_head": 8},
-    "bloom": {"n_layer": DEPTH, "hidden_size": 128, "n_head": 8},
-    "opt": {**WIDE, "word_embed_proj_dim": 128, "ffn_dim": 512},
-    "falcon": WIDE,
-}
-
-
-def wide_model(architecture: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Wide enough for what is kept a token to outweigh what is kept once."""
-    own = ARCHITECTURES[architecture]
-    changes = NAMED_OTHERWISE.get(architecture) or {**WIDE, "intermediate_size": 384}
-    changes = {
-        **changes,
-        **({"layer_types": ["sliding_attention", "full_attention"] * (DEPTH // 2)} if "layer_types" in own else {}),
-        **({"head_dim": 16} if "head_dim" in own else {}),
-        **({"num_key_value_heads": 4} if "num_key_value_heads" in own else {}),
-    }
-    return make_model(architecture, dtype=dtype, **changes).requires_grad_(False)
-
-
-def kept_by_autograd(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Bytes of every storage that is saved for the backward pass, the weights left out."""
-    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in weights:
-            kept[place] = tensor
-        return tensor
-
-    width = model.get_input_embeddings().weight.shape[1]
-    x = torch.zeros(BATCH, SEQ, width, dtype=dtype).normal_().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.base_model(inputs_embeds=x, use_cache=False)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_a_layer_keeps(architecture: str, dtype: torch.dtype) -> None:
     model = wide_model(architecture, dtype)
-    shape = Shape.of(model.config)
-    scores = score_maps_of(model) * shape.heads * SEQ * 4
-    estimate = DEPTH * BATCH * SEQ * (kept_per_token(shape, itemsize=dtype.itemsize) + scores)
-    assert estimate == pytest.approx(kept_by_autograd(model, dtype), rel=0.3)
+    assert estimated(model) == pytest.approx(kept_by_autograd(model), rel=0.3)
 
 
 def llama(**changes: Any) -> PreTrainedConfig:
