@@ -1,4 +1,4 @@
-"""Which explanation is faithful? Questions with known sources, and measures of what removal does."""
+"""Which explanation is faithful? Questions with known sources, and measures based on removal."""
 
 from llmxai.evaluation import questions as questions  # enters its suites
 from llmxai.evaluation.case import Case, Row, locate, make_case, token_positions

@@ -1,4 +1,4 @@
-"""One question of an evaluation or a run, before any model has seen it."""
+"""The questions of an evaluation or a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, what may be known of its answer, and where the answer comes from."""
+    """A prompt, and what is known about its answer and the sources of the answer."""
 
     id: str
     source: str
@@ -34,15 +34,15 @@ class Row:
     response: str | None = None
     """The answer to explain; None: the model generates one."""
     foil: str | None = None
-    """An answer that was not given: the target is then the contrast with it."""
+    """An answer that the model did not give; the target is then the contrast with it."""
     spans: tuple[Span, ...] = ()
     """Known sources, in characters of `text`."""
     fields: Mapping[str, str | int | float] = field(default_factory=dict)
-    """What else is known, such as the depth of a needle; columns of the results."""
+    """Other known facts, such as the depth of a needle; they become columns of the results."""
 
     @property
     def asked(self) -> str | tuple[Mapping[str, str], ...]:
-        """What the model is given: the raw prompt, or the messages."""
+        """The model's input: the raw prompt, or the messages."""
         return self.messages if self.messages is not None else self.prompt or ""
 
     @property
@@ -52,7 +52,7 @@ class Row:
 
 
 def locate(text: str, snippet: str) -> Span:
-    """Where `snippet` stands in `text`. Raises ValueError unless it occurs exactly once."""
+    """The position of `snippet` in `text`. Raises ValueError unless it occurs exactly once."""
     count = text.count(snippet) if snippet else 0
     if count != 1:
         raise ValueError(f"the source {snippet!r} occurs {count} times in the prompt; expected exactly once")
@@ -69,14 +69,14 @@ class Case:
     features: tuple[int, ...]
     """Positions of the prompt's content tokens, all before the target."""
     truth: Bool[Tensor, " feature"] | None
-    """Which features are known to be sources; None where nothing is known."""
+    """Which features are known sources; None if nothing is known."""
 
 
 def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: str) -> Case:
     """The case of a row; `target` is `first` (the first generated token) or `answer` (all of them, one sum).
 
-    With a foil it is the first token in which the answer and the foil differ, as a contrast of logits.
-    Raises PromptError where the known sources cannot be found among the tokens, or the prompt has no content.
+    With a foil, the target is the first token in which answer and foil differ, as a contrast of logits. Raises
+    PromptError if the known sources cannot be found among the tokens, or the prompt has no content.
     """
     features = tuple(i for i in range(generation.prompt_len) if generation.roles[i] in CONTENT)
     if not features:
@@ -95,9 +95,9 @@ def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: 
 
 
 def token_positions(generation: Generation, text: str, spans: Sequence[Span]) -> frozenset[int]:
-    """Positions of the prompt's tokens that hold a character of `spans`; spaces at a span's ends do not count.
+    """Positions of the prompt's tokens that contain a character of `spans`; spaces at a span's ends do not count.
 
-    Raises PromptError where the tokens do not spell `text` (some tokenizers rewrite what they read).
+    Raises PromptError if the tokens do not spell `text` (some tokenizers rewrite their input).
     """
     prompt = generation.texts[: generation.prompt_len]
     offset = "".join(prompt).rfind(text)

@@ -1,4 +1,4 @@
-"""All methods on one case, the controls always among them: figures by method, and what each cost."""
+"""All methods on one case, including the controls: figures and costs by method."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ BETTER = {
     "randomised_spearman": -1,
     "emprt": 1,
 }
-"""Every figure: 1 where larger is better, -1 where smaller is."""
+"""All figures: 1 if larger is better, -1 if smaller is."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """A method of the table with its options, under the name it has in the results."""
+    """A method of the table with its options, and its name in the results."""
 
     name: str
     method: str
@@ -70,13 +70,13 @@ class Measured:
 
     name: str
     figures: Mapping[str, float]
-    """By figure (see `BETTER`); a figure that is not defined here is absent."""
+    """By figure (see `BETTER`); undefined figures are absent."""
     seconds: float
-    """Wall time of the method itself, metrics not counted."""
+    """Wall time of the method itself, without the metrics."""
     converged: bool | None
     nodes: int | None
     error: str = ""
-    """Why there is no figure: the method does not apply to this model, or its numbers were not finite."""
+    """Why there are no figures: the method does not apply to this model, or its numbers were not finite."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class Comparison:
     """Every competitor and control on one case."""
 
     f: float
-    """F of the case with nothing removed: log-prob in nats, or a contrast of logits. How sure the model is of it."""
+    """F of the case with nothing removed (log-prob in nats, or a contrast of logits): how sure the model is."""
     measured: tuple[Measured, ...]
 
 
 @dataclass
 class EvaluationContext:
-    """A model with what all its cases share: the settings, and the copy with random weights once it is wanted."""
+    """A model and what all its cases share: the settings, and a copy with random weights when needed."""
 
     loaded: LoadedModel
     competitors: Sequence[Competitor]
@@ -103,7 +103,7 @@ class EvaluationContext:
     _random_weights: LoadedModel | None = None
 
     def random_weights(self) -> LoadedModel:
-        """The randomised copy, made once."""
+        """The randomised copy, created once."""
         if self._random_weights is None:
             self._random_weights = randomised(self.loaded, seed=self.seed)
         return self._random_weights
@@ -117,7 +117,7 @@ CONTROLS = (*CHANCE, Competitor(LEAVE_ONE_OUT, LEAVE_ONE_OUT))
 def measure(context: EvaluationContext, case: Case) -> Comparison:
     """Every competitor and control on one case, over one set of removals.
 
-    The controls (random, recency, leave_one_out) are measured once, also where they are among the competitors.
+    The controls (random, recency, leave_one_out) are measured once, even if they are among the competitors.
     """
     removal = SetFunction(context.loaded, case.generation, case.target, case.features, context.operator)
     f = removal.full()
@@ -162,7 +162,7 @@ def _measured(context: EvaluationContext, case: Case, removal: SetFunction, comp
 
 
 def _leave_one_out(context: EvaluationContext, case: Case, removal: SetFunction) -> Measured:
-    """Token by token, with its own measure of time: nothing of what was removed before is reused."""
+    """Token by token, and timed by itself: no earlier removals are reused."""
     again = SetFunction(context.loaded, case.generation, case.target, case.features, context.operator)
     start = time.perf_counter()
     scores = leave_one_out_scores(again)
@@ -176,7 +176,7 @@ def _leave_one_out(context: EvaluationContext, case: Case, removal: SetFunction)
 
 
 def leave_one_out_scores(removal: SetFunction) -> Float[Tensor, " feature"]:
-    """How far F falls without each single feature, under the removal's own operator and target."""
+    """The drop in F without each single feature, with the removal's own operator and target."""
     n = len(removal.features)
     return removal.full() - removal.values(~torch.eye(n, dtype=torch.bool))
 

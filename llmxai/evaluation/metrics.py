@@ -1,8 +1,8 @@
-"""Measures of an explanation: known sources, what removal does to F, dependence on the weights, stability under noise.
+"""Measures of an explanation: known sources, effect of removal, dependence on the weights, stability under noise.
 
-Every measure names its source; the removal operator is the caller's. Probabilities: p = exp(F) of a log-prob (of a
-whole answer: the product over its tokens), sigmoid(F) of a contrast (the share of the answer against its foil), F
-itself of a plain logit.
+Every measure names its source; the caller chooses the removal operator. Probabilities: p = exp(F) for a log-prob (for a
+whole answer: the product over its tokens), sigmoid(F) for a contrast (the share of the answer against its foil), F
+itself for a plain logit.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ BINS = 20
 
 
 def randomised(loaded: LoadedModel, *, seed: int) -> LoadedModel:
-    """A copy with every weight below the embeddings drawn anew, with its tensor's own mean and spread.
+    """A copy with all weights except the embeddings redrawn at random, with each tensor's own mean and spread.
 
     The end of the cascade of Adebayo et al. 2018 (https://arxiv.org/abs/1810.03292, section 3.1). The embeddings (and a
-    head that is tied to them) stay, so that inputs and baselines are the same.
+    head tied to them) stay, so inputs and baselines are the same.
     """
     model = copy.deepcopy(loaded.model)
     kept = {id(parameter) for parameter in embedding_module(model).parameters()}
@@ -50,11 +50,12 @@ def randomised(loaded: LoadedModel, *, seed: int) -> LoadedModel:
 
 
 def randomisation(scores: Scores, scores_of_random: Scores) -> dict[str, float]:
-    """How alike the explanations of the model and of its randomised copy are, and how much simpler the first is.
+    """How similar the explanations of the model and of its randomised copy are, and how much simpler the first is.
 
-    `randomised_spearman`: Spearman of the sizes (Adebayo et al. 2018): near 0 is right, near 1 means that the method
-    does not look at the weights. `emprt`: relative rise of the explanation's histogram entropy with random weights
-    (Hedstrom et al. 2024, https://arxiv.org/abs/2401.06465, eq. 7): above 0 is right. Absent where not defined.
+    `randomised_spearman`: Spearman correlation of the absolute scores (Adebayo et al. 2018); it should be near 0, and
+    near 1 means that the method ignores the weights. `emprt`: relative rise of the explanation's histogram entropy with
+    random weights (Hedstrom et al. 2024, https://arxiv.org/abs/2401.06465, eq. 7); it should be above 0. Absent if
+    undefined.
     """
     a, b = scores.abs().numpy(), scores_of_random.abs().numpy()
     found = {}
@@ -67,7 +68,7 @@ def randomisation(scores: Scores, scores_of_random: Scores) -> dict[str, float]:
 
 
 def histogram_entropy(values: Float[np.ndarray, " feature"]) -> float:
-    """Shannon entropy (nats) of the histogram of the sizes, `BINS` equal bins from 0 to the largest."""
+    """Shannon entropy (nats) of the histogram of absolute scores, `BINS` equal bins from 0 to the largest."""
     if values.max() == 0:
         return 0.0
     counts, _ = np.histogram(values / values.max(), bins=BINS, range=(0, 1))
@@ -85,8 +86,8 @@ def max_sensitivity(
 ) -> dict[str, float]:
     """Largest relative change of the scores under noise on the embeddings (Yeh et al. 2019, eq. 3), by Captum.
 
-    Noise is uniform within `radius` times the spread of the embeddings. `explain` is run again for every sample. A
-    method that sees only ids that are removed or kept sees the noise too, in the embeddings of what is kept.
+    Noise is uniform within `radius` times the spread of the embeddings. `explain` runs again for every sample. A method
+    that only removes or keeps ids also sees the noise, in the embeddings of the kept ids.
     """
     with frozen_eval(loaded.model):
         x = embed(loaded.model, generation.ids)[None]
@@ -112,7 +113,7 @@ def max_sensitivity(
 
 @contextmanager
 def shifted(loaded: LoadedModel, generation: Generation, noise: Float[Tensor, "seq hidden"]) -> Iterator[None]:
-    """Move the embeddings of this very sequence by `noise`; other lookups (baselines) stay as they are."""
+    """Shift the embeddings of this sequence by `noise`; other lookups (baselines) are unchanged."""
     ids = torch.tensor([generation.ids])
 
     def move(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -127,11 +128,11 @@ def shifted(loaded: LoadedModel, generation: Generation, noise: Float[Tensor, "s
 
 
 def planted_truth(scores: Float[Tensor, " feature"], truth: Bool[Tensor, " feature"]) -> dict[str, float]:
-    """Reciprocal rank of the best-placed source, and precision among the k top features, k being the sources' number.
+    """Reciprocal rank of the highest-ranked source, and precision among the top k features, for k sources.
 
     Precision at k as in Bastings et al. 2022 (https://arxiv.org/abs/2111.07367), section 4; the mean of reciprocal
-    ranks over questions is the MRR. Ties share their mean rank, and their part of the places that are left. `_abs`: the
-    same with the scores' sizes, signs dropped.
+    ranks over questions is the MRR. Ties share their mean rank and the remaining places. `_abs`: the same with absolute
+    scores.
     """
     found = {}
     for suffix, values in (("", scores), ("_abs", scores.abs())):
@@ -159,7 +160,7 @@ def order_of(scores: Scores) -> list[int]:
 
 
 def probability(removal: SetFunction, f: Float[Tensor, " mask"]) -> Float[Tensor, " mask"]:
-    """What F means as a probability (see the module)."""
+    """F as a probability (see the module)."""
     kind = removal.target.kind
     if kind == "logprob":
         return f.exp()
@@ -169,8 +170,8 @@ def probability(removal: SetFunction, f: Float[Tensor, " mask"]) -> Float[Tensor
 def aopc(removal: SetFunction, scores: Scores) -> dict[str, float]:
     """Comprehensiveness and sufficiency (DeYoung et al. 2020, ERASER, eqs. 1 and 2), averaged over 1, 5, 10, 20, 50 %.
 
-    Comprehensiveness: p minus p without the top k % of features (larger is better). Sufficiency: p minus p with them
-    alone (smaller is better). The number of features is rounded up, so that it is never none.
+    Comprehensiveness: p minus p without the top k % of features (larger is better). Sufficiency: p minus p with only
+    those (smaller is better). The number of features is rounded up, so it is at least one.
     """
     order = order_of(scores)
     without, alone = [], []
@@ -188,7 +189,7 @@ def aopc(removal: SetFunction, scores: Scores) -> dict[str, float]:
 
 
 def top_k_drop(removal: SetFunction, scores: Scores) -> dict[str, float]:
-    """How far F falls (nats) without the 1, 3 and 5 top features (Cohen-Wang et al. 2024, ContextCite, eq. 4)."""
+    """The drop in F (nats) without the top 1, 3 and 5 features (Cohen-Wang et al. 2024, ContextCite, eq. 4)."""
     order = order_of(scores)
     masks = torch.stack([~_mask(len(order), order[:k]) for k in TOP_K])
     return {f"top_{k}_drop": removal.full() - float(f) for k, f in zip(TOP_K, removal.values(masks), strict=True)}
@@ -211,9 +212,9 @@ def curves(removal: SetFunction, scores: Scores, *, points: int) -> dict[str, fl
 
 
 def lds(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
-    """Linear datamodelling score: Spearman of F on random halves with the sum of the scores kept (ContextCite, eq. 5).
+    """Linear datamodelling score: Spearman of F on random halves with the sum of the kept scores (ContextCite, eq. 5).
 
-    Absent where either side is constant.
+    Absent if either side is constant.
     """
     subsets = half_subsets(len(scores), masks, seed=seed)
     f, predicted = removal.values(subsets).numpy(), (subsets.double() @ scores).numpy()
@@ -225,7 +226,7 @@ def lds(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[
 def infidelity(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
     """E[(<z, scores> - (F(x) - F(x without z)))^2], nats^2 (Yeh et al. 2019, eq. 2), z a random subset; by Captum.
 
-    Scores are scaled by the factor that fits best (Captum's `normalize`), so that their unit does not matter.
+    Scores are scaled by the best-fitting factor (Captum's `normalize`), so their unit does not matter.
     """
     taken = (~random_masks(masks, len(scores), seed=seed)).double()
     if not bool((taken @ scores).any()):
@@ -249,8 +250,8 @@ def soft_faithfulness(removal: SetFunction, scores: Scores, *, samples: int, see
     """Soft normalised comprehensiveness and sufficiency (Zhao & Aletras 2023, eqs. 4 to 7); larger is better for both.
 
     Each element of a feature's embedding is kept with a probability equal to its score (sufficiency) or to 1 minus it
-    (comprehensiveness), scores being moved and scaled to [0, 1]; the mean over `samples` draws. This removal is the
-    metric's own, whatever the removal operator. Absent where p without any feature is no lower than p.
+    (comprehensiveness), with scores shifted and scaled to [0, 1]; the mean over `samples` draws. This removal belongs
+    to the metric, whatever the removal operator. Absent if p without any feature is no lower than p.
     """
     shares = as_shares(scores)
     generator = torch.Generator().manual_seed(seed)
@@ -278,7 +279,7 @@ def soft_faithfulness(removal: SetFunction, scores: Scores, *, samples: int, see
 
 
 def as_shares(scores: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
-    """Scores moved and scaled to [0, 1]: least 0, most 1; all 1/2 where they are equal."""
+    """Scores shifted and scaled to [0, 1]: smallest 0, largest 1; all 1/2 if they are equal."""
     low, high = scores.min(), scores.max()
     return torch.full_like(scores, 0.5) if high == low else (scores - low) / (high - low)
 

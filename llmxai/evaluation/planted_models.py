@@ -1,14 +1,14 @@
-"""Two models whose sources are known: one in closed form, one trained here on a planted task.
+"""Two models with known sources: one in closed form, one trained locally on a planted task.
 
 Closed form: logits at position p = W (sum over i <= p of E[id_i]). For F = logit(answer) - logit(foil), token i
 contributes exactly <W[answer] - W[foil], E[id_i] - b> against a baseline b: integrated gradients, gradient x input
-(b = 0), DeepLIFT, Shapley values and leave-one-out all agree, and a removal changes F by the sum of what is removed
-(unless nothing would be left: a space then stands alone).
+(b = 0), DeepLIFT, Shapley values and leave-one-out all agree, and a removal changes F by the sum of the removed parts
+(unless nothing would be left; then a single space remains).
 
-Trained: say the word that follows the marker. Two layers of four heads, trained on the CPU from a fixed seed until it
-answers nearly every question of a held-out set (seconds on an idle machine), then kept in the user's cache as an
-ordinary HuggingFace folder, keyed by everything that decides its weights. Only two tokens of a question can tell it the
-answer: the marker and the word after it.
+Trained: the task is to repeat the word after the marker. Two layers of four heads, trained on the CPU from a fixed seed
+until the model answers nearly every question of a held-out set (seconds on an idle machine), then kept in the user's
+cache as an ordinary HuggingFace folder, keyed by everything that determines its weights. Only two tokens of a question
+determine the answer: the marker and the word after it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from llmxai.models.finding import cache_folder
 
 HIDDEN = 16
 PLAIN = "Hello"
-"""A word of plain text, by which `load` tells a real vocabulary from one that was made up."""
+"""A word of plain text, by which `load` recognises a real vocabulary."""
 
 
 class SumModel(PreTrainedModel):
-    """logits at position p = W (sum over i <= p of E[id_i]), without anything that is not linear."""
+    """logits at position p = W (sum over i <= p of E[id_i]); completely linear."""
 
     config_class = PreTrainedConfig
     _is_stateful = True  # no keys and values to keep
@@ -72,7 +72,7 @@ class SumModel(PreTrainedModel):
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a word; every word but the first of a text carries its space. A space alone is a token of its own."""
+    """One token per word; every word except the first includes its leading space. A single space is its own token."""
     vocabulary = ["<unk>", " ", *words, *(f" {word}" for word in words), PLAIN]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_next")
@@ -91,19 +91,19 @@ def _built() -> LoadedModel:
         model = SumModel(config)
         for parameter in model.parameters():
             nn.init.normal_(parameter)
-        with torch.no_grad():  # a word means the same with and without its space
+        with torch.no_grad():  # a word has the same embedding with and without its space
             for table in (model.embeddings.weight, model.head.weight):
                 table[42:82] = table[2:42]
     return wrap(model.eval().requires_grad_(False), tokenizer, name="closed_form")
 
 
 def build() -> LoadedModel:
-    """The model, the same every time; a copy, so that nobody's changes reach another."""
+    """The model, the same every time; a copy, so changes do not affect other callers."""
     return copy.copy(_built())
 
 
 def contributions(loaded: LoadedModel, words: Sequence[str], *, answer: str, foil: str) -> list[float]:
-    """<W[answer] - W[foil], E[word]> of every word: what it adds to F against a baseline of 0."""
+    """<W[answer] - W[foil], E[word]> of every word: its contribution to F with a baseline of 0."""
     to_id = loaded.tokenizer.convert_tokens_to_ids
     model = loaded.model
     direction = model.head.weight[to_id(f" {answer}")] - model.head.weight[to_id(f" {foil}")]
@@ -115,7 +115,7 @@ Report = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that decides the weights, besides the versions of the libraries."""
+    """Everything that determines the weights, besides the versions of the libraries."""
 
     version: int = 2
     seed: int = 0
@@ -126,10 +126,10 @@ class Training:
     steps: int = 1500
     check_every: int = 25
     enough: float = 0.995
-    """Share of the held-out questions that must be answered."""
+    """Share of the held-out questions that the model must answer."""
     learning_rate: float = 0.005
     longest: int = 14
-    """Words of a question at most."""
+    """Longest question, in words."""
 
 
 TRAINING = Training()
@@ -149,7 +149,7 @@ def marker_folder(*, report: Report = lambda _stage, _done, _all: None) -> Path:
         tokenizer.save_pretrained(scratch)
         os.replace(scratch, folder)
     except OSError:
-        if not (folder / "config.json").exists():  # else another process was first
+        if not (folder / "config.json").exists():  # else another process already trained it
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -157,7 +157,7 @@ def marker_folder(*, report: Report = lambda _stage, _done, _all: None) -> Path:
 
 
 def train(*, report: Report = lambda _stage, _done, _all: None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Train from the fixed seed. Raises NumericalError where the held-out set is never answered well enough."""
+    """Train from the fixed seed. Raises NumericalError if the model never answers enough of the held-out set."""
     tokenizer = word_tokenizer([MARKER, ASK, *WORDS])
     draw = Random(TRAINING.seed)
     threads = torch.get_num_threads()

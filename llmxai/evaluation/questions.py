@@ -1,7 +1,7 @@
 """Suites of questions with known sources.
 
 Grammar or repetition: indirect_object, agreement, induction. Retrieval: needle, key_value, multi_hop, context_memory.
-For the models that come with the suites: marker, closed_form.
+With their own models: marker, closed_form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
 
 @suite("indirect_object")
 def indirect_object(random: Random, label: str) -> Iterator[Row]:
-    """Two names, one of them gives: the answer is the other, its first mention the source, the giver the foil.
+    """Two names, one of them gives: the answer is the other name, its source the first mention, its foil the giver.
 
     The task of Wang et al. 2022 (https://arxiv.org/abs/2211.00593), with our own words.
     """
@@ -65,7 +65,7 @@ def agreement(random: Random, label: str, *, attractors: Sequence[int] = (1, 2))
 
 @suite("induction")
 def induction(random: Random, label: str, *, length: int = 6) -> Iterator[Row]:
-    """Unrelated words, then the first ones again: the next word is known, and where it stood is the source.
+    """Unrelated words, then the first ones again: the next word is the answer, its first occurrence the source.
 
     `length`: words before the repetition (Olsson et al. 2022, https://arxiv.org/abs/2209.11895).
     """
@@ -103,7 +103,7 @@ def needle(
     depths: Sequence[float] = (0.0, 0.5, 1.0),
     distractors: int = 1,
 ) -> Iterator[Row]:
-    """A fact at a set depth among filler sentences, with distractors of the same form; the source is its value.
+    """A fact at a given depth among filler sentences, with distractors of the same form; the source is its value.
 
     `lengths`: filler sentences; `depths`: 0 (first) to 1 (last); `distractors`: facts about other things.
     """
@@ -127,7 +127,7 @@ def needle(
 
 @suite("key_value")
 def key_value(random: Random, label: str, *, pairs: Sequence[int] = (3, 6)) -> Iterator[Row]:
-    """Codes in a list of keys; the question asks for one, and the source is its code.
+    """A list of keys with codes; the question asks for one code, which is the source.
 
     `pairs`: lines of the list.
     """
@@ -149,9 +149,9 @@ def key_value(random: Random, label: str, *, pairs: Sequence[int] = (3, 6)) -> I
 
 @suite("multi_hop")
 def multi_hop(random: Random, label: str, *, distractors: int = 1) -> Iterator[Row]:
-    """Who has a thing, and where that person is: the answer needs both facts, and both are sources.
+    """Who has a thing, and where that person is: the answer needs both facts, so both are sources.
 
-    `distractors`: further people, each with a thing and a place.
+    `distractors`: additional people, each with a thing and a place.
     """
     for index in count():
         people = random.sample(NAMES, distractors + 1)
@@ -175,9 +175,9 @@ def multi_hop(random: Random, label: str, *, distractors: int = 1) -> Iterator[R
 
 @suite("context_memory")
 def context_memory(random: Random, label: str) -> Iterator[Row]:
-    """The context contradicts what a model has learnt; the answer follows the context, whose word is the source.
+    """The context contradicts the model's knowledge; the answer follows the context, whose word is the source.
 
-    The foil is what is true in the world, so the target is the contrast of the two.
+    The foil is the true fact, so the target is the contrast of the two.
     """
     world = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Germany": "Berlin"}
     world |= {"Norway": "Oslo", "Egypt": "Cairo", "Peru": "Lima", "Ireland": "Dublin", "Austria": "Vienna"}
@@ -205,7 +205,7 @@ WORDS = tuple(f"v{i}" for i in range(16))
 
 
 def marker_text(random: Random, length: int) -> tuple[str, str, int]:
-    """Words with the marker among them, and the question mark; the word after the marker; the marker's place."""
+    """Words with the marker among them and a question mark; the word after the marker; the marker's position."""
     words = random.choices(WORDS, k=length)
     place = random.randrange(length - 1)
     words[place] = MARKER
@@ -235,7 +235,7 @@ def marker(random: Random, label: str, *, length: int = 12) -> Iterator[Row]:
 def closed_form(random: Random, label: str, *, length: int = 10) -> Iterator[Row]:
     """Random words for the model `closed_form`, whose logits are a sum over tokens: attributions are known exactly.
 
-    The source is the word that raises the answer's logit most against the foil's.
+    The source is the word that raises the answer's logit most, compared with the foil's.
     """
     from llmxai.evaluation.planted_models import build, contributions
 

@@ -1,4 +1,4 @@
-"""Generated questions with known sources: deterministic in their seed, under this project's licence."""
+"""Generated questions with known sources, deterministic given their seed, under this project's licence."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llmxai.errors import RecipeError, did_you_mean
 from llmxai.evaluation.case import Row
 
 ROWS = 10
-"""Rows of a suite where no limit is given."""
+"""Rows of a suite without a limit."""
 
 
 def require_suite(name: str, options: Mapping[str, Any], *, where: str) -> None:
-    """Raise RecipeError for a suite or an option that does not exist, with the nearest one that does."""
+    """Raise RecipeError for an unknown suite or option, suggesting the nearest one."""
     if name not in SUITES:
         raise RecipeError(
             f"{where}: unknown suite {name!r}.{did_you_mean(name, SUITES)} Known: {', '.join(sorted(SUITES))}."
@@ -51,7 +51,7 @@ class SuiteEntry:
     name: str
     summary: str
     function: Suite
-    """(random, label, **options) -> rows without end."""
+    """(random, label, **options) -> endless rows."""
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -64,7 +64,7 @@ SUITES: dict[str, SuiteEntry] = {}
 
 
 def suite(name: str) -> Callable[[Suite], Suite]:
-    """Enter a generator into the table; its docstring's first line is the summary."""
+    """Register a generator; the first line of its docstring is the summary."""
 
     def enter(function: Suite) -> Suite:
         summary = (function.__doc__ or "").strip().splitlines()[0]
@@ -79,7 +79,7 @@ def numbered(label: str, index: int) -> str:
 
 
 def fresh(seed: int, name: str) -> Random:
-    """A random state of its own for every suite and seed; text seeds are hashed by SHA-512, the same everywhere."""
+    """A separate random state for every suite and seed; text seeds are hashed by SHA-512, the same everywhere."""
     return Random(f"{name}:{seed}")
 
 

@@ -35,8 +35,8 @@ def provenance(
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
-    """The same for an explanation on disk (in a folder of its own, or in a run's), with the reviewers' decisions; for
-    the folder of a run, what its whole log is. None where no readable log names it.
+    """The same for an explanation on disk (in its own folder or in a run's), with the reviewers' decisions; for the
+    folder of a run, about its whole log. None if no readable log names it.
     """
     for run in (folder, folder.parent, folder.parent.parent):
         if (run / "evidence" / LOG).exists():
