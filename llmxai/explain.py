@@ -24,6 +24,7 @@ from llmxai.methods import (
     require_method,
     token_targets,
 )
+from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
@@ -166,8 +167,8 @@ def require_settings(loaded: LoadedModel, settings: Settings) -> None:
 
 
 def variant_names() -> list[str]:
-    """The attention methods of the table, apart from plain rollout."""
-    return [name for name, entry in METHODS.items() if "attentions" in entry.needs and name != ROLLOUT]
+    """The methods that may stand next to plain rollout: those that give every target a row of attention."""
+    return [*(variant.name for variant in VARIANTS), "gradient_weighted_rollout"]
 
 
 def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet) -> Compute:
