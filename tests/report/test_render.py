@@ -13,7 +13,7 @@ import pytest
 
 from llmxai.report import build_view, render_report
 from llmxai.report.render import page_data
-from tests.report.sample import HOSTILE, chat, hostile, newest
+from tests.report.sample import HOSTILE, chat, hostile, long, newest
 
 
 class Tags(HTMLParser):
@@ -128,3 +128,5 @@ def test_ids_are_unique(page: str) -> None:
 
 def test_a_long_one_stays_small(long_page: str) -> None:
     assert len(long_page.encode()) < 5_000_000
+    four_more = render_report(build_view(*newest(long())))
+    assert len(four_more.encode()) - len(long_page.encode()) < 4 * 500_000
