@@ -1,4 +1,4 @@
-"""What runs here: llmxai's version and commit, Python, and the packages that matter. Needs no torch."""
+"""The software environment: llmxai's version and commit, Python, and the relevant packages. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Tool:
-    """What did the work. `commit` and `dirty` are of the source tree, where llmxai runs from one."""
+    """The tool that did the work. `commit` and `dirty` describe the source tree, if llmxai runs from one."""
 
     name: str
     version: str | None
@@ -30,7 +30,7 @@ class Tool:
 
 @cache
 def version_of(package: str) -> str | None:
-    """The version that is installed, or None where there is none."""
+    """The installed version, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -38,13 +38,13 @@ def version_of(package: str) -> str | None:
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
-    """By the names of the packages."""
+    """The installed versions, by package."""
     return {name: version_of(name) for name in packages}
 
 
 @cache
 def this_tool() -> Tool:
-    """The running llmxai. Its commit is known where it runs from a git checkout, and null elsewhere."""
+    """The running llmxai. Its commit is known if it runs from a git checkout, else None."""
     commit, dirty = _commit(Path(__file__).parents[1])
     return Tool(
         name="llmxai",

@@ -1,16 +1,16 @@
-"""Every error that llmxai raises on purpose.
+"""The errors that llmxai raises on purpose.
 
     LlmxaiError
-    └── UserError                what was asked cannot be done; the message says what came, what was expected, the mend
+    └── UserError                the request cannot be fulfilled; the message says what came, what was expected, a fix
         ├── ModelLoadError       the model could not be found, reached, read or fitted into memory
-        ├── UnsupportedModelError  the model loads, but this cannot be explained with it (encoder, no seam, ...)
-        ├── InsufficientMemoryError  the memory planner finds no setting with which the work fits
+        ├── UnsupportedModelError  the model loads, but this explanation is not defined for it (encoder, ...)
+        ├── InsufficientMemoryError  the memory planner finds no setting that fits
         ├── PromptError          prompt, messages or response cannot be turned into token ids
-        ├── OptionError          an option's value is not one of those that exist, or two options contradict
-        ├── RecipeError          a recipe, or the data that it names, is not what was expected
+        ├── OptionError          an option has an unknown or invalid value, or two options contradict
+        ├── RecipeError          a recipe, or the data that it names, is invalid
         ├── OutputError          the output folder cannot be written, or what is read from one is not ours
-        ├── EvidenceError        a log of evidence cannot be read or written, or is not whole, or lacks a record
-        ├── KeyFileError         a key is missing, readable by others, or none
+        ├── EvidenceError        an evidence log cannot be read or written, is damaged, or has no such record
+        ├── KeyFileError         a key is missing, readable by others, or not a key
         └── NumericalError       the model gave numbers that cannot be explained
             ├── ReplayError      the replayed log-probs are not those recorded while generating
             └── NonFiniteError   NaN or infinity where a number was needed
@@ -27,7 +27,7 @@ class LlmxaiError(Exception):
 
 
 class UserError(LlmxaiError):
-    """What was asked cannot be done; the message names the mend."""
+    """The request cannot be fulfilled; the message suggests a fix."""
 
 
 class ModelLoadError(UserError):
@@ -39,7 +39,7 @@ class UnsupportedModelError(UserError):
 
 
 class InsufficientMemoryError(UserError):
-    """The memory planner finds no setting with which the work fits."""
+    """The memory planner finds no setting that fits."""
 
 
 class PromptError(UserError):
@@ -51,7 +51,7 @@ class OptionError(UserError, ValueError):
 
 
 class RecipeError(UserError):
-    """A recipe, or the data that it names, is not what was expected."""
+    """A recipe, or the data that it names, is invalid."""
 
 
 class OutputError(UserError):
@@ -59,7 +59,7 @@ class OutputError(UserError):
 
 
 class EvidenceError(UserError):
-    """A log of evidence cannot be read or written, is not whole, or does not hold the record that was asked for."""
+    """An evidence log cannot be read or written, is damaged, or does not hold the requested record."""
 
 
 class KeyFileError(UserError):
@@ -79,6 +79,6 @@ class NonFiniteError(NumericalError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence, with the space before it, that names the nearest of `known`; empty where none is near."""
+    """A sentence, with a leading space, that suggests the nearest of `known`; empty if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

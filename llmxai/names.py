@@ -1,4 +1,4 @@
-"""The names that all parts share: roles of tokens, statuses, types of callbacks. No torch here: pages do without it."""
+"""Names that all parts share: roles of tokens, statuses, types of callbacks. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from enum import StrEnum
 from typing import Any
 
 Progress = Callable[[int, int], None]
-"""Called with (steps that are done, steps)."""
+"""Called with (steps done, steps)."""
 StageProgress = Callable[[str, int, int], None]
-"""Called with (the stage's name, steps that are done, steps)."""
+"""Called with (name of the stage, steps done, steps)."""
 Unit = tuple[int, int]
 """A half-open range of tokens."""
 
 
 def quiet(*_progress: object) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 class Role(StrEnum):
     """Where a token comes from.
 
-    `bos`: the model's beginning-of-sequence token at position 0. `template`: written by the chat template or
-    the tokenizer, not by anyone. `system`, `user`, `tool`: the content of such a message; the text of a raw prompt
-    is `user`. `context`: earlier assistant turns and retrieved documents. `generated`: the answer being explained.
+    `bos`: the model's beginning-of-sequence token at position 0. `template`: added by the chat template or the
+    tokenizer. `system`, `user`, `tool`: the content of such a message; the text of a raw prompt is `user`. `context`:
+    earlier assistant turns and retrieved documents. `generated`: the answer that is explained.
     """
 
     BOS = "bos"
@@ -36,7 +36,7 @@ class Role(StrEnum):
 
 
 class Status(StrEnum):
-    """What a reader may do with the explanation of one generated token."""
+    """How the explanation of one generated token may be read (docs/crosscheck.md)."""
 
     AGREE = "agree"
     DILUTED = "diluted"

@@ -1,4 +1,4 @@
-"""Put an explanation on disk with its report and its record."""
+"""Write an explanation to disk with its report and its record."""
 
 from __future__ import annotations
 
@@ -33,12 +33,10 @@ def save(
     warnings = to_json(explanation)["warnings"]
     if attempt is None:
         attempt = begin(evidence_folder(out), signer=signing_key())
-        warnings = [*warnings, "The start is that of saving: when the explanation was asked for was not observed."]
+        warnings = [*warnings, "The recorded start is the start of saving: the time of the request is unknown."]
     base = attempt.folder.parent
     if not out.resolve().is_relative_to(base.resolve()):
-        raise EvidenceError(
-            f"{out}: lies outside {base}, the folder of the log, so its files could not be named there."
-        )
+        raise EvidenceError(f"{out}: is outside {base}, the folder of the log, so the log could not name its files.")
     if attempt.private is not None:
         explained(attempt, explanation, warnings=warnings)
         return out

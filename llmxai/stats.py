@@ -1,4 +1,4 @@
-"""Ranks, divergences and intervals that several parts use; numpy and scipy only."""
+"""Rank correlations, divergences and intervals; needs only numpy and scipy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scipy import stats
 from scipy.spatial import distance
 
 LEAST_QUESTIONS = 3
-"""Under this many questions a mean has no interval."""
+"""With fewer questions than this, a mean has no interval."""
 
 Values = Float[np.ndarray, " value"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions with its 95 % interval; `low` and `high` are None where there are too few."""
+    """A mean over questions with its 95 % interval; `low` and `high` are None if there are too few questions."""
 
     mean: float
     low: float | None
@@ -43,7 +43,7 @@ def estimate(values: Values, *, resamples: int, seed: int) -> Estimate:
 
 
 def paired_difference(a: Values, b: Values, *, resamples: int, seed: int) -> Estimate:
-    """Mean of a - b with its interval; a and b are of the same questions, which are resampled in pairs."""
+    """Mean of a - b with its interval; a and b are for the same questions, which are resampled in pairs."""
     return estimate(np.asarray(a) - np.asarray(b), resamples=resamples, seed=seed)
 
 
@@ -52,8 +52,8 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of a statistic of n items, which are resampled whole.
 
-    `statistic` takes indices [resample, n] to one number per resample. Resamples for which it is NaN are left out; None
-    where those are more than half.
+    `statistic` maps indices [resample, n] to one number per resample. Resamples with NaN are left out; the result is
+    None if more than half are NaN.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of the interval that is not taken from here
@@ -74,17 +74,17 @@ def bootstrap_interval(
 
 
 def comparable(a: Values, b: Values) -> bool:
-    """Whether a rank correlation is defined: three values or more, and neither side constant."""
+    """Whether a rank correlation is defined: at least three values, and neither side constant."""
     return len(a) >= 3 and bool(np.ptp(a) > 0) and bool(np.ptp(b) > 0)
 
 
 def spearman(a: Values, b: Values) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank; None under three values or where one is constant."""
+    """Spearman's rank correlation, with mean ranks for ties; None with fewer than three values or a constant side."""
     return float(stats.spearmanr(a, b).statistic) if comparable(a, b) else None
 
 
 def spearman_rows(a: Float[np.ndarray, "row value"], b: Float[np.ndarray, "row value"]) -> Float[np.ndarray, " row"]:
-    """Spearman's correlation of each row of `a` with that of `b`; NaN where one is constant."""
+    """Spearman's correlation of each row of `a` with the same row of `b`; NaN if one is constant."""
     x, y = (stats.rankdata(side, axis=-1) for side in (a, b))
     x, y = (side - side.mean(axis=-1, keepdims=True) for side in (x, y))
     scale = np.sqrt(np.sum(x**2, axis=-1) * np.sum(y**2, axis=-1))
@@ -93,14 +93,14 @@ def spearman_rows(a: Float[np.ndarray, "row value"], b: Float[np.ndarray, "row v
 
 
 def kendall(a: Values, b: Values) -> float | None:
-    """Kendall's tau-b; None under three values or where one side is constant."""
+    """Kendall's tau-b; None with fewer than three values or a constant side."""
     return float(stats.kendalltau(a, b, variant="b").statistic) if comparable(a, b) else None
 
 
 def top_k_overlap(a: Values, b: Values, *, k: int) -> float | None:
     """Share of the k largest of `a` that are among the k largest of `b`; the earlier value wins a tie.
 
-    k is cut to the number of values; None where there is none.
+    k is limited to the number of values; None if there are none.
     """
     k = min(k, len(a))
     if k == 0:
@@ -112,7 +112,7 @@ def top_k_overlap(a: Values, b: Values, *, k: int) -> float | None:
 def jensen_shannon(p: Values, q: Values) -> float:
     """Jensen-Shannon divergence in bits, 0 (equal) to 1 (disjoint), of two rows of mass, each scaled to sum 1.
 
-    A row without any mass is as far from every other as can be: 1 (0 from another such).
+    A row without mass has divergence 1 from every other row, and 0 from another row without mass.
     """
     if p.sum() <= 0 or q.sum() <= 0:
         return 0.0 if p.sum() <= 0 and q.sum() <= 0 else 1.0

@@ -1,4 +1,4 @@
-"""Words and sentences out of tokens. For units and display only: ids never come from here. Needs no torch."""
+"""Words and sentences from tokens, only for units and display; ids never come from here. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmxai.names import Role, Unit
 
 JOINING = frozenset("'’-_")
 JOINER = "\u200d"
-"""Zero-width joiner: what stands on its two sides is one sign."""
+"""Zero-width joiner: the characters on its two sides form one sign."""
 SPACED_ENDS = ".!?"
 """Marks that end a sentence where a space follows."""
 UNSPACED_ENDS = "…。！？؟।"
@@ -21,10 +21,11 @@ UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 def group_words(texts: Sequence[str], roles: Sequence[Role]) -> tuple[Unit, ...]:
-    """Half-open token ranges that cover the sequence, one a word.
+    """Half-open token ranges that cover the sequence, one per word.
 
     A word begins at white space, at punctuation, at a change of role, after a line break, and at every character of a
-    script written without spaces; template tokens stand alone. A half character stays with what completes it.
+    script written without spaces; every template token is its own word. A partial character stays with the token that
+    completes it.
     """
     starts = [i for i in range(len(texts)) if i == 0 or _begins_word(texts, roles, i)]
     return tuple(pairwise([*starts, len(texts)]))
@@ -67,12 +68,12 @@ def _prolongs_end(text: str) -> bool:
 
 
 def trimmed(text: str) -> str:
-    """Without the white space around it, unless it is nothing else."""
+    """Without surrounding white space, unless it is nothing else."""
     return text.strip() or text
 
 
 def character_units(texts: Sequence[str], *, first: int = 0) -> list[Unit]:
-    """The tokens from `first` on, those that are part of one character together."""
+    """The tokens from `first` on; tokens that are part of one character are grouped."""
     found: list[Unit] = []
     start = first
     for i in range(first, len(texts)):
@@ -83,7 +84,7 @@ def character_units(texts: Sequence[str], *, first: int = 0) -> list[Unit]:
 
 
 def places(texts: Sequence[str], units: Sequence[Unit], text: str) -> list[Unit]:
-    """Where neighbouring units read `text`, from left to right, none inside another.
+    """Where neighbouring units read `text`, from left to right, without overlap.
 
     White space at the ends of either does not count, unless `text` is nothing else.
     """

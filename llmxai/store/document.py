@@ -16,17 +16,17 @@ from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.types import Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
 
 TOP_SOURCES = 20
-"""Sources of a target and method that are listed; the maps have all of them."""
+"""Sources listed per target and method; the maps have all of them."""
 
 
 def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
-    """The maps, float32 unless said otherwise; none for what is refused.
+    """The maps, float32 unless stated otherwise; none for refused methods.
 
-    [target, seq]: `integrated_gradients`, `rollout` and `rollout_variant` with their nulls, and the methods that were
-    asked for as well (`stored_name`); their features and those of the gradients as uint8. Of the removals:
+    [target, seq]: `integrated_gradients`, `rollout` and `rollout_variant` with their nulls, and the other requested
+    methods (`stored_name`); their features and those of the gradients as uint8. Of the removals:
     `leave_one_out` [target, unit], `removal_f` [target, unit + mask] float64 and `removal_kept` [mask, unit] uint8.
 
-    Raises NonFiniteError in place of NaN.
+    Raises NonFiniteError instead of writing NaN.
     """
     gradients = explanation.gradients
     maps = {"integrated_gradients": _float(gradients.values), "features": _bytes(gradients.features)}
@@ -148,7 +148,7 @@ def _method(scores: Scores) -> dict[str, Any]:
 
 
 def _sources_of(scores: Scores, t: int, features: np.ndarray | None) -> list[dict[str, Any]]:
-    """Of the method's own features, or of `features`: attention also goes to the template."""
+    """The sources among `features`, by default the method's own: attention also goes to the template."""
     if scores.refused is not None:
         return []
     return _sources(_float(scores.values[t]), scores.features[t].numpy() if features is None else features)
@@ -191,7 +191,7 @@ def _effects(effects: Effects | None) -> dict[str, Any] | None:
 
 
 def _unit_sources(effects: Effects | None, t: int) -> list[dict[str, Any]]:
-    """The units whose loss changes the log-prob most, by |drop|, with their share of the sum of |drop|."""
+    """The units whose removal changes the log-prob most, by |drop|, with their share of the sum of |drop|."""
     if effects is None:
         return []
     drop = effects.drop[t].double().numpy()
@@ -216,7 +216,7 @@ def _sources(values: np.ndarray, features: np.ndarray) -> list[dict[str, Any]]:
 
 
 def full_precision_of(explanation: Explanation) -> dict[str, Any] | None:
-    """The comparison with full precision, with its medians; None where none was made."""
+    """The comparison with full precision and its medians; None if none was made."""
     full = explanation.full_precision
     if full is None:
         return None
@@ -249,7 +249,7 @@ def full_precision_of(explanation: Explanation) -> dict[str, Any] | None:
 
 
 def precision_sentence(explanation: Explanation) -> str:
-    """That the weights were quantised and, where it was measured, what that changed; empty at full precision."""
+    """A sentence on the quantised weights and, if measured, what quantisation changed; empty at full precision."""
     quantization = explanation.environment["model"]["quantization"]
     if not quantization:
         return ""
@@ -269,27 +269,27 @@ def precision_sentence(explanation: Explanation) -> str:
 
 
 def refusals_of(explanation: Explanation) -> dict[str, str]:
-    """By method, why it is not defined for the model."""
+    """Why a method is not defined for the model, by method."""
     return {name: one.refused for name, one in explanation.scores.items() if one.refused is not None}
 
 
 def warnings_of(explanation: Explanation) -> list[str]:
-    """What a reader has to know beside the numbers, in plain sentences."""
+    """Plain sentences that a reader must know besides the numbers."""
     generation = explanation.generation
     warnings = []
     if generation.stop == "length":
-        warnings.append(f"The answer was cut at {generation.n_targets} tokens, before the model ended it.")
+        warnings.append(f"The answer was cut off at {generation.n_targets} tokens, before the model ended it.")
     if generation.stop == "given":
-        warnings.append("The answer was given, not generated: the model may never have said it by itself.")
+        warnings.append("The answer was supplied, not generated: the model might never have given it by itself.")
     if generation.classes:
         warnings.append(
-            f"The model is a classifier: the one token of the answer is its class {generation.generated_ids[0]} "
-            f"({generation.texts[-1]!r}) of {len(generation.classes)}, not a word that it wrote."
+            f"The model is a classifier: the only token of the answer is its class {generation.generated_ids[0]} "
+            f"({generation.texts[-1]!r}) of {len(generation.classes)}, not a generated word."
         )
     if generation.source_len:
         warnings.append(
-            f"The model is an encoder-decoder: it read the first {generation.source_len} tokens whole, as the source, "
-            f"and wrote the answer from them and from what it had written before."
+            f"The model is an encoder-decoder: it read the first {generation.source_len} tokens as a whole, as the "
+            f"source, and generated the answer from them and from its earlier tokens."
         )
     if sentence := precision_sentence(explanation):
         warnings.append(sentence)

@@ -1,4 +1,4 @@
-"""Write one explanation as a folder, whole or not at all (docs/explanation-folder.md)."""
+"""Write one explanation as a folder, completely or not at all (docs/explanation-folder.md)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from llmxai.store.reading import SCHEMA
 
 FILES = ("report.html", "explanation.json", "maps.safetensors")
 DERIVED = ("report.pdf", "report.rebuilt.html", "report.rebuilt.pdf")
-"""What `llmxai report` may have put beside them; it goes when the explanation is replaced."""
+"""Files that `llmxai report` may have added; they are removed when the explanation is replaced."""
 EVIDENCE = "evidence"
-"""The folder with the log; it is only ever appended to, also where the explanation beside it is replaced."""
+"""The folder with the log, which is append-only, even when the explanation next to it is replaced."""
 
 Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray], Mapping[str, str]], str]
 """From the parsed explanation.json, the maps and the SHA-256 of both files by name to the HTML page."""
@@ -32,8 +32,8 @@ Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray], Mapping[str, str
 def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -> Path:
     """Write `report.html`, `explanation.json` and `maps.safetensors` into `out`, which appears by one rename.
 
-    An `out` that holds an earlier explanation is replaced; one that holds anything else is left alone.
-    Raises OutputError where it cannot be written.
+    If `out` holds an earlier explanation, it is replaced; if it holds anything else, it is left alone. Raises
+    OutputError if it cannot be written.
     """
     out = Path(out)
     require_replaceable(out)
@@ -60,7 +60,7 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
 
 
 def require_replaceable(out: Path) -> None:
-    """Raise OutputError where `out` is a file, holds files that are not ours, or lies where nothing can be written."""
+    """Raise OutputError if `out` is a file, holds other files, or cannot be written."""
     nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not os.access(nearest, os.W_OK):
         raise OutputError(f"{out}: {nearest} cannot be written. Choose another folder with --out.")
@@ -71,13 +71,13 @@ def require_replaceable(out: Path) -> None:
     strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in (*FILES, *DERIVED, EVIDENCE))
     if strangers:
         raise OutputError(
-            f"{out}: holds {strangers[0]!r}, which llmxai did not write, so it is left alone. Choose a new or an "
+            f"{out}: holds {strangers[0]!r}, which llmxai did not write, so it is left alone. Choose a new or "
             f"empty folder with --out."
         )
 
 
 def evidence_folder(out: Path | str) -> Path:
-    """Where the log of an explanation in `out` lies: inside it, or beside it where nothing of ours may go inside."""
+    """The log's folder for an explanation in `out`: inside it, or next to it if llmxai may not write inside."""
     out = Path(out)
     try:
         require_replaceable(out)
@@ -87,7 +87,7 @@ def evidence_folder(out: Path | str) -> Path:
 
 
 def _put(scratch: Path, out: Path) -> None:
-    """By one rename where `out` is new; else file by file, with the earlier files put back where one fails."""
+    """By one rename if `out` is new; else file by file, restoring the earlier files if one fails."""
     for name in FILES:
         _sync(scratch / name)
     if not out.exists():

@@ -1,4 +1,4 @@
-"""An explanation's folder as an `Explanation` again."""
+"""Load an explanation's folder as an `Explanation`."""
 
 from __future__ import annotations
 
@@ -37,14 +37,18 @@ CURVE = ("sink_mass", "entropy", "null_divergence", "similarity")
 def load_explanation(folder: Path | str) -> Explanation:
     """The explanation that `llmxai explain` or `save` wrote into `folder`. No model is needed.
 
-    Its scores are those of the maps: float64 values that were rounded to float32. Raises OutputError for a folder that
-    is not ours or is damaged, or that an earlier version wrote: `llmxai report` still reads those.
+    Its scores are those of the maps: float64 values rounded to float32.
+
+    >>> load_explanation("runs/france")["Paris"].top(3)
+
+    Raises OutputError for a folder that is damaged, not ours, or from an earlier version (`llmxai report` still reads
+    those).
     """
     document, maps = read_folder(folder)
     if document["schema"] != SCHEMA:
         raise OutputError(
             f"{folder}: was written with schema {document['schema']!r}, which does not hold all that an Explanation "
-            f"needs. Its page and tables can be made again (llmxai report, llmxai table); explain the answer again for "
+            f"needs. `llmxai report` and `llmxai table` can rebuild its page and tables; explain the answer again for "
             f"the rest."
         )
     try:
@@ -56,7 +60,7 @@ def load_explanation(folder: Path | str) -> Explanation:
 def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
     """From a parsed explanation.json of the newest schema and its maps.
 
-    Raises ValueError, TypeError, LookupError, AttributeError or OptionError where they do not keep the schema.
+    Raises ValueError, TypeError, LookupError, AttributeError or OptionError if they violate the schema.
     """
     generation = _generation(document)
     settings = settings_from(document["settings"])
@@ -86,7 +90,7 @@ def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
 
 
 def _read(kind: Any, values: Any) -> Any:
-    """`values` as a `kind` (a type or a dataclass) without converting any. Raises ValueError where they are none."""
+    """`values` as a `kind` (a type or a dataclass), without conversion. Raises ValueError if they do not match."""
     return _adapter(kind).validate_json(json.dumps(values), strict=True)
 
 
@@ -123,7 +127,7 @@ def _generation(document: Mapping[str, Any]) -> Generation:
 
 
 def _scores(name: str, map_name: str | None, document: Mapping[str, Any], maps: Maps, generation: Generation) -> Scores:
-    """`map_name`: of the three methods that every explanation has."""
+    """`map_name`: the name of the map, for the three methods that every explanation has."""
     told, targets, n = document["scores"][name], document["targets"], len(generation.ids)
     signed, settings, refused = _read(bool, told["signed"]), told["settings"], _read(str | None, told["refused"])
     if refused is not None:

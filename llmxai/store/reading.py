@@ -31,32 +31,32 @@ SHAPES = {
     "removal_f": ("target", "unit + mask"),
     "removal_kept": ("mask", "unit"),
 }
-"""The axes of each map; those of the methods that were computed as well are [target, seq]."""
+"""The axes of each map; the other methods' maps are [target, seq]."""
 NUMBERS = {"features": "u1", "removal_f": "f8", "removal_kept": "u1"}
-"""Their dtypes, as numpy writes them; float32 otherwise."""
+"""Their dtypes by numpy's names; float32 otherwise."""
 LONGEST_DETAIL = 200
-"""Characters of an error's own words that are repeated."""
+"""Characters of an error's own text that are quoted."""
 
 
 def stored_name(method: str) -> str:
-    """What the maps and the sources of a method of `Settings.also` are called in a folder.
+    """The name of the maps and sources of a method of `Settings.also` in a folder.
 
-    Its own name, save for `leave_one_out`: the measured effects of the units already have that name.
+    Its own name, except for `leave_one_out`: the measured effects of the units already have that name.
     """
     return "leave_one_out.tokens" if method == "leave_one_out" else method
 
 
 def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The parsed explanation.json and the maps, an older schema brought up to the newest (`upgraded`).
+    """The parsed explanation.json and the maps; an older schema is upgraded to the newest.
 
-    Raises OutputError for a folder that is not ours, or whose maps do not fit the explanation.
+    Raises OutputError for a folder that is not ours, or whose maps do not match the explanation.
     """
     folder = Path(folder)
     try:
         document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
         maps = load_file(folder / "maps.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise OutputError(f"{folder}: no explanation can be read there ({error}).") from error
+        raise OutputError(f"{folder}: no explanation can be read from it ({error}).") from error
     if not isinstance(document, dict):
         raise OutputError(f"{folder}: its explanation.json holds a {type(document).__name__}; expected an object.")
     if document.get("schema") not in READABLE:
@@ -73,16 +73,16 @@ def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarra
 
 
 def not_as_promised(folder: Path | str, error: Exception) -> OutputError:
-    """The error to raise for a folder whose files say their schema and do not keep it."""
+    """The error for a folder whose files do not match their schema."""
     said = " ".join(f"{type(error).__name__}: {error}".split())
     return OutputError(
-        f"{folder}: its explanation.json or maps.safetensors does not hold what its schema promises "
+        f"{folder}: its explanation.json or maps.safetensors does not match its schema "
         f"({said[:LONGEST_DETAIL]}). Explain it again."
     )
 
 
 def _misfit(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
-    """One sentence on the first map whose shape or dtype does not fit; empty where all fit."""
+    """One sentence on the first map with the wrong shape or dtype; empty if all are right."""
     ablations = document["ablations"]
     units, masks = (len(ablations["units"]), ablations["masks"]) if ablations is not None else (0, 0)
     axes = {"target": len(document["targets"]), "seq": len(document["tokens"]), "unit": units, "mask": masks}
@@ -98,10 +98,10 @@ def _misfit(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with what its schema did not have, empty.
+    """A document with empty values for everything that its schema did not have.
 
-    /1 had no variant, no referee and no curve; /2 at first no refusals, no comparison of a quantised model with full
-    precision and no foil, and its `settings` were what /3 calls `computed`: what was asked for is None there.
+    /1 had no variant, no referee and no curve. /2 at first had no refusals, no comparison with full precision and no
+    foil, and its `settings` are what /3 calls `computed`; the requested settings are None there.
     """
     document = {"refusals": {}, "full_precision": None, "scores": {}, **document}
     if "computed" not in document:
