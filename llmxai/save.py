@@ -23,11 +23,13 @@ def save(
     """Write `report.html`, `explanation.json` and `maps.safetensors` into the folder `out`, then append the record.
 
     `attempt`: from `llmxai.evidence.recording` or `begin`, for a record that says who asked, why and since when;
-    without one, the record starts when saving starts and goes to `out/evidence`. A private attempt writes no file:
-    only the record, which holds no text. `run`: the folder of a run, to whose index.html the page links back.
+    without one, the record starts when saving starts and goes to `out/evidence`. A private attempt writes no files,
+    only the record, which holds no text. `run`: the folder of a run; the page links back to its index.html.
 
-    Raises OutputError where `out` cannot be written or holds files that are not ours, and EvidenceError where the log
-    is not whole or `out` lies outside the folder of the attempt's log.
+    >>> save(explanation, "runs/france")  # report.html, explanation.json, maps.safetensors, evidence/
+
+    Raises OutputError if `out` cannot be written or holds other files, and EvidenceError if the log is damaged or
+    `out` is outside the folder of the attempt's log.
     """
     out = Path(out)
     warnings = to_json(explanation)["warnings"]

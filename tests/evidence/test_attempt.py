@@ -124,7 +124,7 @@ def test_several_explanations_in_one_run(explanation: Explanation, tmp_path: Pat
     records = [json.loads(record) for _, record in read_log(tmp_path / "run")]
     assert [record["artefacts"][0]["path"] for record in records] == ["a/report.html", "b/report.html"]
     assert verify(tmp_path / "run").findings == []
-    with pytest.raises(EvidenceError, match="lies outside"):
+    with pytest.raises(EvidenceError, match="is outside"):
         save(explanation, tmp_path / "elsewhere", attempt=begin(tmp_path / "run" / "evidence"))
     assert not (tmp_path / "elsewhere").exists()
 

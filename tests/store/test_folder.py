@@ -221,11 +221,11 @@ def test_a_given_answer_has_no_recorded_logprob(given_answer: Explanation) -> No
     assert document["targets"][0]["logprob"] is None
     assert document["generation"]["stop"] == "given"
     assert document["generation"]["request"] == {"prompt": "The capital of France is", "response": " Paris"}
-    assert "The answer was given, not generated" in document["warnings"][0]
+    assert "The answer was supplied, not generated" in document["warnings"][0]
 
 
 def test_warnings(explanation: Explanation) -> None:
-    assert to_json(explanation)["warnings"] == ["The answer was cut at 4 tokens, before the model ended it."]
+    assert to_json(explanation)["warnings"] == ["The answer was cut off at 4 tokens, before the model ended it."]
     model = {**explanation.environment["model"], "quantization": "bitsandbytes 4bit"}
     quantised = replace(explanation, environment={**explanation.environment, "model": model})
     assert "bitsandbytes 4bit" in to_json(quantised)["warnings"][1]
