@@ -182,7 +182,7 @@ def certificates(repeats: int) -> list[str]:
 
 def growing(repeats: int) -> list[str]:
     lines = [
-        "| prompt tokens | targets | milliseconds a (target x node) | GiB beside the weights and libraries |",
+        "| prompt tokens | targets | milliseconds a (target x node) | GiB besides the weights and libraries |",
         "| --- | --- | --- | --- |",
     ]
     for tokens in (64, 256, 1024):

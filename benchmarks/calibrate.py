@@ -155,17 +155,17 @@ def locate(loaded: LoadedModel, question: Question) -> tuple[Generation, dict[in
     text = "".join(generation.texts)
     prompt_end = int(starts[generation.prompt_len])
     fact = text.index(question.fact)
-    told = fact + question.fact.index(question.value, question.fact.index(question.subject))
-    said = text.rindex(question.value)
-    assert told < prompt_end <= said, question
+    stated_at = fact + question.fact.index(question.value, question.fact.index(question.subject))
+    answered_at = text.rindex(question.value)
+    assert stated_at < prompt_end <= answered_at, question
     spans = {}
     for t in range(generation.n_targets):
         begin = int(starts[generation.prompt_len + t])
         end = int(starts[generation.prompt_len + t + 1])
-        if end <= said or begin >= said + len(question.value):
+        if end <= answered_at or begin >= answered_at + len(question.value):
             continue
-        offset = max(begin, said) - said
-        spans[t] = [i for i in range(generation.prompt_len) if starts[i] <= told + offset < starts[i + 1]]
+        offset = max(begin, answered_at) - answered_at
+        spans[t] = [i for i in range(generation.prompt_len) if starts[i] <= stated_at + offset < starts[i + 1]]
     return generation, spans
 
 
@@ -372,8 +372,8 @@ def main() -> None:
         halves[f"{model}, other half"] = [s for s in check if s.model == model]
     tables = [data_table(samples), figures_table(fit, check), rule_table(halves), status_table(samples)]
     print("\n".join(line for table in tables for line in [*table, ""]))
-    told = [s for s in check if s.model in ("smollm2", "lookup, 2 layers")]
-    print(f"Sink mass, smollm2's tokens against the 2-layer model's, other half: AUC {interval(told, model_auc)}.")
+    compared = [s for s in check if s.model in ("smollm2", "lookup, 2 layers")]
+    print(f"Sink mass, smollm2's tokens against the 2-layer model's, other half: AUC {interval(compared, model_auc)}.")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def write_section(path: Path, title: str, lines: Sequence[str], *, introduction:
     head = f"## {title}\n"
     before, _, after = text.partition(head)
     after = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
-    told = "\n".join(lines)
-    print(f"{head}\n{told}", flush=True)
+    body = "\n".join(lines)
+    print(f"{head}\n{body}", flush=True)
     path.write_text(
-        f"{before.rstrip()}\n\n{head}\n{told.rstrip()}\n" + (f"\n{after}" if after else ""), encoding="utf-8"
+        f"{before.rstrip()}\n\n{head}\n{body.rstrip()}\n" + (f"\n{after}" if after else ""), encoding="utf-8"
     )

@@ -1,4 +1,4 @@
-"""The planner's estimate beside the measured peak, on the embedded model: `make memory` prints the table.
+"""The planner's estimate and the measured peak, on the embedded model: `make memory` prints the table.
 
 Every row runs in a process of its own: the model is loaded, two tokens are explained so that all code is there, then
 some targets are integrated with as many nodes as go through at once. What counts is the growth of the anonymous memory

@@ -1,7 +1,7 @@
 """How big the report's pages are and how fast they answer, in Chromium; writes benchmarks/REPORT.md.
 
-A page of 300 generated and 4,000 input tokens, with every method and a referee; an index of 5,000 records in one page,
-and one of 50,000 with data pages beside it. Made-up numbers: size and speed do not depend on them.
+A page of 300 generated and 4,000 input tokens, with every method and removals; an index of 5,000 records in one page,
+and one of 50,000 with separate data pages. Made-up numbers: size and speed do not depend on them.
 """
 
 from __future__ import annotations
@@ -153,11 +153,11 @@ def report(rows: list[tuple[str, str, str]], version: str) -> str:
         [
             "# Pages: size and speed",
             "",
-            "`make bench-report`. A page of 300 generated and 4,000 input tokens, every method and a referee; an index "
-            "of 5,000 records in one page, and one of 50,000 with data pages beside it. Numbers are made up.",
+            "`make bench-report`. A page of 300 generated and 4,000 input tokens, every method and removals; an index "
+            "of 5,000 records in one page, and one of 50,000 with separate data pages. Numbers are made up.",
             "",
             f"Chromium {version}, {processor()}, {os.cpu_count()} cores, load average {load:.1f} at the end: other "
-            "work ran beside it where that is above 1, and times are longer for it.",
+            "work ran at the same time if that is above 1, and times are longer for it.",
             "",
             "| what | measured | wanted |",
             "| --- | --- | --- |",

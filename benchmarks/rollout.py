@@ -92,7 +92,7 @@ def measure(method: str, tokens: int) -> dict[str, Any]:
 
 
 def lengths_table(lengths: Sequence[int], weighted: Sequence[int]) -> list[str]:
-    """Seconds and peak memory, beside what all eager maps at once would take."""
+    """Seconds and peak memory, and the memory that all eager maps at once would take."""
     lines = [
         f"## Time and memory, {TARGETS} targets\n",
         "| method | tokens | seconds | peak GiB of the process | of it before the method | eager maps, GiB |",
@@ -116,11 +116,13 @@ def ask(loaded: LoadedModel, question: Question) -> tuple[Generation, int, list[
     ends = np.cumsum([len(text) for text in generation.texts])
     whole = "".join(generation.texts)
     fact = whole.index(question.fact)
-    told = whole.index(question.value, fact)
-    said = whole.index(question.value, int(ends[generation.prompt_len - 1]))
+    stated_at = whole.index(question.value, fact)
+    answered_at = whole.index(question.value, int(ends[generation.prompt_len - 1]))
     # a token begins where the one before ends; the space in front belongs to the word
-    source = np.flatnonzero((ends > told) & (ends - [len(t) for t in generation.texts] < told + len(question.value)))
-    target = int(np.flatnonzero(ends > said)[0]) - generation.prompt_len
+    source = np.flatnonzero(
+        (ends > stated_at) & (ends - [len(t) for t in generation.texts] < stated_at + len(question.value))
+    )
+    target = int(np.flatnonzero(ends > answered_at)[0]) - generation.prompt_len
     return generation, target, source.tolist()
 
 

@@ -6,7 +6,7 @@ whatever device, and prints what its cost of a row comes to with more workers an
 Overheads and speed-ups are ratios within one run of the records' own times, so that a busy machine disturbs them less:
 a row's record says when its work began and ended. `window`: from the first beginning to the last end. `busy`: the
 sum over rows. overhead = window x workers / busy - 1. What comes before the window (starting Ray, loading the model in
-each worker) is told apart: it is paid once.
+each worker) is counted separately: it is paid once.
 """
 
 from __future__ import annotations
@@ -100,10 +100,13 @@ def make_recipe(model: Path, folder: Path, *, rows: int, longest: int, answer: i
     """Rows of different lengths, prompts of up to `longest` words and given answers of up to `answer`."""
     draw = random.Random(0)
 
-    def said(words: int) -> str:
+    def text_of(words: int) -> str:
         return " ".join(draw.choices(WORDS, k=words))
 
-    lines = [{"q": said(draw.randint(min(3, longest), longest)), "a": f" {said(1 + i % answer)}"} for i in range(rows)]
+    lines = [
+        {"q": text_of(draw.randint(min(3, longest), longest)), "a": f" {text_of(1 + i % answer)}"}
+        for i in range(rows)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     source = {"path": "rows.jsonl", "prompt": "{{ q }}", "response": "{{ a }}", "limit": rows}
     return Recipe.model_validate(
@@ -181,11 +184,11 @@ def engines(rows: int, folder: Path) -> list[str]:
             f"({100 * (model_says / each.window - 1):+.0f} %) |"
         )
     slower = runs[2].busy / sum(fixed + rate * cost for cost in runs[2].costs) - 1
-    told = (
+    note = (
         f"Cost of a row, fitted on the first line: {fixed:.3f} s + {1000 * rate:.3f} ms x tokens x targets. With two "
         f"workers of Ray on these two cores a row itself took {100 * slower:+.0f} % of that."
     )
-    return [*lines, "", told]
+    return [*lines, "", note]
 
 
 def writer(rows: int, folder: Path) -> list[str]:
@@ -297,8 +300,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if "engines" in asked.parts:
             write("Engines", [head, "", *engines(asked.rows, Path(scratch))])
-            told = project(Path(scratch) / "local1", asked.workers, asked.of, name="the first line above")
-            write("Computed, not measured", [head, "", *told])
+            note = project(Path(scratch) / "local1", asked.workers, asked.of, name="the first line above")
+            write("Computed, not measured", [head, "", *note])
         if "memory" in asked.parts:
             write("Memory", [head, "", *memory(asked.long, Path(scratch))])
         if "writer" in asked.parts:

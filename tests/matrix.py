@@ -114,18 +114,18 @@ def nodes(most: int) -> Settings:
 
 
 def roles_are_right(generation: Generation) -> bool:
-    said = dict.fromkeys(Role, "")
+    texts = dict.fromkeys(Role, "")
     for text, role in zip(generation.texts, generation.roles, strict=True):
-        said[role] += text
-    used = {role for role, text in said.items() if text}
+        texts[role] += text
+    used = {role for role, text in texts.items() if text}
     if generation.classes:
-        same = "".join(said[Role.USER].split()) == "".join(CHAT[1]["content"].split())  # word pieces drop spaces
-        named = said[Role.GENERATED] == CLASSES[generation.generated_ids[0]]
+        same = "".join(texts[Role.USER].split()) == "".join(CHAT[1]["content"].split())  # word pieces drop spaces
+        named = texts[Role.GENERATED] == CLASSES[generation.generated_ids[0]]
         return used == {Role.TEMPLATE, Role.USER, Role.GENERATED} and same and named
     if generation.source_len:
-        return used == {Role.TEMPLATE, Role.USER, Role.GENERATED} and said[Role.USER] == CHAT[1]["content"]
+        return used == {Role.TEMPLATE, Role.USER, Role.GENERATED} and texts[Role.USER] == CHAT[1]["content"]
     return used == {Role.TEMPLATE, Role.SYSTEM, Role.USER, Role.GENERATED} and all(
-        said[Role(message["role"])] == message["content"] for message in CHAT
+        texts[Role(message["role"])] == message["content"] for message in CHAT
     )
 
 
@@ -197,7 +197,7 @@ def rollout_is_reported(
 
 
 def main() -> int:
-    """Print the table; 1 where a row is not as it must be."""
+    """Print the table; 1 if a row is wrong."""
     print(f"{'architecture':23}{'roles':7}{'replayed':>10}{'converged':>11}{'gap':>9}{'rollout = eager':>17}  report")
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +205,7 @@ def main() -> int:
             row = run(case, Path(folder) / str(number))
             print(line(row), flush=True)
             wrong += [] if row.right else [case]
-    print(f"{len(CASES)} cases, {len(wrong)} not as they must be{': ' if wrong else ''}{', '.join(wrong)}")
+    print(f"{len(CASES)} cases, {len(wrong)} wrong{': ' if wrong else ''}{', '.join(wrong)}")
     return int(bool(wrong))
 
 

@@ -35,7 +35,7 @@ VOCABULARY = (
 
 @dataclass(frozen=True)
 class Lookup:
-    """One planted question: target t is told by the token `sources[t]` of the prompt; None where t is no answer."""
+    """One planted question: the token `sources[t]` of the prompt gives target t; None where t is no answer."""
 
     generation: Generation
     sources: tuple[int | None, ...]
@@ -50,12 +50,12 @@ def planted_tokenizer() -> PreTrainedTokenizerFast:
 def batch(rng: torch.Generator, size: int, *, asked: int) -> tuple[Tensor, Tensor]:
     """Sequences `<s> item item ... ?topic value ?topic value ...`, and the place of each answer's item."""
     values = torch.randint(VALUES, (size, TOPICS), generator=rng)
-    told = torch.rand(size, TOPICS, generator=rng).argsort(dim=1)  # the topic at each place
-    items = FIRST_ITEM + told * VALUES + values.gather(1, told)
+    order = torch.rand(size, TOPICS, generator=rng).argsort(dim=1)  # the topic at each place
+    items = FIRST_ITEM + order * VALUES + values.gather(1, order)
     topics = torch.rand(size, TOPICS, generator=rng).argsort(dim=1)[:, :asked]
     answers = torch.stack([FIRST_QUESTION + topics, FIRST_VALUE + values.gather(1, topics)], dim=2)
     ids = torch.cat([torch.full((size, 1), BOS), items, answers.flatten(1)], dim=1)
-    return ids, 1 + told.argsort(dim=1).gather(1, topics)
+    return ids, 1 + order.argsort(dim=1).gather(1, topics)
 
 
 def trained_lookup(*, layers: int = 2, seed: int = 0, steps: int = 600, at_least: float = 0.9) -> LoadedModel:
@@ -111,8 +111,8 @@ def lookups(loaded: LoadedModel, *, count: int, seed: int, asked: int = 2) -> li
     """New questions of which the model gets every answer right; `asked` answers each."""
     ids, sources = batch(torch.Generator().manual_seed(seed), 2 * count, asked=asked)
     with torch.no_grad():
-        said = loaded.model(ids[:, :-1], use_cache=False).logits[:, TOPICS + 1 :: 2].argmax(dim=2)
-    right = (said == ids[:, TOPICS + 2 :: 2]).all(dim=1)
+        answers = loaded.model(ids[:, :-1], use_cache=False).logits[:, TOPICS + 1 :: 2].argmax(dim=2)
+    right = (answers == ids[:, TOPICS + 2 :: 2]).all(dim=1)
     pairs = zip(ids[right][:count].tolist(), sources[right][:count].tolist(), strict=True)
     return [_lookup(row, where) for row, where in pairs]
 

@@ -17,7 +17,7 @@ FACTS = 5
 
 @dataclass(frozen=True)
 class Question:
-    """The value of `subject` is told by the sentence `fact` and by nothing else in the prompt."""
+    """Only the sentence `fact` of the prompt gives the value of `subject`."""
 
     prompt: str
     response: str

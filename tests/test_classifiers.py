@@ -189,9 +189,9 @@ def test_from_a_folder_to_the_report_and_back(folder: Path, tmp_path: Path) -> N
 
 def test_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     arguments = ["explain", "--model", str(folder), "--prompt", TEXT, "--out", str(tmp_path / "out"), "--json"]
-    told = CliRunner().invoke(app, [*arguments, "--response", "neutral"])
-    assert told.exit_code == 0, told.output
-    assert json.loads(told.stdout)["generation"]["answer"] == "neutral"
+    ended = CliRunner().invoke(app, [*arguments, "--response", "neutral"])
+    assert ended.exit_code == 0, ended.output
+    assert json.loads(ended.stdout)["generation"]["answer"] == "neutral"
 
 
 def test_what_works_is_said_before(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The rows of `make matrix` are as they must be."""
+"""Every row of `make matrix` is right."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_the_drop_is_the_difference(tiny_llama: LoadedModel) -> None:
         assert torch.allclose(scores.values[:, start:end].sum(dim=1), found.drop[:, unit], atol=1e-12)
 
 
-# what is taken away
+# which units are removed
 
 
 def test_template_bos_and_answer_belong_to_no_unit(tiny_llama: LoadedModel) -> None:
