@@ -164,11 +164,11 @@ def split_lines(path: Path) -> tuple[Iterator[bytes], int]:
     too long.
     """
     try:
-        stream = open_file(path.parent, path.name)
+        with open_file(path.parent, path.name) as stream:
+            torn, end = torn_bytes(stream), stream.seek(0, os.SEEK_END)
     except FileNotFoundError:
         return iter(()), 0
-    torn = torn_bytes(stream)
-    return _lines(stream, stream.seek(0, os.SEEK_END) - torn, path.name), torn
+    return _lines(path, end - torn), torn
 
 
 def torn_bytes(stream: BufferedReader) -> int:
@@ -184,13 +184,12 @@ def torn_bytes(stream: BufferedReader) -> int:
     return end
 
 
-def _lines(stream: BufferedReader, end: int, name: str) -> Iterator[bytes]:
-    with stream:
-        stream.seek(0)
+def _lines(path: Path, end: int) -> Iterator[bytes]:
+    with open_file(path.parent, path.name) as stream:
         while end > 0:
             line = stream.readline(min(LONGEST + 1, end))
             if len(line) > LONGEST:
-                raise UnreadableError(f"{name}: a line is longer than {LONGEST} bytes")
+                raise UnreadableError(f"{path.name}: a line is longer than {LONGEST} bytes")
             if not line.endswith(b"\n"):
                 return
             end -= len(line)
