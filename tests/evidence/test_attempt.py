@@ -111,7 +111,7 @@ def test_save_alone_leaves_a_record_too(explanation: Explanation, tmp_path: Path
     for n in (1, 2):
         save(explanation, tmp_path / "run")
         assert len(read_log(tmp_path / "run")) == n
-    assert "start is that of saving" in json.loads(read_log(tmp_path / "run")[0][1])["warnings"][-1]
+    assert "start is the start of saving" in json.loads(read_log(tmp_path / "run")[0][1])["warnings"][-1]
     verdict = verify(tmp_path / "run")
     assert [(f.severity, f.what) for f in verdict.findings] == [
         ("note", "3 files of earlier records were replaced by those of later ones")
