@@ -161,7 +161,7 @@ def test_the_position_rule() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"prompt": {"role": "user"}}, PromptError, "mapping with 'role'; expected text"),
+        ({"prompt": {"role": "user"}}, PromptError, "mapping with 'role'; expected a tokenizer's output"),
         ({"prompt": {"input_ids": [[1], [2]]}}, PromptError, "2 sequences of token ids came"),
         ({"prompt": ""}, PromptError, "prompt is empty"),
         ({"prompt": "a", "response": ""}, PromptError, "response is empty"),
@@ -172,7 +172,7 @@ def test_the_position_rule() -> None:
         (
             {"prompt": "a", "rollout": {"variant": "rollout"}},
             OptionError,
-            "'rollout' is unknown. Known: max_head_rollout",
+            "'rollout' is unknown. Did you mean 'min_head_rollout'? Known: ",
         ),
         ({"prompt": "a", "also": ["lyme"]}, OptionError, "unknown method 'lyme'. Did you mean 'lime'?"),
         ({"prompt": [{"role": "user", "content": ""}]}, OptionError, "--features all"),

@@ -47,7 +47,11 @@ PRESENCE = "llmxai_presence"
 """The name under which transformers finds our masks and our attention."""
 
 
-@method("deletion_path", needs={"gradients", "attentions"}, source="Aumann & Shapley 1974, on a presence in attention")
+@method(
+    "deletion_path",
+    needs={"gradients", "attentions"},
+    source="Aumann & Shapley 1974, as in Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365, on attention",
+)
 def deletion_path(
     loaded: LoadedModel,
     generation: Generation,
