@@ -235,7 +235,7 @@ def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -
     """The scores; where the method is not defined for the model, the reason in their place."""
     try:
         return work()
-    except UnsupportedModelError as error:
+    except (UnsupportedModelError, OptionError) as error:  # of options: the method's own defaults do not fit the model
         nothing = torch.zeros(generation.n_targets, len(generation.ids), dtype=torch.float64)
         reason = str(error)
         return Scores(name, nothing, nothing.bool(), signed=False, settings={"refused": reason}, refused=reason)

@@ -49,7 +49,9 @@ EXPLANATIONS: dict[str, Callable[[], Explanation]] = {
     "causal": causal,
     "given": lambda: explain(make_loaded("gpt2"), "The capital is", response=" Paris", settings=FEW),
     "classifier": lambda: explain(make_classifier(), "Hello there, how are you", settings=FEW),
-    "encoder-decoder": lambda: explain(make_encoder_decoder(), "The capital", max_new_tokens=3, settings=FEW),
+    "encoder-decoder": lambda: explain(
+        make_encoder_decoder(), "The capital", max_new_tokens=3, settings=replace(FEW, also=("lime", "leave_one_out"))
+    ),
     "hybrid": lambda: explain(
         make_loaded("lfm2"), "The capital", max_new_tokens=2, settings=replace(FEW, also=("lime", "max_head_rollout"))
     ),
@@ -127,6 +129,13 @@ def test_the_tensors_are_those_of_before_rounded_to_float32(saved: tuple[Explana
         assert torch.equal(loaded.effects.drop, explanation.effects.drop)
         assert torch.equal(loaded.effects.f_masked, explanation.effects.f_masked)
         assert torch.equal(loaded.effects.kept, explanation.effects.kept)
+
+
+def test_a_method_whose_defaults_do_not_fit_the_model_is_refused_and_the_rest_delivered() -> None:
+    explanation = EXPLANATIONS["encoder-decoder"]()
+    assert "cannot delete tokens from both sides" in (explanation.scores["lime"].refused or "")
+    assert explanation.scores["leave_one_out"].refused is None
+    assert list(to_json(explanation)["refusals"]) == ["lime"]
 
 
 def test_the_effects_and_the_method_leave_one_out_have_names_of_their_own(whole: Path) -> None:
@@ -246,7 +255,7 @@ def test_damage_is_one_clear_paragraph(whole: Path, tmp_path: Path, change: Chan
     change(document, maps)
     (tmp_path / "explanation.json").write_text(json.dumps(document), encoding="utf-8")
     save_file({name: np.ascontiguousarray(values) for name, values in maps.items()}, tmp_path / "maps.safetensors")
-    with pytest.raises(OutputError, match=r"does not hold what its schema promises|do not belong to this") as error:
+    with pytest.raises(OutputError, match=r"does not match its schema|do not belong to this") as error:
         load_explanation(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
