@@ -179,7 +179,7 @@ def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progr
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return compute
     tokens = len(generation.ids)
-    plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets)
+    plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
     return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)

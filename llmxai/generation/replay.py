@@ -52,7 +52,7 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
 
 
 def _tolerance(loaded: LoadedModel) -> float:
-    tolerance = TOLERANCE.get(loaded.dtype, QUANTISED_TOLERANCE)
+    tolerance = TOLERANCE.get(loaded.stored_dtype, QUANTISED_TOLERANCE)
     return max(tolerance, QUANTISED_TOLERANCE) if loaded.quantization else tolerance
 
 
@@ -65,7 +65,7 @@ def _require_match(loaded: LoadedModel, generation: Generation, result: Replay) 
         if abs(recorded - replayed) > result.tolerance * max(1.0, abs(recorded) / 10):
             raise ReplayError(
                 f"Generated token {t} ({generation.texts[generation.prompt_len + t]!r}) had log-prob {recorded:.4f} "
-                f"when generated and {replayed:.4f} when replayed; {result.tolerance} is allowed in {loaded.dtype}. "
+                f"when generated and {replayed:.4f} when replayed; {result.tolerance} is allowed for {loaded.stored_dtype}. "
                 f"So the explained model is not the one that answered: its weights or settings changed in between, "
                 f"or it is not deterministic (a dropped expert, a different kernel). Generate again with "
                 f"--dtype float32."

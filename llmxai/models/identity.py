@@ -30,7 +30,7 @@ def environment_of(loaded: LoadedModel) -> dict[str, Any]:
             "digest": weights_digest(loaded),
             "architecture": type(model).__name__,
             "parameters": model.num_parameters(),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "dtype": str(loaded.stored_dtype).removeprefix("torch."),
             "device": str(model.device),
             "quantization": loaded.quantization,
             "adapter": loaded.adapter,

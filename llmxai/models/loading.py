@@ -55,9 +55,17 @@ class LoadedModel:
     weight_digest: str | None = None
     """SHA-256 of the single weight file; None until `weight_files` are hashed, and for a model made in memory."""
     weight_files: tuple[Path, ...] = ()
+    computing: torch.dtype | None = None
+    """What it computes in, where that is not the dtype of its weights (llmxai/models/precision.py)."""
 
     @property
     def dtype(self) -> torch.dtype:
+        """What its activations are computed in."""
+        return self.computing or self.stored_dtype
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """What its weights are stored in."""
         return cast(torch.dtype, self.model.dtype)
 
     @property

@@ -211,7 +211,9 @@ def plan_memory(
     return plan
 
 
-def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan:
+def plan_for(
+    model: PreTrainedModel, *, tokens: int, targets: int, dtype: torch.dtype | None = None
+) -> MemoryPlan:
     """The plan for a model whose weights are in memory, on whatever devices its layers lie."""
     places = set(getattr(model, "hf_device_map", {"": model.device}).values())
     devices = [torch.device("cuda", place) if isinstance(place, int) else place for place in places - {"disk"}]
@@ -221,7 +223,7 @@ def plan_for(model: PreTrainedModel, *, tokens: int, targets: int) -> MemoryPlan
         model.config,
         tokens=tokens,
         targets=targets,
-        dtype=model.dtype,
+        dtype=dtype or model.dtype,
         weights=_largest_layer(model) if offloaded else 0,
         free=sum(free_memory(device) for device in accelerators or [torch.device("cpu")]),
         score_maps=score_maps_of(model),
