@@ -36,13 +36,37 @@ class Role(StrEnum):
 
 
 class Status(StrEnum):
-    """How the explanation of one generated token may be read (docs/crosscheck.md)."""
+    """Whether the sources of one generated token can be trusted: the first answer of the verdict.
 
+    `confirmed`: computed accurately, and what the gradients put first matters when it is removed. `contradicted`:
+    computed accurately, and removal shows otherwise. `undecided`: no removal matters, or too little could be removed.
+    `unconverged`: not computed accurately enough to rank the sources. The others are of rules up to 3, in old records.
+    """
+
+    CONFIRMED = "confirmed"
+    CONTRADICTED = "contradicted"
+    UNDECIDED = "undecided"
+    UNCONVERGED = "unconverged"
     AGREE = "agree"
     DILUTED = "diluted"
     DISAGREE = "disagree"
-    UNCONVERGED = "unconverged"
     UNCHECKED = "unchecked"
+
+
+CURRENT = (Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED, Status.UNCONVERGED)
+"""What rule 4 gives."""
+
+
+class AttentionStatus(StrEnum):
+    """Whether attention rollout can be read for one generated token: the second answer of the verdict.
+
+    `readable`: it differs from what mask and depth alone give. `diluted`: it does not, which is normal for deep
+    decoders. `refused`: the model has layers without softmax attention.
+    """
+
+    READABLE = "readable"
+    DILUTED = "diluted"
+    REFUSED = "refused"
 
 
 OUTLETS: dict[str, Callable[..., Any]] = {}

@@ -210,6 +210,8 @@ class Removal:
     """What is removed at a time: token, word, sentence, or auto (words; larger pieces in a long prompt)."""
     operator: str = "delete"
     """`delete` takes tokens out, `baseline` puts a neutral token's embedding in their place, `mean` the mean one."""
+    answer: bool = True
+    """Hide the answer's earlier words, and words with all their mentions, as well."""
     subsets: int = 64
     """Random subsets, each of which keeps half of the units."""
     baseline: str = "space"

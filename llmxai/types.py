@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
+from llmxai.names import Unit
 from llmxai.text import quoted
 
 
@@ -288,33 +291,49 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """Log-probs of the targets with units of the prompt removed: the evidence that the referee reads.
+    """What removing parts of the prompt, and of the answer's earlier words, does to every target.
 
-    A unit is a half-open token range (a token, word or sentence). Unit u is visible to target t if it ends at or
-    before t's predicting position; units that are not visible are never counted as removed for it.
+    Parts of the prompt are taken out (or replaced: see `operator`), one by one and in random halves. Earlier words of
+    the answer, and words together with all their mentions, are hidden from the tokens behind them.
+    A unit is a half-open token range (a token, word or sentence).
     """
 
     operator: str
     """`delete` (the tokens are taken out), `baseline` (neutral token's embedding) or `mean` (mean embedding)."""
-    units: tuple[tuple[int, int], ...]
+    units: tuple[Unit, ...]
+    """Of the prompt."""
     kept: Bool[Tensor, "mask unit"]
     """Which units are kept in each random subset."""
     f_full: Float[Tensor, " target"]
     f_masked: Float[Tensor, "target mask"]
-    """Nats, one a random subset."""
+    """F (nats) of each random subset."""
     f_without: Float[Tensor, "target unit"]
-    """Nats, one a unit left out alone; `f_full` where the unit is not visible to the target."""
+    """F (nats) with one unit left out alone."""
     settings: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"
-        largest = float(self.drop.max()) if self.drop.numel() else 0.0
-        return f"Effects({self.operator}, {sizes}, largest drop {largest:.3g} nats)"
+    hidden: tuple[tuple[Unit, ...], ...] = ()
+    """Sets of ranges that are hidden together: one word of the answer, or a word with all its mentions."""
+    f_hidden: Float[Tensor, "target hidden"] | None = None
+    """F with each set hidden from what follows; NaN for a target before it, or inside one of its words."""
+    effect: Float[Tensor, "target unit"] | None = None
+    """Mean fall of F (nats) over random halves of the other units when the unit is removed (its Banzhaf value), estimated
+    by a ridge regression on the subsets."""
+    low: Float[Tensor, "target unit"] | None = None
+    """Lower end of the 90 % interval of `effect`."""
+    high: Float[Tensor, "target unit"] | None = None
+    ceiling: tuple[float | None, ...] = ()
+    """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
 
     @property
     def drop(self) -> Float[Tensor, "target unit"]:
-        """Leave-one-out: how much the target's log-prob falls (nats) when the unit goes."""
+        """Leave-one-out: how much F falls (nats) when the unit alone is removed."""
         return self.f_full[:, None] - self.f_without
+
+    @property
+    def hidden_drop(self) -> Float[Tensor, "target hidden"]:
+        """How much F falls (nats) when a set is hidden; NaN where it is not defined."""
+        if self.f_hidden is None:
+            return torch.zeros(len(self.f_full), 0, dtype=torch.float64)
+        return self.f_full[:, None] - self.f_hidden
 
 
 @dataclass(frozen=True)

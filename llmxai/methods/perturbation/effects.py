@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 
@@ -11,15 +12,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llmxai.errors import UnsupportedModelError
+from llmxai.methods.gradients.deletion_path import presence_path
 from llmxai.methods.perturbation.removal import f_of_masks
-from llmxai.methods.perturbation.units import prompt_units
+from llmxai.methods.perturbation.units import hidden_sets, prompt_units
 from llmxai.methods.registry import method
-from llmxai.methods.targets import Target, kinds, seen_by, targets_of
-from llmxai.models import LoadedModel
-from llmxai.models.memory import ChunkSize
-from llmxai.names import Progress, quiet
+from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, targets_of
+from llmxai.models import LoadedModel, frozen_eval
+from llmxai.models.memory import ChunkSize, within_memory
+from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
+from llmxai.stats import LinearFit, ridge_with_prior
 from llmxai.types import Effects, Generation, Scores
+
+CONFIDENCE = 0.9
+"""Of the intervals of effects."""
+CONSTANT = 1e-12
+"""Variance (nats squared) of F under which it does not depend on what is removed."""
 
 
 def measure_effects(
@@ -55,11 +64,14 @@ def measure_effects(
         progress=progress,
     )
     known = len(whole)
+    f_full = f[:, 0] if f_input is None else f_input.double()
+    sets = hidden_sets(generation) if removal.answer else ()
+    hidden = f_of_hidden(loaded, generation, targets_of(generation, targets), sets, size=size) if sets else None
     return Effects(
         operator=removal.operator,
         units=units,
         kept=kept,
-        f_full=f[:, 0] if f_input is None else f_input.double(),
+        f_full=f_full,
         f_without=f[:, known : known + len(units)],
         f_masked=f[:, known + len(units) :],
         settings={
@@ -70,7 +82,85 @@ def measure_effects(
             "chunk_tokens": size.tokens,
             "chunk_halvings": size.halvings,
         },
+        hidden=sets if hidden is not None else (),
+        f_hidden=hidden,
     )
+
+
+def f_of_hidden(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: Sequence[Target],
+    sets: Sequence[Sequence[Unit]],
+    *,
+    size: ChunkSize,
+) -> Float[Tensor, "target hidden"] | None:
+    """F of every target with each set of ranges hidden from the tokens behind it; None where a model allows no mask.
+
+    NaN for a target in front of a set, and for one inside a word of it: a target's own word always stays. One forward
+    pass per set serves all targets.
+    """
+    try:
+        path = presence_path(loaded, generation, features="all")
+    except UnsupportedModelError:
+        return None
+    rows = TargetRows.of(targets)
+    seen = max(rows.positions) + 1
+    presence = torch.zeros(len(sets), seen, dtype=path.input.dtype, device=path.input.device)
+    for number, ranges in enumerate(sets):
+        for start, end in ranges:
+            presence[number, start:end] = -torch.inf
+    parts: list[Tensor] = []
+    with frozen_eval(loaded.model), torch.no_grad(), path.attached(loaded.model):
+        while (done := sum(map(len, parts))) < len(sets):
+            chosen = presence[done : done + max(1, size.tokens // seen)]
+
+            def values(chosen: Tensor = chosen) -> Tensor:
+                logits = path.logits(loaded, chosen, positions=rows.positions, live=slice(0, seen), prefix=None)
+                return rows.values(logits).double().cpu()
+
+            try:
+                part = within_memory(values, size=size, each=seen, items=len(chosen))
+            except UnsupportedModelError:
+                return None
+            parts += [] if part is None else [part]
+    found = torch.cat(parts).T.contiguous()
+    for t, target in enumerate(targets):
+        said = [position + 1 for position in target.positions]
+        for number, ranges in enumerate(sets):
+            inside = any(start < place < end for start, end in ranges for place in said)
+            if inside or min(start for start, _ in ranges) > target.last:
+                found[t, number] = torch.nan
+    return found
+
+
+def estimated(effects: Effects, prior: Scores | None) -> Effects:
+    """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
+
+    From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores.
+    """
+    if not len(effects.kept):
+        return effects
+    x = effects.kept.double().numpy()
+    fits = []
+    for t in range(len(effects.f_full)):
+        mean = np.zeros(len(effects.units))
+        if prior is not None and prior.refused is None:
+            mean = np.array([float(prior.values[t, start:end].sum()) for start, end in effects.units])
+        fits.append(ridge_with_prior(x, effects.f_masked[t].numpy(), mean))
+    ends = [fit.interval(CONFIDENCE) for fit in fits]
+    return replace(
+        effects,
+        effect=torch.from_numpy(np.stack([fit.mean for fit in fits])),
+        low=torch.from_numpy(np.stack([low for low, _ in ends])),
+        high=torch.from_numpy(np.stack([high for _, high in ends])),
+        ceiling=tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits)),
+    )
+
+
+def _explained(fit: LinearFit, f: Float[np.ndarray, " mask"]) -> float | None:
+    variance = float(np.var(f))
+    return max(0.0, 1 - fit.noise**2 / variance) if variance > CONSTANT else None
 
 
 def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"]:

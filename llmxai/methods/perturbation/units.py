@@ -62,3 +62,24 @@ def _runs(pieces: Sequence[Unit], most: int) -> list[Unit]:
             found.append((start, end))
             size = 1
     return found
+
+
+def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
+    """What is hidden from the tokens behind it: each earlier word of the answer, and each word with all its mentions.
+
+    The answer's last word has nothing behind it. Longer answers are cut into sentences, as prompts are. Mentions are
+    words with the same letters and digits, whatever their case, in the prompt's content or the answer.
+    """
+    first = generation.prompt_len
+    words = [word for word in generation.words if generation.roles[word[0]] in CONTENT]
+    own = [word for word in words if word[0] >= first and word[1] < len(generation.ids)]
+    if len(own) > MOST_UNITS:
+        own, _ = _not_too_many(generation, own)
+    mentions: dict[str, list[Unit]] = {}
+    for start, end in words:
+        text = "".join(c for c in "".join(generation.texts[start:end]).casefold() if c.isalnum())
+        if text:
+            mentions.setdefault(text, []).append((start, end))
+    repeated = [tuple(places) for places in mentions.values() if len(places) > 1]
+    repeated.sort(key=len, reverse=True)
+    return (*((word,) for word in own), *repeated[:MOST_UNITS])

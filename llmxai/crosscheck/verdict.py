@@ -1,0 +1,158 @@
+"""The verdict of one generated token: can its sources be trusted, and can attention be read? (docs/crosscheck.md)
+
+Rule 4. The gradients' first unit is held against what was measured by removal. The thresholds come from `make
+calibrate`, which also gives the error rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmxai.names import AttentionStatus, Status, Unit
+from llmxai.types import Dilution, Effects, Generation, Scores
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Thresholds of the verdict."""
+
+    version: int = 4
+    most_sink: float = 0.55
+    """Share of the row on position 0, above which rollout is diluted."""
+    least_divergence: float = 0.007
+    """Bits from the uniform-causal null, below which rollout is diluted."""
+    significance: float = 0.05
+    """Corrected p-value of the rank correlation of rollout and gradients, up to which they are said to agree."""
+    top_k: int = 5
+    least_effect: float = 0.5
+    """Nats by which F falls at least without a unit that matters."""
+    effect_share: float = 0.3
+    """Share of the largest effect that a unit reaches which matters; under it, a unit is said not to matter."""
+    least_units: int = 3
+    """Units that could be removed, at least, for a verdict on their order."""
+
+
+RULE = Rule()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A unit that a target could depend on: what the gradients give it, and what removing it does."""
+
+    tokens: tuple[Unit, ...]
+    """The unit; with its other mentions where hiding all of them does more."""
+    score: float
+    """Sum of its gradient contributions (nats)."""
+    effect: float
+    """Fall of F (nats) when it is removed, or hidden with all its mentions, whichever is larger."""
+    low: float
+    high: float
+    """90 % interval of `effect`; equal to it where it was measured by one removal."""
+
+
+def candidates(generation: Generation, gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
+    """Every unit that target `t` could depend on, by the gradients' order, largest contribution first."""
+    row = gradients.values[t]
+    hidden = dict(zip(effects.hidden, effects.hidden_drop[t].tolist(), strict=True))
+    together = {one: mentions for mentions in hidden if len(mentions) > 1 for one in mentions}
+    alone = {unit: _estimate(effects, t, number) for number, unit in enumerate(effects.units)}
+    alone |= {one[0]: (drop, drop, drop) for one, drop in hidden.items() if len(one) == 1 and not math.isnan(drop)}
+    found = []
+    for unit, (effect, low, high) in alone.items():
+        tokens: tuple[Unit, ...] = (unit,)
+        joint = hidden[together[unit]] if unit in together else math.nan
+        if not math.isnan(joint) and joint > effect:
+            tokens, effect, low, high = together[unit], joint, joint, joint
+        found.append(Candidate(tokens, float(row[unit[0] : unit[1]].sum()), effect, low, high))
+    del generation
+    return sorted(found, key=lambda one: -one.score)
+
+
+def _estimate(effects: Effects, t: int, unit: int) -> tuple[float, float, float]:
+    """The estimate with its interval; the single removal where there are no random subsets."""
+    if effects.effect is None or effects.low is None or effects.high is None:
+        drop = float(effects.drop[t, unit])
+        return drop, drop, drop
+    return float(effects.effect[t, unit]), float(effects.low[t, unit]), float(effects.high[t, unit])
+
+
+def sources_verdict(
+    generation: Generation, gradients: Scores, effects: Effects | None, t: int, *, rule: Rule = RULE
+) -> tuple[Status, str]:
+    """Whether the sources of target `t` can be trusted, and one plain sentence that says why."""
+    certificate = gradients.certificate
+    assert certificate is not None
+    error, converged = float(certificate.local_error[t]), certificate.converged[t]
+    falls = "log-probability" if generation.foil_of(t) is None else "lead over the foil"
+    found = [] if effects is None else candidates(generation, gradients, effects, t)
+    margin = found[0].score - found[1].score if len(found) > 1 else 0.0
+    if not converged and error > margin / 2:
+        return Status.UNCONVERGED, (
+            f"The contributions may be off by {error:.2g} nats, which is too much to say which source comes first."
+        )
+    if effects is None:
+        return Status.UNDECIDED, "Nothing was removed, so the contributions were not checked."
+    if len(found) < rule.least_units:
+        return Status.UNDECIDED, f"Only {len(found)} parts of the text could be removed: too few to compare."
+    first, strongest = found[0], max(found, key=lambda one: one.effect)
+    largest = strongest.effect
+    if strongest.low < rule.least_effect:
+        return Status.UNDECIDED, (
+            f"No single removal lowers the {falls} by {rule.least_effect:g} nats (the largest effect is "
+            f"{largest:.2g}): no one word decides this token."
+        )
+    named, other = _named(generation, first), _named(generation, strongest)
+    if first.low >= max(rule.least_effect, rule.effect_share * largest):
+        return Status.CONFIRMED, (
+            f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats."
+        )
+    if first.high < rule.effect_share * largest:
+        return Status.CONTRADICTED, (
+            f"The contributions put {named} first, but removing it changes the {falls} by only {first.effect:.2g} "
+            f"nats; without {other} it falls by {largest:.2g}."
+        )
+    return Status.UNDECIDED, (
+        f"The contributions put {named} first; its effect of {first.effect:.2g} nats ({first.low:.2g} to "
+        f"{first.high:.2g}) is too uncertain next to that of {other} ({largest:.2g})."
+    )
+
+
+def attention_verdict(dilution: Dilution | None, *, rule: Rule = RULE) -> tuple[AttentionStatus, str]:
+    """Whether plain attention rollout can be read for a target, and why not."""
+    if dilution is None:
+        return AttentionStatus.REFUSED, "Attention rollout is not defined for this model."
+    if why := why_diluted(dilution, rule):
+        return AttentionStatus.DILUTED, f"{why}: do not read attention here."
+    return AttentionStatus.READABLE, "Attention rollout differs from what the mask and the depth alone would give."
+
+
+def why_diluted(dilution: Dilution, rule: Rule = RULE) -> str | None:
+    """The reason why a rollout row counts as diluted, or None."""
+    if dilution.sink_mass > rule.most_sink:
+        return f"Attention rollout puts {dilution.sink_mass:.1%} of its mass on the first token"
+    if dilution.null_divergence < rule.least_divergence:
+        return (
+            f"Attention rollout is {dilution.null_divergence:.3f} bits from what the mask and the depth alone would "
+            f"give ({rule.least_divergence:g} is needed)"
+        )
+    return None
+
+
+def answer_verdict(statuses: Sequence[Status]) -> Status:
+    """The verdict of the whole answer, over the words that are decided: that of most of them.
+
+    `unconverged` where no word is accurate, `undecided` where none is decided, `contradicted` where as many are
+    contradicted as confirmed.
+    """
+    confirmed, contradicted = statuses.count(Status.CONFIRMED), statuses.count(Status.CONTRADICTED)
+    if confirmed or contradicted:
+        return Status.CONFIRMED if confirmed > contradicted else Status.CONTRADICTED
+    return Status.UNCONVERGED if statuses and all(s == Status.UNCONVERGED for s in statuses) else Status.UNDECIDED
+
+
+def _named(generation: Generation, candidate: Candidate) -> str:
+    start, end = candidate.tokens[0]
+    text = "".join(generation.texts[start:end]).strip()
+    return f"{text!r}" if len(candidate.tokens) == 1 else f"all {len(candidate.tokens)} mentions of {text!r}"

@@ -1,0 +1,133 @@
+"""What is stored in 16 bits computes in float32, and nothing of it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, ENCODER_DECODERS, answered, make_encoder_decoder, make_loaded
+from torch import nn
+
+from llmxai.generation import replay
+from llmxai.methods import layer_integrated_gradients
+from llmxai.models import LoadedModel, embed, forward_logits
+from llmxai.models import precision as module
+from llmxai.models.precision import full_precision, widened
+
+SCALE = 0.1
+
+
+def logits(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        x = embed(loaded.model, ids)[None]
+        return forward_logits(loaded.model, x, positions=range(len(ids)))
+
+
+def marks(model: nn.Module) -> dict[str, object]:
+    """All that could stay behind."""
+    return {
+        "dtypes": {name: p.dtype for name, p in model.named_parameters()},
+        "ids": {name: id(p) for name, p in model.named_parameters()},
+        "forwards": {name: m.__dict__.get("forward") for name, m in model.named_modules()},
+        "compute": {name: getattr(m, "compute_dtype", None) for name, m in model.named_modules()},
+        "products": torch.get_float32_matmul_precision(),
+    }
+
+
+@contextmanager
+def in_place(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadedModel]:
+    """Widened module by module, as where no copy fits."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "copy_fits", lambda _loaded: False)
+        with full_precision(loaded) as exact:
+            yield exact
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_place_equals_a_copy(architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded(architecture, dtype=dtype, initializer_range=SCALE)
+    ids = list(range(10, 18))
+    before = marks(loaded.model)
+    with full_precision(loaded) as copied:
+        assert copied.model is not loaded.model
+        want = logits(copied, ids)
+    with in_place(loaded, monkeypatch) as exact:
+        assert exact.model is loaded.model
+        assert exact.dtype == torch.float32
+        got = logits(exact, ids)
+    assert got.dtype == want.dtype == torch.float32
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+    assert marks(loaded.model) == before
+
+
+def test_a_copy_is_the_stored_weights_in_float32() -> None:
+    loaded = make_loaded("llama", dtype=torch.bfloat16, initializer_range=SCALE)
+    with full_precision(loaded) as exact:
+        for (name, wide), (_, stored) in zip(
+            exact.model.named_parameters(), loaded.model.named_parameters(), strict=True
+        ):
+            assert wide.dtype == torch.float32, name
+            assert torch.equal(wide, stored.float()), name
+        assert exact.stored_dtype == torch.float32
+        assert loaded.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_models_are_given_back(dtype: torch.dtype) -> None:
+    loaded = make_loaded("gpt2", dtype=dtype)
+    with full_precision(loaded) as exact:
+        assert exact is loaded
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("architecture", [*ENCODER_DECODERS])
+def test_encoder_decoders(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_encoder_decoder(architecture)
+    loaded.model.to(torch.bfloat16)
+    x = torch.arange(10, 20).tolist()
+    found = []
+    for context in (full_precision(loaded), in_place(loaded, monkeypatch)):
+        with context as exact, torch.no_grad():
+            embeds = embed(exact.model, x)[None]
+            found.append(forward_logits(exact.model, embeds, positions=[6, 7, 8, 9], source=6))
+    assert (found[0] - found[1]).abs().max() < 2e-2 * found[0].abs().max()  # T5 casts to its weights' dtype inside
+
+
+def test_nothing_stays_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama", dtype=torch.bfloat16)
+    before = marks(loaded.model)
+    with pytest.raises(RuntimeError, match="on purpose"), in_place(loaded, monkeypatch):
+        raise RuntimeError("on purpose")
+    assert marks(loaded.model) == before
+
+
+def test_gradients_through_widened_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama", dtype=torch.bfloat16, initializer_range=SCALE)
+    generation = answered(loaded)
+    values = []
+    for context in (full_precision(loaded), in_place(loaded, monkeypatch)):
+        with context as exact:
+            values.append(layer_integrated_gradients(exact, generation, n_steps=3).values)
+    assert (values[0] - values[1]).abs().max() < 1e-5 * values[0].abs().max()
+
+
+def test_a_bfloat16_model_converges_as_its_float32_copy_does() -> None:
+    loaded = make_loaded("llama", dtype=torch.bfloat16, initializer_range=SCALE)
+    generation = answered(loaded)
+    with full_precision(loaded) as exact:
+        f = torch.tensor(replay(exact, generation).f, dtype=torch.float64)
+        scores = layer_integrated_gradients(exact, generation, f_input=f)
+    assert scores.certificate is not None
+    assert all(scores.certificate.converged)
+    assert torch.isfinite(scores.values).all()
+
+
+def test_widened_leaves_float32_modules_alone() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(torch.bfloat16))
+    with widened(model):
+        assert "forward" not in model[0].__dict__
+        assert model(torch.ones(1, 2)).dtype == torch.float32
+    assert "forward" not in model[1].__dict__
