@@ -65,7 +65,8 @@ def _require_match(loaded: LoadedModel, generation: Generation, result: Replay) 
         if abs(recorded - replayed) > result.tolerance * max(1.0, abs(recorded) / 10):
             raise ReplayError(
                 f"Generated token {t} ({generation.texts[generation.prompt_len + t]!r}) had log-prob {recorded:.4f} "
-                f"when generated and {replayed:.4f} when replayed; {result.tolerance} is allowed for {loaded.stored_dtype}. "
+                f"when generated and {replayed:.4f} when replayed; {result.tolerance} is allowed "
+                f"for {loaded.stored_dtype}. "
                 f"So the explained model is not the one that answered: its weights or settings changed in between, "
                 f"or it is not deterministic (a dropped expert, a different kernel). Generate again with "
                 f"--dtype float32."
