@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -12,14 +13,12 @@ import torch
 
 from llmxai.crosscheck import RULE, cross_check
 from llmxai.errors import OptionError, UnsupportedModelError
-from llmxai.explanation import GRADIENTS, ROLLOUT, Explanation
+from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
 from llmxai.generation import answer, generate_many, replay
 from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of
 from llmxai.methods import (
     METHODS,
-    Target,
-    attention_rollout,
-    layer_integrated_gradients,
+    estimated,
     measure_effects,
     require_method,
     token_targets,
@@ -29,9 +28,17 @@ from llmxai.methods.features import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
+from llmxai.models.precision import full_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Generation, Scores
+from llmxai.types import Generation, Replay, Scores
+
+STAGES = {
+    GRADIENTS: "integrating gradients",
+    DELETION: "integrating the deletion path",
+    ROLLOUT: "rolling out attention",
+}
+"""What progress calls the methods that are always computed."""
 
 
 def explain(
@@ -54,7 +61,8 @@ def explain(
     differ is explained as a contrast. `max_new_tokens` is short for `decoding`'s.
 
     Where attention rollout or its variant is not defined for the model (linear attention, state space), it is refused
-    with the reason (`Scores.refused`), the rest is delivered, and the status says `unchecked`.
+    with the reason (`Scores.refused`), and the rest is delivered.
+    A model that is stored in 16 bits computes in float32 (`Compute.precision`).
 
     >>> explain("smollm2", "The capital of France is", max_new_tokens=4)
 
@@ -66,46 +74,85 @@ def explain(
     progress("generating", 0, 1)
     asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
+    with full_precision(loaded) if settings.compute.precision == "float32" else nullcontext(loaded) as exact:
+        return explained(exact, generation, settings, environment=environment_of(loaded), progress=progress)
+
+
+def explained(
+    loaded: LoadedModel,
+    generation: Generation,
+    settings: Settings,
+    *,
+    environment: Mapping[str, Any],
+    progress: StageProgress = quiet,
+) -> Explanation:
+    """Everything that is measured for an answer, by a model that computes as precisely as it shall."""
     targets = token_targets(generation)
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
     f_input = torch.tensor(replayed.f, dtype=torch.float64)
     compute = planned(loaded, generation, settings.compute, progress)
-    gradients = layer_integrated_gradients(
-        loaded,
-        generation,
-        targets=targets,
-        features=settings.features,
-        **vars(settings.gradients),
-        compute=compute,
-        f_input=f_input,
-        progress=partial(progress, "integrating gradients"),
-    )
-    rollout = _rollout(loaded, generation, targets, settings, progress)
-    known = {"compute": compute, "f_input": f_input}
-    others = {name: _other(loaded, generation, targets, settings, name, progress, known) for name in _others(settings)}
+    known = {"targets": targets, "features": settings.features, "compute": compute, "f_input": f_input}
+
+    def scored(name: str, **options: Any) -> Scores:
+        entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
+        progress(stage, 0, 1)
+        given = {key: value for key, value in known.items() if entry.accepts(key)}
+        if entry.accepts("progress"):
+            given["progress"] = partial(progress, stage)
+        return _or_refused(name, generation, partial(entry.function, loaded, generation, **given, **options))
+
+    asked = settings.rollout
+    gradients = scored(GRADIENTS, **vars(settings.gradients))
+    deletion = scored(DELETION, **vars(settings.deletion))
+    rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
+    scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}
+    for name in (asked.variant, *settings.also):
+        if name not in scores:
+            scores[name] = scored(name)
     effects = None
     if settings.removal is not None:
-        watched = partial(progress, "removing parts of the prompt")
+        watched = partial(progress, "removing parts of the text")
         watched(0, 1)
         effects = measure_effects(
             loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
         )
-    scores = {GRADIENTS: gradients, ROLLOUT: rollout, **others}
-    variant = scores[settings.rollout.variant]
+        effects = estimated(effects, prior=deletion)
+    variant = scores[asked.variant]
     return Explanation(
         generation=generation,
         replay=replayed,
         scores=scores,
         effects=effects,
         checks=cross_check(
-            generation, targets, gradients=gradients, rollout=rollout, variant=variant, effects=effects, rule=RULE
+            generation,
+            targets,
+            gradients=gradients,
+            deletion=deletion,
+            rollout=rollout,
+            variant=variant,
+            effects=effects,
+            rule=RULE,
         ),
         settings=settings,
-        computed=_computed(gradients, rollout, variant) | {"replay_tolerance": replayed.tolerance},
-        environment=environment_of(loaded),
+        computed=_computed(gradients, rollout, variant)
+        | {"replay_tolerance": replayed.tolerance, "precision": _precision(loaded, generation, replayed)},
+        environment=environment,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _precision(loaded: LoadedModel, generation: Generation, replayed: Replay) -> dict[str, Any]:
+    """What the weights are stored in, what was computed in, and how far the log-probs are from those recorded."""
+    recorded = generation.logprobs
+    largest = None
+    if recorded is not None:
+        largest = max(abs(a - b) for a, b in zip(recorded, replayed.logprobs, strict=True))
+    return {
+        "stored": str(loaded.stored_dtype).removeprefix("torch."),
+        "computed": str(loaded.dtype).removeprefix("torch."),
+        "largest_difference": largest,
+    }
 
 
 def explain_many(
@@ -183,52 +230,6 @@ def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progr
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
     return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
-
-
-def _rollout(
-    loaded: LoadedModel,
-    generation: Generation,
-    targets: tuple[Target, ...],
-    settings: Settings,
-    progress: StageProgress,
-) -> Scores:
-    progress("rolling out attention", 0, 1)
-    asked = settings.rollout
-    work = partial(
-        attention_rollout,
-        loaded,
-        generation,
-        targets=targets,
-        residual=asked.residual,
-        head_fusion=asked.head_fusion,
-    )
-    return _or_refused(ROLLOUT, generation, work)
-
-
-def _others(settings: Settings) -> list[str]:
-    """The rollout variant, and the methods that were asked for as well."""
-    return [
-        name for name in dict.fromkeys((settings.rollout.variant, *settings.also)) if name not in (GRADIENTS, ROLLOUT)
-    ]
-
-
-def _other(
-    loaded: LoadedModel,
-    generation: Generation,
-    targets: tuple[Target, ...],
-    settings: Settings,
-    name: str,
-    progress: StageProgress,
-    known: Mapping[str, Any],
-) -> Scores:
-    """One more method of the table, at its own defaults. `known`: what it need not find out itself, if it takes it."""
-    entry, stage = METHODS[name], name.replace("_", " ")
-    progress(stage, 0, 1)
-    options: dict[str, Any] = {"features": settings.features} if "features" in entry.options else {}
-    options |= {parameter: value for parameter, value in known.items() if entry.accepts(parameter)}
-    if entry.accepts("progress"):
-        options["progress"] = partial(progress, stage)
-    return _or_refused(name, generation, partial(entry.function, loaded, generation, targets=targets, **options))
 
 
 def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GRADIENTS = "layer_integrated_gradients"
 ROLLOUT = "attention_rollout"
+DELETION = "deletion_path"
 GROUPINGS = ("token", "word", "sentence")
 FORMS = ("long", "wide")
 LONGEST_REPR = 24
@@ -40,11 +41,10 @@ LONG_COLUMNS = {
 }
 """Columns of the long table, with their dtypes."""
 CAREFUL = {
-    Status.UNCONVERGED: "the gradients are not exact enough to be read",
-    Status.DISAGREE: "the methods contradict each other or the removals",
-    Status.DILUTED: "attention rollout cannot be read",
-    Status.UNCHECKED: "attention rollout is refused, so no second method checks the gradients",
-    Status.AGREE: "both methods put the same sources first",
+    Status.UNCONVERGED: "the contributions are not exact enough to rank the sources",
+    Status.CONTRADICTED: "removing words shows other sources than the contributions",
+    Status.UNDECIDED: "no single word decides it",
+    Status.CONFIRMED: "what comes first matters when it is removed",
 }
 """Statuses in words, the one that needs the most care first."""
 
@@ -239,6 +239,11 @@ class Explanation:
         return self.scores[GRADIENTS]
 
     @property
+    def deletion(self) -> Scores:
+        """Deletion-path integrated gradients: what each token's being seen contributes."""
+        return self.scores[DELETION]
+
+    @property
     def rollout(self) -> Scores:
         return self.scores[ROLLOUT]
 
@@ -249,7 +254,7 @@ class Explanation:
     @property
     def also(self) -> dict[str, Scores]:
         """The scores of the methods that `settings.also` names."""
-        core = (GRADIENTS, ROLLOUT, self.settings.rollout.variant)
+        core = (GRADIENTS, DELETION, ROLLOUT, self.settings.rollout.variant)
         return {name: scores for name, scores in self.scores.items() if name not in core}
 
     @property
@@ -271,6 +276,17 @@ class Explanation:
 
     def __hash__(self) -> int:
         return hash((self.created, self.generation.ids))
+
+    def answer_words(self) -> list[TokenView]:
+        """The words of the answer that say something: neither its end mark nor punctuation alone."""
+        generation, first = self.generation, self.generation.prompt_len
+        found = []
+        for start, end in generation.words:
+            text = "".join(generation.texts[start:end])
+            ends = generation.stop == "eos" and end == len(generation.ids)
+            if start >= first and not ends and any(c.isalnum() for c in text):
+                found.append(TokenView(self, (start - first, end - first)))
+        return found
 
     def __len__(self) -> int:
         return self.generation.n_targets

@@ -20,6 +20,7 @@ BASELINES = ("space", "zero", "eos", "pad", "mask", "mean")
 OPERATORS = ("delete", "baseline", "mean")
 UNITS = ("auto", "token", "word", "sentence")
 FUSIONS = ("mean", "max", "min")
+PRECISIONS = ("float32", "stored")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LEAST_NODES = 4
 """Nodes of one panel of a path."""
@@ -235,6 +236,8 @@ class Compute:
 
     __pydantic_config__ = STRICT
 
+    precision: str = "float32"
+    """What a model that is stored in 16 bits, or in 4 with 16-bit products, computes in: `float32`, or `stored`."""
     gradient_dtype: str | None = None
     """Gradients on a copy of the weights in this dtype (say bfloat16), while F stays in the model's own. The
     certificate covers the rounding, and a panel that fails is computed again in the model's dtype."""
@@ -245,6 +248,7 @@ class Compute:
     again. None: where the memory requires it."""
 
     def __post_init__(self) -> None:
+        require_known("precision", self.precision, PRECISIONS)
         if self.gradient_dtype is not None:
             require_known("gradient_dtype", self.gradient_dtype, DTYPES)
         if self.chunk_tokens is not None:
@@ -261,6 +265,7 @@ class Settings:
     features: str = "content"
     """Tokens that get a contribution: `content` (what people and the model wrote), `prompt` or `all`."""
     gradients: IntegratedGradients = IntegratedGradients()
+    deletion: DeletionPath = DeletionPath()
     rollout: AttentionRollout = AttentionRollout()
     removal: Removal | None = Removal()
     """None: nothing is removed, and no effect is measured."""

@@ -94,11 +94,15 @@ class RefereeVerdict:
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """One target: both families compared, the referee's word, and the status that follows."""
+    """The verdict of one target, and the figures of both families behind it."""
 
     status: Status
+    """Whether the sources can be trusted."""
     reason: str
-    """One plain sentence: the rule and the figures that gave the status."""
+    """One plain sentence with the figures behind it."""
+    attention: AttentionStatus
+    """Whether attention rollout can be read."""
+    attention_reason: str
     agreement: Agreement
     """Of integrated gradients and plain rollout."""
     dilution: Dilution | None
@@ -315,8 +319,8 @@ class Effects:
     f_hidden: Float[Tensor, "target hidden"] | None = None
     """F with each set hidden from what follows; NaN for a target before it, or inside one of its words."""
     effect: Float[Tensor, "target unit"] | None = None
-    """Mean fall of F (nats) over random halves of the other units when the unit is removed (its Banzhaf value), estimated
-    by a ridge regression on the subsets."""
+    """Mean fall of F (nats) over random halves of the other units when the unit is removed: its Banzhaf value, by a ridge
+    regression on the subsets."""
     low: Float[Tensor, "target unit"] | None = None
     """Lower end of the 90 % interval of `effect`."""
     high: Float[Tensor, "target unit"] | None = None

@@ -3,19 +3,20 @@
 from llmxai.crosscheck.agreement import rank_biased_overlap, rank_test, recency_p
 from llmxai.crosscheck.check import cross_check
 from llmxai.crosscheck.referee import missed, sources_of, unit_sums, verdicts
-from llmxai.crosscheck.status import RULE, Rule, status_alone, status_of, why_diluted
+from llmxai.crosscheck.verdict import RULE, Rule, answer_verdict, attention_verdict, sources_verdict, why_diluted
 
 __all__ = [
     "RULE",
     "Rule",
+    "answer_verdict",
+    "attention_verdict",
     "cross_check",
     "missed",
     "rank_biased_overlap",
     "rank_test",
     "recency_p",
     "sources_of",
-    "status_alone",
-    "status_of",
+    "sources_verdict",
     "unit_sums",
     "verdicts",
     "why_diluted",

@@ -9,7 +9,7 @@ import torch
 
 from llmxai.crosscheck.agreement import NOTHING, compare, corrected
 from llmxai.crosscheck.referee import verdicts
-from llmxai.crosscheck.status import RULE, Rule, TargetError, status_alone, status_of
+from llmxai.crosscheck.verdict import RULE, Rule, attention_verdict, sources_verdict
 from llmxai.methods import Target
 from llmxai.methods.attention.dilution import dilutions
 from llmxai.types import Agreement, CrossCheck, Dilution, Effects, Generation, RefereeVerdict, Scores
@@ -22,42 +22,34 @@ def cross_check(
     gradients: Scores,
     rollout: Scores,
     variant: Scores,
+    deletion: Scores | None = None,
     effects: Effects | None = None,
     rule: Rule = RULE,
 ) -> tuple[CrossCheck, ...]:
-    """Compare rollout, and the variant, with |integrated gradients| over each target's features.
+    """The verdict of every target, and the figures of both families behind it.
 
-    The status is about plain `rollout`; it is `unchecked` if rollout is refused. With `effects`, every target gets the
-    referee's verdict.
+    The sources are judged by `deletion` where it is defined for the model, else by `gradients`; attention by plain
+    `rollout`. Rollout and its variant are also compared with |integrated gradients| over each target's features, and
+    the referee says which method better predicts the removals in `effects`.
     """
-    assert gradients.certificate is not None
+    judged = gradients if deletion is None or deletion.refused is not None else deletion
     plain, other = (_agreements(generation, targets, gradients, scores, rule) for scores in (rollout, variant))
     dilution, other_dilution = (_dilutions(targets, gradients, scores) for scores in (rollout, variant))
     ruled: tuple[RefereeVerdict | None, ...] = (None,) * len(targets)
     if effects is not None:
-        rolled = {one.method: one.values for one in (rollout, variant) if one.refused is None}
-        compared = rolled if rollout.refused is None else {}
-        ruled = verdicts(effects, {gradients.method: gradients.values} | compared, rule=rule)
+        compared = {one.method: one.values for one in (gradients, rollout) if one.refused is None}
+        others = {one.method: one.values for one in (variant, deletion) if one is not None and one.refused is None}
+        ruled = verdicts(effects, compared | others, rule=rule)
     checks = []
     for t in range(len(targets)):
-        error = TargetError.of(gradients.certificate, t)
-        if (own := dilution[t]) is None:
-            status, reason = status_alone(error, ruled[t])
-        else:
-            status, reason = status_of(
-                error,
-                plain[t],
-                own,
-                variant=other[t],
-                variant_name=variant.method,
-                verdict=ruled[t],
-                rule=rule,
-                falls="log-prob" if generation.foil_of(t) is None else "lead over the foil",
-            )
+        status, reason = sources_verdict(generation, judged, effects, t, rule=rule)
+        attention, why = attention_verdict(dilution[t], rule=rule)
         checks.append(
             CrossCheck(
                 status=status,
                 reason=reason,
+                attention=attention,
+                attention_reason=why,
                 agreement=plain[t],
                 dilution=dilution[t],
                 variant_agreement=other[t],

@@ -19,12 +19,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.crosscheck.status import RULE, Rule
+from llmxai.crosscheck.verdict import RULE, Rule
 from llmxai.stats import bootstrap_interval, spearman, spearman_rows
 from llmxai.types import Effects, RefereeVerdict, Score
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+LEAST_FALL = 1.0
+"""Nats by which F falls at least when a source is removed alone."""
+FALL_SHARE = 0.3
+"""Share of the largest fall that a source reaches, too."""
 CEILING = "leave_one_out"
 """The measured drops used as scores: the best that a sum of single effects can do."""
 CONSTANT = 1e-9
@@ -59,7 +63,7 @@ def verdicts(
         better = None
         if interval is not None and (interval[0] > 0 or interval[1] < 0):
             better = first if interval[0] > 0 else second
-        sources = sources_of(drop, rule=rule)
+        sources = sources_of(drop)
         found.append(
             RefereeVerdict(
                 scores=scores,
@@ -73,10 +77,10 @@ def verdicts(
     return tuple(found)
 
 
-def sources_of(drop: Float[np.ndarray, " unit"], *, rule: Rule = RULE) -> tuple[int, ...]:
-    """The units whose removal lowers F by at least `rule.least_fall` nats and `rule.fall_share` of the largest drop."""
+def sources_of(drop: Float[np.ndarray, " unit"]) -> tuple[int, ...]:
+    """The units whose removal lowers F by at least `LEAST_FALL` nats and `FALL_SHARE` of the largest drop."""
     largest = drop.max(initial=0.0)
-    return tuple(np.flatnonzero(drop >= max(rule.least_fall, rule.fall_share * largest)).tolist())
+    return tuple(np.flatnonzero(drop >= max(LEAST_FALL, FALL_SHARE * largest)).tolist())
 
 
 def missed(scores: Float[np.ndarray, " unit"], sources: tuple[int, ...], *, rule: Rule = RULE) -> tuple[int, ...]:

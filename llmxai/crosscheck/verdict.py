@@ -52,7 +52,7 @@ class Candidate:
     """90 % interval of `effect`; equal to it where it was measured by one removal."""
 
 
-def candidates(generation: Generation, gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
+def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
     """Every unit that target `t` could depend on, by the gradients' order, largest contribution first."""
     row = gradients.values[t]
     hidden = dict(zip(effects.hidden, effects.hidden_drop[t].tolist(), strict=True))
@@ -66,7 +66,6 @@ def candidates(generation: Generation, gradients: Scores, effects: Effects, t: i
         if not math.isnan(joint) and joint > effect:
             tokens, effect, low, high = together[unit], joint, joint, joint
         found.append(Candidate(tokens, float(row[unit[0] : unit[1]].sum()), effect, low, high))
-    del generation
     return sorted(found, key=lambda one: -one.score)
 
 
@@ -86,7 +85,7 @@ def sources_verdict(
     assert certificate is not None
     error, converged = float(certificate.local_error[t]), certificate.converged[t]
     falls = "log-probability" if generation.foil_of(t) is None else "lead over the foil"
-    found = [] if effects is None else candidates(generation, gradients, effects, t)
+    found = [] if effects is None else candidates(gradients, effects, t)
     margin = found[0].score - found[1].score if len(found) > 1 else 0.0
     if not converged and error > margin / 2:
         return Status.UNCONVERGED, (

@@ -14,7 +14,7 @@ from llmxai.methods.gradients.one_pass import (
     saliency,
     smoothgrad,
 )
-from llmxai.methods.perturbation.effects import leave_one_out, measure_effects
+from llmxai.methods.perturbation.effects import estimated, leave_one_out, measure_effects
 from llmxai.methods.perturbation.surrogates import context_cite, kernel_shap, lime
 from llmxai.methods.registry import METHODS, Method, method, method_options, require_method
 from llmxai.methods.targets import Target, contrast_target, span_target, targets_of, token_targets
@@ -30,6 +30,7 @@ __all__ = [
     "contrast_target",
     "deep_lift",
     "deletion_path",
+    "estimated",
     "gradient_shap",
     "gradient_weighted_rollout",
     "gradient_x_input",

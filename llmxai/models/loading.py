@@ -57,16 +57,18 @@ class LoadedModel:
     weight_files: tuple[Path, ...] = ()
     computing: torch.dtype | None = None
     """What it computes in, where that is not the dtype of its weights (llmxai/models/precision.py)."""
+    stored: torch.dtype | None = None
+    """What its weights were stored in, where this is a widened copy."""
 
     @property
     def dtype(self) -> torch.dtype:
         """What its activations are computed in."""
-        return self.computing or self.stored_dtype
+        return self.computing or cast(torch.dtype, self.model.dtype)
 
     @property
     def stored_dtype(self) -> torch.dtype:
         """What its weights are stored in."""
-        return cast(torch.dtype, self.model.dtype)
+        return self.stored or cast(torch.dtype, self.model.dtype)
 
     @property
     def kind(self) -> ModelKind:

@@ -211,9 +211,7 @@ def plan_memory(
     return plan
 
 
-def plan_for(
-    model: PreTrainedModel, *, tokens: int, targets: int, dtype: torch.dtype | None = None
-) -> MemoryPlan:
+def plan_for(model: PreTrainedModel, *, tokens: int, targets: int, dtype: torch.dtype | None = None) -> MemoryPlan:
     """The plan for a model whose weights are in memory, on whatever devices its layers lie."""
     places = set(getattr(model, "hf_device_map", {"": model.device}).values())
     devices = [torch.device("cuda", place) if isinstance(place, int) else place for place in places - {"disk"}]

@@ -41,7 +41,7 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
         return
     with tf32_products():
         if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(loaded):
-            yield replace(loaded, model=copy.deepcopy(model).float(), computing=torch.float32)
+            yield replace(loaded, model=copy.deepcopy(model).float(), stored=loaded.stored_dtype)
             return
         with widened(model):
             yield replace(loaded, computing=torch.float32)
@@ -50,7 +50,7 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
 def copy_fits(loaded: LoadedModel) -> bool:
     """Whether a float32 copy of the weights takes at most `COPY_SHARE` of the free memory of their device."""
     needed = 4 * sum(p.numel() for p in loaded.model.parameters())
-    return needed <= COPY_SHARE * free_memory(loaded.model.device)
+    return bool(needed <= COPY_SHARE * free_memory(loaded.model.device))
 
 
 @contextmanager

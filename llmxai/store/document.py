@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmxai.crosscheck import RULE, answer_verdict
 from llmxai.errors import NonFiniteError
-from llmxai.explanation import Explanation
+from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
+from llmxai.methods.perturbation.effects import CONFIDENCE
 from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.types import Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
 
@@ -33,7 +35,7 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
     for name, scores in (("rollout", explanation.rollout), ("rollout_variant", explanation.variant)):
         if scores.refused is None and scores.null is not None:
             maps |= {name: _float(scores.values), f"{name}_null": _float(scores.null)}
-    for method, scores in explanation.also.items():
+    for method, scores in {DELETION: explanation.deletion, **explanation.also}.items():
         if scores.refused is None:
             name = stored_name(method)
             maps |= {name: _float(scores.values), f"{name}.features": _bytes(scores.features)}
@@ -42,6 +44,11 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
         maps["leave_one_out"] = _float(effects.drop)
         maps["removal_f"] = torch.cat([effects.f_without, effects.f_masked], dim=1).double().numpy()
         maps["removal_kept"] = _bytes(effects.kept)
+        ends = {"effect": effects.effect, "effect_low": effects.low, "effect_high": effects.high}
+        maps |= {name: values.double().numpy() for name, values in ends.items() if values is not None}
+        if effects.f_hidden is not None:  # NaN where not defined: 1 in `hidden_undefined`
+            maps["removal_hidden_f"] = effects.f_hidden.nan_to_num(0.0).double().numpy()
+            maps["removal_hidden_undefined"] = _bytes(effects.f_hidden.isnan())
     for name, values in maps.items():
         if not np.isfinite(values).all():
             raise NonFiniteError(f"The map {name!r} holds NaN or infinity; nothing was written.")
@@ -82,6 +89,8 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         ],
         "words": [list(word) for word in generation.words],
         "targets": [_target(explanation, t) for t in range(generation.n_targets)],
+        "verdict": str(answer_verdict([view.status for view in explanation.answer_words()])),
+        "effects": _measured(explanation),
         "ablations": _effects(explanation.effects),
         "refusals": refusals_of(explanation),
         "full_precision": full_precision_of(explanation),
@@ -111,6 +120,13 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "rank": explanation.replay.ranks[t],
         "status": str(check.status),
         "reason": check.reason,
+        "verdict": {
+            "sources": str(check.status),
+            "attention": str(check.attention),
+            "reason": check.reason,
+            "attention_reason": check.attention_reason,
+            "rule": RULE.version,
+        },
         "gap": float(certificate.gap[t]),
         "local_error": float(certificate.local_error[t]),
         "tolerance": float(certificate.tolerance[t]),
@@ -127,6 +143,7 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "referee": _verdict(check.verdict),
         "sources": {
             "integrated_gradients": _sources(_float(gradients.values[t]), features),
+            DELETION: _sources_of(explanation.deletion, t, None),
             "rollout": _sources_of(explanation.rollout, t, features),
             "rollout_variant": _sources_of(explanation.variant, t, features),
             "leave_one_out": _unit_sources(explanation.effects, t),
@@ -188,6 +205,43 @@ def _effects(effects: Effects | None) -> dict[str, Any] | None:
         "units": [list(unit) for unit in effects.units],
         "masks": len(effects.kept),
     }
+
+
+def _measured(explanation: Explanation) -> dict[str, Any] | None:
+    """Every unit and target: the effect (nats) with its 90 % interval, and the probability with and without the unit."""
+    effects, generation = explanation.effects, explanation.generation
+    if effects is None:
+        return None
+    units = [{"kind": "prompt", "tokens": [list(unit)]} for unit in effects.units]
+    units += [
+        {"kind": "mentions" if len(ranges) > 1 else "answer", "tokens": [list(unit) for unit in ranges]}
+        for ranges in effects.hidden
+    ]
+    for unit in units:
+        start, end = unit["tokens"][0]
+        unit["text"] = "".join(generation.texts[start:end])
+    single = effects.drop if effects.effect is None else effects.effect
+    hidden = effects.hidden_drop
+    columns = {
+        "effect": torch.cat([single, hidden], dim=1),
+        "low": torch.cat([single if effects.low is None else effects.low, hidden], dim=1),
+        "high": torch.cat([single if effects.high is None else effects.high, hidden], dim=1),
+    }
+    logprobs = torch.tensor(explanation.replay.logprobs, dtype=torch.float64)
+    without = (logprobs[:, None] - columns["effect"]).exp().clamp(max=1)
+    return {
+        "confidence": CONFIDENCE,
+        "units": units,
+        **{name: _rounded(values) for name, values in columns.items()},
+        "probability": [round(float(p), 6) for p in logprobs.exp()],
+        "probability_without": _rounded(without),
+        "explained": [None if share is None else round(share, 4) for share in effects.ceiling],
+    }
+
+
+def _rounded(values: torch.Tensor) -> list[list[float | None]]:
+    """Rows of numbers, None where one is not defined."""
+    return [[None if x != x else round(x, 6) for x in row] for row in values.tolist()]
 
 
 def _unit_sources(effects: Effects | None, t: int) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ def test_a_copy_is_the_stored_weights_in_float32() -> None:
         ):
             assert wide.dtype == torch.float32, name
             assert torch.equal(wide, stored.float()), name
-        assert exact.stored_dtype == torch.float32
+        assert exact.stored_dtype == torch.bfloat16
+        assert exact.dtype == torch.float32
         assert loaded.dtype == torch.bfloat16
 
 
