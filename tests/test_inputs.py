@@ -203,7 +203,7 @@ def test_pipelines_of_other_tasks(tiny_llama: LoadedModel) -> None:
     tags = pipeline("token-classification", model=bert(AutoModelForTokenClassification), tokenizer=pieces)
     for given, name in ((masked, "FillMask"), (features, "FeatureExtraction"), (tags, "TokenClassification")):
         said = refusal(UnsupportedModelError, loaded_model, given)
-        assert said.startswith(f"A {name}Pipeline came; expected a pipeline for text-generation or text-classific")
+        assert said.startswith(f"Got a {name}Pipeline; expected a pipeline for text-generation or text-classific")
     assert loaded_model((features.model, features.tokenizer)).model is tiny_llama.model  # the fix
 
 
@@ -268,7 +268,7 @@ def test_lora_is_explained_with_its_adapter(tiny_llama: LoadedModel, ids: tuple[
 def test_prompt_tuning_is_refused(tiny_llama: LoadedModel) -> None:
     model = with_adapter(peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     said = refusal(UnsupportedModelError, loaded_model, (model, tiny_llama.tokenizer))
-    assert "(PROMPT_TUNING) works outside of the model's layers" in said
+    assert "(PROMPT_TUNING) works outside the model's layers" in said
     assert loaded_model((model.get_base_model(), tiny_llama.tokenizer)).model is model.get_base_model()  # the fix
 
 
@@ -393,7 +393,7 @@ ODD: dict[str, tuple[Any, str]] = {
     "chats": ([CHAT, CHAT], "The prompt is a list of 2 prompts. Give one, or use explain_many"),
     "sequences": ([[3, 4], [5, 6]], "The prompt is a list of 2 prompts. Give one, or use explain_many"),
     "tensors": (torch.tensor([[3, 4], [5, 6]]), "The prompt is a list of 2 prompts."),
-    "encodings": ({"input_ids": [[3], [4]]}, "2 sequences of token ids came at once. Give one, or use explain_many"),
+    "encodings": ({"input_ids": [[3], [4]]}, "Got 2 sequences of token ids. Give one, or use explain_many"),
     "message": (CHAT[0], "The prompt is one message. Put it into a list: [message]."),
     "mapping": ({"conversation": "a"}, "The prompt is a mapping with 'conversation'; expected a tokenizer's output ("),
     "empty mapping": ({}, "The prompt is a mapping with nothing; expected"),
