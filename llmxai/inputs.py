@@ -259,7 +259,7 @@ def _sequences(encoding: Mapping[str, Any]) -> list[list[int]]:
     if not mask:
         return [_whole(row) for row in ids]
     if [len(row) for row in ids] != [len(row) for row in mask]:
-        raise PromptError("input_ids and attention_mask have other shapes. Give both as the tokenizer returned them.")
+        raise PromptError("input_ids and attention_mask differ in shape. Give both as the tokenizer returned them.")
     return [_unpadded(_whole(row), seen) for row, seen in zip(ids, mask, strict=True)]
 
 

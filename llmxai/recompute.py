@@ -251,7 +251,7 @@ def settings_of(document: dict[str, Any]) -> Settings:
         return settings_from(document["settings"])
     computed = document["computed"]
     if computed["baseline"] == "tensor":
-        raise OptionError("The baseline was a tensor of the caller's, which no explanation holds: give its name.")
+        raise OptionError("The baseline was a tensor of the caller, which is not stored: nothing to replay.")
     other_dtype = computed["gradient_dtype"] != computed["dtype"]
     variant = document["variant"]
     return Settings(

@@ -134,7 +134,7 @@ class Tolerance:
     def __post_init__(self) -> None:
         if not (0 <= self.relative < math.inf and 0 <= self.absolute < math.inf and self.relative + self.absolute > 0):
             raise OptionError(
-                f"tolerance: relative {self.relative}, absolute {self.absolute}; expected one above 0, none below."
+                f"tolerance: relative {self.relative}, absolute {self.absolute}; expected one above 0, none negative."
             )
 
 

@@ -64,8 +64,8 @@ class Score:
     """How well one method predicts the effects of removal on one target."""
 
     lds: float | None
-    """Linear datamodelling score: Spearman of the summed scores of what is kept with F (Cohen-Wang 2024, ContextCite);
-    None where either is constant."""
+    """Linear datamodelling score: Spearman of the summed scores of the kept units with F (Cohen-Wang et al. 2024,
+    ContextCite); None if either is constant."""
     leave_one_out: float | None
     """Spearman of the method's unit scores with the leave-one-out drops."""
 
@@ -170,7 +170,7 @@ class Generation:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Decoding settings and seed; empty if the response was supplied."""
     source_len: int = 0
-    """Of an encoder-decoder, the tokens that the encoder reads; the decoder's follow, from its start token on."""
+    """For an encoder-decoder, the number of tokens that the encoder reads; the decoder's follow."""
     classes: tuple[str, ...] = ()
     """Names of a classifier's classes. Its answer is one token: the id is the class's number, the text its name."""
     read_at: tuple[int, ...] = ()
@@ -269,7 +269,7 @@ class Scores:
     certificate: Certificate | None = None
     """For path methods."""
     null: Float[Tensor, "target seq"] | None = None
-    """Of attention: the same for uniform attention under the same masks and depth, which says nothing about content."""
+    """For attention: the same with uniform attention, which depends on masks and depth but not on content."""
     lost_mass: Float[Tensor, " target"] | None = None
     curve: DilutionCurve | None = None
     """For attention that is a product over layers."""

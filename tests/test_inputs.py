@@ -409,7 +409,7 @@ ODD: dict[str, tuple[Any, str]] = {
     "negative id": ([-100, 3], "Token id -100 does not exist"),
     "hole": ({"input_ids": [3, 4, 5], "attention_mask": [1, 0, 1]}, "The attention mask hides tokens in the middle"),
     "all hidden": ({"input_ids": [3, 4], "attention_mask": [0, 0]}, "There are no token ids."),
-    "another mask": ({"input_ids": [3, 4], "attention_mask": [1]}, "input_ids and attention_mask have other shapes."),
+    "another mask": ({"input_ids": [3, 4], "attention_mask": [1]}, "input_ids and attention_mask differ in shape."),
     "pair": ({"input_ids": [3, 4], "token_type_ids": [0, 1]}, "holds a pair of texts (token_type_ids other than 0)"),
     "message and text": ([*CHAT, "a"], "Message 1 is the str 'a'; expected an object with `role` and `content`."),
     "roles": ([{"speaker": "me"}], "expected an object with `role` and `content`"),

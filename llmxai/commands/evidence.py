@@ -37,7 +37,7 @@ def new_key(
 
     if private:
         typer.echo(f"secret: {path} (key {new_secret_key(path).id}). Set LLMXAI_PRIVATE_KEY_FILE={path}")
-        typer.echo("Keep it apart from the logs. Whoever has it can check guesses; if it is lost, nobody ever can.")
+        typer.echo("Keep it apart from the logs. Texts can be checked only with it; if it is lost, never again.")
         return
     public = new_signing_key(path)
     typer.echo(f"signing key: {path} (mode 600; set LLMXAI_SIGNING_KEY_FILE={path})")
@@ -202,7 +202,7 @@ def prune(
 
 @evidence.command()
 def seal(run: Annotated[Path, typer.Argument(help="Folder of the run.")], key: Key = None) -> None:
-    """Write a checkpoint over everything so far, signed where there is a key; kept elsewhere, it shows a later cut."""
+    """Write a checkpoint over everything so far, signed if there is a key; a copy elsewhere reveals a later cut."""
     from llmxai.evidence import open_log, signing_key
     from llmxai.evidence.log import read_log
     from llmxai.evidence.verifier.folder import CHECKPOINTS, evidence_of

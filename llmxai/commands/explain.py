@@ -65,7 +65,7 @@ def explain(
     response: Annotated[str | None, typer.Option(help="Explain this answer instead of a generated one.")] = None,
     foil: Annotated[
         str | None,
-        typer.Option(help="Another answer: explain why the model said its own and not this, where they first differ."),
+        typer.Option(help="Another answer: explain why the model chose its own instead, where they first differ."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
@@ -84,7 +84,7 @@ def explain(
         int | None, typer.Option(help=_help("gradients.max_nodes", "Gradient evaluations per target, at most."))
     ] = None,
     residual: Annotated[
-        float | None, typer.Option(help=_help("rollout.residual", "Share of a layer that rollout leaves in place."))
+        float | None, typer.Option(help=_help("rollout.residual", "Share of a layer that stays unmixed."))
     ] = None,
     variant: Annotated[
         str | None,
@@ -96,7 +96,7 @@ def explain(
     gradient_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Compute gradients on a copy of the weights in this dtype; errors are still measured in full."
+            help="Gradients on a copy of the weights in this dtype; errors are measured in the model's dtype."
         ),
     ] = None,
     chunk_tokens: Annotated[
@@ -146,7 +146,7 @@ def explain(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print explanation.json instead of the report's path.")
     ] = False,
-    requester: Annotated[str | None, typer.Option(help="Who asks, as a pseudonym; goes into the record.")] = None,
+    requester: Annotated[str | None, typer.Option(help="Who asks, as a pseudonym, for the record.")] = None,
     purpose: Annotated[str | None, typer.Option(help="Why; goes into the record.")] = None,
     private: Annotated[
         bool, typer.Option("--private", help="Keep no text and no report, only a record with keyed digests.")

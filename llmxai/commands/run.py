@@ -33,7 +33,7 @@ def run(
         typer.Option(help="This process, several processes, or the actors of Ray Data."),
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes or actors; the recipe's workers.count, or one a GPU.")
+        int | None, typer.Option(min=1, help="Processes or actors; default: workers.count, or one per GPU.")
     ] = None,
     progress: Annotated[
         Literal["rich", "json", "none"], typer.Option(help="Progress on stderr; json is one line per row.")
