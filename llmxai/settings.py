@@ -209,7 +209,7 @@ class Removal:
     units: str = "auto"
     """What is removed at a time: token, word, sentence, or auto (words; larger pieces in a long prompt)."""
     operator: str = "delete"
-    """`delete` takes tokens out, `baseline` puts a neutral token's embedding in their place, `mean` the mean one."""
+    """`delete` takes tokens out; `baseline` replaces them by a neutral token's embedding, `mean` by the mean one."""
     subsets: int = 64
     """Random subsets, each of which keeps half of the units."""
     baseline: str = "space"
