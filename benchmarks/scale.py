@@ -104,8 +104,7 @@ def make_recipe(model: Path, folder: Path, *, rows: int, longest: int, answer: i
         return " ".join(draw.choices(WORDS, k=words))
 
     lines = [
-        {"q": text_of(draw.randint(min(3, longest), longest)), "a": f" {text_of(1 + i % answer)}"}
-        for i in range(rows)
+        {"q": text_of(draw.randint(min(3, longest), longest)), "a": f" {text_of(1 + i % answer)}"} for i in range(rows)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     source = {"path": "rows.jsonl", "prompt": "{{ q }}", "response": "{{ a }}", "limit": rows}

@@ -1,4 +1,4 @@
-"""Explain what a language model generated, token by token: converged, cross-checked, readable.
+"""Explain a language model's answer token by token: attributions with error bounds, cross-checked by removal.
 
 from llmxai import explain, load
 

@@ -1,4 +1,4 @@
-"""The command line: it registers the commands (llmxai/commands/) and says how they end."""
+"""The command line: registers the commands (llmxai/commands/) and handles their errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Explain what a language model generated, token by token.",
+    help="Explain a language model's answer token by token.",
 )
 
 
 def main() -> None:
-    """Run a command: exit 0 when it did its work, 2 on a user's mistake (one paragraph), 130 after Ctrl-C and 143 after
-    SIGTERM, a traceback for a bug."""
+    """Run a command. Exit 0 on success, 2 for invalid input (one paragraph), 130 after Ctrl-C and 143 after SIGTERM; a
+    bug shows its traceback."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()

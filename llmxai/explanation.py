@@ -1,4 +1,4 @@
-"""What was measured for one answer, as an object to work with in Python and in a notebook."""
+"""An explanation as an object to work with in Python and in a notebook."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ CAREFUL = {
     Status.UNDECIDED: "no single word decides it",
     Status.CONFIRMED: "what comes first matters when it is removed",
 }
-"""Statuses in words, the one that needs the most care first."""
+"""Statuses in words, those that need the most care first."""
 
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """A token, word or sentence and what it contributes."""
+    """A token, word or sentence and its contribution."""
 
     text: str
     value: float
     """Sum of the scores of its tokens: nats for gradients, a share of 1 for attention."""
     share: float
-    """Its part of the sum of |value| over all sources, so that the shares sum to 1."""
+    """Its share of the sum of |value| over all sources; the shares sum to 1."""
     role: Role
     tokens: Unit
     """Half-open range of token indices."""
@@ -68,13 +68,13 @@ class Source:
 
 @dataclass(frozen=True, repr=False)
 class Effect:
-    """A part of the prompt, and what removing it does to a token or a run of the answer."""
+    """A part of the prompt, and the effect of its removal on a token or a run of the answer."""
 
     text: str
     drop: float
-    """How much the log-prob (nats) falls without it; with a foil, the lead over the foil."""
+    """The drop in log-prob (nats) without it; with a foil, in the lead over the foil."""
     probability: float | None
-    """Of the token or run, with nothing removed; None with a foil, where the lead is what was measured."""
+    """Of the token or run, with nothing removed; None with a foil, since the lead was measured."""
     without: float | None
     """The same without this part of the prompt."""
     role: Role
@@ -114,7 +114,7 @@ class TokenView:
 
     @property
     def status(self) -> Status:
-        """That of the token that needs the most care."""
+        """The status of the token that needs the most care."""
         return min((check.status for check in self.checks), key=list(CAREFUL).index)
 
     @property
@@ -124,7 +124,7 @@ class TokenView:
 
     @property
     def logprob(self) -> float:
-        """Of the run, given everything before it, in nats."""
+        """Log-prob of the run, given everything before it, in nats."""
         return sum(self.explanation.replay.logprobs[slice(*self.tokens)])
 
     @property
@@ -133,19 +133,19 @@ class TokenView:
 
     @property
     def rank(self) -> int:
-        """1: each token was the model's first choice."""
+        """The highest rank of its tokens; 1 if each was the model's first choice."""
         return max(self.explanation.replay.ranks[slice(*self.tokens)])
 
     @property
     def foil(self) -> str | None:
-        """What the token, or one of the run, is explained against; None where it is explained by itself."""
+        """The foil of the token, or of one token of the run; None if there is none."""
         foil = self.explanation.generation.foil
         return foil.text if foil is not None and foil.t in range(*self.tokens) else None
 
     def values(self, method: str = GRADIENTS) -> Float[Tensor, " seq"]:
         """One score per token of the sequence: sums over the run for contributions, means for attention.
 
-        Raises OptionError for a method that was not computed, or is refused.
+        Raises OptionError for a method that was not computed or is refused.
         """
         scores = self.explanation.scores_of(method)
         rows = scores.values[slice(*self.tokens)]
@@ -154,7 +154,7 @@ class TokenView:
     def sources(self, *, by: str = "word", method: str = GRADIENTS) -> list[Source]:
         """Every token, word or sentence with a score, by |value|, largest first. Their values sum to the method's.
 
-        Raises OptionError for another `by`, and for a method that was not computed, or is refused.
+        Raises OptionError for an unknown `by`, and for a method that was not computed or is refused.
         """
         generation, values = self.explanation.generation, self.values(method)
         sums = {
@@ -176,14 +176,14 @@ class TokenView:
         return sorted(found, key=lambda source: -abs(source.value))
 
     def top(self, n: int = 3, *, by: str = "word", method: str = GRADIENTS) -> list[Source]:
-        """The first `n` sources, by |value|; raises what `sources` raises."""
+        """The first `n` sources, by |value|. Raises what `sources` raises."""
         require_least("n", n, 0)
         return self.sources(by=by, method=method)[:n]
 
     def effects(self, n: int | None = None) -> list[Effect] | None:
-        """What removing each part of the prompt does, by |drop|: all parts, or the first `n`.
+        """The effect of removing each part of the prompt, by |drop|: all parts, or the first `n`.
 
-        None where nothing was removed (`Settings(removal=None)`).
+        None if nothing was removed (`Settings(removal=None)`).
         """
         require_least("n", n or 0, 0)
         effects, generation = self.explanation.effects, self.explanation.generation
@@ -209,7 +209,7 @@ class TokenView:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """Everything that was measured for one answer.
+    """Everything measured for one answer.
 
     >>> explanation = explain("smollm2", [{"role": "user", "content": "What is the capital of France?"}])
     >>> print(explanation.summary())
@@ -221,16 +221,16 @@ class Explanation:
     scores: Mapping[str, Scores]
     """By method: integrated gradients, attention rollout, its variant, then the methods of `settings.also`."""
     effects: Effects | None
-    """What removing parts of the prompt does; None where nothing was removed."""
+    """The effects of removing parts of the prompt; None if nothing was removed."""
     checks: tuple[CrossCheck, ...]
     """One per generated token."""
     settings: Settings
-    """What was asked for."""
+    """The requested settings."""
     computed: Mapping[str, Any]
-    """What the settings came to: held tokens, dtype, chunk sizes, the rule and its thresholds."""
+    """The settings as computed: held tokens, dtype, chunk sizes, the rule and its thresholds."""
     environment: Mapping[str, Any]
     created: str = ""
-    """When, in UTC, ISO 8601."""
+    """Time in UTC, ISO 8601."""
     full_precision: FullPrecision | None = None
     """Set by `compare_full` for a quantised model."""
 
@@ -259,13 +259,13 @@ class Explanation:
 
     @property
     def answer(self) -> str:
-        """The text of the answer, without the mark that ends it."""
+        """The text of the answer, without the end mark."""
         generation = self.generation
         end = len(generation.texts) - (generation.stop == "eos")
         return "".join(generation.texts[generation.prompt_len : end])
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same explanation, to the precision that a folder keeps (maps in float32)."""
+        """Whether both are the same explanation, to the precision of a stored folder (maps in float32)."""
         if not isinstance(other, Explanation):
             return NotImplemented
         if self is other:
@@ -298,9 +298,9 @@ class Explanation:
         return isinstance(text, str) and bool(self.find(text))
 
     def __getitem__(self, key: SupportsIndex | str | slice) -> TokenView:
-        """A generated token by its number, a run of them by a slice, or the first place where a text stands.
+        """A generated token by its number, a run of them by a slice, or the first occurrence of a text.
 
-        Raises KeyError for a text that is not in the answer, IndexError for a number that is not, or an empty run.
+        Raises KeyError for a text that is not in the answer, and IndexError for a number out of range or an empty run.
         """
         if isinstance(key, str):
             if found := self.find(key):
@@ -309,21 +309,21 @@ class Explanation:
         if isinstance(key, slice):
             start, end, step = key.indices(len(self))
             if step != 1:
-                raise IndexError(f"A run of tokens has the step 1, and {step} came. Choose tokens one by one instead.")
+                raise IndexError(f"Expected a slice with step 1 and got {step}. Choose tokens one by one instead.")
             if start >= end:
                 raise IndexError(f"No token of the {len(self)} of the answer is in [{key.start}:{key.stop}].")
             return TokenView(self, (start, end))
         if isinstance(key, bool):
-            raise TypeError(f"A number, a slice or a text chooses tokens, and {key} is none of them.")
+            raise TypeError(f"Choose tokens by a number, a slice or a text; {key} is none of them.")
         number = operator.index(key)
         if not -len(self) <= number < len(self):
-            raise IndexError(f"There is no token {number}: the answer has {len(self)}, which count from 0.")
+            raise IndexError(f"There is no token {number}: the answer has {len(self)}, numbered from 0.")
         return TokenView(self, (number % len(self), number % len(self) + 1))
 
     def find(self, text: str) -> list[TokenView]:
-        """Every place of the answer where `text` stands, in order: as whole words or, if there is none, as tokens.
+        """Every occurrence of `text` in the answer, in order: as whole words or, if there are none, as tokens.
 
-        White space around `text` does not count, unless it is nothing else.
+        White space around `text` does not count, unless `text` is only white space.
         """
         first = self.generation.prompt_len
         for units in (self._words(), character_units(self.generation.texts, first=first)):
@@ -344,11 +344,11 @@ class Explanation:
         return f"{quoted(text, 80)} is not in the answer. {hint}"
 
     def scores_of(self, method: str) -> Scores:
-        """The scores of a method. Raises OptionError for one that was not computed, or is refused for the model."""
+        """The scores of a method. Raises OptionError for one that was not computed or is refused for the model."""
         if method not in self.scores:
             raise OptionError(
                 f"method {method!r} was not computed for this answer.{did_you_mean(method, self.scores)} Computed: "
-                f"{', '.join(self.scores)}. To have more, explain with Settings(also=(...,)); METHODS lists them."
+                f"{', '.join(self.scores)}. For more, explain with Settings(also=(...,)); METHODS lists them."
             )
         if (reason := self.scores[method].refused) is not None:
             others = ", ".join(name for name, scores in self.scores.items() if scores.refused is None)
@@ -374,9 +374,9 @@ class Explanation:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """What was asked and answered, how many tokens have which status, and the first sources, one line each.
+        """Question, answer, number of tokens by status, and the first sources, one line each.
 
-        The sources are those of the whole answer or, where there is a foil, of the token that has it.
+        The sources are those of the whole answer or, with a foil, of the token that has it.
         """
         counts = {status: sum(check.status == status for check in self.checks) for status in CAREFUL}
         foil = self.generation.foil
@@ -396,7 +396,7 @@ class Explanation:
         return "\n".join(f"{name + ':':10}{line}" for name, line in lines.items() if line is not None)
 
     def _asked(self) -> str:
-        """The last message of the user, the raw prompt, or what token ids decode to."""
+        """The user's last message, the raw prompt, or the text of token ids."""
         generation = self.generation
         runs: list[tuple[Role, str]] = []
         texts = zip(generation.roles[: generation.prompt_len], generation.texts, strict=False)
@@ -422,11 +422,11 @@ class Explanation:
     def to_frame(self, form: str = "long", *, method: str | None = None) -> pd.DataFrame:
         """The scores as a table.
 
-        `long`: one line per method, target and token that has a score; of all methods that are not refused, or of one.
-        `wide`: of one method (integrated gradients, unless another is named), one line per target and one column per
-        token, each labelled by number and text; NaN where a token has no score.
+        `long`: one line per method, target and token with a score, for all methods that are not refused, or for one.
+        `wide`: for one method (by default integrated gradients), one line per target and one column per token, labelled
+        by number and text; NaN where a token has no score.
 
-        Raises OptionError for another form, and for a method that was not computed, or is refused.
+        Raises OptionError for an unknown form, and for a method that was not computed or is refused.
         """
         require_known("form", form, FORMS)
         if form == "wide":
@@ -463,7 +463,7 @@ class Explanation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The explanation as plain JSON values: what `explanation.json` holds."""
+        """The explanation as plain JSON values: the contents of `explanation.json`."""
         document: dict[str, Any] = OUTLETS["document"](self)
         return document
 
@@ -480,6 +480,6 @@ class Explanation:
 
 
 def _line(text: str) -> str:
-    """On one line, every character visible, at most `LONGEST_LINE` of them."""
+    """The text on one line, every character visible, cut to `LONGEST_LINE` characters."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"

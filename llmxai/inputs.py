@@ -1,4 +1,4 @@
-"""What people have in hand, as a loaded model and exact prompt ids; or one paragraph that says what to do."""
+"""Turn the model and prompt that a caller has into a loaded model and exact prompt ids, or say what to do instead."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from llmxai.types import Generation, PromptTokens
 AnyModel: TypeAlias = LoadedModel | str | Path | tuple[nn.Module, PreTrainedTokenizerBase] | Pipeline
 """A loaded model, a name or folder, a model with its tokenizer, or a pipeline that generates or classifies text."""
 AnyPrompt: TypeAlias = str | Sequence[Any] | torch.Tensor | np.ndarray | Mapping[str, Any] | PromptTokens
-"""Text, chat messages, token ids, what a tokenizer returned, a row of a data set, or prompt tokens."""
+"""Text, chat messages, token ids, a tokenizer's output, a row of a data set, or prompt tokens."""
 COLUMNS = ("prompt", "messages", "text", "question")
-"""Columns of a data set that hold prompts, the first that is there."""
+"""Columns of a data set that can hold prompts; the first existing one is used."""
 PAIR = "Give the model with its tokenizer: explain((model, tokenizer), ...)."
 
 
@@ -39,9 +39,9 @@ PAIR = "Give the model with its tokenizer: explain((model, tokenizer), ...)."
 
 
 def loaded_model(model: object) -> LoadedModel:
-    """The model, loaded or wrapped where it is not yet.
+    """The model, loaded or wrapped if necessary.
 
-    Raises OptionError or UnsupportedModelError for anything else, with what to do, and what `load` and `wrap` raise.
+    Raises OptionError or UnsupportedModelError, with advice, for anything else, and what `load` and `wrap` raise.
     """
     if isinstance(model, LoadedModel):
         return model
@@ -57,7 +57,7 @@ def loaded_model(model: object) -> LoadedModel:
 def _from_pipeline(pipeline: Pipeline) -> LoadedModel:
     if not isinstance(pipeline, TextGenerationPipeline | TextClassificationPipeline):
         raise UnsupportedModelError(
-            f"A {type(pipeline).__name__} came; expected a pipeline for text-generation or text-classification. If its "
+            f"Got a {type(pipeline).__name__}; expected a pipeline for text-generation or text-classification. If its "
             f"model generates or classifies text, give (pipeline.model, pipeline.tokenizer)."
         )
     if pipeline.tokenizer is None:
@@ -89,7 +89,7 @@ def _from_pair(model: Any, tokenizer: object) -> LoadedModel:
 
 
 def _is_peft(model: Any) -> bool:
-    """Whether it is a PeftModel; PEFT is optional, and where it was never imported there is none."""
+    """Whether it is a PeftModel; PEFT is optional, and if it was never imported there is none."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 
@@ -97,7 +97,7 @@ def _is_peft(model: Any) -> bool:
 def _with_adapter_in_its_layers(model: Any) -> PreTrainedModel:
     """The base of a PeftModel, whose layers hold the adapter.
 
-    Raises UnsupportedModelError where they do not: the base then computes something else (prompt tuning, X-LoRA).
+    Raises UnsupportedModelError if they do not; the base then computes something else (prompt tuning, X-LoRA).
     """
     base = cast(PreTrainedModel, model.get_base_model())
     ids = torch.arange(3, device=base.device)[None]
@@ -106,8 +106,8 @@ def _with_adapter_in_its_layers(model: Any) -> PreTrainedModel:
     if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-3, atol=1e-3, equal_nan=True):
         kind = model.active_peft_config.peft_type
         raise UnsupportedModelError(
-            f"The adapter of this {type(model).__name__} ({getattr(kind, 'value', kind)}) works outside of the model's "
-            f"layers, where llmxai does not see it. Adapters inside the layers (LoRA and its relatives) work; to "
+            f"The adapter of this {type(model).__name__} ({getattr(kind, 'value', kind)}) works outside the model's "
+            f"layers, where llmxai cannot see it. Adapters inside the layers (LoRA and its relatives) work; to "
             f"explain the model without the adapter, give (model.get_base_model(), tokenizer)."
         )
     return base
@@ -133,8 +133,8 @@ def _no_model(model: object) -> str:
 def prompt_tokens(loaded: LoadedModel, prompt: object) -> PromptTokens:
     """The prompt as exact ids with roles.
 
-    Padding that an attention mask marks at either end is dropped: the model would not have seen it.
-    Raises PromptError for what cannot be a prompt, or is several prompts at once.
+    Padding that an attention mask marks at either end is dropped: the model would not have seen it. Raises PromptError
+    for anything that is not a prompt, or is several prompts at once.
     """
     prompt = _plain(prompt)
     if isinstance(prompt, PromptTokens):
@@ -165,7 +165,7 @@ def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any]) -> PromptTokens:
         sequences = _sequences(row)
         if len(sequences) != 1:
             raise PromptError(
-                f"{len(sequences)} sequences of token ids came at once. Give one, or use explain_many for several."
+                f"Got {len(sequences)} sequences of token ids. Give one, or use explain_many for several."
             )
         return encode_ids(loaded, sequences[0])
     if "role" in row and "content" in row:
@@ -193,9 +193,9 @@ def _no_prompt(prompt: object) -> str:
 
 
 def prompts_of(loaded: LoadedModel, prompts: object) -> list[PromptTokens | Generation]:
-    """Every prompt of an iterable or a data set; answers that exist already stay.
+    """Every prompt of an iterable or a data set; existing answers are kept.
 
-    Raises PromptError for what is no collection of prompts; for one that cannot be used, it says its number.
+    Raises PromptError for anything that is not a collection of prompts; for an invalid prompt, it gives its number.
     """
     found: list[PromptTokens | Generation] = []
     for number, one in enumerate(_each(prompts), start=1):
@@ -259,23 +259,23 @@ def _sequences(encoding: Mapping[str, Any]) -> list[list[int]]:
     if not mask:
         return [_whole(row) for row in ids]
     if [len(row) for row in ids] != [len(row) for row in mask]:
-        raise PromptError("input_ids and attention_mask have other shapes. Give both as the tokenizer returned them.")
+        raise PromptError("input_ids and attention_mask differ in shape. Give both as the tokenizer returned them.")
     return [_unpadded(_whole(row), seen) for row, seen in zip(ids, mask, strict=True)]
 
 
 def _unpadded(ids: list[int], seen: Sequence[Any]) -> list[int]:
-    """The ids that the mask keeps, which are neighbours: padding stands at the ends."""
+    """The ids that the mask keeps; they must be contiguous, since padding is at the ends."""
     kept = [i for i, one in enumerate(seen) if one]
     if kept and kept[-1] - kept[0] + 1 != len(kept):
         raise PromptError(
-            "The attention mask hides tokens in the middle of the prompt, which is no padding. Take them out of "
-            "input_ids, and leave attention_mask out."
+            "The attention mask hides tokens in the middle of the prompt, which is not padding. Remove them from "
+            "input_ids, and leave out attention_mask."
         )
     return [ids[i] for i in kept]
 
 
 def _rows(values: object) -> list[Any]:
-    """One row per sequence; a single sequence is one row, nothing is none."""
+    """One row per sequence; a single sequence is one row, an empty value none."""
     values = _plain(values)
     if values is None:
         return []
@@ -288,14 +288,14 @@ def _whole(values: Sequence[Any]) -> list[int]:
     for value in values:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise PromptError(
-                f"Token ids are whole numbers, and {_what(value)} came. Give what the tokenizer returned; ids.long() "
-                f"makes whole numbers of a tensor's."
+                f"Token ids must be whole numbers, and {_what(value)} is not. Give the tokenizer's output; ids.long() "
+                f"converts a tensor."
             )
     return [int(value) for value in values]
 
 
 def _plain(value: Any) -> Any:
-    """Tensors, arrays, columns of pandas and their scalars as lists and numbers of Python; anything else unchanged."""
+    """Tensors, arrays, pandas columns and their scalars as Python lists and numbers; anything else unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

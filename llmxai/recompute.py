@@ -1,8 +1,8 @@
-"""Compute an explanation again: a recorded one (`llmxai replay`), or a quantised model's on its full-precision weights.
+"""Recompute an explanation: a recorded one (`llmxai replay`), or a quantised model's with full-precision weights.
 
-A replay is not verification. `verify` says that nobody changed what was written down; a replay says that the same
+A replay is not verification. `verify` says that the stored files were not changed; a replay says that the same
 software gives about the same numbers, here and now. Floating-point sums depend on hardware, kernels and threads, so a
-difference within the tolerance is expected, and one outside it proves no tampering.
+difference within the tolerance is expected, and one outside it does not prove tampering.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from llmxai.types import FullPrecision
 RELATIVE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 """Allowed difference, relative to the largest |value| of the map, on the same machine; maps are stored in float32."""
 ELSEWHERE = 10.0
-"""Times more with another device, kernel, number of threads or torch. A choice by hand, like the table."""
+"""Factor for another device, kernel, number of threads or torch version; chosen by hand, like the table."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class MapDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`outcome`: `within` or `outside` the tolerance, or `incomparable` where the answer itself is another."""
+    """`outcome`: `within` or `outside` the tolerance, or `incomparable` if the answer itself differs."""
 
     outcome: str
     tolerance: float
     reason: str
     """Where the tolerance comes from."""
     differences: tuple[str, ...]
-    """What differs in the circumstances: model, device, kernel, versions."""
+    """Differences in the environment: model, device, kernel, versions."""
     answer: str
     maps: Mapping[str, MapDifference]
     changed_statuses: int
@@ -75,7 +75,7 @@ class Comparison:
 
 
 def allowed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float, str, tuple[str, ...]]:
-    """The relative tolerance for two environments, the reason for it, and what differs between them."""
+    """The relative tolerance for two environments, its reason, and the differences between them."""
     model, again = recorded["model"], now["model"]
     pairs = {
         "model digest": (model["digest"], again["digest"]),
@@ -108,7 +108,7 @@ def compare(
     now: Mapping[str, Any],
     maps: Mapping[str, np.ndarray],
 ) -> Comparison:
-    """Two explanation.json with their maps: the recorded one and the one computed again."""
+    """Compare two explanation.json with their maps: the recorded and the recomputed one."""
     tolerance, reason, differences = allowed(recorded["environment"], now["environment"])
     then, again = ([token["id"] for token in each["tokens"]] for each in (recorded, now))
     if then != again:
@@ -143,10 +143,10 @@ def recompute(
     model: LoadedModel | None = None,
     progress: StageProgress = quiet,
 ) -> Comparison:
-    """Compute the explanation of record `id` again from its own settings and compare.
+    """Recompute the explanation of record `id` with its own settings and compare.
 
-    `model`: one in memory; otherwise the model is loaded as the record names it. Raises EvidenceError where the record
-    is no explanation, or its files are gone or were made private, and what `load` and `explain` raise.
+    `model`: one in memory; otherwise the model that the record names is loaded. Raises EvidenceError if the record is
+    not an explanation, or its files are gone or were made private, and what `load` and `explain` raise.
     """
     log = read_log(run)
     entry, _ = find(log, id)
@@ -154,7 +154,7 @@ def recompute(
     if entry.body["kind"] != "explanation" or not paths:
         raise EvidenceError(f"{entry.id}: is a {entry.body['kind']} without an explanation.json: nothing to replay.")
     if entry.id in removed_ids(log):
-        raise EvidenceError(f"{entry.id}: its files were taken away (redacted or pruned): nothing to replay.")
+        raise EvidenceError(f"{entry.id}: its files were removed (redacted or pruned): nothing to replay.")
     document, maps = read_folder((evidence_of(Path(run)).parent / paths[0]).parent)
     progress("loading the model", 0, 1)
     loaded = model or _load(document["environment"]["model"])
@@ -168,15 +168,19 @@ def compare_full(
     *,
     progress: StageProgress = quiet,
 ) -> Explanation:
-    """The explanation of a quantised model with what quantisation changed: `explanation.full_precision` is set.
+    """The explanation of a quantised model, with `full_precision` set to what quantisation changed.
 
     `full` is the same model, loaded without `quantize`. Its weights explain the same answer (its exact ids, teacher-
-    forced) once more with the same settings. Nothing else of the explanation changes; the quantised model is not needed
-    any more and may be deleted before `full` is loaded. Raises OptionError where the explained model was not quantised,
-    or `full` is another model or quantised itself, and what `explain` raises.
+    forced) again with the same settings. Nothing else in the explanation changes; the quantised model is no longer
+    needed and may be deleted before `full` is loaded.
+
+    >>> compare_full(explain(load("smollm2", quantize="4bit"), prompt), load("smollm2"))
+
+    Raises OptionError if the explained model was not quantised, or `full` is a different or quantised model, and what
+    `explain` raises.
     """
     _require_comparable(explanation.environment["model"], full)
-    answer = replace(explanation.generation, logprobs=None)  # recorded on other weights: not to be compared
+    answer = replace(explanation.generation, logprobs=None)  # recorded with other weights, so not comparable
     again = explain(full, answer, settings=explanation.settings, progress=progress)
     told = again.environment["model"]
     pairs = list(zip(explanation.gradients.values, again.gradients.values, strict=True))
@@ -198,7 +202,7 @@ def _require_comparable(told: Mapping[str, Any], full: LoadedModel) -> None:
     if told["quantization"] is None:
         raise OptionError(
             f"{told['name']} was explained on {told['dtype']} weights that are not quantised, so there is no full "
-            f"precision to compare with. Give --quantize 4bit or 8bit, or leave --compare-full out."
+            f"precision to compare with. Give --quantize 4bit or 8bit, or leave out --compare-full."
         )
     if full.quantization is not None:
         raise OptionError(f"{full.name}: is quantised itself ({full.quantization}); load it without quantize.")
@@ -212,7 +216,7 @@ def _require_comparable(told: Mapping[str, Any], full: LoadedModel) -> None:
 
 
 def _cosine(a: Tensor, b: Tensor) -> float | None:
-    """Of two rows; None where one is 0."""
+    """Cosine of two rows; None if one is 0."""
     scale = float(a.double().norm() * b.double().norm())
     return float(a.double() @ b.double()) / scale if scale else None
 
@@ -242,12 +246,12 @@ def _arguments(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(document: dict[str, Any]) -> Settings:
-    """How it was explained: as the explanation says it, or as an older one's figures let us tell."""
+    """The requested settings: as stored, or for an older explanation as inferred from its figures."""
     if document["settings"] is not None:
         return settings_from(document["settings"])
     computed = document["computed"]
     if computed["baseline"] == "tensor":
-        raise OptionError("The baseline was a tensor of the caller's, which no explanation holds: give its name.")
+        raise OptionError("The baseline was a tensor of the caller, which is not stored: nothing to replay.")
     other_dtype = computed["gradient_dtype"] != computed["dtype"]
     variant = document["variant"]
     return Settings(
@@ -267,7 +271,7 @@ def settings_of(document: dict[str, Any]) -> Settings:
 
 
 def _removal(told: dict[str, Any] | None) -> Removal | None:
-    """How parts of the prompt were removed, as an older explanation says it."""
+    """How parts of the prompt were removed, from an older explanation."""
     if told is None:
         return None
     known = {each.name for each in fields(Removal)} & told.keys() - {"baseline", "units"}

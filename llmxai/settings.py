@@ -1,7 +1,7 @@
-"""What an explanation is asked for: one frozen object that Python takes, a recipe validates, the command line fills,
-the record stores and a replay reads back.
+"""The settings of an explanation: one frozen object that Python takes, a recipe validates, the command line fills, the
+record stores and a replay reads back.
 
-Nothing here needs torch. Every field is a plain JSON value or another of these objects.
+Needs no torch. Every field is a plain JSON value or another of these objects.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 LEAST_NODES = 4
 """Nodes of one panel of a path."""
 CHUNK_TOKENS = 1024
-"""Tokens that go through the model at once, unless memory or the caller says otherwise."""
+"""Tokens that go through the model at once by default."""
 
 STRICT = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
 """How pydantic validates these classes in recipes and records: unknown names are refused."""
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "none"}
-"""Kinds of values in words."""
+"""Types of values in words."""
 T = TypeVar("T")
 
 
 def checked(spec: type[T]) -> type[T]:
-    """A dataclass that refuses unknown names, with the nearest known one, and values of another kind: OptionError."""
+    """Make a dataclass raise OptionError for unknown names (suggesting the nearest) and values of the wrong type."""
     made: Any = spec.__init__
     hints = {name: hint for name, hint in get_type_hints(spec).items() if not name.startswith("_")}
 
@@ -61,7 +61,7 @@ def require_kind(what: str, value: Any, hint: Any) -> None:
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(hint, UnionType):
         return any(_fits(value, one) for one in hint.__args__)
-    if isinstance(value, bool):  # which Python counts among the whole numbers
+    if isinstance(value, bool):  # a bool is an int in Python
         return hint is bool
     if hint is float:
         return isinstance(value, int | float)
@@ -89,7 +89,7 @@ def require_least(what: str, value: int | float, least: int | float) -> None:
 
 
 def require_baseline(value: str) -> None:
-    """Raise OptionError for a baseline that no model has; whether one has this token is seen once it is loaded."""
+    """Raise OptionError for an unknown baseline; whether the model has that token is checked once it is loaded."""
     kind, _, what = value.partition(":")
     if value not in BASELINES and not (kind == "id" and what.isdecimal()) and not (kind == "token" and what):
         raise OptionError(
@@ -135,7 +135,7 @@ class Tolerance:
     def __post_init__(self) -> None:
         if not (0 <= self.relative < math.inf and 0 <= self.absolute < math.inf and self.relative + self.absolute > 0):
             raise OptionError(
-                f"tolerance: relative {self.relative}, absolute {self.absolute}; expected one above 0, none below."
+                f"tolerance: relative {self.relative}, absolute {self.absolute}; expected one above 0, none negative."
             )
 
 
@@ -152,7 +152,7 @@ class IntegratedGradients:
     max_nodes: int = 128
     """Gradient evaluations per target, at most."""
     n_steps: int | None = None
-    """A fixed number of Gauss-Legendre nodes on the whole path, in place of adaptive panels."""
+    """A fixed number of Gauss-Legendre nodes on the whole path, instead of adaptive panels."""
 
     def __post_init__(self) -> None:
         require_baseline(self.baseline)
@@ -172,7 +172,7 @@ class DeletionPath:
     max_nodes: int = 64
     """Gradient evaluations per target, at most."""
     n_steps: int | None = None
-    """A fixed number of Gauss-Legendre nodes on the whole path, in place of adaptive panels."""
+    """A fixed number of Gauss-Legendre nodes on the whole path, instead of adaptive panels."""
 
     def __post_init__(self) -> None:
         require_least("max_nodes", self.max_nodes, LEAST_NODES)
@@ -183,7 +183,7 @@ class DeletionPath:
 @checked
 @dataclass(frozen=True)
 class AttentionRollout:
-    """Attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928) and the variant next to it."""
+    """Attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928) and its variant."""
 
     __pydantic_config__ = STRICT
 
@@ -192,7 +192,7 @@ class AttentionRollout:
     head_fusion: str = "mean"
     """How the heads of a layer become one map: mean, max or min."""
     variant: str = "gradient_weighted_rollout"
-    """The second attention method, compared with the gradients as well; `llmxai methods` lists them."""
+    """The second attention method, also compared with the gradients; `llmxai methods` lists them."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.residual < 1:
@@ -219,7 +219,7 @@ class Removal:
     """The neutral token of the operator `baseline`, named as in `IntegratedGradients`."""
     seed: int = 0
     chunk_tokens: int = CHUNK_TOKENS
-    """Tokens that go through the model at once; halved where memory runs out."""
+    """Tokens that go through the model at once; halved if memory runs out."""
 
     def __post_init__(self) -> None:
         require_known("removal units", self.units, UNITS)
@@ -232,7 +232,7 @@ class Removal:
 @checked
 @dataclass(frozen=True)
 class Compute:
-    """How gradients are computed. It decides time and memory, and changes the numbers by rounding only."""
+    """How gradients are computed. Affects time and memory; the numbers change by rounding only."""
 
     __pydantic_config__ = STRICT
 
@@ -240,12 +240,12 @@ class Compute:
     """What a model that is stored in 16 bits, or in 4 with 16-bit products, computes in: `float32`, or `stored`."""
     gradient_dtype: str | None = None
     """Gradients on a copy of the weights in this dtype (say bfloat16), while F stays in the model's own. The
-    certificate covers the rounding, and a panel that fails is computed again in the model's dtype."""
+    certificate covers the rounding, and a panel that fails is recomputed in the model's dtype."""
     chunk_tokens: int | None = None
     """Tokens (nodes x live tokens) that go through the model at once; None: planned from the free memory."""
     checkpoint: bool | None = None
-    """Compute activations again in the backward pass, one layer at a time: far less memory for about half as much work
-    again. None: where the memory requires it."""
+    """Recompute activations in the backward pass, one layer at a time: far less memory for about 50 % more work. None:
+    if the memory requires it."""
 
     def __post_init__(self) -> None:
         require_known("precision", self.precision, PRECISIONS)
@@ -258,12 +258,15 @@ class Compute:
 @checked
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides how an answer is explained, apart from the model, the prompt and the answer itself."""
+    """How an answer is explained: everything except the model, the prompt and the answer itself.
+
+    >>> Settings(gradients=IntegratedGradients(max_nodes=256), removal=None, also=("saliency",))
+    """
 
     __pydantic_config__ = STRICT
 
     features: str = "content"
-    """Tokens that get a contribution: `content` (what people and the model wrote), `prompt` or `all`."""
+    """Tokens that get a contribution: `content` (written by people and the model), `prompt` or `all`."""
     gradients: IntegratedGradients = IntegratedGradients()
     deletion: DeletionPath = DeletionPath()
     rollout: AttentionRollout = AttentionRollout()
@@ -283,9 +286,9 @@ class Settings:
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
-    """The settings that `values` say, nested as the fields are; what is missing keeps its default.
+    """Settings from nested values; missing fields keep their defaults.
 
-    Raises OptionError for a field that does not exist, with the nearest that does, and for a value out of range.
+    Raises OptionError for an unknown field (suggesting the nearest) and for a value out of range.
     """
     from pydantic import ValidationError
 
@@ -315,7 +318,7 @@ def field_paths(spec: Any = None, *, prefix: str = "") -> dict[str, Any]:
 
 
 def near_field(name: str) -> str:
-    """A sentence, with the space before it, that names a setting like `name`; empty where there is none."""
+    """A sentence, with a leading space, that suggests a setting similar to `name`; empty if there is none."""
     paths = list(field_paths())
     holding = [path for path in paths if name in path.split(".")]
     groups = dict.fromkeys(path.rpartition(".")[0] for path in paths)
@@ -323,15 +326,15 @@ def near_field(name: str) -> str:
 
 
 def in_words(fault: Mapping[str, Any]) -> str:
-    """What pydantic says of one fault."""
-    said = str(fault["msg"]).replace("tuple", "list")  # YAML and JSON have no other
+    """One fault in pydantic's words."""
+    said = str(fault["msg"]).replace("tuple", "list")  # YAML and JSON have only lists
     return said[0].lower() + said[1:]
 
 
 def put(document: dict[str, Any], assignment: str) -> None:
     """Put `a.b=value` (the value in YAML) into nested values; a number names a place in a list.
 
-    Raises OptionError for what is not an assignment, or has no such place.
+    Raises OptionError for an invalid assignment or an unknown place.
     """
     import yaml
 
@@ -346,7 +349,7 @@ def put(document: dict[str, Any], assignment: str) -> None:
 
 
 def assign(document: dict[str, Any], name: str, value: Any, *, said: str) -> None:
-    """Put a value under its dotted name. Raises OptionError, which names what was `said`, where there is no place."""
+    """Put a value under its dotted name. Raises OptionError, which quotes `said`, if there is no such place."""
     *parents, last = name.split(".")
     place: Any = document
     for part in parents:
@@ -361,17 +364,17 @@ def assign(document: dict[str, Any], name: str, value: Any, *, said: str) -> Non
 def _inside(place: Any, part: str, said: str) -> Any:
     if isinstance(place, list):
         if not part.isdigit() or int(part) >= len(place):
-            raise OptionError(f"{said}: {part!r} is no place in a list of {len(place)}; they count from 0.")
+            raise OptionError(f"{said}: {part!r} is not a position in a list of {len(place)}; positions start at 0.")
         return place[int(part)]
     if place.get(part) is None:
         place[part] = {}
     if not isinstance(place[part], dict | list):
-        raise OptionError(f"{said}: {part!r} holds {place[part]!r}, which has no keys inside.")
+        raise OptionError(f"{said}: {part!r} holds {place[part]!r}, which has no keys.")
     return place[part]
 
 
 @cache
 def _validator() -> Any:
-    from pydantic import TypeAdapter  # imported when a recipe, a record or the command line needs it
+    from pydantic import TypeAdapter  # imported only when a recipe, a record or the command line needs it
 
     return TypeAdapter(Settings)

@@ -25,21 +25,21 @@ from llmxai.text import quoted
 class Agreement:
     """One rollout row against |integrated gradients| over the target's features.
 
-    Every figure is None under three features or where one side is constant.
+    Every figure is None with fewer than three features or if one side is constant.
     """
 
     spearman: float | None
     spearman_p: float | None
     """One-sided p-value of the Spearman correlation against permutations of the features."""
     recency_p: float | None
-    """The same against permutations that keep recency: both methods like nearby tokens, which is nobody's evidence."""
+    """The same against permutations that preserve recency: both methods favour nearby tokens, which is not evidence."""
     adjusted_p: float | None
     """The larger of the two p-values, corrected over the targets (Benjamini-Hochberg)."""
     kendall: float | None
     """Tau-b."""
     top_k: int
     top_k_overlap: float | None
-    """Share of the top-k features that the two methods have in common; None where there is no feature."""
+    """Share of the top-k features that the two methods have in common; None without features."""
     rank_biased_overlap: float | None
     """Extrapolated RBO, p = 0.9 (Webber, Moffat & Zobel 2010)."""
     jensen_shannon: float | None
@@ -48,48 +48,48 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Dilution:
-    """How much one rollout row says, beside the null of the same depth, length and mask."""
+    """How much one rollout row says, compared with the null of the same depth, length and mask."""
 
     sink_mass: float
     """Share of the row on position 0."""
     feature_mass: float
     """Share of the row on the target's features."""
     entropy: float | None
-    """Entropy of the row over the features, 0 (one feature) to 1 (uniform); None under two features."""
+    """Entropy of the row over the features, 0 (one feature) to 1 (uniform); None with fewer than two."""
     null_divergence: float
     """Jensen-Shannon divergence (bits, 0 to 1) of the row from the uniform-causal null, over all positions."""
     similarity: float
-    """Mean cosine with the other targets' rows over the positions both see; 1 where there is a single target."""
+    """Mean cosine with the other targets' rows over the positions both see; 1 for a single target."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well one method foretells what ablation does to one target."""
+    """How well one method predicts the effects of removal on one target."""
 
     lds: float | None
-    """Linear datamodelling score: Spearman of the summed scores of what is kept with F (Cohen-Wang 2024, ContextCite);
-    None where either is constant."""
+    """Linear datamodelling score: Spearman of the summed scores of the kept units with F (Cohen-Wang et al. 2024,
+    ContextCite); None if either is constant."""
     leave_one_out: float | None
     """Spearman of the method's unit scores with the leave-one-out drops."""
 
 
 @dataclass(frozen=True)
 class RefereeVerdict:
-    """What ablation says about one target: which method foretells it better."""
+    """The referee's verdict on one target: which method better predicts the effects of removal."""
 
     scores: Mapping[str, Score]
     """By method name: `layer_integrated_gradients`, `attention_rollout`, the variant, and `leave_one_out` itself as a
     ceiling (its `leave_one_out` is None)."""
     better: str | None
-    """The name of the better of gradients and plain rollout; None where the interval of the difference holds 0."""
+    """The name of the better of gradients and plain rollout; None if the interval of the difference contains 0."""
     difference: float | None
     """LDS of integrated gradients minus LDS of plain rollout."""
     interval: tuple[float, float] | None
     """95 % bootstrap interval of the difference, over the random subsets."""
     sources: tuple[int, ...]
-    """The units whose removal lowers F much: by a nat, and by a share of the largest fall (`Rule`)."""
+    """The units whose removal lowers F much: by a nat, and by a share of the largest drop (`Rule`)."""
     missed: Mapping[str, tuple[int, ...]]
-    """By method name, those of `sources` that are not among the method's own first units."""
+    """By method name, the `sources` that are not among the method's own first units."""
 
 
 @dataclass(frozen=True)
@@ -106,39 +106,39 @@ class CrossCheck:
     agreement: Agreement
     """Of integrated gradients and plain rollout."""
     dilution: Dilution | None
-    """Of plain rollout; None where it is refused."""
+    """Of plain rollout; None if it is refused."""
     variant_agreement: Agreement
     variant_dilution: Dilution | None
     verdict: RefereeVerdict | None
-    """None where the referee was not asked."""
+    """None if nothing was removed."""
 
 
 def predicting_position(prompt_len: int, t: int) -> int:
     """The position whose logits predict generated token `t` (0-based), which itself sits at `prompt_len + t`.
 
-    This is the position rule; nothing else in llmxai writes it down.
+    This is the position rule; it is written nowhere else in llmxai.
     """
     return prompt_len + t - 1
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """What the model is given: ids, the role of each, and the request they came from."""
+    """The model's input: ids, the role of each, and the request they came from."""
 
     ids: tuple[int, ...]
     roles: tuple[Role, ...]
     request: Mapping[str, Any]
     source_len: int = 0
-    """Of an encoder-decoder: how many of them the encoder reads."""
+    """For an encoder-decoder: how many of them the encoder reads."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answers, as its adapter gives it: ids only, no text yet."""
+    """A model's answer as its adapter returns it: only ids, no text yet."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
-    """Nats, of each id as it was chosen; None where the answer was given."""
+    """Log-prob (nats) of each id when it was chosen; None if the answer was supplied."""
     stop: str
     """`eos`, `length`, `given`, or `class`."""
     classes: tuple[str, ...] = ()
@@ -147,43 +147,43 @@ class Answer:
 
 @dataclass(frozen=True)
 class Foil:
-    """What the model might have said in the place of one generated token, which is then explained against it."""
+    """A token that the model might have generated instead; the generated token is explained as a contrast with it."""
 
     t: int
     """The generated token (0-based)."""
     id: int
     text: str
-    """What the foil's token would have added to the text."""
+    """The text that the foil's token would have added."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A prompt and what the model said after it, as the exact ids that the model saw and chose."""
+    """A prompt and its answer, as the exact ids that the model read and chose."""
 
     ids: tuple[int, ...]
     """Prompt ids, then generated ids."""
     prompt_len: int
     roles: tuple[Role, ...]
     texts: tuple[str, ...]
-    """What each token adds to the decoded text; `""` where a character is completed by a later token."""
+    """The text that each token adds; `""` if a later token completes the character."""
     words: tuple[tuple[int, int], ...]
-    """Half-open token ranges that cover the sequence, one a word."""
+    """Half-open token ranges that cover the sequence, one per word."""
     logprobs: tuple[float, ...] | None
-    """Log-prob (nats) of each generated id as recorded while generating; None where the response was given."""
+    """Log-prob (nats) of each generated id, recorded while generating; None if the response was supplied."""
     stop: str
     """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
-    """What was asked, as it came: `prompt` or `messages`, and `response` where one was given."""
+    """The request, unchanged: `prompt` or `messages`, and `response` if one was supplied."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
-    """Decoding settings and seed; empty where the response was given."""
+    """Decoding settings and seed; empty if the response was supplied."""
     source_len: int = 0
-    """Of an encoder-decoder, the tokens that the encoder reads; the decoder's follow, from its start token on."""
+    """For an encoder-decoder, the number of tokens that the encoder reads; the decoder's follow."""
     classes: tuple[str, ...] = ()
     """Names of a classifier's classes. Its answer is one token: the id is the class's number, the text its name."""
     read_at: tuple[int, ...] = ()
-    """The positions that a classifier's head reads (BERT: `[CLS]`); empty where they cannot be told."""
+    """The positions that a classifier's head reads (BERT: `[CLS]`); empty if unknown."""
     foil: Foil | None = None
-    """For one generated token, the one that it is explained against; the others are explained by themselves."""
+    """The foil of one generated token; the other tokens are explained by their own log-prob."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -214,7 +214,7 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class DilutionCurve:
-    """Where a rollout dilutes: figures of the partial products, entry k after the top k + 1 layers.
+    """How a rollout dilutes: figures of the partial products, entry k after the top k + 1 layers.
 
     The last entry is the whole product, so it equals the row's own figures.
     """
@@ -224,9 +224,9 @@ class DilutionCurve:
     entropy: Float[Tensor, "target layer"]
     """Entropy over the positions that the target sees, 0 (one position) to 1 (uniform)."""
     null_divergence: Float[Tensor, "target layer"]
-    """Jensen-Shannon divergence (bits) from the null after as many layers."""
+    """Jensen-Shannon divergence (bits) from the null after the same layers."""
     similarity: Float[Tensor, "target layer"]
-    """Mean cosine with the other targets' rows (rank collapse: 1); 1 where there is a single target."""
+    """Mean cosine with the other targets' rows (rank collapse: 1); 1 for a single target."""
 
     def __repr__(self) -> str:
         return "DilutionCurve({} targets x {} layers)".format(*self.sink_mass.shape)
@@ -246,7 +246,7 @@ class Certificate:
     local_error: Float[Tensor, " target"]
     """Sum over the panels of the path of |panel error|; at least |gap|, since errors cannot cancel in it."""
     tolerance: Float[Tensor, " target"]
-    """What `local_error` may be for the target to count as converged."""
+    """The largest `local_error` with which the target counts as converged."""
     nodes: tuple[int, ...]
     """Gradient nodes spent on each target."""
     converged: tuple[bool, ...]
@@ -258,10 +258,10 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a method gives, whatever its family: one score per target and token.
+    """The result of any method: one score per target and token.
 
-    Gradients and removals: signed contributions, in nats where the method says so. Attention: shares of 1, and
-    each row sums to 1 minus `lost_mass` (attention sinks that are not tokens).
+    Gradients and removals: signed contributions, in nats if the method says so. Attention: shares of 1; each row sums
+    to 1 minus `lost_mass` (attention sinks that are not tokens).
     """
 
     method: str
@@ -269,17 +269,17 @@ class Scores:
     values: Float[Tensor, "target seq"]
     """float64; 0 for every position that is not a feature of the target."""
     features: Bool[Tensor, "target seq"]
-    """The tokens that may get a score; for attention, all that the target sees."""
+    """The tokens that can get a score; for attention, all that the target sees."""
     signed: bool
-    """Whether a negative score says that the token speaks against the target."""
+    """Whether a negative score means that the token speaks against the target."""
     settings: Mapping[str, Any]
     certificate: Certificate | None = None
-    """Of path methods."""
+    """For path methods."""
     null: Float[Tensor, "target seq"] | None = None
-    """Of attention: the same for uniform attention under the same masks and depth, which says nothing about content."""
+    """For attention: the same with uniform attention, which depends on masks and depth but not on content."""
     lost_mass: Float[Tensor, " target"] | None = None
     curve: DilutionCurve | None = None
-    """Of attention that is a product over layers."""
+    """For attention that is a product over layers."""
     refused: str | None = None
     """Why the method is not defined for the model; the values are then 0."""
 
@@ -319,13 +319,18 @@ class Effects:
     f_hidden: Float[Tensor, "target hidden"] | None = None
     """F with each set hidden from what follows; NaN for a target before it, or inside one of its words."""
     effect: Float[Tensor, "target unit"] | None = None
-    """Mean fall of F (nats) over random halves of the other units when the unit is removed: its Banzhaf value, by a ridge
-    regression on the subsets."""
+    """Mean drop of F (nats) over random halves of the other units when the unit is removed: its Banzhaf value, by a
+    ridge regression on the subsets."""
     low: Float[Tensor, "target unit"] | None = None
     """Lower end of the 90 % interval of `effect`."""
     high: Float[Tensor, "target unit"] | None = None
     ceiling: tuple[float | None, ...] = ()
     """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"
+        largest = float(self.drop.max()) if self.drop.numel() else 0.0
+        return f"Effects({self.operator}, {sizes}, largest drop {largest:.3g} nats)"
 
     @property
     def drop(self) -> Float[Tensor, "target unit"]:
@@ -350,12 +355,12 @@ class Replay:
     foil."""
     ranks: tuple[int, ...]
     tolerance: float | None
-    """The largest difference from the recorded log-probs that was allowed; None where none were recorded."""
+    """The allowed difference from the recorded log-probs; None if none were recorded."""
 
 
 @dataclass(frozen=True)
 class FullPrecision:
-    """The same answer, teacher-forced, on the weights before quantisation: what that changed, target by target."""
+    """The same answer, teacher-forced, with the weights before quantisation, target by target."""
 
     model: str
     dtype: str
@@ -363,7 +368,7 @@ class FullPrecision:
     replay: Replay
     """Rank 1: the full-precision model would have chosen the same token."""
     cosines: tuple[float | None, ...]
-    """Of the gradient attributions on both weights, over the target's features; None where one of them is 0."""
+    """Of the gradient attributions with both weights, over the target's features; None if one of them is 0."""
     same_source: tuple[bool, ...]
     """Whether both have the same token as their first source, by |value|."""
     statuses: tuple[Status, ...]

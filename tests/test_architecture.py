@@ -16,6 +16,7 @@ import pytest
 import llmxai
 from llmxai.explain import variant_names
 from llmxai.methods.attention.rollout import VARIANTS
+from llmxai.names import OUTLETS
 
 PACKAGE = Path(llmxai.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -400,6 +401,19 @@ def test_what_is_public() -> None:
     assert importlib.import_module("llmxai.explain").explain is llmxai.explain  # and not the module of that name
     with pytest.raises(AttributeError, match="attribute nothing"):
         _ = llmxai.nothing
+
+
+def test_what_is_made_of_an_explanation_is_entered_by_the_root() -> None:
+    """The data imports neither page nor folder: it looks up what llmxai has entered."""
+    tree = ast.parse(read(PACKAGE / "explanation.py"))
+    looked_up = {
+        node.slice.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "OUTLETS"
+        if isinstance(node.slice, ast.Constant)
+    }
+    assert looked_up == set(OUTLETS)
+    assert all(map(callable, OUTLETS.values()))
 
 
 TORCHLESS = [

@@ -306,8 +306,8 @@ def test_an_option_of_before_says_what_it_is_called_now(run: Run, options: list[
     assert ended.code == 2
     assert ended.out == ""
     (paragraph,) = ended.err.splitlines()
-    assert paragraph.startswith("llmxai: There is no --")
-    assert paragraph.endswith(f"it is called {now}.")
+    assert paragraph.startswith("llmxai: --")
+    assert paragraph.endswith(f"is now called {now}.")
     assert options[0].partition("=")[0] not in run("explain", "--help").out
 
 

@@ -162,7 +162,7 @@ def test_the_position_rule() -> None:
     ("arguments", "error", "words"),
     [
         ({"prompt": {"role": "user"}}, PromptError, "mapping with 'role'; expected a tokenizer's output"),
-        ({"prompt": {"input_ids": [[1], [2]]}}, PromptError, "2 sequences of token ids came"),
+        ({"prompt": {"input_ids": [[1], [2]]}}, PromptError, "Got 2 sequences of token ids"),
         ({"prompt": ""}, PromptError, "prompt is empty"),
         ({"prompt": "a", "response": ""}, PromptError, "response is empty"),
         ({"prompt": "a", "features": "words"}, OptionError, "'words' is unknown. Known: content, prompt, all"),

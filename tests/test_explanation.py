@@ -169,7 +169,7 @@ def test_by_number(explained: Explanation) -> None:
 def test_numbers_that_are_not_there(explained: Explanation, key: Any) -> None:
     with pytest.raises(IndexError) as caught:
         explained[key]
-    assert str(caught.value).endswith(("count from 0.", ".", "instead."))
+    assert str(caught.value).endswith(("numbered from 0.", ".", "instead."))
 
 
 @pytest.mark.parametrize("key", [True, False, np.True_, 1.0, None, (0, 1), b"Paris"])

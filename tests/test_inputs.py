@@ -203,7 +203,7 @@ def test_pipelines_of_other_tasks(tiny_llama: LoadedModel) -> None:
     tags = pipeline("token-classification", model=bert(AutoModelForTokenClassification), tokenizer=pieces)
     for given, name in ((masked, "FillMask"), (features, "FeatureExtraction"), (tags, "TokenClassification")):
         said = refusal(UnsupportedModelError, loaded_model, given)
-        assert said.startswith(f"A {name}Pipeline came; expected a pipeline for text-generation or text-classific")
+        assert said.startswith(f"Got a {name}Pipeline; expected a pipeline for text-generation or text-classific")
     assert loaded_model((features.model, features.tokenizer)).model is tiny_llama.model  # the fix
 
 
@@ -268,7 +268,7 @@ def test_lora_is_explained_with_its_adapter(tiny_llama: LoadedModel, ids: tuple[
 def test_prompt_tuning_is_refused(tiny_llama: LoadedModel) -> None:
     model = with_adapter(peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     said = refusal(UnsupportedModelError, loaded_model, (model, tiny_llama.tokenizer))
-    assert "(PROMPT_TUNING) works outside of the model's layers" in said
+    assert "(PROMPT_TUNING) works outside the model's layers" in said
     assert loaded_model((model.get_base_model(), tiny_llama.tokenizer)).model is model.get_base_model()  # the fix
 
 
@@ -393,23 +393,23 @@ ODD: dict[str, tuple[Any, str]] = {
     "chats": ([CHAT, CHAT], "The prompt is a list of 2 prompts. Give one, or use explain_many"),
     "sequences": ([[3, 4], [5, 6]], "The prompt is a list of 2 prompts. Give one, or use explain_many"),
     "tensors": (torch.tensor([[3, 4], [5, 6]]), "The prompt is a list of 2 prompts."),
-    "encodings": ({"input_ids": [[3], [4]]}, "2 sequences of token ids came at once. Give one, or use explain_many"),
+    "encodings": ({"input_ids": [[3], [4]]}, "Got 2 sequences of token ids. Give one, or use explain_many"),
     "message": (CHAT[0], "The prompt is one message. Put it into a list: [message]."),
     "mapping": ({"conversation": "a"}, "The prompt is a mapping with 'conversation'; expected a tokenizer's output ("),
     "empty mapping": ({}, "The prompt is a mapping with nothing; expected"),
     "no ids": (torch.tensor([], dtype=torch.long), "no messages"),
     "no ids in an encoding": ({"input_ids": []}, "There are no token ids. Give at least one."),
-    "floats": (torch.tensor([1.0, 2.0]), "Token ids are whole numbers, and the float 1.0 came."),
-    "not a number": ([float("nan")], "Token ids are whole numbers, and the float nan came."),
-    "booleans": ([True, False], "Token ids are whole numbers, and the bool True came."),
-    "mixed": ([3, "a"], "Token ids are whole numbers, and the str 'a' came."),
+    "floats": (torch.tensor([1.0, 2.0]), "Token ids must be whole numbers, and the float 1.0 is not."),
+    "not a number": ([float("nan")], "Token ids must be whole numbers, and the float nan is not."),
+    "booleans": ([True, False], "Token ids must be whole numbers, and the bool True is not."),
+    "mixed": ([3, "a"], "Token ids must be whole numbers, and the str 'a' is not."),
     "scalar": (torch.tensor(3), "The prompt is the int 3"),
     "embeddings": (torch.zeros(1, 4, 8), "The prompt is a list of 4 prompts."),
     "unknown id": ([10**6], "Token id 1000000 does not exist: tiny llama has"),
     "negative id": ([-100, 3], "Token id -100 does not exist"),
     "hole": ({"input_ids": [3, 4, 5], "attention_mask": [1, 0, 1]}, "The attention mask hides tokens in the middle"),
     "all hidden": ({"input_ids": [3, 4], "attention_mask": [0, 0]}, "There are no token ids."),
-    "another mask": ({"input_ids": [3, 4], "attention_mask": [1]}, "input_ids and attention_mask have other shapes."),
+    "another mask": ({"input_ids": [3, 4], "attention_mask": [1]}, "input_ids and attention_mask differ in shape."),
     "pair": ({"input_ids": [3, 4], "token_type_ids": [0, 1]}, "holds a pair of texts (token_type_ids other than 0)"),
     "message and text": ([*CHAT, "a"], "Message 1 is the str 'a'; expected an object with `role` and `content`."),
     "roles": ([{"speaker": "me"}], "expected an object with `role` and `content`"),

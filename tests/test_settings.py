@@ -168,7 +168,7 @@ def test_no_removal_in_each_way(command: Any) -> None:
     assert settings_from(Settings(removal=None).to_dict()) == Settings(removal=None)
     ended = command("--no-removal", "--removal-units", "token")
     assert ended.err.splitlines() == [
-        "llmxai: --no-removal removes nothing, so leave out what says how: units.",
+        "llmxai: --no-removal removes nothing, so leave out the settings of removal: units.",
     ]
 
 

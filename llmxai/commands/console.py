@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line every few seconds in a log file, or JSON lines for a pipeline."""
+"""Progress of a run: a bar on a terminal, a line every few seconds in a log file, or JSON lines for a pipeline."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 ProgressKind = Literal["rich", "json", "none"]
 EVERY = 10.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines without a terminal."""
 
 
 @contextmanager
 def run_progress(kind: ProgressKind) -> Iterator[OnProgress]:
-    """Where news of a run go; all of it to stderr."""
+    """Reports the progress of a run, always on stderr."""
     if kind == "none":
         yield lambda _news: None
     elif kind == "json":
@@ -49,7 +49,7 @@ def _json_line(news: RunProgress) -> None:
 
 
 def _rates(news: RunProgress) -> dict[str, float | None]:
-    """Rows and targets a second of this call, and the seconds left at that rate; None where nothing can be said."""
+    """Rows and targets per second in this call, and the seconds left at that rate; None if unknown."""
     seconds = news.seconds or None
     rows = None if seconds is None or not news.fresh else news.fresh / seconds
     return {
@@ -60,7 +60,7 @@ def _rates(news: RunProgress) -> dict[str, float | None]:
 
 
 def _words(news: RunProgress) -> str:
-    """Rate, tokens, failures and time left, as far as they are known."""
+    """Rate, tokens, failures and time left, as far as known."""
     rates = _rates(news)
     rows, targets, left = rates["rows_per_second"], rates["targets_per_second"], rates["seconds_left"]
     words = [f"engine {news.engine}"]
@@ -75,12 +75,12 @@ def _words(news: RunProgress) -> str:
 
 
 def _pace(rate: float, what: str) -> str:
-    """So many a second or, where they are slower, seconds for one."""
+    """A rate per second or, if slower, the seconds for one."""
     return f"{rate:.1f} {what}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{what}"
 
 
 class _Bar:
-    """One task a stage; the one before goes."""
+    """One task per stage; it replaces the one before."""
 
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
@@ -96,7 +96,7 @@ class _Bar:
 
 
 class _Lines:
-    """Plain lines for a log file: a new stage at once, rows every few seconds."""
+    """Plain lines for a log file: a new stage immediately, rows every few seconds."""
 
     def __init__(self) -> None:
         self.stage = ""
@@ -118,12 +118,12 @@ log = Console(stderr=True, highlight=False)
 
 
 class Terminated(SystemExit):
-    """SIGTERM, as an exception: what was begun is recorded and the log is closed, then the process ends with 143."""
+    """SIGTERM as an exception: current work is recorded and the log is closed, then the process exits with 143."""
 
 
 @contextmanager
 def told_when_interrupted(what: str) -> Iterator[None]:
-    """Say `what` after Ctrl-C or SIGTERM, with what the evidence log has to add."""
+    """Print `what` after Ctrl-C or SIGTERM, with notes from the evidence log."""
     try:
         yield
     except (KeyboardInterrupt, Terminated) as interrupt:
@@ -132,12 +132,12 @@ def told_when_interrupted(what: str) -> Iterator[None]:
 
 
 Report = Callable[[str, int, int], None]
-"""Called with (what is being done, steps that are done, steps)."""
+"""Called with (stage, steps done, steps)."""
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A bar on a terminal, a line a stage elsewhere."""
+    """A bar on a terminal, one line per stage elsewhere."""
     if not log.is_terminal:
         yield _plain_lines()
         return

@@ -13,8 +13,8 @@ import typer
 from llmxai.commands.console import progress
 from llmxai.errors import EvidenceError, KeyFileError, OptionError
 
-keys = typer.Typer(no_args_is_help=True, help="Make and show keys for signing and for private records.")
-evidence = typer.Typer(no_args_is_help=True, help="Look after a log: seal it, prune what is too old.")
+keys = typer.Typer(no_args_is_help=True, help="Create and show keys for signing and for private records.")
+evidence = typer.Typer(no_args_is_help=True, help="Maintain a log: seal it, prune old content.")
 
 Run = Annotated[
     Path | None, typer.Option("--run", help="Folder of the run; without it, the logs below runs/ are searched.")
@@ -27,19 +27,17 @@ Id = Annotated[str, typer.Argument(help="Id of a record, or its first 8 characte
 
 @keys.command("new")
 def new_key(
-    path: Annotated[
-        Path, typer.Argument(help="File for the secret half; the public half goes beside it, in FILE.pub.")
-    ],
+    path: Annotated[Path, typer.Argument(help="File for the private key; the public key goes into FILE.pub.")],
     private: Annotated[
-        bool, typer.Option("--private", help="A secret for the digests of --private records instead.")
+        bool, typer.Option("--private", help="Create a secret for the digests of --private records instead.")
     ] = False,
 ) -> None:
-    """Make an Ed25519 signing key (or a secret for private digests); an existing file is never replaced."""
+    """Create an Ed25519 signing key (or a secret for private digests); never replaces an existing file."""
     from llmxai.evidence.keys import key_id, new_secret_key, new_signing_key
 
     if private:
         typer.echo(f"secret: {path} (key {new_secret_key(path).id}). Set LLMXAI_PRIVATE_KEY_FILE={path}")
-        typer.echo("Keep it apart from the logs. Whoever has it can check guesses; if it is lost, nobody ever can.")
+        typer.echo("Keep it apart from the logs. Texts can be checked only with it; if it is lost, never again.")
         return
     public = new_signing_key(path)
     typer.echo(f"signing key: {path} (mode 600; set LLMXAI_SIGNING_KEY_FILE={path})")
@@ -66,14 +64,14 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint that was kept elsewhere.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that nobody changed, removed or reordered anything. Exit 0: whole, 1: tampered, 2: cannot tell."""
+    """Check that nothing was changed, removed or reordered. Exit 0: intact, 1: tampered, 2: cannot tell."""
     from llmxai.evidence.verifier.check import read_held, read_key
     from llmxai.evidence.verifier.check import verify as check
 
     try:
         key = None if pubkey is None else read_key(pubkey)
     except (OSError, ValueError) as error:
-        raise KeyFileError(f"{pubkey}: no Ed25519 public key can be read there ({error}).") from error
+        raise KeyFileError(f"{pubkey}: no Ed25519 public key can be read from it ({error}).") from error
     try:
         held = [] if checkpoint is None else [read_held(checkpoint)]
     except (OSError, ValueError) as error:
@@ -133,7 +131,7 @@ def redact(
     key: Key = None,
 ) -> None:
     """Remove the texts and files of a record, and its texts from the run's tables and index; digests and the reason
-    stay, and the chain stays whole."""
+    stay, and the chain stays intact."""
     from llmxai.evidence import redact as remove
     from llmxai.evidence import signing_key
     from llmxai.runs import clear_removed
@@ -148,11 +146,11 @@ def review(
     id: Id,
     decision: Annotated[str, typer.Option(help="For example approved, rejected or escalated.")],
     by: Annotated[str, typer.Option(help="Who decides, as a pseudonym.")],
-    note: Annotated[str | None, typer.Option(help="Kept beside the log; can be redacted.")] = None,
+    note: Annotated[str | None, typer.Option(help="Stored next to the log; can be redacted.")] = None,
     run: Run = None,
     key: Key = None,
 ) -> None:
-    """Sign a record off: a later record that refers to it."""
+    """Sign off a record: append a record that refers to it."""
     from llmxai.evidence import review as decide
     from llmxai.evidence import signing_key
 
@@ -160,7 +158,7 @@ def review(
 
 
 def replay(id: Id, run: Run = None, as_json: Json = False) -> None:
-    """Compute an explanation again and compare. Exit 0: within the tolerance, 1: outside, 2: cannot compare.
+    """Recompute an explanation and compare. Exit 0: within the tolerance, 1: outside, 2: cannot compare.
 
     This is not verification: it says how well the numbers come out here and now.
     """
@@ -188,8 +186,8 @@ def prune(
     by: By = None,
     key: Key = None,
 ) -> None:
-    """Remove texts and files of records that are older, and their texts from the run's tables and index; the records
-    and the chain stay."""
+    """Remove texts and files of older records, and their texts from the run's tables and index; the records and the
+    chain stay."""
     from llmxai.evidence import prune as remove
     from llmxai.evidence import signing_key
     from llmxai.runs import clear_removed
@@ -204,7 +202,7 @@ def prune(
 
 @evidence.command()
 def seal(run: Annotated[Path, typer.Argument(help="Folder of the run.")], key: Key = None) -> None:
-    """Write a checkpoint over everything so far, signed where there is a key; kept elsewhere, it shows a later cut."""
+    """Write a checkpoint over everything so far, signed if there is a key; a copy elsewhere reveals a later cut."""
     from llmxai.evidence import open_log, signing_key
     from llmxai.evidence.log import read_log
     from llmxai.evidence.verifier.folder import CHECKPOINTS, evidence_of

@@ -17,7 +17,7 @@ from llmxai.errors import OptionError, PromptError
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 
 TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
-"""Options that are no settings of the record: texts are kept apart from it, and may be taken away."""
+"""Options that the record does not store as settings: texts are kept apart from it and can be removed."""
 
 
 FLAGS = {
@@ -33,7 +33,7 @@ FLAGS = {
     "removal_operator": "removal.operator",
     "removal_units": "removal.units",
 }
-"""Options of the command, by the setting that each one is; `--set` reaches the rest."""
+"""The setting behind each option of the command; `--set` reaches the rest."""
 
 
 def _help(setting: str, text: str) -> str:
@@ -41,13 +41,13 @@ def _help(setting: str, text: str) -> str:
 
 
 def _renamed(*names: str, to: str) -> Any:
-    """An option of earlier versions, which says what it is called now."""
+    """An option of earlier versions, which reports its new name."""
 
     def refuse(value: Any) -> None:
         if value is not None:
-            raise OptionError(f"There is no {'/'.join(names)} any more; it is called {to}.")
+            raise OptionError(f"{'/'.join(names)} is now called {to}.")
 
-    return typer.Option(*names, hidden=True, help=f"Called {to} now.", callback=refuse)
+    return typer.Option(*names, hidden=True, help=f"Now called {to}.", callback=refuse)
 
 
 def explain(
@@ -65,7 +65,7 @@ def explain(
     response: Annotated[str | None, typer.Option(help="Explain this answer instead of a generated one.")] = None,
     foil: Annotated[
         str | None,
-        typer.Option(help="Another answer: explain why the model said its own and not this, where they first differ."),
+        typer.Option(help="Another answer: explain why the model chose its own instead, where they first differ."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
@@ -84,19 +84,19 @@ def explain(
         int | None, typer.Option(help=_help("gradients.max_nodes", "Gradient evaluations per target, at most."))
     ] = None,
     residual: Annotated[
-        float | None, typer.Option(help=_help("rollout.residual", "Share of a layer that rollout leaves in place."))
+        float | None, typer.Option(help=_help("rollout.residual", "Share of a layer that stays unmixed."))
     ] = None,
     variant: Annotated[
         str | None,
         typer.Option(help=_help("rollout.variant", "The second attention method; `llmxai methods` lists them.")),
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="One more method to compute and show; may be given several times.")
+        list[str] | None, typer.Option(help="Another method to compute and show; can be given several times.")
     ] = None,
     gradient_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Compute gradients on a copy of the weights in this dtype; errors are still measured in full."
+            help="Gradients on a copy of the weights in this dtype; errors are measured in the model's dtype."
         ),
     ] = None,
     chunk_tokens: Annotated[
@@ -106,11 +106,11 @@ def explain(
         bool | None,
         typer.Option(
             "--checkpoint/--no-checkpoint",
-            help="Compute activations again in the backward pass: far less memory. Default: where it is needed.",
+            help="Recompute activations in the backward pass: far less memory. Default: if needed.",
         ),
     ] = None,
     removal: Annotated[
-        bool, typer.Option(help="Remove parts of the prompt to measure their effect and to check the methods.")
+        bool, typer.Option(help="Remove parts of the prompt to measure their effects and to check the methods.")
     ] = True,
     removal_operator: Annotated[
         str | None, typer.Option(help=_help("removal.operator", "How parts are removed: delete, baseline or mean."))
@@ -123,7 +123,7 @@ def explain(
     ablation_units: Annotated[str | None, _renamed("--ablation-units", to="--removal-units")] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other setting, as rollout.head_fusion=max; --settings lists them."),
+        typer.Option("--set", help="Any other setting, such as rollout.head_fusion=max; --settings lists them."),
     ] = None,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting with its default, and exit.")
@@ -137,7 +137,7 @@ def explain(
         bool,
         typer.Option(
             "--compare-full",
-            help="With --quantize: explain the same answer once more at full precision, and show what differs.",
+            help="With --quantize: also explain the same answer at full precision, and show what differs.",
         ),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
@@ -146,10 +146,10 @@ def explain(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print explanation.json instead of the report's path.")
     ] = False,
-    requester: Annotated[str | None, typer.Option(help="Who asks, as a pseudonym; goes into the record.")] = None,
+    requester: Annotated[str | None, typer.Option(help="Who asks, as a pseudonym, for the record.")] = None,
     purpose: Annotated[str | None, typer.Option(help="Why; goes into the record.")] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Keep no text and no report: only a record with keyed digests.")
+        bool, typer.Option("--private", help="Keep no text and no report, only a record with keyed digests.")
     ] = False,
     key: Annotated[
         Path | None, typer.Option(help="Signing key file (llmxai keys new); else LLMXAI_SIGNING_KEY[_FILE].")
@@ -213,7 +213,7 @@ def explain(
 def _require_comparison(
     model: str, *, dtype: str | None, device_map: str | None, quantize: str | None, revision: str | None
 ) -> None:
-    """Refuse --compare-full before any work where it could not be done at the end of it."""
+    """Refuse --compare-full before any work if it could not be completed."""
     from torch.cuda import is_available
 
     from llmxai.models.finding import find_model
@@ -229,7 +229,7 @@ def _require_comparison(
 
 
 def _settings(asked: Mapping[str, Any], also: Sequence[str], assignments: Sequence[str], *, removal: bool) -> Settings:
-    """The settings that the options say. Raises OptionError."""
+    """The settings from the options. Raises OptionError."""
     document: dict[str, Any] = {"also": list(also)}
     for option, name in FLAGS.items():
         if option in asked:
@@ -239,7 +239,7 @@ def _settings(asked: Mapping[str, Any], also: Sequence[str], assignments: Sequen
     if not removal:
         if document.get("removal"):
             raise OptionError(
-                f"--no-removal removes nothing, so leave out what says how: {', '.join(document['removal'])}."
+                f"--no-removal removes nothing, so leave out the settings of removal: {', '.join(document['removal'])}."
             )
         document["removal"] = None
     return settings_from(document)

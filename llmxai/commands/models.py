@@ -29,10 +29,10 @@ def check(
     quantize: Annotated[str | None, typer.Option(help="4bit or 8bit (bitsandbytes).")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer to plan the memory for.")] = 512,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="How many of them are the answer's.")] = 64,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="How many of them belong to the answer.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """Say what works for a model, from its configuration alone, before any long run."""
+    """Show what works for a model, from its configuration alone, before any long run."""
     from llmxai.models.check import check_model
 
     found = check_model(

@@ -13,10 +13,10 @@ from llmxai.commands.console import log, progress
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an explanation or of a run.", show_default=False)],
     pdf: Annotated[
-        bool, typer.Option("--pdf", help="Print the page that is named last to a PDF too (needs a Chromium).")
+        bool, typer.Option("--pdf", help="Also print the last page that is listed to a PDF (needs Chromium).")
     ] = False,
 ) -> None:
-    """Make the HTML pages of an explanation or a run again from its stored data; no model is loaded."""
+    """Rebuild the HTML pages of an explanation or a run from its stored data, without loading a model."""
     from llmxai.evidence.provenance import provenances_of, records_of
     from llmxai.report.export import find_chromium, write_pdf
     from llmxai.report.rebuild import rebuild
@@ -40,7 +40,7 @@ def table(
     file: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.", show_default=False)],
     rows: Annotated[
         str | None,
-        typer.Option(help="records, tokens or sources. [default: tokens of an explanation, records of a run]"),
+        typer.Option(help="records, tokens or sources. [default: tokens for an explanation, records for a run]"),
     ] = None,
 ) -> None:
     """Write the stored numbers of an explanation or a run as one flat table, CSV or Parquet."""

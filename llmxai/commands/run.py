@@ -20,28 +20,28 @@ from rich.table import Table
 from llmxai.commands.console import Terminated, log, run_progress, told_when_interrupted
 
 LAUNCHED = "LLMXAI_LAUNCHED"
-"""In the environment of processes that `--engine accelerate` started: they start no more."""
+"""Set in the environment of processes that `--engine accelerate` started, so they start no others."""
 
 
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (in recipes/) or file.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write or to go on in; runs/NAME by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write or to resume; runs/NAME by default.")] = None,
     settings: Annotated[list[str], typer.Option("--set", help="Change one setting: a.b=value, data.0.limit=5.")] = [],  # noqa: B006  (Typer wants a list)
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed rows again.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed rows.")] = False,
     engine: Annotated[
         Literal["local", "accelerate", "ray"],
-        typer.Option(help="What computes: this process, several of them, or the actors of Ray Data."),
+        typer.Option(help="This process, several processes, or the actors of Ray Data."),
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes or actors; the recipe's workers.count, or one a GPU.")
+        int | None, typer.Option(min=1, help="Processes or actors; default: workers.count, or one per GPU.")
     ] = None,
     progress: Annotated[
-        Literal["rich", "json", "none"], typer.Option(help="How progress is told, on stderr: json is a line a row.")
+        Literal["rich", "json", "none"], typer.Option(help="Progress on stderr; json is one line per row.")
     ] = "rich",
 ) -> None:
-    """Run a recipe: explain and evaluate every row of its data. The same command goes on where a run stopped.
+    """Run a recipe: explain and evaluate every row of its data. The same command resumes a stopped run.
 
-    Ctrl-C ends after the rows in hand, a second one at once. Several machines: docs/scale.md.
+    Ctrl-C stops after the current rows, a second one at once. Several machines: docs/scale.md.
     """
     from llmxai.runs import find_recipe, read_recipe, run_recipe
 
@@ -57,7 +57,7 @@ def run(
 
     disable_progress_bar()
     folder = out if out is not None else Path("runs") / read.name
-    kept = f"Interrupted. What is done is kept in {folder}; the same command goes on from there."
+    kept = f"Interrupted. Finished rows are kept in {folder}; the same command resumes there."
     with told_when_interrupted(kept), run_progress(progress) as report, _asked_to_stop() as stop:
         outcome = run_recipe(
             read,
@@ -74,14 +74,14 @@ def run(
         return
     typer.echo(f"rows: {outcome.ok} done, {outcome.failed} failed")
     if outcome.stopped:
-        typer.echo(f"stopped before the end; the same command goes on: {folder}")
+        typer.echo(f"stopped before the end; the same command resumes: {folder}")
         raise typer.Exit(130)
     typer.echo(f"index: {outcome.folder / 'index.html'}")
 
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks to stop after the rows in hand; the second is a KeyboardInterrupt."""
+    """The first Ctrl-C asks to stop after the current rows; the second is a KeyboardInterrupt."""
     asked = False
 
     def ask(_signal: int, _frame: Any) -> None:
@@ -89,7 +89,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        log.print("Stopping after the rows in hand. Ctrl-C again ends at once.")
+        log.print("Stopping after the current rows. Ctrl-C again stops at once.")
 
     before = signal.signal(signal.SIGINT, ask)
     try:
@@ -99,7 +99,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def _launch(workers: int) -> int:
-    """This same command in `workers` processes, as `accelerate launch` starts them for several GPUs; its exit code."""
+    """Run this command in `workers` processes, as `accelerate launch` does for several GPUs; return its exit code."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(workers)]
     with subprocess.Popen([*command, "-m", "llmxai", *sys.argv[1:]], env=os.environ | {LAUNCHED: "1"}) as launched:
         while True:
@@ -107,7 +107,7 @@ def _launch(workers: int) -> int:
                 return launched.wait()
             except Terminated:
                 launched.terminate()
-            except KeyboardInterrupt:  # the processes of the terminal have it too
+            except KeyboardInterrupt:  # the terminal sends it to the processes too
                 continue
 
 
@@ -124,7 +124,7 @@ def _print(table: Table) -> None:
 def ls(
     folder: Annotated[Path | None, typer.Argument(help="Folder of recipes; recipes/ by default.")] = None,
 ) -> None:
-    """List recipes: name, model, data and what they are for."""
+    """List recipes: name, model, data and purpose."""
     from llmxai.errors import UserError
     from llmxai.runs import list_recipes, read_recipe
 
@@ -159,7 +159,7 @@ def validate(
     recipe: Annotated[list[str], typer.Argument(help="Names or files of recipes.")],
     settings: Settings = [],  # noqa: B006
 ) -> None:
-    """Check recipes; exit 2 with what is wrong at the first that is not right."""
+    """Check recipes; exit 2 with the errors of the first invalid one."""
     from llmxai.runs import find_recipe, read_recipe
 
     for name in recipe:

@@ -211,7 +211,7 @@ def build_asked(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
 def build_computed(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
     """Computed settings that `build_asked` does not show; for other methods, without the entries that all have."""
     asked = {setting.key for setting in build_asked(explanation)}
-    shared = {(name, explanation["computed"].get(name)) for name in ("target", "features")}
+    shared = [(name, explanation["computed"].get(name)) for name in ("target", "features")]
     also = {
         method: {
             key: value for key, value in explanation["scores"][method]["settings"].items() if (key, value) not in shared

@@ -212,7 +212,7 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
     effects, generation = explanation.effects, explanation.generation
     if effects is None:
         return None
-    units = [{"kind": "prompt", "tokens": [list(unit)]} for unit in effects.units]
+    units: list[dict[str, Any]] = [{"kind": "prompt", "tokens": [list(unit)]} for unit in effects.units]
     units += [
         {"kind": "mentions" if len(ranges) > 1 else "answer", "tokens": [list(unit) for unit in ranges]}
         for ranges in effects.hidden

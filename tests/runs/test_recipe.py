@@ -118,9 +118,9 @@ def test_settings_from_the_command_line(tmp_path: Path) -> None:
     ("setting", "says"),
     [
         ("data.0.limit", "expected a.b=value"),
-        ("data.7.limit=1", "'7' is no place in a list of 1"),
-        ("data.x=1", "'x' is no place in a list"),
-        ("name.first=1", "'name' holds 'mine', which has no keys inside"),
+        ("data.7.limit=1", "'7' is not a position in a list of 1"),
+        ("data.x=1", "'x' is not a position in a list"),
+        ("name.first=1", "'name' holds 'mine', which has no keys"),
         ("model.dtpye=float32", "Did you mean 'dtype'"),
         ("name=[", "the value is not YAML"),
     ],

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmxai.errors import OptionError
+from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods.attention.capture import AttentionCall, Fuse, LayerAttention, capture_attention, mean_of_heads
 from llmxai.methods.attention.dilution import CurveRecorder
 from llmxai.methods.attention.encoder_decoder import rollout_steps
@@ -192,6 +192,11 @@ def roll_out(
     with projections_watched() if weighed else nullcontext() as watch:
         fuse = value_norms() if weighed else FUSIONS[variant.fusion]
         layers = capture_attention(loaded, ids, fuse=fuse, watch=watch)
+        if not layers:
+            raise UnsupportedModelError(
+                f"{loaded.name}: {type(loaded.model).__name__} computes no attention, so there is none to roll out; "
+                f"integrated gradients work."
+            )
         residuals: Sequence[float | Tensor] = shares or [variant.residual or 0.0] * len(layers)
         chosen = list(zip(layers, residuals, strict=True))[-(variant.last_layers or len(layers)) :]
         steps = _product(chosen, start, variant) if variant.product else iter([_mean(chosen, start)])

@@ -143,7 +143,7 @@ class Node:
 
 @dataclass(frozen=True)
 class PathFunction:
-    """F of every target along a path. Made by `path_function`; use inside `undisturbed(model)`.
+    """F of every target along a path. Made by `path_function`; use inside `frozen_eval(model)`.
 
     What stands before the first moving token is the same at every node, so its keys and values are computed once;
     what stands after the last predicting position is never computed.
@@ -259,7 +259,7 @@ class PathFunction:
 def path_function(
     loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize, cached: bool = True
 ) -> PathFunction:
-    """Compute what is the same at every node, where it may be `cached`. Call inside `undisturbed(model)`."""
+    """Compute what is the same at every node, where it may be `cached`. Call inside `frozen_eval(model)`."""
     rows = TargetRows.of(targets)
     first = min(int(path.moving.nonzero()[0]), min(rows.positions))
     prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
