@@ -142,7 +142,7 @@ class TokenView:
         foil = self.explanation.generation.foil
         return foil.text if foil is not None and foil.t in range(*self.tokens) else None
 
-    def values(self, method: str = GRADIENTS) -> Float[Tensor, " seq"]:
+    def values(self, method: str | None = None) -> Float[Tensor, " seq"]:
         """One score per token of the sequence: sums over the run for contributions, means for attention.
 
         Raises OptionError for a method that was not computed or is refused.
@@ -151,7 +151,7 @@ class TokenView:
         rows = scores.values[slice(*self.tokens)]
         return rows.mean(dim=0) if scores.null is not None else rows.sum(dim=0)
 
-    def sources(self, *, by: str = "word", method: str = GRADIENTS) -> list[Source]:
+    def sources(self, *, by: str = "word", method: str | None = None) -> list[Source]:
         """Every token, word or sentence with a score, by |value|, largest first. Their values sum to the method's.
 
         Raises OptionError for an unknown `by`, and for a method that was not computed or is refused.
@@ -175,7 +175,7 @@ class TokenView:
         ]
         return sorted(found, key=lambda source: -abs(source.value))
 
-    def top(self, n: int = 3, *, by: str = "word", method: str = GRADIENTS) -> list[Source]:
+    def top(self, n: int = 3, *, by: str = "word", method: str | None = None) -> list[Source]:
         """The first `n` sources, by |value|. Raises what `sources` raises."""
         require_least("n", n, 0)
         return self.sources(by=by, method=method)[:n]
@@ -343,8 +343,13 @@ class Explanation:
         hint = f"Near words: {', '.join(map(quoted, near))}." if near else f"The answer is: {_line(self.answer)}"
         return f"{quoted(text, 80)} is not in the answer. {hint}"
 
-    def scores_of(self, method: str) -> Scores:
-        """The scores of a method. Raises OptionError for one that was not computed or is refused for the model."""
+    def scores_of(self, method: str | None = None) -> Scores:
+        """The scores of a method: by default the deletion path, or integrated gradients where that is refused.
+
+        Raises OptionError for one that was not computed or is refused for the model.
+        """
+        if method is None:
+            method = GRADIENTS if self.deletion.refused is not None else DELETION
         if method not in self.scores:
             raise OptionError(
                 f"method {method!r} was not computed for this answer.{did_you_mean(method, self.scores)} Computed: "
@@ -430,7 +435,7 @@ class Explanation:
         """
         require_known("form", form, FORMS)
         if form == "wide":
-            return self._wide(self.scores_of(method or GRADIENTS))
+            return self._wide(self.scores_of(method))
         if method is not None:
             return self._long({method: self.scores_of(method)})
         return self._long({name: scores for name, scores in self.scores.items() if scores.refused is None})

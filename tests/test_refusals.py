@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from llmxai.crosscheck.status import TargetError, status_alone
 from tiny import answered, make_loaded
 
 from llmxai import Explanation, Status, explain, save
-from llmxai.crosscheck.status import TargetError, status_alone
 from llmxai.errors import UnsupportedModelError
 from llmxai.evidence import begin
 from llmxai.evidence.log import read_log

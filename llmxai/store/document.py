@@ -208,7 +208,7 @@ def _effects(effects: Effects | None) -> dict[str, Any] | None:
 
 
 def _measured(explanation: Explanation) -> dict[str, Any] | None:
-    """Every unit and target: the effect (nats) with its 90 % interval, and the probability with and without the unit."""
+    """Every unit and target: effect (nats), 90 % interval, and the probability with and without the unit."""
     effects, generation = explanation.effects, explanation.generation
     if effects is None:
         return None

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from llmxai.crosscheck.status import TargetError
 from tiny import null_of
 
 from llmxai.crosscheck import RULE, cross_check, status_of
-from llmxai.crosscheck.status import TargetError
 from llmxai.methods import token_targets
 from llmxai.methods.perturbation.effects import half_subsets
 from llmxai.stats import jensen_shannon
