@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from llmxai.evaluation import Estimate
 from llmxai.evaluation.measure import BETTER
+from llmxai.names import CURRENT
 from llmxai.runs.ledger import write_atomically, write_table
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.tables import ALL, CONTROL_NAMES, Plot, Tables, build_plot, tabulate
@@ -30,11 +31,7 @@ ROW_SCHEMA = {
     "answer": pa.string(),
     "n_tokens": pa.int64(),
     "n_targets": pa.int64(),
-    "agree": pa.int64(),
-    "diluted": pa.int64(),
-    "disagree": pa.int64(),
-    "unconverged": pa.int64(),
-    "unchecked": pa.int64(),
+    **{str(status): pa.int64() for status in CURRENT},
     "worst_gap_ratio": pa.float64(),
     "median_spearman": pa.float64(),
     "target_f": pa.float64(),

@@ -24,7 +24,7 @@ from llmxai.runs.ledger import Ledger
 from llmxai.runs.recipe import EvaluateSettings, Recipe
 from llmxai.runs.scheduling import Job
 from llmxai.save import save
-from llmxai.types import Generation, Status
+from llmxai.types import Generation
 
 _HOST = platform.node()
 EVIDENCE = "evidence"
@@ -161,11 +161,12 @@ def _context(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationConte
 
 
 def _summary(explanation: Explanation) -> dict[str, Any]:
-    certificate, statuses = explanation.gradients.certificate, [check.status for check in explanation.checks]
+    judged = explanation.gradients if explanation.deletion.refused is not None else explanation.deletion
+    certificate, statuses = judged.certificate, [check.status for check in explanation.checks]
     assert certificate is not None
     agreements = [check.agreement.spearman for check in explanation.checks if check.agreement.spearman is not None]
     return {
-        **{str(status): statuses.count(status) for status in Status},
+        **{str(status): statuses.count(status) for status in CURRENT},
         "worst_gap_ratio": float((certificate.local_error / certificate.tolerance).max()),
         "oom_halvings": explanation.computed.get("chunk_halvings", 0),
         "median_spearman": median(agreements) if agreements else None,

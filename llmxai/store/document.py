@@ -15,8 +15,9 @@ from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
 from llmxai.store.reading import SCHEMA, stored_name
-from llmxai.types import Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
+from llmxai.types import Certificate, Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
 
+BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
 TOP_SOURCES = 20
 """Sources listed per target and method; the maps have all of them."""
 
@@ -26,7 +27,9 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
 
     [target, seq]: `integrated_gradients`, `rollout` and `rollout_variant` with their nulls, and the other requested
     methods (`stored_name`); their features and those of the gradients as uint8. Of the removals:
-    `leave_one_out` [target, unit], `removal_f` [target, unit + mask] float64 and `removal_kept` [mask, unit] uint8.
+    `leave_one_out` [target, unit]; float64 `effect`, `effect_low` and `effect_high` [target, unit], `removal_f`
+    [target, unit + mask] and `removal_hidden_f` [target, hidden]; uint8 `removal_kept` [mask, unit] and
+    `removal_hidden_undefined` [target, hidden].
 
     Raises NonFiniteError instead of writing NaN.
     """
@@ -46,7 +49,7 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
         maps["removal_kept"] = _bytes(effects.kept)
         ends = {"effect": effects.effect, "effect_low": effects.low, "effect_high": effects.high}
         maps |= {name: values.double().numpy() for name, values in ends.items() if values is not None}
-        if effects.f_hidden is not None:  # NaN where not defined: 1 in `hidden_undefined`
+        if effects.f_hidden is not None:  # NaN where not defined: 1 in `removal_hidden_undefined`
             maps["removal_hidden_f"] = effects.f_hidden.nan_to_num(0.0).double().numpy()
             maps["removal_hidden_undefined"] = _bytes(effects.f_hidden.isnan())
     for name, values in maps.items():
@@ -131,6 +134,7 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "local_error": float(certificate.local_error[t]),
         "tolerance": float(certificate.tolerance[t]),
         "nodes": certificate.nodes[t],
+        "deletion": _figures(explanation.deletion.certificate, t),
         "f_input": f_input,
         "f_baseline": f_baseline,
         "net": f_input - f_baseline,
@@ -152,6 +156,18 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
                 for name, scores in explanation.also.items()
             },
         },
+    }
+
+
+def _figures(certificate: Certificate | None, t: int) -> dict[str, Any] | None:
+    """The error of a path method on one target; None if the method is refused."""
+    if certificate is None:
+        return None
+    numbers = ("f_input", "f_baseline", "gap", "local_error", "tolerance")
+    return {
+        **{name: float(getattr(certificate, name)[t]) for name in numbers},
+        "nodes": certificate.nodes[t],
+        "converged": certificate.converged[t],
     }
 
 
@@ -208,7 +224,10 @@ def _effects(effects: Effects | None) -> dict[str, Any] | None:
 
 
 def _measured(explanation: Explanation) -> dict[str, Any] | None:
-    """Every unit and target: effect (nats), 90 % interval, and the probability with and without the unit."""
+    """Every unit and target: effect (nats), 90 % interval, and the probability with and without the unit.
+
+    A foil's effects are on the lead over it, which says nothing of the probability without the unit.
+    """
     effects, generation = explanation.effects, explanation.generation
     if effects is None:
         return None
@@ -234,7 +253,9 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
         "units": units,
         **{name: _rounded(values) for name, values in columns.items()},
         "probability": [round(float(p), 6) for p in logprobs.exp()],
-        "probability_without": _rounded(without),
+        "probability_without": [
+            [None] * len(units) if generation.foil_of(t) is not None else row for t, row in enumerate(_rounded(without))
+        ],
         "explained": [None if share is None else round(share, 4) for share in effects.ceiling],
     }
 
@@ -322,6 +343,19 @@ def precision_sentence(explanation: Explanation) -> str:
     )
 
 
+def widening_sentence(explanation: Explanation) -> str:
+    """A sentence on a model that is stored in fewer bits than it computed in; empty otherwise."""
+    told = explanation.computed.get("precision") or {}
+    stored, computed = told.get("stored"), told.get("computed")
+    if BITS.get(stored, 64) >= BITS.get(computed, 0):
+        return ""
+    said = f"The model is stored in {stored} and was computed in {computed}, so that the values are accurate"
+    largest = told["largest_difference"]
+    if largest is None:
+        return f"{said}; no log-probs were recorded to compare with."
+    return f"{said}; its log-probs differ from those recorded while generating by at most {largest:.2g} nats."
+
+
 def refusals_of(explanation: Explanation) -> dict[str, str]:
     """Why a method is not defined for the model, by method."""
     return {name: one.refused for name, one in explanation.scores.items() if one.refused is not None}
@@ -346,6 +380,8 @@ def warnings_of(explanation: Explanation) -> list[str]:
             f"source, and generated the answer from them and from its earlier tokens."
         )
     if sentence := precision_sentence(explanation):
+        warnings.append(sentence)
+    if sentence := widening_sentence(explanation):
         warnings.append(sentence)
     for reason in dict.fromkeys(refusals_of(explanation).values()):
         methods = " and ".join(name for name, why in refusals_of(explanation).items() if why == reason)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmxai.errors import OptionError, OutputError
-from llmxai.explanation import GRADIENTS, ROLLOUT, Explanation
+from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
 from llmxai.settings import settings_from
 from llmxai.store.reading import SCHEMA, not_as_promised, read_folder, stored_name
 from llmxai.types import (
@@ -31,6 +31,8 @@ from llmxai.types import (
 Maps = Mapping[str, np.ndarray]
 GENERATION = ("prompt_len", "stop", "request", "decoding", "source_len", "classes", "read_at")
 DILUTION = ("sink_mass", "feature_mass", "entropy", "null_divergence", "similarity")
+ENDS = {"effect": "effect", "low": "effect_low", "high": "effect_high"}
+"""The maps of the estimated effects, by field."""
 CURVE = ("sink_mass", "entropy", "null_divergence", "similarity")
 
 
@@ -73,7 +75,7 @@ def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
         tolerance=computed["replay_tolerance"],
     )
     names = {GRADIENTS: "integrated_gradients", ROLLOUT: "rollout", settings.rollout.variant: "rollout_variant"}
-    if missing := names.keys() - document["scores"].keys():
+    if missing := {*names, DELETION} - document["scores"].keys():
         raise LookupError(f"scores has no {', '.join(sorted(missing))}")
     return Explanation(
         generation=generation,
@@ -140,7 +142,15 @@ def _scores(name: str, map_name: str | None, document: Mapping[str, Any], maps: 
     if map_name is None:
         null = maps.get(f"{own}.null")
         features = _bool(maps[f"{own}.features"])
-        return Scores(name, values, features, signed, settings, null=None if null is None else _float(null))
+        return Scores(
+            name,
+            values,
+            features,
+            signed,
+            settings,
+            certificate=_certificate([target["deletion"] for target in targets]) if name == DELETION else None,
+            null=None if null is None else _float(null),
+        )
     last = [predicting_position(generation.prompt_len, t) for t in range(len(targets))]
     return Scores(
         name,
@@ -175,7 +185,11 @@ def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects
     if told is None:
         return None
     units = _read(tuple[tuple[int, int], ...], told["units"])
-    f = torch.from_numpy(maps["removal_f"].copy())
+    f = _double(maps["removal_f"])
+    measured = document["effects"]
+    hidden = [unit["tokens"] for unit in measured["units"] if unit["kind"] != "prompt"]
+    estimated = bool(maps.keys() & set(ENDS.values()))
+    ends = {field: _double(maps[name]) for field, name in ENDS.items()} if estimated else {}
     return Effects(
         operator=_read(str, told["operator"]),
         units=units,
@@ -184,7 +198,16 @@ def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects
         f_without=f[:, : len(units)],
         f_masked=f[:, len(units) :],
         settings={key: value for key, value in told.items() if key not in ("operator", "units", "masks")},
+        hidden=_read(tuple[tuple[tuple[int, int], ...], ...], hidden),
+        f_hidden=_hidden(maps) if hidden or "removal_hidden_f" in maps else None,
+        **ends,
+        ceiling=_read(tuple[float | None, ...], measured["explained"]),
     )
+
+
+def _hidden(maps: Maps) -> Tensor:
+    """F with each set hidden, NaN where it is not defined."""
+    return _double(maps["removal_hidden_f"]).masked_fill(_bool(maps["removal_hidden_undefined"]), torch.nan)
 
 
 def _check(target: Mapping[str, Any]) -> CrossCheck:
@@ -193,6 +216,8 @@ def _check(target: Mapping[str, Any]) -> CrossCheck:
         {
             "status": target["status"],
             "reason": target["reason"],
+            "attention": target["verdict"]["attention"],
+            "attention_reason": target["verdict"]["attention_reason"],
             "agreement": target["agreement"],
             "dilution": _dilution(target["rollout"]),
             "variant_agreement": target["agreement_variant"],
@@ -236,6 +261,10 @@ def _column(values: Sequence[float]) -> Tensor:
 
 def _float(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.float64))
+
+
+def _double(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.copy())
 
 
 def _bool(values: np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ AGREEMENT = (
     *("spearman", "spearman_p", "recency_p", "adjusted_p", "kendall"),
     *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
 )
-BY_TOKEN, BY_UNIT = ("target", "seq"), ("target", "unit")
+BY_TOKEN, BY_UNIT, BY_HIDDEN = ("target", "seq"), ("target", "unit"), ("target", "hidden")
 SHAPES = {
     "integrated_gradients": BY_TOKEN,
     "features": BY_TOKEN,
@@ -30,9 +30,17 @@ SHAPES = {
     "leave_one_out": BY_UNIT,
     "removal_f": ("target", "unit + mask"),
     "removal_kept": ("mask", "unit"),
+    "effect": BY_UNIT,
+    "effect_low": BY_UNIT,
+    "effect_high": BY_UNIT,
+    "removal_hidden_f": BY_HIDDEN,
+    "removal_hidden_undefined": BY_HIDDEN,
 }
 """The axes of each map; the other methods' maps are [target, seq]."""
-NUMBERS = {"features": "u1", "removal_f": "f8", "removal_kept": "u1"}
+NUMBERS = {
+    **dict.fromkeys(("features", "removal_kept", "removal_hidden_undefined"), "u1"),
+    **dict.fromkeys(("removal_f", "removal_hidden_f", "effect", "effect_low", "effect_high"), "f8"),
+}
 """Their dtypes by numpy's names; float32 otherwise."""
 LONGEST_DETAIL = 200
 """Characters of an error's own text that are quoted."""
@@ -87,6 +95,7 @@ def _misfit(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
     units, masks = (len(ablations["units"]), ablations["masks"]) if ablations is not None else (0, 0)
     axes = {"target": len(document["targets"]), "seq": len(document["tokens"]), "unit": units, "mask": masks}
     axes["unit + mask"] = units + masks
+    axes["hidden"] = sum(unit["kind"] != "prompt" for unit in (document["effects"] or {"units": ()})["units"])
     if "integrated_gradients" not in maps:
         return "maps.safetensors has no 'integrated_gradients'."
     for name, values in maps.items():
@@ -101,12 +110,19 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     """A document with empty values for everything that its schema did not have.
 
     /1 had no variant, no referee and no curve. /2 at first had no refusals, no comparison with full precision and no
-    foil, and its `settings` are what /3 calls `computed`; the requested settings are None there.
+    foil, and its `settings` are what /3 calls `computed`; the requested settings are None there. Rules up to 3 gave no
+    verdict on attention of its own, and nothing measured the earlier words of the answer.
     """
-    document = {"refusals": {}, "full_precision": None, "scores": {}, **document}
+    document = {"refusals": {}, "full_precision": None, "scores": {}, "verdict": None, "effects": None, **document}
     if "computed" not in document:
         document |= {"computed": document["settings"], "settings": None}
-    document["targets"] = [{"foil": None, **target} for target in document["targets"]]
+    document["targets"] = [
+        {
+            **{"foil": None, "verdict": None, "deletion": None, **target},
+            "sources": {"deletion_path": [], **target["sources"]},
+        }
+        for target in document["targets"]
+    ]
     if "variant" in document:
         return document
     targets = [

@@ -75,8 +75,9 @@ def test_json_has_no_nan(explanation: Explanation, tmp_path: Path) -> None:
 def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Path) -> None:
     out = write_folder(explanation, tmp_path / "a", render=page)
     maps = load_file(out / "maps.safetensors")
-    shape = (explanation.generation.n_targets, len(explanation.generation.ids))
-    units, masks = len(explanation.effects.units), len(explanation.effects.kept)
+    shape, effects = (explanation.generation.n_targets, len(explanation.generation.ids)), explanation.effects
+    units, masks, hidden = (len(part) for part in (effects.units, effects.kept, effects.hidden))
+    assert hidden > 0
     assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
         "integrated_gradients": (shape, np.float32),
         "features": (shape, np.uint8),
@@ -87,43 +88,57 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
         "leave_one_out": ((shape[0], units), np.float32),
         "removal_f": ((shape[0], units + masks), np.float64),
         "removal_kept": ((masks, units), np.uint8),
+        "deletion_path": (shape, np.float32),
+        "deletion_path.features": (shape, np.uint8),
+        "effect": ((shape[0], units), np.float64),
+        "effect_low": ((shape[0], units), np.float64),
+        "effect_high": ((shape[0], units), np.float64),
+        "removal_hidden_f": ((shape[0], hidden), np.float64),
+        "removal_hidden_undefined": ((shape[0], hidden), np.uint8),
     }
     assert (maps["integrated_gradients"][~explanation.gradients.features.numpy()] == 0).all()
 
 
 TARGET_KEYS = (
-    "position id text foil logprob replayed_logprob rank status reason gap local_error tolerance nodes f_input "
-    "f_baseline net converged agreement agreement_variant rollout rollout_variant curve referee sources"
+    "position id text foil logprob replayed_logprob rank status reason verdict gap local_error tolerance nodes "
+    "deletion f_input f_baseline net converged agreement agreement_variant rollout rollout_variant curve referee sources"
 )
 AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words targets ablations refusals full_precision variant scores settings "
+        "schema created generation tokens words targets verdict effects ablations refusals full_precision variant scores settings "
         "computed environment warnings"
     ),
-    ("scores",): "layer_integrated_gradients attention_rollout gradient_weighted_rollout",
+    ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
     ("scores", "attention_rollout"): "source signed refused settings",
-    ("settings",): "features gradients rollout removal also compute",
+    ("settings",): "features gradients deletion rollout removal also compute",
     ("computed",): (
         "target features held baseline tolerance max_nodes n_steps rule dtype gradient_dtype "
-        "panels_computed_again_in_dtype chunk_tokens chunk_halvings checkpoint rollout crosscheck replay_tolerance"
+        "panels_computed_again_in_dtype chunk_tokens chunk_halvings checkpoint rollout crosscheck replay_tolerance "
+        "precision"
     ),
     ("generation",): "prompt_len stop request decoding source_len classes read_at answer",
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
+    ("targets", 0, "verdict"): "sources attention reason attention_reason rule",
+    ("targets", 0, "deletion"): "f_input f_baseline gap local_error tolerance nodes converged",
+    ("effects",): "confidence units effect low high probability probability_without explained",
+    ("effects", "units", 0): "kind tokens text",
     ("targets", 0, "agreement"): AGREEMENT,
     ("targets", 0, "agreement_variant"): AGREEMENT,
     ("targets", 0, "rollout"): ROLLOUT,
     ("targets", 0, "rollout_variant"): ROLLOUT,
     ("targets", 0, "curve"): "sink_mass entropy null_divergence similarity",
     ("targets", 0, "referee"): "better difference interval scores sources missed",
-    ("targets", 0, "referee", "missed"): ("layer_integrated_gradients attention_rollout gradient_weighted_rollout"),
+    ("targets", 0, "referee", "missed"): (
+        "layer_integrated_gradients attention_rollout gradient_weighted_rollout deletion_path"
+    ),
     ("targets", 0, "referee", "scores"): (
-        "layer_integrated_gradients attention_rollout gradient_weighted_rollout leave_one_out"
+        "layer_integrated_gradients attention_rollout gradient_weighted_rollout deletion_path leave_one_out"
     ),
     ("targets", 0, "referee", "scores", "attention_rollout"): "lds leave_one_out",
-    ("targets", 0, "sources"): "integrated_gradients rollout rollout_variant leave_one_out",
+    ("targets", 0, "sources"): "integrated_gradients deletion_path rollout rollout_variant leave_one_out",
     ("targets", 0, "sources", "rollout_variant", 0): "index value share",
     ("targets", 0, "sources", "leave_one_out", 0): "unit value share",
     ("ablations",): "operator units masks kind kept_share seed baseline chunk_tokens chunk_halvings",

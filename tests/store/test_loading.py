@@ -40,7 +40,7 @@ def compared_with_full_precision() -> Explanation:
         replay=explanation.replay,
         cosines=(0.5, None, 1.0),
         same_source=(True, False, True),
-        statuses=(Status.AGREE, Status.UNCHECKED, Status.DILUTED),
+        statuses=(Status.CONFIRMED, Status.UNDECIDED, Status.UNCONVERGED),
     )
     return replace(explanation, full_precision=full)
 
@@ -123,12 +123,27 @@ def test_the_tensors_are_those_of_before_rounded_to_float32(saved: tuple[Explana
     assert after is not None
     assert torch.equal(after.gap, before.gap)
     assert (after.nodes, after.converged) == (before.nodes, before.converged)
+    before, after = explanation.deletion.certificate, loaded.deletion.certificate
+    assert (before is None) == (after is None) == (explanation.deletion.refused is not None)
+    if before is not None:
+        for name in ("f_input", "f_baseline", "gap", "local_error", "tolerance"):
+            assert torch.equal(getattr(after, name), getattr(before, name).double())
+        assert (after.nodes, after.converged) == (before.nodes, before.converged)
     if explanation.effects is None:
         assert loaded.effects is None
     else:
         assert torch.equal(loaded.effects.drop, explanation.effects.drop)
         assert torch.equal(loaded.effects.f_masked, explanation.effects.f_masked)
         assert torch.equal(loaded.effects.kept, explanation.effects.kept)
+        own, other = explanation.effects, loaded.effects
+        assert other.hidden == own.hidden
+        assert torch.equal(other.hidden_drop.isnan(), own.hidden_drop.isnan())
+        assert torch.equal(other.hidden_drop.nan_to_num(), own.hidden_drop.nan_to_num())
+        for name in ("effect", "low", "high"):
+            before, after = getattr(own, name), getattr(other, name)
+            assert (before is None) == (after is None)
+            assert before is None or torch.equal(after, before)
+        assert other.ceiling == pytest.approx(own.ceiling, abs=1e-4)
 
 
 def test_a_method_whose_defaults_do_not_fit_the_model_is_refused_and_the_rest_delivered() -> None:
@@ -200,6 +215,18 @@ DAMAGE: dict[str, Change] = {
     "no null": lambda _, maps: maps.pop("rollout_null"),
     "no lime": lambda _, maps: maps.pop("lime"),
     "no features of lime": lambda _, maps: maps.pop("lime.features"),
+    "no deletion path": lambda _, maps: maps.pop("deletion_path"),
+    "no features of the deletion path": lambda _, maps: maps.pop("deletion_path.features"),
+    "no effects' lower ends": lambda _, maps: maps.pop("effect_low"),
+    "effects in single precision": lambda _, maps: maps.update(effect=maps["effect"].astype(np.float32)),
+    "no F with words hidden": lambda _, maps: maps.pop("removal_hidden_f"),
+    "not said where it is undefined": lambda _, maps: maps.pop("removal_hidden_undefined"),
+    "a hidden set too few": lambda _, maps: maps.update(removal_hidden_f=maps["removal_hidden_f"][:, 1:]),
+    "no effects": drop("effects"),
+    "an effect's unit of texts": put("effects", "units", 0, "kind", "mentions"),
+    "an unknown status of attention": lambda document, _: document["targets"][0]["verdict"].update(attention="fine"),
+    "no verdict": drop("targets", 0, "verdict"),
+    "no error of the deletion path": put("targets", 0, "deletion", None),
     "no F without the units": lambda _, maps: maps.pop("removal_f"),
     "a target too few": lambda _, maps: maps.update(rollout=maps["rollout"][:-1]),
     "a token too many": lambda _, maps: maps.update(lime=np.pad(maps["lime"], ((0, 0), (0, 1)))),
