@@ -18,11 +18,11 @@ from llmxai.errors import OptionError, OutputError
 from llmxai.names import Status
 from llmxai.report.render import render_report
 from llmxai.report.rows import read_rows, record_folders, to_columns
-from llmxai.report.tables import percent, signed
+from llmxai.report.tables import signed
 from llmxai.report.units import GRADIENT_SCALE, Level, TargetView
-from llmxai.report.verdict import STATUS_TEXT, MainSource
+from llmxai.report.verdict import FINE, STATUS_TEXT, MainEffect, MainSource
 from llmxai.report.view import ReportView, build_view
-from llmxai.report.visible import Piece, Text, plain
+from llmxai.report.visible import Piece, Text, percent, plain
 from llmxai.store import not_as_promised, read_folder
 
 HEIGHT = 760
@@ -52,19 +52,19 @@ def brief(view: ReportView) -> Markup:
     rows = [
         ("Asked", Markup("").join(asked)),
         ("The answer that was given" if verdict.given else "Answered", _answer(view)),
-        ("Main sources, by integrated gradients", _listed(verdict.main_sources)),
+        *([("Main sources, measured by taking words away", _effects(verdict.main_effects))] if view.effects else []),
+        (f"Main sources, by {verdict.by}", _listed(verdict.main_sources)),
     ]
     if verdict.contrast:
         token, foil = _html(verdict.contrast.token), _html(verdict.contrast.foil)
         rows.insert(2, ("Contrast", Markup("Why “<bdi>{}</bdi>” and not “<bdi>{}</bdi>”").format(token, foil)))
-    if view.removal:
+    if view.removal and not view.effects:
         rows.append((f"What mattered most when {view.removal.operator}", _listed(verdict.removed_sources)))
     counts = [
         Markup('<abbr title="{}">{} {} {}</abbr>').format(count.meaning, count.sign, count.count, count.status)
         for count in verdict.counts
-        if count.count
     ]
-    rows.append((f"Status of its tokens ({verdict.n_tokens})", Markup(", ").join(counts)))
+    rows.append((verdict.counted, Markup(", ").join(counts)))
     return Markup("<dl>\n{}\n</dl>").format(
         Markup("\n").join(Markup("<dt>{}</dt><dd>{}</dd>").format(name, said) for name, said in rows)
     )
@@ -88,25 +88,34 @@ def _line(said: Markup) -> Markup:
 
 
 def _word(level: Level, target: TargetView) -> Markup:
-    """White space, then the word, then its sign if its status is not `agree`."""
+    """White space, then the word, then its sign if its status is flagged."""
     first, *rest = level.units[target.unit].text
     bare = first.text if first.mark or not first.text.strip(" ") else first.text.lstrip(" ")
     space = first.text[: len(first.text) - len(bare)]
+    pairs = target.deletion if target.deletion_error is not None else target.gradients
     sources = ", ".join(
         f"“{plain(level.units[number].label)}” {signed(value / GRADIENT_SCALE)}"
-        for number, value in target.gradients[:TITLE_SOURCES]
+        for number, value in pairs[:TITLE_SOURCES]
     )
     read = f"{sources} (nats)" if sources else "no source"
     title = f"{target.status}, p = {percent(target.probability)}: " + (
         "its values are not to be read" if target.status == Status.UNCONVERGED else read
     )
-    sign = "" if target.status == Status.AGREE else STATUS_TEXT[Status(target.status)][0]
+    sign = "" if target.status in FINE else STATUS_TEXT[Status(target.status)][0]
     return Markup('{}<abbr title="{}">{}</abbr>{}').format(
         _html((Piece(space),)),
         title,
         _html((Piece(bare, first.mark), *rest)),
         Markup("<sup>{}</sup>").format(sign) if sign else "",
     )
+
+
+def _effects(effects: Sequence[MainEffect]) -> Markup:
+    named = [
+        Markup("<bdi>{}</bdi>{} {}").format(_html(one.text), f" ({one.note})" if one.note else "", one.nats)
+        for one in effects
+    ]
+    return Markup(", ").join(named) if named else Markup("none that can be told from zero")
 
 
 def _listed(sources: Sequence[MainSource]) -> Markup:
@@ -268,7 +277,9 @@ def _token(target: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: target[key] for key in FLAT},
         "foil": target["foil"] and target["foil"]["text"],
+        "attention": target["verdict"] and target["verdict"]["attention"],
         **{key: target[key] for key in CERTIFICATE},
+        **{f"deletion.{key}": value for key, value in (target["deletion"] or {}).items()},
         **{f"agreement.{key}": value for key, value in target["agreement"].items()},
         **{f"rollout.{key}": value for key, value in target["rollout"].items()},
         **{f"agreement_variant.{key}": value for key, value in target["agreement_variant"].items()},

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from llmxai.report.rows import Chart, Interval, RunRow, build_charts, build_intervals
+from llmxai.names import Status
+from llmxai.report.rows import (
+    Chart,
+    Interval,
+    RunRow,
+    build_charts,
+    build_intervals,
+    count_fine,
+    fine_words,
+    statuses_of,
+)
 from llmxai.report.tables import Setting, build_settings
 from llmxai.report.verdict import NOT_PROOF
 from llmxai.report.view import Provenance, build_provenance_box
@@ -29,8 +39,8 @@ class IndexRow:
     answer: Text
     """The answer, or why there is none."""
     failed: bool
-    counts: tuple[int, int, int, int, int]
-    """Tokens by status, in the order of `Status`."""
+    counts: tuple[int, ...]
+    """Tokens by status, in the order of `IndexView.statuses`."""
     n_targets: int
     gap: float | None
     spearman: float | None
@@ -43,6 +53,8 @@ class IndexView:
     headline: Text
     sentences: tuple[str, ...]
     not_proof: str
+    statuses: tuple[Status, ...]
+    """Those that a token of the run has."""
     rows: tuple[IndexRow, ...]
     charts: tuple[Chart, ...]
     intervals: tuple[Interval, ...]
@@ -69,12 +81,14 @@ def build_index(
     did not fail. `evaluation`: a page to link to. `manifest` (what the run was) and `provenance`
     (llmxai/report/provenance.py) are shown unchanged. `records`: ids in the evidence log, by row id.
     """
+    statuses = statuses_of(rows)
     return IndexView(
+        statuses=statuses,
         title=f"Run {plain(visible(name))}: {_records(len(rows))}",
         headline=visible(name),
         sentences=_sentences(rows),
         not_proof=NOT_PROOF,
-        rows=tuple(_row(row, place, pages, (records or {}).get(row.id, "")) for row in rows),
+        rows=tuple(_row(row, place, pages, (records or {}).get(row.id, ""), statuses) for row in rows),
         charts=build_charts(rows),
         intervals=build_intervals(rows),
         evaluation=evaluation,
@@ -83,7 +97,7 @@ def build_index(
     )
 
 
-def _row(row: RunRow, place: str, pages: frozenset[str] | None, record: str) -> IndexRow:
+def _row(row: RunRow, place: str, pages: frozenset[str] | None, record: str, statuses: Sequence[Status]) -> IndexRow:
     failed = row.status == FAILED
     has_page = not failed if pages is None else row.id in pages
     return IndexRow(
@@ -93,7 +107,7 @@ def _row(row: RunRow, place: str, pages: frozenset[str] | None, record: str) -> 
         prompt=label(row.prompt) if row.prompt else (),
         answer=label(row.error or "failed, no reason recorded") if failed else label(row.answer or "(nothing)"),
         failed=failed,
-        counts=(row.agree, row.diluted, row.disagree, row.unconverged, row.unchecked),
+        counts=tuple(getattr(row, str(status)) for status in statuses),
         n_targets=row.n_targets,
         gap=row.worst_gap_ratio,
         spearman=row.median_spearman,
@@ -104,15 +118,20 @@ def _row(row: RunRow, place: str, pages: frozenset[str] | None, record: str) -> 
 def _sentences(rows: Sequence[RunRow]) -> tuple[str, ...]:
     failed = sum(row.status == FAILED for row in rows)
     explained = len(rows) - failed
-    clean = sum(row.status != FAILED and row.agree == row.n_targets for row in rows)
+    clean = sum(row.status != FAILED and count_fine(row) == row.n_targets for row in rows)
     unread = sum(row.unconverged > 0 for row in rows)
-    contradicted = sum(row.disagree > 0 for row in rows)
+    contradicted = sum(row.disagree > 0 or row.contradicted > 0 for row in rows)
+    words = fine_words(statuses_of(rows))
+    fine = {"agree": "the status “agree”", "are confirmed": "the status “confirmed”"}.get(
+        words, "the status “confirmed” or “agree”"
+    )
+    against = "methods contradict each other" if words == "agree" else "sources are contradicted"
     said = [f"{_records(explained)} explained, {failed} failed."]
     if explained:
         doubt = _that(contradicted, "holds", "hold"), _that(unread, "holds", "hold")
         said.append(
-            f"{_that(clean, 'has', 'have')} the status “agree” for every token. {doubt[0]} a token on which the "
-            f"methods contradict each other. {doubt[1]} a token whose gradient values cannot be read."
+            f"{_that(clean, 'has', 'have')} {fine} for every token. {doubt[0]} a token on which the {against}. "
+            f"{doubt[1]} a token whose values cannot be read."
         )
     return tuple(said)
 

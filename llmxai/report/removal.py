@@ -8,7 +8,8 @@ from typing import Any
 
 from llmxai.report.visible import Text, label, plain, visible
 
-GRADIENTS, ROLLOUT, CEILING = "layer_integrated_gradients", "attention_rollout", "leave_one_out"
+GRADIENTS, DELETION, ROLLOUT = "layer_integrated_gradients", "deletion_path", "attention_rollout"
+CEILING = "leave_one_out"
 OPERATORS = {
     "delete": "removed from the input",
     "baseline": "replaced by the neutral token",
@@ -16,6 +17,7 @@ OPERATORS = {
 }
 METHOD_NAMES = {
     GRADIENTS: "Integrated gradients",
+    DELETION: "Contributions (deletion path)",
     ROLLOUT: "Attention rollout",
     CEILING: "Removal of one part at a time",
     "leave_one_out.tokens": "Leave-one-out, spread over the tokens",
@@ -71,18 +73,22 @@ def build_removal(explanation: Mapping[str, Any]) -> RemovalView | None:
     if ablations is None:
         return None
     ranges = tuple((first, end) for first, end in ablations["units"])
-    operator = ablations["operator"]
     return RemovalView(
         parts=tuple(label("".join(token["text"] for token in tokens[a:b])) for a, b in ranges),
         ranges=ranges,
-        operator=OPERATORS.get(operator, plain(visible(f"removed ({operator})"))),
+        operator=operator_words(ablations["operator"]),
         masks=ablations["masks"],
     )
 
 
+def operator_words(operator: str) -> str:
+    """How a part was removed, in words."""
+    return OPERATORS.get(operator, plain(visible(f"removed ({operator})")))
+
+
 def other_methods(explanation: Mapping[str, Any]) -> tuple[str, ...]:
-    """The methods of `scores` besides gradients, rollout and its variant, in order; none before schema /3."""
-    core = (GRADIENTS, ROLLOUT, (explanation["variant"] or {}).get("method"))
+    """The methods of `scores` besides both gradients, rollout and its variant, in order; none before schema /3."""
+    core = (GRADIENTS, DELETION, ROLLOUT, (explanation["variant"] or {}).get("method"))
     return tuple(method for method in explanation["scores"] if method not in core)
 
 

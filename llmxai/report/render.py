@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from llmxai.report.index import IndexRow, IndexView
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, TargetView
-from llmxai.report.verdict import STATUS_TEXT, Contrast
+from llmxai.report.verdict import FINE, STATUS_TEXT, Contrast
 from llmxai.report.view import ReportView
 from llmxai.report.visible import Text, plain
 
@@ -27,11 +27,8 @@ DATA = "index-data"
 """The folder of a long index's data pages, next to it."""
 DATA_ROWS = 5000
 """Records per data page; the index itself holds the texts of up to this many."""
-COLUMNS = (
-    ("id", "record", ""),
-    ("prompt", "asked", ""),
-    ("answer", "answered", ""),
-    *((str(status), f"{sign} {status}", text) for status, (sign, text) in STATUS_TEXT.items()),
+TEXT_COLUMNS = (("id", "record", ""), ("prompt", "asked", ""), ("answer", "answered", ""))
+FIGURE_COLUMNS = (
     ("gap", "error / allowed", "the largest of its tokens; above 1 a token is unconverged"),
     ("spearman", "Spearman", "median rank agreement of its tokens"),
     ("seconds", "seconds", "time that the explanation took"),
@@ -95,7 +92,8 @@ def render_long_index(view: IndexView, *, size: int = DATA_ROWS) -> LongIndex:
 def _index(view: IndexView, texts: list[list[Any]], *, parts: Mapping[str, Any] | None) -> str:
     data = {
         "page": PAGE_SIZE,
-        "statuses": [str(status) for status in STATUS_TEXT],
+        "statuses": [str(status) for status in view.statuses],
+        "fine": [str(status) for status in FINE],
         "figures": [
             [
                 int(row.failed),
@@ -107,12 +105,14 @@ def _index(view: IndexView, texts: list[list[Any]], *, parts: Mapping[str, Any] 
         "texts": texts,
         "parts": parts,
     }
+    counted = ((str(status), f"{STATUS_TEXT[status][0]} {status}", STATUS_TEXT[status][1]) for status in view.statuses)
+    columns = (*TEXT_COLUMNS, *counted, *FIGURE_COLUMNS)
     return _page(
         "index.html.j2",
         style=_static("report.css") + _static("index.css"),
         script=_static("index.js"),
         data=_json(data),
-        values={"view": view, "page_size": PAGE_SIZE, "columns": COLUMNS, "parts": parts},
+        values={"view": view, "page_size": PAGE_SIZE, "columns": columns, "parts": parts, "fine": FINE},
         frames=parts is not None,
     )
 
@@ -162,7 +162,19 @@ def page_data(view: ReportView) -> dict[str, Any]:
     return {
         "levels": {name: _level(level) for name, level in view.levels.items()},
         "statuses": {str(s): {"sign": sign, "meaning": text} for s, (sign, text) in STATUS_TEXT.items()},
+        "fine": [str(status) for status in FINE],
+        "measured": view.verdict.measured,
+        "effects": view.effects
+        and {
+            "parts": [[_text(part.text), plain(part.text), part.note] for part in view.effects.parts],
+            "operator": view.effects.operator,
+            "confidence": view.effects.confidence,
+        },
+        "deletion": view.deletion,
+        "deletion_refused": _text(view.deletion_refused) if view.deletion_refused else None,
         "scale": {
+            "effects": 1,
+            "deletion": GRADIENT_SCALE,
             "gradients": GRADIENT_SCALE,
             "rollout": ROLLOUT_SCALE,
             "variant": ROLLOUT_SCALE,
@@ -199,6 +211,7 @@ def _level(level: Level) -> dict[str, Any]:
         "turns": [[turn.role, turn.name, turn.first, turn.end] for turn in level.turns],
         "targets": [_target(target) for target in level.targets],
         "parts": level.parts,
+        "measured": level.measured,
     }
 
 
@@ -209,6 +222,10 @@ def _target(target: TargetView) -> dict[str, Any]:
     }
     contrast = target.contrast and [_text(target.contrast.token), _text(target.contrast.foil)]
     told = {"judged": _text(target.judged), "contrast": contrast}
+    told["effects"] = [
+        [one.part, one.value, one.low, one.high, None if one.without is None else float(f"{one.without:.{DIGITS}g}")]
+        for one in target.effects
+    ]
     return {**figures, **told, "probability": float(f"{target.probability:.{DIGITS}g}")}
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from llmxai.errors import OutputError
-from llmxai.names import Role, Status
-from llmxai.report.verdict import STATUS_TEXT
+from llmxai.names import CURRENT, Role, Status
+from llmxai.report.verdict import FINE, STATUS_TEXT
 from llmxai.report.visible import shorten
 
 ROWS = "rows.parquet"
@@ -38,10 +38,14 @@ class RunRow:
     """The last text that a person wrote, shortened."""
     answer: str = ""
     n_targets: int = 0
+    confirmed: int = 0
+    contradicted: int = 0
+    undecided: int = 0
+    unconverged: int = 0
     agree: int = 0
+    """This and the next three only in runs of earlier versions."""
     diluted: int = 0
     disagree: int = 0
-    unconverged: int = 0
     unchecked: int = 0
     worst_gap_ratio: float | None = None
     """Largest local error / tolerance of its tokens: above 1 a token is unconverged."""
@@ -54,6 +58,7 @@ def summarize(document: Mapping[str, Any], *, record: str, seconds: float | None
     """The row of one parsed explanation.json."""
     targets = document["targets"]
     counts = {str(status): sum(target["status"] == status for target in targets) for status in Status}
+    errors = [target.get("deletion") or target for target in targets]
     agreements = [target["agreement"]["spearman"] for target in targets]
     defined = [value for value in agreements if value is not None]
     return RunRow(
@@ -62,7 +67,7 @@ def summarize(document: Mapping[str, Any], *, record: str, seconds: float | None
         answer=shorten(_answered(document), limit=LONGEST),
         n_targets=len(targets),
         **counts,
-        worst_gap_ratio=max(target["local_error"] / target["tolerance"] for target in targets),
+        worst_gap_ratio=max(error["local_error"] / error["tolerance"] for error in errors),
         median_spearman=statistics.median(defined) if defined else None,
         seconds=seconds,
     )
@@ -91,14 +96,30 @@ def record_folders(run: Path) -> list[Path]:
 
 
 def to_columns(rows: Sequence[RunRow]) -> dict[str, list[Any]]:
-    """Rows as columns of rows.parquet, metrics last; None where a row has no value."""
+    """Rows as columns of rows.parquet, metrics last; None where a row has no value.
+
+    Statuses of earlier rules are columns only where a row has them.
+    """
     names = sorted({name for row in rows for name in row.metrics})
-    plain = [key for key in RunRow.__dataclass_fields__ if key != "metrics"]
+    shown = {str(status) for status in (*CURRENT, *statuses_of(rows))}
+    absent = {str(status) for status in Status} - shown
+    plain = [key for key in RunRow.__dataclass_fields__ if key != "metrics" and key not in absent]
     flat = [asdict(row) for row in rows]
     return {
         **{key: [row[key] for row in flat] for key in plain},
         **{f"{METRIC}{name}": [row["metrics"].get(name) for row in flat] for name in names},
     }
+
+
+def statuses_of(rows: Sequence[RunRow]) -> tuple[Status, ...]:
+    """The statuses that a token of the rows has; without tokens, those that a token can have now."""
+    found = tuple(status for status in STATUS_TEXT if any(getattr(row, str(status)) for row in rows))
+    return found or CURRENT
+
+
+def count_fine(row: RunRow) -> int:
+    """Tokens with a status that flags nothing."""
+    return sum(getattr(row, str(status)) for status in FINE)
 
 
 def _from_parquet(path: Path) -> tuple[RunRow, ...]:
@@ -207,16 +228,18 @@ class Interval:
 
 def build_charts(rows: Sequence[RunRow]) -> tuple[Chart, ...]:
     """Statuses of tokens, the worst error of each record, the median agreement of each record."""
-    counts = [sum(getattr(row, str(status)) for row in rows) for status in Status]
+    statuses = statuses_of(rows)
+    counts = [sum(getattr(row, str(status)) for row in rows) for status in statuses]
     gaps = [row.worst_gap_ratio for row in rows if row.worst_gap_ratio is not None]
     agreements = [row.median_spearman for row in rows if row.median_spearman is not None]
-    total = sum(counts)
+    total, fine = sum(counts), sum(map(count_fine, rows))
+    said = f"{fine} of {total} tokens {fine_words(statuses)}; {total - fine} are flagged." if total else "No token."
     return (
         Chart(
             "Tokens by status",
-            f"{counts[0]} of {total} tokens agree; {total - counts[0]} are flagged." if total else "No token.",
+            said,
             "tokens",
-            _bars([f"{sign} {status}" for status, (sign, _) in STATUS_TEXT.items()], counts, [str(s) for s in Status]),
+            _bars([f"{STATUS_TEXT[s][0]} {s}" for s in statuses], counts, [str(s) for s in statuses]),
         ),
         Chart(
             "Largest error of a record, relative to the allowed error",
@@ -233,6 +256,13 @@ def build_charts(rows: Sequence[RunRow]) -> tuple[Chart, ...]:
             _histogram(agreements, SPEARMAN_EDGES),
         ),
     )
+
+
+def fine_words(statuses: Sequence[Status]) -> str:
+    """What is said of tokens that are not flagged, in runs with these statuses."""
+    if not {Status.AGREE, Status.DILUTED, Status.DISAGREE, Status.UNCHECKED} & set(statuses):
+        return "are confirmed"
+    return "are confirmed or agree" if set(statuses) & set(CURRENT[:3]) else "agree"
 
 
 def build_intervals(rows: Sequence[RunRow], *, seed: int = 0) -> tuple[Interval, ...]:

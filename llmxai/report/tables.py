@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmxai.names import Status
+from llmxai.names import AttentionStatus, Status
+from llmxai.report.effects import Effect, Effects, build_effects
 from llmxai.report.removal import RemovalView, build_referee, build_removal, other_methods
 from llmxai.report.units import AlsoView
-from llmxai.report.verdict import STATUS_TEXT, Contrast, build_contrast, is_diluted
-from llmxai.report.visible import Text, label, plain, visible
+from llmxai.report.verdict import FINE, STATUS_TEXT, Contrast, build_contrast, is_diluted
+from llmxai.report.visible import Text, label, percent, plain, visible
 
 SHOWN = 5
 """Sources of a token in the tables."""
@@ -37,6 +38,18 @@ NAMES = {
     "crosscheck.least_divergence": "Diluted below (bits from the null)",
     "crosscheck.most_sink": "Diluted above (share on the first token)",
     "crosscheck.significance": "Agree up to this p-value",
+    "crosscheck.least_effect": "Fall of the log-prob that makes a part matter, nats",
+    "crosscheck.effect_share": "The same, as a share of the largest effect",
+    "crosscheck.least_units": "Fewest parts that are compared",
+    "precision.stored": "Number format of the stored weights",
+    "precision.computed": "Number format of the computation",
+    "precision.largest_difference": "Largest difference of the log-probs from those recorded, nats",
+    "compute.precision": "Precision of the computation",
+    "removal.answer": "Removal: earlier words of the answer, too",
+    "deletion.tolerance.relative": "Deletion path: allowed error, share of the change",
+    "deletion.tolerance.absolute": "Deletion path: allowed error, at least (nats)",
+    "deletion.n_steps": "Deletion path: fixed number of steps",
+    "deletion.max_nodes": "Deletion path: most evaluations per token",
     "crosscheck.least_fall": "Drop of the log-prob that makes a removed part matter, nats",
     "crosscheck.fall_share": "The same, as a share of the largest drop",
     "crosscheck.top_k": "Top sources compared",
@@ -138,6 +151,19 @@ class SourceRow:
 
 
 @dataclass(frozen=True)
+class EffectRow:
+    """A measured effect."""
+
+    text: Text
+    note: str
+    value: str
+    interval: str
+    """Empty where it was measured by one removal."""
+    change: str
+    """Probability with and without the part; empty with a foil."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One generated token."""
 
@@ -150,11 +176,19 @@ class Row:
     sign: str
     diluted: bool
     """Whether plain rollout cannot be read; the status may be a worse one."""
+    unreadable: str
+    """Why attention is not to be read; empty if it can be, and before rule 4."""
+    converged: bool
+    """Whether integrated gradients are accurate enough."""
     reason: str
     gap: str
+    """This and the next three are of the contributions: of the deletion path or, without it, of the gradients."""
     local_error: str
     tolerance: str
     nodes: int
+    effects: tuple[EffectRow, ...]
+    """Empty if none were measured, and before rule 4."""
+    deletion_sources: tuple[SourceRow, ...]
     gradient_sources: tuple[SourceRow, ...]
     rollout_sources: tuple[SourceRow, ...]
     variant_sources: tuple[SourceRow, ...]
@@ -163,11 +197,11 @@ class Row:
     also_sources: tuple[tuple[str, tuple[SourceRow, ...]], ...]
     """Name and sources by each of the other methods that is not refused."""
     referee: str
-    """The verdict in words; empty if nothing was removed."""
+    """The referee's words before rule 4; empty if nothing was removed."""
 
     @property
     def flagged(self) -> bool:
-        return self.status != Status.AGREE
+        return self.status not in FINE
 
 
 @dataclass(frozen=True)
@@ -182,9 +216,9 @@ class Setting:
 
 def build_rows(explanation: Mapping[str, Any], *, also: Sequence[AlsoView] = ()) -> tuple[Row, ...]:
     """One row per generated token, in order. `also`: the other methods whose sources are listed."""
-    tokens, removal = explanation["tokens"], build_removal(explanation)
+    tokens, removal, effects = explanation["tokens"], build_removal(explanation), build_effects(explanation)
     return tuple(
-        _row(tokens, target, number, removal, also, diluted=is_diluted(target, explanation["computed"]))
+        _row(tokens, target, number, removal, also, effects, diluted=is_diluted(target, explanation["computed"]))
         for number, target in enumerate(explanation["targets"], start=1)
     )
 
@@ -247,23 +281,18 @@ def build_origin(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
     )
 
 
-def percent(value: float) -> str:
-    """A share as a percentage, with more digits if it is small."""
-    if value and value < 0.0005:
-        return "under 0.001%" if value < 0.00001 else f"{100 * value:.3f}%"
-    return f"{100 * value:.1f}%"
-
-
 def _row(
     tokens: Sequence[Mapping[str, Any]],
     target: Mapping[str, Any],
     number: int,
     removal: RemovalView | None,
     also: Sequence[AlsoView],
+    effects: Effects | None,
     *,
     diluted: bool,
 ) -> Row:
-    sources, referee = target["sources"], build_referee(target["referee"], removal)
+    sources, referee, verdict = target["sources"], build_referee(target["referee"], removal), target["verdict"]
+    error = target["deletion"] or target
     return Row(
         number=number,
         text=label(target["text"]),
@@ -274,18 +303,40 @@ def _row(
         sign=STATUS_TEXT[Status(target["status"])][0],
         diluted=diluted,
         reason=plain(visible(target["reason"])),
-        gap=signed(target["gap"]),
-        local_error=f"{target['local_error']:.3f}",
-        tolerance=f"{target['tolerance']:.3f}",
-        nodes=target["nodes"],
+        unreadable=verdict["attention"] if verdict and verdict["attention"] != AttentionStatus.READABLE else "",
+        converged=target["converged"],
+        gap=signed(error["gap"]),
+        local_error=f"{error['local_error']:.3f}",
+        tolerance=f"{error['tolerance']:.3f}",
+        nodes=error["nodes"],
+        effects=_effects(effects, target, number),
+        deletion_sources=_sources(tokens, sources["deletion_path"], signed),
         gradient_sources=_sources(tokens, sources["integrated_gradients"], signed),
         rollout_sources=_sources(tokens, sources["rollout"], percent),
         variant_sources=_sources(tokens, sources["rollout_variant"], lambda value: f"{value:.3g}"),
-        removal_sources=_removed(removal, sources["leave_one_out"]) if removal else (),
+        removal_sources=_removed(removal, sources["leave_one_out"]) if removal and effects is None else (),
         also_sources=tuple(
             (each.name, _sources(tokens, sources[each.method], _number(each))) for each in also if not each.refused
         ),
-        referee=referee.said if referee else "",
+        referee=referee.said if referee and verdict is None else "",
+    )
+
+
+def _effects(effects: Effects | None, target: Mapping[str, Any], number: int) -> tuple[EffectRow, ...]:
+    if effects is None:
+        return ()
+    before = percent(math.exp(target["replayed_logprob"]))
+    return tuple(_effect(effects, effect, before) for effect in effects.on([number - 1])[:SHOWN] if effect.value)
+
+
+def _effect(effects: Effects, effect: Effect, before: str) -> EffectRow:
+    part = effects.parts[effect.part]
+    return EffectRow(
+        text=part.text,
+        note=part.note,
+        value=signed(effect.value),
+        interval="" if effect.low == effect.high else f"{signed(effect.low)} to {signed(effect.high)}",
+        change="" if effect.without is None else f"{before} → {percent(effect.without)}",
     )
 
 

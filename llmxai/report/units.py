@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.names import Role, Status
+from llmxai.names import AttentionStatus, Role
+from llmxai.report.effects import TOP, Effect, build_effects
 from llmxai.report.removal import (
     RefereeView,
     RemovalView,
@@ -19,12 +20,10 @@ from llmxai.report.removal import (
     method_name,
     other_methods,
 )
-from llmxai.report.verdict import Contrast, build_contrast, is_diluted
+from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, plain, visible
 from llmxai.store import stored_name
 
-TOP = 20
-"""Sources kept per generated unit and method."""
 TOP_STRUCTURE = 5
 """Start mark and template units kept per generated unit, for colouring."""
 GRADIENT_SCALE = 10_000
@@ -34,7 +33,6 @@ ROLLOUT_SCALE = 1_000_000_000
 DIGITS = 4
 """Significant digits of the values of other methods, whose units differ."""
 STRUCTURE = (Role.BOS, Role.TEMPLATE)
-WORST_FIRST = (Status.UNCONVERGED, Status.DISAGREE, Status.DILUTED, Status.UNCHECKED, Status.AGREE)
 ROLE_NAMES = {
     Role.BOS: "Start mark and chat template (added automatically)",
     Role.TEMPLATE: "Start mark and chat template (added automatically)",
@@ -116,6 +114,11 @@ class TargetView:
     """The token whose status the unit carries; the agreement figures are that token's too."""
     diluted: bool
     """Whether plain rollout cannot be read for one of its tokens; the status may be a worse one."""
+    attention: str
+    """Whether plain rollout can be read for all its tokens, and the worst reason; both empty before rule 4."""
+    attention_reason: str
+    converged: bool
+    """Whether integrated gradients are accurate enough for all its tokens."""
     contrast: Contrast | None
     """The contrast of the token that has a foil, if any."""
     joined: int
@@ -153,6 +156,16 @@ class TargetView:
     entropy: float | None
     curve: Mapping[str, tuple[int, ...]]
     """Figures of the rollout after the top 1, 2, ... layers, by name, in whole thousandths; empty without layers."""
+    deletion_error: float | None
+    """Of the deletion path; None if it is refused, and before rule 4. This and the next are sums."""
+    deletion_tolerance: float | None
+    deletion_converged: bool
+    effects: tuple[Effect, ...]
+    """Measured, by |value|; empty if nothing was removed, and before rule 4."""
+    deletion: Pairs
+    """The contributions along the deletion path."""
+    deletion_total: float
+    deletion_structure: float
     gradients: Pairs
     gradients_total: float
     """Sum of |value| over all units, in nats."""
@@ -188,6 +201,8 @@ class Level:
     targets: tuple[TargetView, ...]
     parts: tuple[tuple[int, int], ...]
     """For each part of the input that was removed, the units [first, end) that it touches."""
+    measured: tuple[tuple[tuple[int, int], ...], ...]
+    """For each measured part of the text, the units [first, end) that its ranges touch."""
 
 
 def build_also(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> tuple[AlsoView, ...]:
@@ -219,10 +234,11 @@ def build_level(
     starts = np.array([a for a, _ in groups])
     also = [(each, _joined(maps, each, starts)) for each in build_also(explanation, maps)]
     gradients = np.add.reduceat(maps["integrated_gradients"].astype(float), starts, axis=1)
-    none = np.zeros_like(maps["integrated_gradients"])  # if a rollout was refused
+    none = np.zeros_like(maps["integrated_gradients"])  # if a method was refused
+    deletion = np.add.reduceat(maps.get("deletion_path", none).astype(float), starts, axis=1)
     rollout = np.add.reduceat(maps.get("rollout", none).astype(float), starts, axis=1)
     variant = np.add.reduceat(_scaled(maps.get("rollout_variant", none).astype(float)), starts, axis=1)
-    parts = build_removal(explanation)
+    parts, effects = build_removal(explanation), build_effects(explanation)
     removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
     owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
@@ -232,6 +248,8 @@ def build_level(
         if own:
             which = [target["position"] - first for target in own]
             sources = {
+                "effects": effects.on(which)[:TOP] if effects else (),
+                **_signed("deletion", deletion[which].sum(axis=0), structure),
                 **_signed("gradients", gradients[which].sum(axis=0), structure),
                 **_shares("rollout", rollout[which].mean(axis=0), structure),
                 **_shares("variant", variant[which].mean(axis=0), structure),
@@ -241,7 +259,8 @@ def build_level(
             }
             figures = _figures(own, units[number].status, explanation["computed"], parts)
             built.append(TargetView(unit=number, **figures, **sources))
-    return Level(units, _turns(units), tuple(built), covered(parts.ranges if parts else (), groups))
+    measured = tuple(covered(part.ranges, groups) for part in effects.parts) if effects else ()
+    return Level(units, _turns(units), tuple(built), covered(parts.ranges if parts else (), groups), measured)
 
 
 def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Unit:
@@ -271,6 +290,9 @@ def _figures(
 ) -> dict[str, Any]:
     """One unit's numbers: sums, means of shares, and the agreement of its most doubtful token."""
     worst = next(target for target in own if target["status"] == status)
+    deletion = [target["deletion"] for target in own if target["deletion"] is not None]
+    verdicts = [target["verdict"] for target in own if target["verdict"] is not None]
+    attention = max(verdicts, key=lambda one: list(AttentionStatus).index(one["attention"]), default=None)
     recorded = [target["logprob"] for target in own if target["logprob"] is not None]
     sums = {
         name: round(sum(target[name] for target in own), 5)
@@ -281,6 +303,12 @@ def _figures(
         "reason": plain(visible(worst["reason"])),
         "judged": label(worst["text"]),
         "diluted": any(is_diluted(target, settings) for target in own),
+        "attention": attention["attention"] if attention else "",
+        "attention_reason": plain(visible(attention["attention_reason"])) if attention else "",
+        "converged": all(target["converged"] for target in own),
+        "deletion_error": round(sum(one["local_error"] for one in deletion), 5) if deletion else None,
+        "deletion_tolerance": round(sum(one["tolerance"] for one in deletion), 5) if deletion else None,
+        "deletion_converged": all(one["converged"] for one in deletion),
         "contrast": build_contrast(own),
         "joined": len(own),
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),

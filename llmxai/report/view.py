@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
-from llmxai.report.removal import ROLLOUT, RemovalView, build_removal, method_name
+from llmxai.report.effects import Effects, build_effects
+from llmxai.report.removal import DELETION, ROLLOUT, RemovalView, build_removal, method_name
 from llmxai.report.tables import (
     Row,
     Setting,
@@ -19,12 +20,11 @@ from llmxai.report.tables import (
     build_origin,
     build_rows,
     build_settings,
-    percent,
     signed,
 )
 from llmxai.report.units import AlsoView, Level, build_also, build_level
-from llmxai.report.verdict import LIMITS, STATUS_TEXT, VerdictView, answer_text, build_verdict
-from llmxai.report.visible import Text, characters, label, plain, shorten, visible
+from llmxai.report.verdict import EARLIER_LIMITS, LIMITS, STATUS_TEXT, VerdictView, answer_text, build_verdict
+from llmxai.report.visible import Text, characters, label, percent, plain, shorten, visible
 from llmxai.store import upgraded
 from llmxai.text import sentences
 
@@ -127,7 +127,15 @@ class ReportView:
     warnings: tuple[Text, ...]
     levels: Mapping[str, Level]
     """`words` first, then `tokens`, and `sentences` if the text is long."""
+    statuses: tuple[str, ...]
+    """Those that a token of the answer has."""
     rows: tuple[Row, ...]
+    effects: Effects | None
+    """The measured effects; None if nothing was removed, and before rule 4."""
+    deletion: bool
+    """Whether there are contributions along the deletion path."""
+    deletion_refused: Text
+    """Why there are none; empty if there are, and before rule 4."""
     removal: RemovalView | None
     """The parts of the input that were removed; None if nothing was removed."""
     variant: str | None
@@ -180,14 +188,18 @@ def build_view(
         verdict=build_verdict(explanation, maps),
         warnings=tuple(visible(warning) for warning in explanation["warnings"]),
         levels={name: build_level(explanation, maps, groups=own) for name, own in groups.items()},
+        statuses=tuple(s for s in STATUS_TEXT if any(target["status"] == s for target in explanation["targets"])),
         rows=build_rows(explanation, also=also),
+        effects=build_effects(explanation),
+        deletion="deletion_path" in maps,
+        deletion_refused=visible(refusals.get(DELETION, "")),
         removal=build_removal(explanation),
         variant=method_name(variant["method"]) if variant else None,
         variant_source=visible(variant["source"] if variant else ""),
         refused=visible(refusals.get(ROLLOUT, "")),
         also=also,
         precision=build_precision(explanation),
-        limits=LIMITS,
+        limits=LIMITS if explanation["verdict"] is not None else EARLIER_LIMITS,
         asked=build_asked(explanation),
         settings=build_computed(explanation),
         origin=build_origin(explanation),

@@ -105,6 +105,13 @@ def shorten(text: str, *, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
+def percent(value: float) -> str:
+    """A share as a percentage, with more digits if it is small."""
+    if value and value < 0.0005:
+        return "under 0.001%" if value < 0.00001 else f"{100 * value:.3f}%"
+    return f"{100 * value:.1f}%"
+
+
 def _mark(text: str, i: int) -> str | None:
     """The name of character `i`, or None if it is visible."""
     character = text[i]

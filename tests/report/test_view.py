@@ -9,10 +9,10 @@ import pytest
 
 from llmxai.report import ReportView, build_view, render_report
 from llmxai.report.removal import RemovalView, build_referee
-from llmxai.report.tables import build_settings, percent, signed
+from llmxai.report.tables import build_settings, signed
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView
 from llmxai.report.verdict import MainSource
-from llmxai.report.visible import Piece, label, plain, shorten, visible
+from llmxai.report.visible import Piece, label, percent, plain, shorten, visible
 from llmxai.settings import field_paths
 from tests.report.sample import CHAT_ANSWER, CHAT_STATUSES, REASON, Sample, chat, long, newest, sample
 

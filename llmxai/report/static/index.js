@@ -16,11 +16,13 @@
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
   const plain = (text) => [text].flat(2).join("");
 
-  // ---- records: data.figures has [failed, agree, diluted, disagree, unconverged, unchecked, gap, spearman, seconds] of every one, in the order of the run
+  // ---- records: data.figures has [failed, a count for each of data.statuses, gap, spearman, seconds] of every one, in the order of the run
   const figures = data.figures;
   // [id, href, prompt, answer, record]; for a long run only the first ones, until the data pages are loaded
   const texts = [...data.texts];
-  const NUMBERS = { agree: 1, diluted: 2, disagree: 3, unconverged: 4, unchecked: 5, gap: 6, spearman: 7, seconds: 8 };
+  const NUMBERS = Object.fromEntries([...data.statuses, "gap", "spearman", "seconds"].map((name, i) => [name, i + 1]));
+  const COUNTS = data.statuses.length, FLAGGED = data.statuses.filter((status) => !data.fine.includes(status));
+  const flagged = (row) => FLAGGED.some((status) => row[NUMBERS[status]] > 0);
   const WORDS = { id: 0, prompt: 2, answer: 3 };
   const fold = (text) => text.normalize("NFKC").toLowerCase();
   const cased = []; // the searchable text, built when first needed
@@ -28,12 +30,9 @@
   const kept = {
     all: () => true,
     failed: ([failed]) => failed,
-    agree: (row) => !row[0] && row[2] + row[3] + row[4] + row[5] === 0,
-    flagged: (row) => row[2] + row[3] + row[4] + row[5] > 0,
-    diluted: (row) => row[2] > 0,
-    disagree: (row) => row[3] > 0,
-    unconverged: (row) => row[4] > 0,
-    unchecked: (row) => row[5] > 0,
+    ...Object.fromEntries(data.statuses.filter((status) => data.fine.includes(status)).map((status) => [status, (row) => !row[0] && data.statuses.every((other) => other === status || !row[NUMBERS[other]])])),
+    flagged,
+    ...Object.fromEntries(FLAGGED.map((status) => [status, (row) => row[NUMBERS[status]] > 0])),
   };
   const collator = new Intl.Collator(undefined, { numeric: true });
 
@@ -112,15 +111,15 @@
     if (failed) said.prepend(make("span", { class: "warning" }, "failed: "));
     const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name, ...(record.length ? [make("code", { class: "soft" }, ...pieces(record))] : [])), make("td", {}, make("span", { dir: "auto" }, ...pieces(prompt))), said);
     if (failed) {
-      row.append(make("td", { colspan: 8, class: "soft" }, "no explanation"));
+      row.append(make("td", { colspan: COUNTS + 3, class: "soft" }, "no explanation"));
       return row;
     }
-    numbers.slice(0, 5).forEach((count, i) => {
+    numbers.slice(0, COUNTS).forEach((count, i) => {
       const status = data.statuses[i];
       const linked = count && href ? [make("a", { href: `${href}#${status}`, "aria-label": `${count} ${status}, go to the first` }, String(count))] : [String(count)];
       row.append(make("td", { class: `num${count ? ` status-${status}` : ""}` }, ...linked));
     });
-    numbers.slice(5, 8).forEach((value, i) => row.append(make("td", { class: "num" }, value === null ? "–" : value.toFixed([2, 2, 1][i]).replace("-", "−"))));
+    numbers.slice(COUNTS, COUNTS + 3).forEach((value, i) => row.append(make("td", { class: "num" }, value === null ? "–" : value.toFixed([2, 2, 1][i]).replace("-", "−"))));
     return row;
   }
 
@@ -134,7 +133,7 @@
     const first = (state.page - 1) * data.page, shown = found.slice(first, first + data.page);
     if (!have(shown)) return wait();
     body.replaceChildren(...shown.map((i) => cells(texts[i], figures[i])));
-    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: 11 }, "No record matches.")));
+    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: COUNTS + 6 }, "No record matches.")));
     say(`${found.length} of ${figures.length} records${shown.length ? `, ${first + 1} to ${first + shown.length} shown` : ""}.`);
     byId("page").textContent = `Page ${state.page} of ${pages}`;
     byId("previous").disabled = state.page === 1;

@@ -5,7 +5,7 @@
   const given = byId("given"), answer = byId("answer"), panel = byId("panel"), live = byId("live"), help = byId("help");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const BARS = 8; // sources shown at once; the rest can be unfolded
-  const state = { level: "words", method: "gradients", pinned: null, shown: null };
+  const state = { level: "words", method: document.querySelector("input[name=method]").value, pinned: null, shown: null };
   let nodes = [];         // one element per unit
   let byUnit = new Map(); // number of a unit -> its figures
   let painted = [];
@@ -71,7 +71,7 @@
     }
     painted = [];
   };
-  const signed = () => state.method === "gradients" || state.method === "removal";
+  const signed = () => ["effects", "deletion", "gradients", "removal"].includes(state.method);
   /** A removed part may touch several units, and a unit several parts; a unit shows the strongest of them. */
   const spread = (pairs) => {
     const found = new Map();
@@ -79,15 +79,24 @@
       if (Math.abs(value) > Math.abs(found.get(i) ?? 0)) found.set(i, value);
     return [...found];
   };
+  /** The same for measured parts, which may be words with all their mentions. */
+  const measured = (effects) => {
+    const found = new Map();
+    for (const [part, value] of effects) for (const [first, end] of level().measured[part]) for (let i = first; i < end; i += 1)
+      if (Math.abs(value) > Math.abs(found.get(i) ?? 0)) found.set(i, value);
+    return [...found];
+  };
   /** [[unit, value]] of the units that light up, in whole numbers, for the chosen method. */
   const lit = (target) => ({
+    effects: () => measured(target.effects),
+    deletion: () => target.deletion,
     gradients: () => target.gradients,
     rollout: () => [...target.rollout_structure, ...target.rollout],
     variant: () => [...target.variant_structure, ...target.variant],
     removal: () => spread(target.removal),
   })[state.method]();
   /** Whether the figures of the chosen method must not be read for this word. */
-  const unreadable = (target) => state.method === "gradients" ? target.status === "unconverged" : state.method === "rollout" && target.diluted;
+  const unreadable = (target) => ({ gradients: !target.converged, deletion: target.status === "unconverged", rollout: target.diluted })[state.method] ?? false;
   const largest = (pairs) => Math.max(0, ...pairs.map(([, value]) => Math.abs(value))) || 1;
 
   // ---- the text
@@ -169,15 +178,16 @@
   };
   const partName = (part) => [data.removal.parts[part][0], ""];
   /** A ranked list: name and numbers on one line, a bar below; signed bars start in the middle. */
-  function bars(pairs, { scale, signed, share, named = unitName, write = signed ? nats : percent }) {
-    const most = largest(pairs), item = ([number, whole]) => {
-      const value = whole / scale, [text, note] = named(number);
+  function bars(pairs, { scale, signed, share = null, named = unitName, write = signed ? nats : percent, detail = null }) {
+    const most = largest(pairs), item = (pair) => {
+      const [number, whole] = pair, value = whole / scale, [text, note] = named(number);
       const bar = make("span", { class: `bar${signed ? " signed" : ""}`, "aria-hidden": "true" });
       const fill = make("span", { class: `fill ${signed ? (value < 0 ? "neg" : "pos") : "mass"}` });
       fill.style.setProperty("width", `${(signed ? 50 : 100) * Math.abs(whole) / most}%`);
       bar.append(fill);
       return make("li", {}, make("span", { class: "named" }, make("bdi", {}, ...pieces(text)), make("span", { class: "soft" }, note)),
-        make("span", { class: "num" }, write(value), make("span", { class: "soft" }, ` · ${percent(share(value))}`)), bar);
+        make("span", { class: "num" }, write(value), ...(share ? [make("span", { class: "soft" }, ` · ${percent(share(value))}`)] : [])),
+        ...(detail ? [make("span", { class: "detail soft" }, ...detail(pair))] : []), bar);
     };
     if (!pairs.length) return [make("p", { class: "soft" }, "No source above rounding.")];
     const list = make("ol", { class: "bars" }, ...pairs.slice(0, BARS).map(item));
@@ -204,8 +214,8 @@
   }
 
   function certainty(target) {
-    return facts("Can the gradient values be read", [
-      ["Error / allowed", `${plain(target.local_error)} / ${plain(target.tolerance)} nats: ${target.status !== "unconverged" ? "within" : target.joined > 1 ? "over, for one token at least" : "over"}`],
+    return facts(data.deletion ? "Integrated gradients: how accurate" : "Can the gradient values be read", [
+      ["Error / allowed", `${plain(target.local_error)} / ${plain(target.tolerance)} nats: ${target.converged ? "within" : target.joined > 1 ? "over, for one token at least" : "over"}`],
       ["Gap", `${nats(target.gap)} nats`],
       ["Evaluations (nodes)", String(target.nodes)],
       ["Score with the real text", `${plain(target.f_input)} nats`],
@@ -235,7 +245,7 @@
       ["Rank agreement (Spearman)", either(target.spearman, (v) => plain(v, 2))],
       ["p against chance", either(target.spearman_p, chance)],
       ["p against chance that favours near words", either(target.recency_p, chance)],
-      ["Corrected p (decides the status)", either(target.adjusted_p, chance)],
+      [data.measured ? "Corrected p" : "Corrected p (decides the status)", either(target.adjusted_p, chance)],
       ["Rank agreement (Kendall)", either(target.kendall, (v) => plain(v, 2))],
       [`Top ${target.top_k} in common`, either(target.top_k_overlap, percent)],
       ["Rank-biased overlap", either(target.rank_biased_overlap, (v) => v.toFixed(2))],
@@ -275,18 +285,43 @@
       make("p", { class: "unit-note" }, make("span", { class: "key-line sink", "aria-hidden": "true" }), " share on the first token, ", make("span", { class: "key-line far", "aria-hidden": "true" }), " distance from the null (bits)"), make("p", { class: "note" }, said), folded("layers", "The same as a table", table))];
   }
 
+  /** Probability with and without a part, and the interval of its effect. */
+  const change = (target) => ([part, value, low, high, without]) => {
+    const [text, , note] = data.effects.parts[part];
+    return [...(low === high ? [] : [`${nats(low, 2)} to ${nats(high, 2)}${without === null ? "" : "; "}`]),
+      ...(without === null ? [] : [`${percent(target.probability)} → ${percent(without)} without `, quoted(text), note ? `, ${note}` : ""])];
+  };
+
+  function effects(target) {
+    if (!data.effects) return data.measured ? [make("p", { class: "note" }, "Nothing was taken away, so there are no measured effects.")] : [];
+    const named = (part) => [data.effects.parts[part][0], data.effects.parts[part][2] ? ` (${data.effects.parts[part][2]})` : ""];
+    return [make("section", { "aria-label": "Measured effects", class: "effects" }, make("h4", {}, "Measured effects"),
+      make("p", { class: "unit-note" }, `fall of ${target.contrast ? "the lead over the foil" : "the log-probability"} without the part, in nats, with its ${data.effects.confidence} interval where it was measured more than once`),
+      ...bars(target.effects, { scale: 1, signed: true, named, detail: change(target) }))];
+  }
+
+  function deletion(target) {
+    if (data.deletion_refused) return [make("section", { "aria-label": "Contributions" }, make("h4", {}, "Contributions"), make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.deletion_refused)))];
+    if (!data.deletion) return [];
+    const doubtful = target.status === "unconverged";
+    return [make("section", { "aria-label": "Contributions", class: doubtful ? "doubtful" : "" }, make("h4", {}, "Contributions (deletion path)"), make("p", { class: "unit-note" }, "nats · share of all values"), ...doubt(doubtful, "unconverged"),
+      make("p", { class: "note" }, `All values together may be off by ${plain(target.deletion_error)} nats (${plain(target.deletion_tolerance)} allowed).`),
+      ...bars(target.deletion, { scale: data.scale.deletion, signed: true, share: (value) => target.deletion_total ? Math.abs(value) / target.deletion_total : 0 }))];
+  }
+
   function removal(target) {
-    if (!data.removal) return [];
+    if (!data.removal || data.effects) return [];
     return [make("section", { "aria-label": "Sources by removal" }, make("h4", {}, "Removal of one part"), make("p", { class: "unit-note" }, `drop in ${target.contrast ? "the lead over the foil" : "the log-probability"}, in nats, when the part is ${data.removal.operator} · share`),
       ...bars(target.removal, { scale: data.scale.removal, signed: true, named: partName, share: (value) => target.removal_total ? Math.abs(value) / target.removal_total : 0 }))];
   }
 
   function referee(target) {
-    if (!target.referee) return [make("p", { class: "referee" }, make("b", {}, "Referee: "), "not asked. Nothing was removed from the input to see which method is right.")];
+    if (!target.referee) return data.measured ? [] : [make("p", { class: "referee" }, make("b", {}, "Referee: "), "not asked. Nothing was removed from the input to see which method is right.")];
     const score = (value) => make("td", { class: "num" }, value === null ? "–" : plain(value, 2));
     const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method predicts removal"),
       make("thead", {}, make("tr", {}, ...["method", "random sets of parts (LDS)", "one part at a time"].map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...target.referee.scores.map(({ name, lds, leave_one_out: alone }) => make("tr", {}, make("th", { scope: "row" }, name), score(lds), score(alone)))))];
+    if (data.measured) return [folded("scores", "How well each method predicts removal", table)];
     return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), folded("scores", "How well each method predicts it", table)];
   }
 
@@ -295,7 +330,7 @@
     if (!data.variant) return [];
     const list = () => [make("p", { class: "unit-note" }, "of its row · share of the words’ part"), ...bars(target.variant, { scale: data.scale.variant, signed: false, share: (value) => target.variant_content ? value / target.variant_content : 0 })];
     const attributes = { "aria-label": `Sources by ${data.variant}` };
-    if (target.diluted) return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "Another way to follow attention, shown because plain rollout cannot be read here."), ...list())];
+    if (target.diluted && !data.measured) return [make("section", attributes, make("h4", {}, data.variant), make("p", { class: "note" }, "Another way to follow attention, shown because plain rollout cannot be read here."), ...list())];
     return [make("section", attributes, folded("variant", data.variant, list))];
   }
 
@@ -311,28 +346,32 @@
   }
 
   function rollout(target) {
-    const section = make("section", { "aria-label": "Sources by attention rollout", class: target.diluted ? "doubtful" : "" }, make("h4", {}, "Attention rollout"));
+    const attributes = { "aria-label": "Sources by attention rollout", class: target.diluted ? "doubtful" : "" };
+    if (data.measured && target.attention !== "readable" && !data.refused) return make("section", attributes, folded("attention", `Attention rollout: ${target.attention}, not to be read`, () => [make("p", { class: "note" }, target.attention_reason), ...shares(target)]));
+    const section = make("section", attributes, make("h4", {}, "Attention rollout"));
     if (data.refused) section.append(make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.refused)));
-    else section.append(make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target.diluted, "diluted"),
-      make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
-      ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 }));
+    else section.append(...shares(target));
     return section;
   }
+
+  const shares = (target) => [make("p", { class: "unit-note" }, "of all attention · share of the words’ part"), ...doubt(target.diluted, "diluted"),
+      make("p", { class: "note" }, `Start mark and template take ${percent(Math.max(0, 1 - target.rollout_content - target.lost_mass))}; bars compare the rest.`),
+      ...bars(target.rollout, { scale: data.scale.rollout, signed: false, share: (value) => target.rollout_content ? value / target.rollout_content : 0 })];
 
   const doubt = (holds, status) => !holds ? [] : [make("p", { class: `doubt status-${status}` }, `${data.statuses[status].sign} ${status}: do not read these bars`)];
 
   function fill(target) {
     const own = level().units[state.shown], meaning = data.statuses[target.status];
-    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. Gradient values, log-probabilities, gaps and errors are summed over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ", the most doubtful one.")] : [];
+    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. ${data.measured ? "Effects with their intervals, contributions" : "Gradient values"}, log-probabilities, gaps and errors are summed over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ", the most doubtful one.")] : [];
     const [before, between, after] = data.contrast, [token, foil] = target.contrast ?? [];
     const against = target.contrast ? [make("p", { class: "note" }, before, quoted(token), between, quoted(foil), after)] : [];
     const figures = folded("figures", "All figures of this word", () => [make("div", { class: "pair" }, certainty(target), attention(target), agreement(target))]);
     panel.replaceChildren(
       make("h3", { id: "panel-head" }, quoted(own[3]), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)),
-      make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...against, ...joined,
-      make("div", { class: "pair" },
-        make("section", { "aria-label": "Sources by integrated gradients", class: target.status === "unconverged" ? "doubtful" : "" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
-          ...doubt(target.status === "unconverged", "unconverged"),
+      make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...against, ...joined, ...effects(target),
+      make("div", { class: "pair" }, ...deletion(target),
+        make("section", { "aria-label": "Sources by integrated gradients", class: target.converged ? "" : "doubtful" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
+          ...doubt(!target.converged, "unconverged"),
           ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })),
         rollout(target), ...variant(target), ...removal(target), ...also(target)),
       ...referee(target), ...dilution(target), likelihood(target), figures,
@@ -372,7 +411,7 @@
       return;
     }
     const target = byUnit.get(number), best = target[state.method][0], name = (i) => level().units[i][4];
-    const source = best && (state.method === "removal" ? data.removal.parts[best[0]][1] : name(best[0]));
+    const source = best && (state.method === "effects" ? data.effects.parts[best[0]][1] : state.method === "removal" ? data.removal.parts[best[0]][1] : name(best[0]));
     nodes[number].setAttribute("aria-pressed", "true");
     reach(nodes[number]);
     reveal(target);
@@ -389,7 +428,7 @@
   function walk(step, wanted) {
     const order = level().targets.filter(wanted).map((target) => target.unit);
     if (!order.length) {
-      live.textContent = "Every word is “agree”.";
+      live.textContent = `Every word is “${level().targets[0]?.status}”.`;
       return;
     }
     const here = state.shown ?? -1;
@@ -441,8 +480,8 @@
     const act = {
       ArrowRight: () => !own && (walk(1, () => true), true),
       ArrowLeft: () => !own && (walk(-1, () => true), true),
-      n: () => (walk(1, (target) => target.status !== "agree"), true),
-      p: () => (walk(-1, (target) => target.status !== "agree"), true),
+      n: () => (walk(1, (target) => !data.fine.includes(target.status)), true),
+      p: () => (walk(-1, (target) => !data.fine.includes(target.status)), true),
       Enter: () => toggle(event),
       " ": () => toggle(event),
       Escape: () => (pin(null), true),
