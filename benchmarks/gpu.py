@@ -27,11 +27,12 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from llmxai import LoadedModel, Settings, explain, layer_integrated_gradients, load, wrap  # noqa: E402
+from llmxai.explanation import Explanation  # noqa: E402
 from llmxai.generation import answer, replay  # noqa: E402
 from llmxai.methods import METHODS  # noqa: E402
 from llmxai.models.precision import full_precision  # noqa: E402
 from llmxai.settings import Decoding  # noqa: E402
-from llmxai.types import Explanation, Generation  # noqa: E402
+from llmxai.types import Generation  # noqa: E402
 
 PROMPTS = json.loads((HERE / "prompts.json").read_text(encoding="utf-8"))
 CUDA = torch.cuda.is_available()

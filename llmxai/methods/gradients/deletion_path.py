@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -133,7 +134,8 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
     """Inside, the model adds what `hidden` says to its attention scores; it is put back afterwards.
 
     Masks are made once a pass and shared by the layers, through transformers' mask interface. Each layer then attends
-    by its own function, so that window, scale, soft cap and sinks are the architecture's.
+    by its own function, so that window, scale, soft cap and sinks are the architecture's. On GPUs that is the plain
+    kernel: the memory-efficient one refuses the gradient of a mask that is shared by the heads.
     """
     own = model.config._attn_implementation
 
@@ -151,7 +153,8 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
         function = sdpa_attention_forward
         if own == "eager":
             function = sys.modules[type(module).__module__].eager_attention_forward
-        return function(module, query, key, value, attention_mask, **options)[0], None
+        with sdpa_kernel(SDPBackend.MATH) if query.is_cuda else nullcontext():
+            return function(module, query, key, value, attention_mask, **options)[0], None
 
     def look(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         hidden.given += any(_is_one_of(given, hidden.masks) for given in (*arguments, *options.values()))
