@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from llmxai.names import AttentionStatus, Status, Unit
 from llmxai.types import Dilution, Effects, Generation, Scores
 
@@ -30,11 +32,15 @@ class Rule:
     """Nats by which F falls at least without a unit that matters."""
     effect_share: float = 0.3
     """Share of the largest effect that a unit reaches which matters; under it, a unit is said not to matter."""
+    most_chance: float = 0.05
+    """Share of random orders of the contributions, at most, that match the removals as well as they do."""
     least_units: int = 3
     """Units that could be removed, at least, for a verdict on their order."""
 
 
 RULE = Rule()
+ORDERS = 999
+"""Random orders of the contributions."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Candidate:
     low: float
     high: float
     """90 % interval of `effect`; equal to it where it was measured by one removal."""
+    plain: float
+    """Fall of F by removals alone: the estimate of `effect` uses the contributions as a prior, this does not."""
 
 
 def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
@@ -57,15 +65,16 @@ def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
     row = gradients.values[t]
     hidden = dict(zip(effects.hidden, effects.hidden_drop[t].tolist(), strict=True))
     together = {one: mentions for mentions in hidden if len(mentions) > 1 for one in mentions}
-    alone = {unit: _estimate(effects, t, number) for number, unit in enumerate(effects.units)}
-    alone |= {one[0]: (drop, drop, drop) for one, drop in hidden.items() if len(one) == 1 and not math.isnan(drop)}
+    plain = _plain(effects, t)
+    alone = {unit: (*_estimate(effects, t, number), plain[number]) for number, unit in enumerate(effects.units)}
+    alone |= {one[0]: (drop,) * 4 for one, drop in hidden.items() if len(one) == 1 and not math.isnan(drop)}
     found = []
-    for unit, (effect, low, high) in alone.items():
+    for unit, (effect, low, high, measured) in alone.items():
         tokens: tuple[Unit, ...] = (unit,)
         joint = hidden[together[unit]] if unit in together else math.nan
         if not math.isnan(joint) and joint > effect:
-            tokens, effect, low, high = together[unit], joint, joint, joint
-        found.append(Candidate(tokens, float(row[unit[0] : unit[1]].sum()), effect, low, high))
+            tokens, effect, low, high, measured = together[unit], joint, joint, joint, joint
+        found.append(Candidate(tokens, float(row[unit[0] : unit[1]].sum()), effect, low, high, measured))
     return sorted(found, key=lambda one: -one.score)
 
 
@@ -75,6 +84,28 @@ def _estimate(effects: Effects, t: int, unit: int) -> tuple[float, float, float]
         drop = float(effects.drop[t, unit])
         return drop, drop, drop
     return float(effects.effect[t, unit]), float(effects.low[t, unit]), float(effects.high[t, unit])
+
+
+def _plain(effects: Effects, t: int) -> list[float]:
+    """The unit's single removal; where there are random subsets, the mean of it and of the fall over them."""
+    drop = effects.drop[t]
+    if not len(effects.kept):
+        return drop.tolist()
+    kept, f = effects.kept.double(), effects.f_masked[t]
+    with_unit, without = f @ kept / kept.sum(dim=0), f @ (1 - kept) / (1 - kept).sum(dim=0)
+    return ((with_unit - without).nan_to_num(0.0) + drop).div(2).tolist()
+
+
+def chance(found: Sequence[Candidate], *, seed: int = 0) -> float:
+    """Share of random orders of the contributions that match the removals as well as their own order does.
+
+    The match is the sum of the products of both, under square roots so that one large value does not decide alone.
+    """
+    scores, falls = (np.array([getattr(one, side) for one in found]) for side in ("score", "plain"))
+    scores, falls = (np.sign(side) * np.sqrt(np.abs(side)) for side in (scores, falls))
+    drawn = np.random.default_rng(seed).permuted(np.tile(scores, (ORDERS, 1)), axis=1) @ falls
+    own = float(scores @ falls)
+    return float(1 + np.sum(drawn >= own - 1e-9 * abs(own))) / (1 + ORDERS)
 
 
 def sources_verdict(
@@ -104,6 +135,11 @@ def sources_verdict(
         )
     named, other = _named(generation, first), _named(generation, strongest)
     if first.low >= max(rule.least_effect, rule.effect_share * largest):
+        if (luck := chance(found)) > rule.most_chance:
+            return Status.UNDECIDED, (
+                f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats, "
+                f"but {luck:.0%} of random orders match the removals as well."
+            )
         return Status.CONFIRMED, (
             f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats."
         )
