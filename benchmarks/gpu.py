@@ -71,6 +71,7 @@ def precision(n_prompts: int = 8, tokens: int = 8) -> None:
     for name, options in DTYPES.items():
         try:
             loaded = load("smollm2", **options)
+            print(f"{name}: loaded", file=sys.stderr, flush=True)
             if not answers:
                 decoding = Decoding(max_new_tokens=tokens)
                 answers = [answer(loaded, p["messages"], decoding=decoding) for p in PROMPTS[:n_prompts]]
@@ -104,7 +105,7 @@ def agree() -> None:
     from tiny import ARCHITECTURES, answered, make_loaded
 
     print("\n## CPU against GPU: tiny random models, float32\n", flush=True)
-    row("architecture", "integrated gradients", "deletion path", "rollout", "gradient-weighted rollout", "leave-one-out")
+    row("architecture", "IG", "deletion path", "rollout", "gradient-weighted rollout", "leave-one-out")
     row(*["---"] * 6)
     names = (
         *("layer_integrated_gradients", "deletion_path", "attention_rollout"),
