@@ -174,3 +174,25 @@ def ridge_with_prior(
     covered = np.einsum("ru,rs,su->u", centred, inner, centred)
     sd = np.sqrt(np.clip(variance * ratio * (1 - ratio * covered), 0, None))
     return LinearFit(mean, sd, float(np.sqrt(variance)), df)
+
+
+def acting_together(
+    x: Float[np.ndarray, "row unit"], residual: Float[np.ndarray, " row"], *, significance: float = 0.05
+) -> tuple[int, int] | None:
+    """The two columns of 0 and 1 whose product, as signs, best explains what their sum does not.
+
+    None where no correlation is significant after Bonferroni's correction for the number of pairs.
+    """
+    rows, units = x.shape
+    if rows < 4 or units < 2 or np.ptp(residual) <= 0:
+        return None
+    signs = 2.0 * x - 1
+    mean = signs.T @ signs / rows
+    shared = (signs * residual[:, None]).T @ signs / rows - mean * residual.mean()
+    spread = np.sqrt(np.clip(1 - mean**2, 0, None)) * residual.std()
+    correlation = np.divide(shared, spread, out=np.zeros_like(shared), where=spread > 1e-9)
+    first, second = np.triu_indices(units, k=1)
+    best = int(np.argmax(np.abs(correlation[first, second])))
+    r = min(abs(float(correlation[first[best], second[best]])), 1 - 1e-12)
+    p = 2 * float(stats.t.sf(r * np.sqrt((rows - 2) / (1 - r**2)), rows - 2))
+    return (int(first[best]), int(second[best])) if p * len(first) <= significance else None

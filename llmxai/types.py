@@ -326,6 +326,8 @@ class Effects:
     high: Float[Tensor, "target unit"] | None = None
     ceiling: tuple[float | None, ...] = ()
     """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
+    pair: tuple[tuple[int, int] | None, ...] = ()
+    """The two units that most clearly act together: the subsets show more than the sum of their single effects."""
 
     def __repr__(self) -> str:
         sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"

@@ -127,11 +127,11 @@ def sources_verdict(
     if len(found) < rule.least_units:
         return Status.UNDECIDED, f"Only {len(found)} parts of the text could be removed: too few to compare."
     first, strongest = found[0], max(found, key=lambda one: one.effect)
-    largest = strongest.effect
+    largest, together = strongest.effect, _together(generation, effects, t)
     if strongest.low < rule.least_effect:
         return Status.UNDECIDED, (
             f"No single removal lowers the {falls} by {rule.least_effect:g} nats (the largest effect is "
-            f"{largest:.2g}): no one word decides this token."
+            f"{largest:.2g}): no one word decides this token.{together}"
         )
     named, other = _named(generation, first), _named(generation, strongest)
     if first.low >= max(rule.least_effect, rule.effect_share * largest):
@@ -150,7 +150,7 @@ def sources_verdict(
         )
     return Status.UNDECIDED, (
         f"The contributions put {named} first; its effect of {first.effect:.2g} nats ({first.low:.2g} to "
-        f"{first.high:.2g}) is too uncertain next to that of {other} ({largest:.2g})."
+        f"{first.high:.2g}) is too uncertain next to that of {other} ({largest:.2g}).{together}"
     )
 
 
@@ -191,3 +191,11 @@ def _named(generation: Generation, candidate: Candidate) -> str:
     start, end = candidate.tokens[0]
     text = "".join(generation.texts[start:end]).strip()
     return f"{text!r}" if len(candidate.tokens) == 1 else f"all {len(candidate.tokens)} mentions of {text!r}"
+
+
+def _together(generation: Generation, effects: Effects, t: int) -> str:
+    pair = effects.pair[t] if effects.pair else None
+    if pair is None:
+        return ""
+    one, two = ("".join(generation.texts[slice(*effects.units[unit])]).strip() for unit in pair)
+    return f" {one!r} and {two!r} act together."

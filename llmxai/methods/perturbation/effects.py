@@ -22,13 +22,16 @@ from llmxai.models import LoadedModel, frozen_eval
 from llmxai.models.memory import ChunkSize, within_memory
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
-from llmxai.stats import LinearFit, ridge_with_prior
+from llmxai.stats import LinearFit, acting_together, ridge_with_prior
 from llmxai.types import Effects, Generation, Scores
 
 CONFIDENCE = 0.9
 """Of the intervals of effects."""
 CONSTANT = 1e-12
 """Variance (nats squared) of F under which it does not depend on what is removed."""
+
+ADDITIVE = 0.8
+"""Share of the variance of F that single effects explain, under which a pair of units that act together is sought."""
 
 
 def measure_effects(
@@ -149,12 +152,18 @@ def estimated(effects: Effects, prior: Scores | None) -> Effects:
             mean = np.array([float(prior.values[t, start:end].sum()) for start, end in effects.units])
         fits.append(ridge_with_prior(x, effects.f_masked[t].numpy(), mean))
     ends = [fit.interval(CONFIDENCE) for fit in fits]
+    ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
+    left = [effects.f_masked[t].numpy() - x @ fit.mean for t, fit in enumerate(fits)]
     return replace(
         effects,
         effect=torch.from_numpy(np.stack([fit.mean for fit in fits])),
         low=torch.from_numpy(np.stack([low for low, _ in ends])),
         high=torch.from_numpy(np.stack([high for _, high in ends])),
-        ceiling=tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits)),
+        ceiling=ceiling,
+        pair=tuple(
+            acting_together(x, rest) if share is not None and share < ADDITIVE else None
+            for rest, share in zip(left, ceiling, strict=True)
+        ),
     )
 
 
