@@ -5,7 +5,7 @@ cause if fresh random subsets show it (another seed; at least `LEAST_CAUSE` nats
 planted source. All mentions of a word are a true cause if F falls by `LEAST_CAUSE` when the mean embedding replaces
 them. Prints tables in Markdown. Every question is written to `--samples` at once; a later call continues there.
 
-Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--samples runs/calibration.jsonl] [--tables-only]
+Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--suites NAME ...] [--samples FILE] [--tables-only]
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from llmxai.settings import CHUNK_TOKENS, Removal  # noqa: E402
 from llmxai.stats import ridge_with_prior, spearman  # noqa: E402
 from llmxai.types import Effects, Generation  # noqa: E402
 
-SUITES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("context_memory", {}),
-    ("indirect_object", {}),
-    ("key_value", {"pairs": (3,)}),
-    ("induction", {}),
-    ("multi_hop", {}),
-    ("needle", {"lengths": (2,)}),
-)
+SUITES: dict[str, dict[str, Any]] = {
+    "context_memory": {},
+    "indirect_object": {},
+    "key_value": {"pairs": (3,)},
+    "induction": {},
+    "multi_hop": {},
+    "needle": {"lengths": (2,)},
+}
 """Asked of the real model: the chat suites in its template, the others as text to continue. All have a known source."""
-SMALL = 40
+SMALL = 100
 """Questions to each small model."""
 HELD_OUT, FREE = 64, 128
 """Fresh subsets: halves on which predictions are tested, and subsets that keep each unit with probability one half."""
@@ -154,14 +154,16 @@ def held_out(
     return found
 
 
-def questions(loaded: LoadedModel, kind: str, count: int) -> Iterator[tuple[str, Generation, list[int]]]:
+def questions(
+    loaded: LoadedModel, kind: str, count: int, asked: Sequence[str]
+) -> Iterator[tuple[str, Generation, list[int]]]:
     """Name, answer and the positions of the known source."""
     if kind == "lookup":
         for number, one in enumerate(lookups(loaded, count=count, seed=1000)):
             yield f"lookup {number}", one.generation, [int(one.sources[0] or 0)]
         return
-    suites = (("marker", {}),) if kind == "marker" else SUITES
-    drawn = [list(suite_rows(name, seed=1, limit=count, options=options)) for name, options in suites]
+    suites = {"marker": {}} if kind == "marker" else {name: SUITES[name] for name in asked}
+    drawn = [list(suite_rows(name, seed=1, limit=count, options=options)) for name, options in suites.items()]
     for rows in zip(*drawn, strict=True):
         for row in rows:
             generation = answer(loaded, row.asked, response=row.response)
@@ -174,12 +176,13 @@ def models() -> Iterator[tuple[str, LoadedModel]]:
     yield "smollm2", load("smollm2", dtype="float32")
 
 
-def measured(path: Path, *, small: int, real: int) -> None:
+def measured(path: Path, *, small: int, real: int, suites: Sequence[str]) -> None:
     """Write the samples that `path` does not have yet."""
     done = {(one.model, one.question) for one in samples_in(path)}
     for kind, loaded in models():
         other = randomised(loaded, seed=0)
-        for name, generation, planted in questions(loaded, kind, real if kind == "smollm2" else small):
+        count = real if kind == "smollm2" else small
+        for name, generation, planted in questions(loaded, kind, count, suites):
             if (kind, name) not in done:
                 sample = sampled(kind, loaded, other, name, generation, planted)
                 with path.open("a") as file:
@@ -190,13 +193,15 @@ def measured(path: Path, *, small: int, real: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=6, help="of each suite to the real model")
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="of the real model")
     parser.add_argument("--quick", action="store_true", help="one of each suite, eight to each small model")
     parser.add_argument("--tables-only", action="store_true", help="measure nothing more")
     parser.add_argument("--samples", type=Path, default=ROOT / "runs" / "calibration.jsonl")
     options = parser.parse_args()
     options.samples.parent.mkdir(parents=True, exist_ok=True)
     if not options.tables_only:
-        measured(options.samples, small=8 if options.quick else SMALL, real=1 if options.quick else options.questions)
+        small, real = (8, 1) if options.quick else (SMALL, options.questions)
+        measured(options.samples, small=small, real=real, suites=options.suites)
     print("\n".join(tables(samples_in(options.samples))))
 
 

@@ -201,7 +201,9 @@ def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects
         hidden=_read(tuple[tuple[tuple[int, int], ...], ...], hidden),
         f_hidden=_hidden(maps) if hidden or "removal_hidden_f" in maps else None,
         **ends,
+        pair=_read(tuple[tuple[int, int] | None, ...], measured.get("together", ())),
         ceiling=_read(tuple[float | None, ...], measured["explained"]),
+        pair=_read(tuple[tuple[int, int] | None, ...], measured["pairs"]),
     )
 
 
