@@ -14,7 +14,9 @@ import typer
 
 from llmxai.commands.console import progress, told_when_interrupted
 from llmxai.errors import OptionError, PromptError
+from llmxai.names import CURRENT
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
+from llmxai.text import quoted, trimmed
 
 TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
 """Options that the record does not store as settings: texts are kept apart from it and can be removed."""
@@ -34,6 +36,10 @@ FLAGS = {
     "removal_units": "removal.units",
 }
 """The setting behind each option of the command; `--set` reaches the rest."""
+
+
+MOST_WORDS = 12
+"""Words of the answer that the summary lists."""
 
 
 def _help(setting: str, text: str) -> str:
@@ -270,14 +276,30 @@ def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
 
 def _summary(explanation: Any) -> None:
     generation = explanation.generation
-    counts: dict[str, int] = {}
-    for check in explanation.checks:
-        counts[str(check.status)] = counts.get(str(check.status), 0) + 1
+    statuses = [str(check.status) for check in explanation.checks]
     typer.echo(f"answer: {''.join(generation.texts[generation.prompt_len :])}")
     if (foil := generation.foil) is not None:
         own = generation.texts[generation.prompt_len + foil.t]
         typer.echo(f"contrast: token {foil.t + 1} is {own!r} and not {foil.text!r}")
-    typer.echo(f"tokens: {', '.join(f'{n} {status}' for status, n in sorted(counts.items()))}")
+    counts = ((statuses.count(status), status) for status in map(str, CURRENT))
+    typer.echo(f"tokens: {', '.join(f'{count} {status}' for count, status in counts if count)}")
+    words = explanation.answer_words()
+    for word in words[:MOST_WORDS]:
+        typer.echo(f"  {quoted(trimmed(word.text))}: {word.status}{_first_source(explanation, word)}")
+    if (more := len(words) - MOST_WORDS) > 0:
+        typer.echo(f"  and {more} more words: see the report")
+
+
+def _first_source(explanation: Any, word: Any) -> str:
+    """What the word depends on most by removal, with the fall in nats; empty if nothing lowers it."""
+    from llmxai.store.document import first_measured
+
+    found = first_measured(explanation, word.tokens)
+    if found is None:
+        return ""
+    text, count, effect = found
+    named = quoted(trimmed(text)) if count == 1 else f"all {count} mentions of {quoted(trimmed(text))}"
+    return f", {effect:.2f} nats less without {named}"
 
 
 def _prompt_text(prompt: str | None, prompt_file: Path | None, messages: Path | None) -> str | None:

@@ -221,7 +221,7 @@ def _target(target: TargetView) -> dict[str, Any]:
         for name, value in asdict(target).items()
     }
     contrast = target.contrast and [_text(target.contrast.token), _text(target.contrast.foil)]
-    told = {"judged": _text(target.judged), "contrast": contrast}
+    told: dict[str, Any] = {"judged": _text(target.judged), "contrast": contrast}
     told["effects"] = [
         [one.part, one.value, one.low, one.high, None if one.without is None else float(f"{one.without:.{DIGITS}g}")]
         for one in target.effects

@@ -40,6 +40,7 @@ NAMES = {
     "crosscheck.significance": "Agree up to this p-value",
     "crosscheck.least_effect": "Fall of the log-prob that makes a part matter, nats",
     "crosscheck.effect_share": "The same, as a share of the largest effect",
+    "crosscheck.most_chance": "Share of random orders that may match the removals as well",
     "crosscheck.least_units": "Fewest parts that are compared",
     "precision.stored": "Number format of the stored weights",
     "precision.computed": "Number format of the computation",

@@ -270,8 +270,9 @@ def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]
     """
     first, targets = explanation["generation"]["prompt_len"], explanation["targets"]
     words = [(max(start, first), end) for start, end in explanation["words"] if end > first]
-    said = {(start, end): "".join(target["text"] for target in targets[start - first : end - first])
-            for start, end in words}
+    said = {
+        (start, end): "".join(target["text"] for target in targets[start - first : end - first]) for start, end in words
+    }
     if explanation["generation"]["stop"] == "eos":
         said.pop(words[-1], None)
     worded = [word for word, text in said.items() if any(c.isalnum() for c in text)]

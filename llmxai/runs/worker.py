@@ -19,6 +19,7 @@ from llmxai.explanation import Explanation
 from llmxai.generation import answer
 from llmxai.methods import require_method
 from llmxai.models import LoadedModel
+from llmxai.names import CURRENT
 from llmxai.runs.data import FailedRow
 from llmxai.runs.ledger import Ledger
 from llmxai.runs.recipe import EvaluateSettings, Recipe

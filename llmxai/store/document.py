@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ from llmxai.errors import NonFiniteError
 from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
+from llmxai.names import Unit
 from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.types import Certificate, Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
 
@@ -257,7 +259,25 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
             [None] * len(units) if generation.foil_of(t) is not None else row for t, row in enumerate(_rounded(without))
         ],
         "explained": [None if share is None else round(share, 4) for share in effects.ceiling],
+        "together": [None if pair is None else list(pair) for pair in effects.pair],
     }
+
+
+def first_measured(explanation: Explanation, tokens: Unit) -> tuple[str, int, float] | None:
+    """The part of the text whose removal lowers a run of generated tokens most: text, mentions and fall in nats.
+
+    None if nothing was measured or nothing lowers it.
+    """
+    told = _measured(explanation)
+    if told is None:
+        return None
+    columns = zip(*told["effect"][slice(*tokens)], strict=True)
+    falls = [sum(math.nan if fall is None else fall for fall in column) for column in columns]
+    best = max(range(len(falls)), key=lambda i: -math.inf if math.isnan(falls[i]) else falls[i], default=None)
+    if best is None or not falls[best] > 0:
+        return None
+    unit = told["units"][best]
+    return unit["text"], len(unit["tokens"]), falls[best]
 
 
 def _rounded(values: torch.Tensor) -> list[list[float | None]]:
@@ -346,7 +366,7 @@ def precision_sentence(explanation: Explanation) -> str:
 def widening_sentence(explanation: Explanation) -> str:
     """A sentence on a model that is stored in fewer bits than it computed in; empty otherwise."""
     told = explanation.computed.get("precision") or {}
-    stored, computed = told.get("stored"), told.get("computed")
+    stored, computed = str(told.get("stored")), str(told.get("computed"))
     if BITS.get(stored, 64) >= BITS.get(computed, 0):
         return ""
     said = f"The model is stored in {stored} and was computed in {computed}, so that the values are accurate"

@@ -203,7 +203,6 @@ def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects
         **ends,
         pair=_read(tuple[tuple[int, int] | None, ...], measured.get("together", ())),
         ceiling=_read(tuple[float | None, ...], measured["explained"]),
-        pair=_read(tuple[tuple[int, int] | None, ...], measured["pairs"]),
     )
 
 

@@ -312,6 +312,71 @@ def newest(explanation: Sample, *, seed: int = 1) -> Sample:
     return {**document, **newer}, also
 
 
+MEASURED = ("confirmed", "contradicted", "undecided", "unconverged")
+ATTENTION = ("readable", "diluted")
+
+
+def measured(explanation: Sample, *, statuses: Sequence[str], attention: str | None = None, seed: int = 2) -> Sample:
+    """The same with a verdict of rule 4: the deletion path, and measured effects of the prompt's parts, of the answer's
+    earlier words, and of a part of the prompt together with the answer's first word."""
+    document, maps = newest(explanation)
+    rng, n, first = np.random.default_rng(seed), len(document["targets"]), document["generation"]["prompt_len"]
+    roles = [token["role"] for token in document["tokens"]]
+    deletion = np.zeros((n, len(roles)), dtype=np.float32)
+    for t, target in enumerate(document["targets"]):
+        own = [i for i in range(first + t) if roles[i] not in STRUCTURE]
+        deletion[t, own] = rng.normal(size=len(own))
+        status, read = statuses[t], attention or ATTENTION[t % 2]
+        error = {"f_input": 0.0, "f_baseline": 0.0, "gap": 0.01, "local_error": 0.02, "tolerance": 0.1, "nodes": 20}
+        off = {"local_error": 0.4, "converged": False} if status == "unconverged" else {"converged": True}
+        reason, why = f"Why {status}.", f"Why {read}."
+        target |= {
+            "status": status,
+            "reason": reason,
+            "verdict": {"sources": status, "attention": read, "reason": reason, "attention_reason": why, "rule": 4},
+            "deletion": error | off,
+        }
+        target["sources"]["deletion_path"] = _sources(deletion[t], own)
+    parts = [{"kind": "prompt", "tokens": [unit]} for unit in document["ablations"]["units"]]
+    words = [word for word in document["words"] if first <= word[0] and word[1] < len(roles)]
+    units = [*parts, *({"kind": "answer", "tokens": [word]} for word in words)]
+    units += [{"kind": "mentions", "tokens": [document["ablations"]["units"][0], words[0]]}] if words else []
+    for unit in units:
+        start, end = unit["tokens"][0]
+        unit["text"] = "".join(token["text"] for token in document["tokens"][start:end])
+    effect, logprobs = [], [target["replayed_logprob"] for target in document["targets"]]
+    for t in range(n):
+        row = [round(float(value), 6) for value in rng.normal(size=len(units))]
+        last = [unit["tokens"][-1][0] if unit["kind"] == "answer" else 0 for unit in units]
+        effect.append([None if place >= first + t else value for value, place in zip(row, last, strict=True)])
+    spread = [0.5 if unit["kind"] == "prompt" else 0.0 for unit in units]
+
+    def moved(way: int) -> list[list[float | None]]:
+        rows = [zip(row, spread, strict=True) for row in effect]
+        return [[None if value is None else value + way * width for value, width in row] for row in rows]
+
+    foils = [target["foil"] if "foil" in target else None for target in document["targets"]]
+    document |= {
+        "verdict": "confirmed",
+        "effects": {
+            "confidence": 0.9,
+            "units": units,
+            "effect": effect,
+            "low": moved(-1),
+            "high": moved(1),
+            "probability": [float(np.exp(logprob)) for logprob in logprobs],
+            "probability_without": [
+                [None if value is None or foil else min(1.0, float(np.exp(logprob - value))) for value in row]
+                for row, logprob, foil in zip(effect, logprobs, foils, strict=True)
+            ],
+            "explained": [0.9] * n,
+            "together": [None] * n,
+        },
+    }
+    document["scores"]["deletion_path"] = {"source": "us", "signed": True, "refused": None, "settings": {}}
+    return document, {**maps, "deletion_path": deletion, "deletion_path.features": (deletion != 0).astype(np.uint8)}
+
+
 HOSTILE = (
     "</script><script>window.hacked=1</script>",
     "{{ 7*7 }}{% raw %}",

@@ -16,6 +16,7 @@ from tiny import make_loaded
 
 import llmxai.store.folder
 from llmxai import Explanation, IntegratedGradients, Settings, explain
+from llmxai.crosscheck.verdict import candidates
 from llmxai.errors import NonFiniteError, OutputError
 from llmxai.settings import settings_from
 from llmxai.store import SCHEMA, read_folder, to_json, upgraded, write_folder
@@ -101,14 +102,15 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
 
 TARGET_KEYS = (
     "position id text foil logprob replayed_logprob rank status reason verdict gap local_error tolerance nodes "
-    "deletion f_input f_baseline net converged agreement agreement_variant rollout rollout_variant curve referee sources"
+    "deletion f_input f_baseline net converged agreement agreement_variant rollout rollout_variant curve referee "
+    "sources"
 )
 AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words targets verdict effects ablations refusals full_precision variant scores settings "
-        "computed environment warnings"
+        "schema created generation tokens words targets verdict effects ablations refusals full_precision variant "
+        "scores settings computed environment warnings"
     ),
     ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
     ("scores", "attention_rollout"): "source signed refused settings",
@@ -123,7 +125,7 @@ KEYS = {
     ("targets", 0): TARGET_KEYS,
     ("targets", 0, "verdict"): "sources attention reason attention_reason rule",
     ("targets", 0, "deletion"): "f_input f_baseline gap local_error tolerance nodes converged",
-    ("effects",): "confidence units effect low high probability probability_without explained",
+    ("effects",): "confidence units effect low high probability probability_without explained together",
     ("effects", "units", 0): "kind tokens text",
     ("targets", 0, "agreement"): AGREEMENT,
     ("targets", 0, "agreement_variant"): AGREEMENT,
@@ -187,7 +189,9 @@ def test_targets_tell_what_was_measured(explanation: Explanation) -> None:
         assert target["net"] == target["f_input"] - target["f_baseline"]
         assert target["converged"] == (target["local_error"] <= target["tolerance"])
         assert abs(target["gap"]) <= target["local_error"] + 1e-9
-        assert (target["status"] == "unconverged") == (not target["converged"])
+        found, error = candidates(explanation.deletion, explanation.effects, t), target["deletion"]
+        margin = found[0].score - found[1].score
+        assert (target["status"] == "unconverged") == (not error["converged"] and error["local_error"] > margin / 2)
         assert target["gap"] == pytest.approx(float(gradients.values[t].sum()) - target["net"], abs=1e-6)
     assert document["generation"]["answer"] == "".join(t["text"] for t in document["targets"])
     assert "".join(t["text"] for t in document["tokens"]) == "".join(generation.texts)

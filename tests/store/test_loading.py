@@ -143,6 +143,7 @@ def test_the_tensors_are_those_of_before_rounded_to_float32(saved: tuple[Explana
             before, after = getattr(own, name), getattr(other, name)
             assert (before is None) == (after is None)
             assert before is None or torch.equal(after, before)
+        assert other.pair == own.pair
         assert other.ceiling == pytest.approx(own.ceiling, abs=1e-4)
 
 

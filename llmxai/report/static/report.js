@@ -286,7 +286,7 @@
   }
 
   /** Probability with and without a part, and the interval of its effect. */
-  const change = (target) => ([part, value, low, high, without]) => {
+  const changed = (target) => ([part, value, low, high, without]) => {
     const [text, , note] = data.effects.parts[part];
     return [...(low === high ? [] : [`${nats(low, 2)} to ${nats(high, 2)}${without === null ? "" : "; "}`]),
       ...(without === null ? [] : [`${percent(target.probability)} → ${percent(without)} without `, quoted(text), note ? `, ${note}` : ""])];
@@ -297,7 +297,7 @@
     const named = (part) => [data.effects.parts[part][0], data.effects.parts[part][2] ? ` (${data.effects.parts[part][2]})` : ""];
     return [make("section", { "aria-label": "Measured effects", class: "effects" }, make("h4", {}, "Measured effects"),
       make("p", { class: "unit-note" }, `fall of ${target.contrast ? "the lead over the foil" : "the log-probability"} without the part, in nats, with its ${data.effects.confidence} interval where it was measured more than once`),
-      ...bars(target.effects, { scale: 1, signed: true, named, detail: change(target) }))];
+      ...bars(target.effects, { scale: 1, signed: true, named, detail: changed(target) }))];
   }
 
   function deletion(target) {
