@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmxai import Explanation, IntegratedGradients, Settings, explain, save
+from llmxai.crosscheck.verdict import candidates
 from llmxai.models import LoadedModel
 from llmxai.store import read_folder
 from llmxai.types import Generation, Role, Status, predicting_position
@@ -173,9 +174,18 @@ def is_reported(result: Explanation, folder: Path) -> bool:
     return (
         torch.equal(torch.from_numpy(maps["integrated_gradients"]), result.gradients.values.float())
         and rollout_is_reported(result, document, maps, page)
-        and marked == [not converged for converged in certificate_of(result.gradients).converged]
+        and marked == [is_too_far_off(result, t) for t in range(len(result))]
         and result.environment["model"]["architecture"] in page
     )
+
+
+def is_too_far_off(result: Explanation, t: int) -> bool:
+    """Whether the error of the contributions could change which source comes first."""
+    scores = result.scores_of()
+    certificate, effects = certificate_of(scores), result.effects
+    found = [] if effects is None else candidates(scores, effects, t)
+    margin = found[0].score - found[1].score if len(found) > 1 else 0.0
+    return not certificate.converged[t] and float(certificate.local_error[t]) > margin / 2
 
 
 def rollout_is_reported(
@@ -184,11 +194,12 @@ def rollout_is_reported(
     """The map; or for a refused one the reason, in the JSON, in the warnings and on the page, and no map."""
     reason = result.rollout.refused
     if reason is None:
-        return document["refusals"] == {} and torch.equal(
+        return document["refusals"].keys() <= {"deletion_path"} and torch.equal(
             torch.from_numpy(maps["rollout"]), result.rollout.values.float()
         )
     return (
-        document["refusals"] == dict.fromkeys(("attention_rollout", "gradient_weighted_rollout"), reason)
+        {name: why for name, why in document["refusals"].items() if name != "deletion_path"}
+        == dict.fromkeys(("attention_rollout", "gradient_weighted_rollout"), reason)
         and all(target["rollout"]["sink_mass"] is None for target in document["targets"])
         and "rollout" not in maps
         and any(reason in warning for warning in document["warnings"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +16,13 @@ import torch
 from ended import Run
 from tiny import make_model, make_tokenizer
 
-from llmxai import cli
+from llmxai import cli, load_explanation
+from llmxai.commands.explain import MOST_WORDS
 from llmxai.methods import METHODS
 from llmxai.models import loading
+from llmxai.names import CURRENT
 from llmxai.settings import field_paths
+from llmxai.text import quoted, trimmed
 
 FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
@@ -67,6 +71,20 @@ def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path)
     assert lines[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert lines[0].startswith("answer: ")
     assert "tokens: " in ended.out
+    explanation = load_explanation(tmp_path / "out")
+    counts = Counter(str(check.status) for check in explanation.checks)
+    told = lines[1].removeprefix("tokens: ").split(", ")
+    assert told == [f"{counts[status]} {status}" for status in map(str, CURRENT) if counts[status]]
+    words = explanation.answer_words()[:MOST_WORDS]
+    for line, word in zip(lines[2:], words, strict=False):
+        assert line.startswith(f"  {quoted(trimmed(word.text))}: {word.status}")
+        start, end = word.tokens
+        falls = [
+            sum(column)
+            for column in zip(*explanation.to_dict()["effects"]["effect"][start:end], strict=True)
+            if None not in column
+        ]
+        assert (f", {max(falls):.2f} nats less without " in line) == (max(falls) > 0)
 
 
 def test_plain_progress_lines_when_there_is_no_terminal(run: Run, model_folder: Path, tmp_path: Path) -> None:

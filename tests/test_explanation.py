@@ -20,9 +20,9 @@ from tiny import CLASSES, answered, make_classifier, make_encoder_decoder, make_
 import llmxai
 from llmxai import Explanation, Settings, Source, Status, TokenView, explain, load_explanation
 from llmxai.errors import OptionError
-from llmxai.explanation import GRADIENTS, LONG_COLUMNS, LONGEST_REPR, ROLLOUT
+from llmxai.explanation import DELETION, GRADIENTS, LONG_COLUMNS, LONGEST_REPR, ROLLOUT
 from llmxai.models import LoadedModel
-from llmxai.names import Role
+from llmxai.names import CURRENT, AttentionStatus, Role
 from llmxai.settings import IntegratedGradients
 from llmxai.text import character_units, places, quoted
 from llmxai.types import Generation
@@ -256,7 +256,8 @@ def test_a_view_of_one_token(explained: Explanation) -> None:
         assert view.probability == math.exp(view.logprob)
         assert view.rank == explained.replay.ranks[t]
         assert view.foil is None
-        assert torch.equal(view.values(), explained.gradients.values[t])
+        assert torch.equal(view.values(), explained.deletion.values[t])
+        assert torch.equal(view.values(GRADIENTS), explained.gradients.values[t])
 
 
 def test_a_view_of_a_run(explained: Explanation) -> None:
@@ -265,7 +266,7 @@ def test_a_view_of_a_run(explained: Explanation) -> None:
     assert view.logprob == pytest.approx(sum(part.logprob for part in parts))
     assert view.probability == pytest.approx(math.prod(part.probability for part in parts))
     assert view.rank == max(part.rank for part in parts)
-    worst = [Status.UNCONVERGED, Status.DISAGREE, Status.DILUTED, Status.UNCHECKED, Status.AGREE]
+    worst = [Status.UNCONVERGED, Status.CONTRADICTED, Status.UNDECIDED, Status.CONFIRMED]
     assert view.status == min((part.status for part in parts), key=worst.index)
     assert view.reason in [part.reason for part in parts if part.status == view.status]
     stacked = torch.stack([part.values() for part in parts])
@@ -333,7 +334,8 @@ def test_a_refused_rollout(tmp_path: Path) -> None:
         explanation.to_frame("wide", method=ROLLOUT)
     with pytest.raises(OptionError, match="refused"):
         explanation.to_frame(method=ROLLOUT)
-    assert "unchecked (attention rollout is refused" in explanation.summary()
+    assert {check.attention for check in explanation.checks} == {AttentionStatus.REFUSED}
+    assert {check.status for check in explanation.checks} <= set(CURRENT)
     assert load_explanation(explanation.save(tmp_path / "out")) == explanation
 
 
@@ -418,7 +420,8 @@ def test_the_long_table(explained: Explanation) -> None:
 
 def test_the_wide_table(explained: Explanation) -> None:
     """Texts repeat; their numbers do not, so that every line and column can be looked up."""
-    frame = explained.to_frame("wide")
+    frame = explained.to_frame("wide", method=GRADIENTS)
+    assert explained.to_frame("wide").equals(explained.to_frame("wide", method=DELETION))
     texts, first = list(explained.generation.texts), explained.generation.prompt_len
     assert frame.shape == explained.gradients.values.shape
     assert set(map(str, frame.dtypes)) == {"float64"}

@@ -19,8 +19,9 @@ from llmxai.evidence.verifier.check import verify
 from llmxai.models.check import check_model
 from llmxai.report import build_view, rebuild
 from llmxai.report.visible import plain
-from llmxai.settings import IntegratedGradients, Settings
+from llmxai.settings import Compute, IntegratedGradients, Settings
 from llmxai.store import read_folder, to_json
+from llmxai.store.document import warnings_of
 
 FEW = Settings(gradients=IntegratedGradients(max_nodes=16))
 
@@ -119,6 +120,26 @@ def test_it_is_said_where_nothing_was_compared(compared: Explanation, full: Load
     assert any("What quantisation changed was not measured." in warning for warning in without["warnings"])
     unquantised = to_json(explained(full))
     assert not any("quantis" in warning for warning in unquantised["warnings"])
+
+
+def test_a_model_that_is_stored_in_fewer_bits_is_named_with_the_largest_difference(folder: Path) -> None:
+    low = explain(load(folder, dtype="bfloat16"), "The capital of France is", max_new_tokens=3, settings=FEW)
+    told = to_json(low)["computed"]["precision"]
+    assert (told["stored"], told["computed"]) == ("bfloat16", "float32")
+    largest = max(abs(a - b) for a, b in zip(low.generation.logprobs or (), low.replay.logprobs, strict=True))
+    assert told["largest_difference"] == pytest.approx(largest)
+    (sentence,) = [warning for warning in to_json(low)["warnings"] if "stored in" in warning]
+    assert sentence == (
+        "The model is stored in bfloat16 and was computed in float32, so that the values are accurate; its log-probs "
+        f"differ from those recorded while generating by at most {largest:.2g} nats."
+    )
+    given = explained(load(folder, dtype="bfloat16"))
+    assert any("no log-probs were recorded to compare with" in warning for warning in to_json(given)["warnings"])
+    stored = replace(FEW, compute=Compute(precision="stored"))
+    for one in (explain(load(folder), "The capital", max_new_tokens=2, settings=FEW), replace(low, computed={})):
+        assert not any("stored in" in warning for warning in warnings_of(one))
+    same = explain(load(folder, dtype="bfloat16"), "The capital", max_new_tokens=2, settings=stored)
+    assert not any("stored in" in warning for warning in warnings_of(same))
 
 
 def test_what_cannot_be_compared_is_refused(compared: Explanation, full: LoadedModel, folder: Path) -> None:

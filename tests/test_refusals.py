@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from llmxai.crosscheck.status import TargetError, status_alone
 from tiny import answered, make_loaded
 
 from llmxai import Explanation, Status, explain, save
+from llmxai.crosscheck.verdict import candidates, sources_verdict
 from llmxai.errors import UnsupportedModelError
 from llmxai.evidence import begin
 from llmxai.evidence.log import read_log
 from llmxai.evidence.recorder import explanation_record
 from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel
+from llmxai.names import CURRENT, AttentionStatus
 from llmxai.recompute import recompute
 from llmxai.report.export import export
 from llmxai.report.rows import summarize
 from llmxai.settings import IntegratedGradients, Settings
 from llmxai.store import read_folder
-from llmxai.types import RefereeVerdict, Score
 
 PROMPT, RESPONSE = "The capital of France is", " Paris, Rome"
 
@@ -48,10 +49,17 @@ def test_gradients_are_delivered_and_rollout_is_refused(hybrid: LoadedModel, exp
         assert not refused.values.any()
         assert not refused.features.any()
         assert refused.lost_mass is None
-    for check in explained.checks:
-        assert check.status == Status.UNCHECKED
-        assert "rollout is refused" in check.reason
-        assert "LDS of" in check.reason
+    assert explained.deletion.refused is not None
+    assert not explained.deletion.values.any()
+    assert explained.scores_of() is explained.gradients
+    for t, check in enumerate(explained.checks):
+        assert (check.attention, check.attention_reason) == (
+            AttentionStatus.REFUSED,
+            "Attention rollout is not defined for this model.",
+        )
+        judged = sources_verdict(explained.generation, explained.gradients, explained.effects, t)
+        assert (check.status, check.reason) == judged, "the gradients are judged in the place of the deletion path"
+        assert check.status in CURRENT
         assert check.verdict is not None
         assert set(check.verdict.scores) == {"layer_integrated_gradients", "leave_one_out"}
         assert (check.verdict.better, check.verdict.interval) == (None, None)
@@ -64,38 +72,54 @@ def test_an_unconverged_token_stays_unconverged(hybrid: LoadedModel) -> None:
     assert result.gradients.certificate is not None
     statuses = [check.status for check in result.checks]
     want = [
-        Status.UNCHECKED if converged else Status.UNCONVERGED for converged in result.gradients.certificate.converged
+        Status.UNDECIDED if converged else Status.UNCONVERGED for converged in result.gradients.certificate.converged
     ]
     assert statuses == want
+    assert Status.UNCONVERGED in want
+    for check in result.checks:
+        said = {
+            Status.UNDECIDED: "Nothing was removed, so the contributions were not checked.",
+            Status.UNCONVERGED: "which is too much to say which source comes first.",
+        }
+        assert check.reason.endswith(said[check.status])
 
 
-def test_the_sentence_without_a_referee_and_without_ranks() -> None:
-    fine = TargetError(converged=True, local_error=0.01, tolerance=0.02)
-    assert "Nothing was removed to test them" in status_alone(fine, None)[1]
-    nothing = RefereeVerdict(
-        scores={"layer_integrated_gradients": Score(None, None)},
-        better=None,
-        difference=None,
-        interval=None,
-        sources=(),
-        missed={},
-    )
-    assert "does not test them" in status_alone(fine, nothing)[1]
+def test_an_error_that_cannot_change_what_comes_first_leaves_the_verdict(hybrid: LoadedModel) -> None:
+    few = Settings(gradients=IntegratedGradients(max_nodes=4))
+    result = explain(hybrid, PROMPT, response=RESPONSE, settings=few)
+    assert result.effects is not None
+    for t, check in enumerate(result.checks):
+        first, second, *_ = candidates(result.gradients, result.effects, t)
+        certificate = result.gradients.certificate
+        off = not certificate.converged[t] and float(certificate.local_error[t]) > (first.score - second.score) / 2
+        assert (check.status == Status.UNCONVERGED) == off
 
 
 def test_folder_record_tables_and_replay(hybrid: LoadedModel, explained: Explanation, tmp_path: Path) -> None:
     folder = save(explained, tmp_path / "out")
     document, maps = read_folder(folder)
     reason = explained.rollout.refused
-    assert document["refusals"] == dict.fromkeys(("attention_rollout", "gradient_weighted_rollout"), reason)
-    assert sorted(maps) == ["features", "integrated_gradients", "leave_one_out", "removal_f", "removal_kept"]
+    assert document["refusals"] == {
+        "deletion_path": explained.deletion.refused,
+        **dict.fromkeys(("attention_rollout", "gradient_weighted_rollout"), reason),
+    }
+    assert sorted(maps) == [
+        *("effect", "effect_high", "effect_low", "features", "integrated_gradients", "leave_one_out"),
+        *("removal_f", "removal_kept"),
+    ]
     assert document["targets"][0]["rollout"]["sink_mass"] is None
     assert document["targets"][0]["sources"]["rollout"] == []
-    assert summarize(document, record="x").unchecked == len(document["targets"])
+    statuses = Counter(target["status"] for target in document["targets"])
+    row = summarize(document, record="x")
+    assert {status: getattr(row, status) for status in CURRENT} == {status: statuses[status] for status in CURRENT}
+    assert row.unchecked == 0
+    assert {target["verdict"]["attention"] for target in document["targets"]} == {"refused"}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Attention cannot be read on this model: attention rollout is not defined for it." in page
     ((entry, _),) = read_log(folder)
     record, _ = explanation_record(begin(tmp_path / "log"), explained, warnings=document["warnings"])
     assert record.method.names == ("layer_integrated_gradients",)
-    assert record.outcome.statuses == {"unchecked": len(document["targets"])}
+    assert record.outcome.statuses == statuses
     assert any(reason in warning for warning in record.warnings)
     export(folder, tmp_path / "tokens.csv")
     with (tmp_path / "tokens.csv").open(encoding="utf-8-sig", newline="") as stream:

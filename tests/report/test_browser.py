@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from llmxai.report import build_view, render_report
 from tests.report.conftest import Open, assert_accessible, look, move
-from tests.report.sample import Sample, chat, hostile, newest, sample
+from tests.report.sample import Sample, chat, hostile, measured, newest, sample
 
 pytestmark = pytest.mark.browser
 
@@ -471,3 +471,43 @@ def test_the_way_back_to_the_run_and_the_box_of_the_record(open_page: Open) -> N
     ):
         assert expected in said
     assert "verify" not in open_page(four()).locator(".provenance dl").all_inner_texts()
+
+
+def test_a_panel_opens_with_what_was_measured(open_page: Open) -> None:
+    """Effects with probabilities, then contributions, then integrated gradients; attention folded where diluted."""
+    statuses = ["confirmed", "contradicted", "undecided", "unconverged"]
+    asked, answer = ["<s>", " Which", " city", " is", " it", "?"], [" The", " city", " of", " Rome"]
+    document, maps = measured(sample(asked, answer), statuses=statuses)
+    page = open_page((document, maps))
+    assert page.locator("input[name=method]").first.is_checked()
+    page.get_by_role("button", name="city, contradicted").click()
+    assert headline(page) == "city × contradicted"
+    heads = page.locator("#panel h4").all_inner_texts()
+    assert heads[:3] == ["Measured effects", "Contributions (deletion path)", "Integrated gradients"]
+    assert "Attention rollout" not in heads
+    assert "Attention rollout: diluted, not to be read" in page.locator("#panel summary").all_inner_texts()
+    shown = page.get_by_role("region", name="Measured effects").inner_text()
+    effects = document["effects"]
+    row = effects["effect"][1]
+    first = max((part for part, value in enumerate(row) if value is not None), key=lambda part: abs(row[part]))
+    best = row[first]
+    assert f"{'−' if best < 0 else '+'}{abs(best):.3f}" in shown
+    assert "earlier in the answer" in shown
+    assert "all 2 mentions" in shown
+    before, after = effects["probability"][1], effects["probability_without"][1][first]
+    name = effects["units"][first]["text"].strip()
+    assert f"{100 * before:.1f}% → {100 * after:.1f}% without “{name}”" in " ".join(shown.split())
+    assert page.locator("#given .source, #answer .source").count() > 0
+    page.get_by_label("contributions").check()
+    assert "Pinned" in page.locator("#live").inner_text()
+    page.keyboard.press("n")
+    assert headline(page) == "of ? undecided"
+    page.keyboard.press("n")
+    assert headline(page) == "Rome ! unconverged"
+    assert "do not read these bars" in page.get_by_role("region", name="Contributions").inner_text()
+    page.keyboard.press("n")
+    assert headline(page) == "city × contradicted"
+    page.get_by_role("button", name="The, confirmed").click()
+    assert "Attention rollout" in page.locator("#panel h4").all_inner_texts()
+    assert_accessible(page)
+    look(page, "measured")

@@ -170,8 +170,9 @@ def test_charts_count_every_row_once() -> None:
     rows = made_up(200)
     statuses, gaps, agreements = build_charts(rows)
     assert [bar.count for bar in statuses.bars] == [
-        sum(getattr(row, name) for row in rows) for name in ("agree", "diluted", "disagree", "unconverged", "unchecked")
+        sum(getattr(row, name) for row in rows) for name in ("unconverged", "agree", "diluted", "disagree")
     ]
+    assert [bar.label for bar in statuses.bars] == ["! unconverged", "✓ agree", "~ diluted", "× disagree"]
     assert sum(bar.count for bar in gaps.bars) == sum(row.worst_gap_ratio is not None for row in rows)
     assert sum(bar.count for bar in agreements.bars) == sum(row.median_spearman is not None for row in rows)
     edge = build_charts([RunRow(id="a", worst_gap_ratio=1.0), RunRow(id="b", worst_gap_ratio=1.0001)])[1]

@@ -14,7 +14,19 @@ from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView
 from llmxai.report.verdict import MainSource
 from llmxai.report.visible import Piece, label, percent, plain, shorten, visible
 from llmxai.settings import field_paths
-from tests.report.sample import CHAT_ANSWER, CHAT_STATUSES, REASON, Sample, chat, long, newest, sample
+from tests.report.sample import (
+    CHAT_ANSWER,
+    CHAT_STATUSES,
+    HOSTILE,
+    REASON,
+    Sample,
+    chat,
+    hostile,
+    long,
+    measured,
+    newest,
+    sample,
+)
 
 
 def texts(view: ReportView, *, level: str = "words") -> list[str]:
@@ -523,3 +535,165 @@ def test_an_answer_that_was_given_is_called_so() -> None:
     page = render_report(build_view(document, maps))
     assert "It answered" in page
     assert "The answer was sampled: 1 of its 3 tokens were the model’s first choice." in page
+
+
+STATUSES = ("confirmed", "confirmed", "contradicted", "undecided", "unconverged", "confirmed")
+
+
+def capital(*, attention: str | None = None, stop: str = "length") -> Sample:
+    """Five words and a full stop with a verdict of rule 4; the first word has two tokens."""
+    asked = ["<s>", " Which", " city", " is", " the", " capital", "?"]
+    answer = [" Par", "is", " is", " the", " city", "."]
+    return measured(sample(asked, answer, stop=stop), statuses=STATUSES, attention=attention)
+
+
+def test_the_verdict_comes_first_and_counts_words() -> None:
+    view = build_view(*capital())
+    assert view.verdict.measured
+    assert view.verdict.counted == "Of the 4 words in the answer"
+    assert [(count.sign, count.count, count.status) for count in view.verdict.counts] == [
+        ("✓", 1, "confirmed"),
+        ("×", 1, "contradicted"),
+        ("?", 1, "undecided"),
+        ("!", 1, "unconverged"),
+    ]
+    assert view.verdict.sentences[0] == (
+        "Computed accurately: 3 of the 4 words. Confirmed by taking words away: 1; contradicted: 1; undecided: 1."
+    )
+    assert view.statuses == ("confirmed", "contradicted", "undecided", "unconverged")
+    assert [row.flagged for row in view.rows] == [False, False, True, True, True, False]
+    page = render_report(view)
+    assert page.index("Computed accurately") < page.index("The model was given") < page.index("Main sources")
+    assert "tokens with status “confirmed”" in page
+    for word in ("agree</", "disagree", "Referee:", "referee supports", "diluted</li>"):
+        assert word not in page.split("</style>")[1].split("<script")[0]
+
+
+def test_a_status_that_no_word_has_is_not_counted() -> None:
+    document, maps = measured(sample(["<s>", " a", " b", " c"], [" x", " y"]), statuses=["confirmed"] * 2)
+    verdict = build_view(document, maps).verdict
+    assert [(count.status, count.count) for count in verdict.counts] == [("confirmed", 2)]
+    assert verdict.sentences[0] == "Computed accurately: all 2 words. Confirmed by taking words away: 2."
+    document["effects"] = document["ablations"] = None
+    for target in document["targets"]:
+        target["status"] = target["verdict"]["sources"] = "undecided"
+    bare = build_view(document, maps)
+    assert bare.effects is None
+    assert bare.verdict.sentences[0] == (
+        "Computed accurately: all 2 words. Nothing was taken away, so none could be confirmed or contradicted."
+    )
+    assert render_report(bare)
+
+
+def test_an_answer_of_punctuation_and_its_end_mark_are_words_all_the_same() -> None:
+    document, maps = measured(sample(["<s>", " a", " b"], ["!", "<end>"], stop="eos"), statuses=["undecided"] * 2)
+    assert build_view(document, maps).verdict.counted == "Of the 2 words in the answer"
+    document["tokens"][3]["text"] = document["targets"][0]["text"] = " yes"
+    assert build_view(document, maps).verdict.counted == "Of the only word in the answer"
+
+
+@pytest.mark.parametrize(
+    ("attention", "said"),
+    [
+        ("readable", "Attention can be read for all 4 words."),
+        (
+            "diluted",
+            "Attention cannot be read on this model: for every word of this answer it says no more than it would for "
+            "any text.",
+        ),
+        ("refused", "Attention cannot be read on this model: attention rollout is not defined for it."),
+        (None, "Attention can be read for 2 of the 4 words; for the others it says no more than for any text."),
+    ],
+)
+def test_attention_has_one_line(attention: str | None, said: str) -> None:
+    view = build_view(*capital(attention=attention))
+    assert view.verdict.sentences[1] == said
+    assert len(view.verdict.sentences) == 2
+    unread = [target.attention != "readable" for target in view.levels["tokens"].targets]
+    assert [bool(row.unreadable) for row in view.rows] == unread
+    assert render_report(view).split("<script")[0].count("<caption>Attention rollout") == unread.count(False)
+
+
+def test_the_main_sources_are_the_largest_effects_on_a_word() -> None:
+    document, maps = capital()
+    effects = document["effects"]
+    kinds = [unit["kind"] for unit in effects["units"]]
+    for name, width in (("effect", 0.0), ("low", -0.1), ("high", 0.1)):
+        effects[name] = [[None if x is None else width for x in row] for row in effects[name]]
+    for t, value in ((0, 0.5), (1, 1.0), (3, 1.2)):  # the first word has two tokens: 1.5
+        for name, width in (("effect", 0.0), ("low", -0.1), ("high", 0.1)):
+            effects[name][t][1] = value + width
+    effects["effect"][2][kinds.index("answer")] = effects["low"][2][kinds.index("answer")] = 9.0
+    (found,) = build_view(document, maps).verdict.main_effects
+    assert (plain(found.text), found.note, found.nats, plain(found.on)) == ("city", "", "1.50 nats", "Paris")
+    logprob = sum(target["replayed_logprob"] for target in document["targets"][:2])
+    assert found.change == f"{percent(np.exp(logprob))} → {percent(np.exp(logprob - 1.5))}"
+    mentions = kinds.index("mentions")
+    for name in ("effect", "low", "high"):
+        effects[name][3][mentions], effects[name][3][0] = 3.0, 2.0
+    first, second = build_view(document, maps).verdict.main_effects
+    assert (plain(first.text), first.note, plain(second.text)) == ("Which", "all 2 mentions", "city")
+    assert [source.share for source in build_view(document, maps).verdict.main_sources]
+    assert build_view(document, maps).verdict.by == "contributions (deletion path)"
+
+
+def test_a_word_has_its_effects_with_interval_and_probability() -> None:
+    document, maps = capital()
+    view = build_view(document, maps)
+    word, told = target_of(view, 0), document["effects"]
+    assert [abs(effect.value) for effect in word.effects] == sorted((abs(e.value) for e in word.effects), reverse=True)
+    found = {effect.part: effect for effect in word.effects}
+    kinds = [unit["kind"] for unit in told["units"]]
+    assert set(found) == {part for part in range(len(kinds)) if kinds[part] != "answer"}
+    for part, effect in found.items():
+        for name, value in (("effect", effect.value), ("low", effect.low), ("high", effect.high)):
+            assert value == pytest.approx(told[name][0][part] + told[name][1][part], abs=1e-5)
+        assert effect.without == pytest.approx(min(1.0, np.exp(word.logprob - effect.value)), rel=1e-4)
+        assert (effect.low == effect.high) == (kinds[part] == "mentions")
+    one = target_of(view, 2, level="tokens")
+    assert {effect.part: effect.without for effect in one.effects} == pytest.approx(
+        {part: p for part, p in enumerate(told["probability_without"][2]) if p is not None}, rel=1e-4
+    )
+    notes = [part.note for part in view.effects.parts]
+    assert notes == ["" if kind == "prompt" else "earlier in the answer" for kind in kinds[:-1]] + ["all 2 mentions"]
+    assert view.levels["words"].measured[-1] == ((1, 2), (7, 8))
+    assert view.levels["tokens"].measured[-1] == ((1, 2), (7, 9))
+    assert word.deletion_error == pytest.approx(0.04)
+    assert dict(word.deletion)[1] == round(maps["deletion_path"][:2, 1].astype(float).sum() * GRADIENT_SCALE)
+    last = target_of(view, 3)
+    assert (last.status, last.deletion_converged, last.converged) == ("unconverged", False, True)
+    row = view.rows[4]
+    assert (row.local_error, row.tolerance, row.converged) == ("0.400", "0.100", True)
+    assert "Contributions (deletion path): not to be read" in render_report(view)
+
+
+def test_a_foil_has_effects_and_no_probabilities() -> None:
+    document, maps = capital()
+    document["targets"][2]["foil"] = {"id": 0, "text": " was"}
+    view = build_view(document, maps)
+    assert {effect.without for effect in target_of(view, 2, level="tokens").effects} == {None}
+    assert {row.change for row in view.rows[2].effects} == {""}
+    assert all(effect.without is not None for effect in target_of(view, 0).effects)
+
+
+def test_what_is_measured_has_hostile_texts() -> None:
+    document, maps = measured(hostile(), statuses=["confirmed"] * len(HOSTILE))
+    for unit in document["effects"]["units"]:
+        unit["text"] = HOSTILE[0]
+    document["targets"][2]["verdict"]["attention_reason"] = HOSTILE[0]
+    page = render_report(build_view(document, maps))
+    assert HOSTILE[0] not in page
+    assert HOSTILE[4] not in page
+    assert "\u202e" not in page
+    assert page.count("</script>") == 2
+
+
+def test_earlier_explanations_keep_their_statuses() -> None:
+    view = build_view(*chat())
+    assert (view.effects, view.deletion, view.verdict.measured) == (None, False, False)
+    assert view.verdict.counted == "Of the 17 tokens (pieces of words) in the answer"
+    assert view.verdict.by == "integrated gradients"
+    page = render_report(view)
+    assert 'value="effects"' not in page
+    assert 'value="deletion"' not in page
+    assert "confirmed" not in page.split("<script")[0].split("</style>")[1].replace("confirmation", "")
