@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from llmxai.generation import replay
 from llmxai.methods import layer_integrated_gradients
 from llmxai.models import LoadedModel, embed, forward_logits
 from llmxai.models import precision as module
-from llmxai.models.precision import full_precision, widened
+from llmxai.models.precision import casts_unsaid, full_precision, widened
 
 SCALE = 0.1
 
@@ -132,3 +133,13 @@ def test_widened_leaves_float32_modules_alone() -> None:
         assert "forward" not in model[0].__dict__
         assert model(torch.ones(1, 2)).dtype == torch.float32
     assert "forward" not in model[1].__dict__
+
+
+def test_casts_of_8_bit_products_are_not_logged_and_other_messages_are(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    cast = "MatMul8bitLt: inputs will be cast from %s to float16 during quantization"
+    with casts_unsaid():
+        logger.warning(cast, torch.float32)
+        logger.warning("another")
+    logger.warning(cast, torch.float32)
+    assert [record.msg for record in caplog.records] == ["another", cast]
