@@ -192,7 +192,7 @@ def rates(cases: Sequence[Case], wrong: Sequence[Case], rule: Rule) -> dict[str,
 
 
 def fitted(cases: Sequence[Case], wrong: Sequence[Case], grid: Sequence[Rule]) -> Rule | None:
-    """The rule that decides the most cases of those that keep the error rates."""
+    """The rule that decides the most of those that keep the error rates; of equals, that of the largest effect."""
 
     def share(counts: tuple[int, int]) -> float:
         return counts[0] / max(1, counts[1])
@@ -202,7 +202,7 @@ def fitted(cases: Sequence[Case], wrong: Sequence[Case], grid: Sequence[Rule]) -
         found = rates(cases, wrong, rule)
         if share(found["right"]) >= PRECISION and all(share(found[control]) <= FALSE for control in CONTROLS):
             good.append((share(found["decided"]), rule))
-    return max(good, key=lambda one: one[0])[1] if good else None
+    return max(good, key=lambda one: (one[0], one[1].least_effect))[1] if good else None
 
 
 def grid_table(cases: Sequence[Case], wrong: Sequence[Case], grid: Sequence[Rule]) -> list[str]:

@@ -32,7 +32,7 @@ class Rule:
     """Nats by which F falls at least without a unit that matters."""
     effect_share: float = 0.3
     """Share of the largest effect that a unit reaches which matters; under it, a unit is said not to matter."""
-    most_chance: float = 0.05
+    most_chance: float = 0.075
     """Share of random orders of the contributions, at most, that match the removals as well as they do."""
     least_units: int = 3
     """Units that could be removed, at least, for a verdict on their order."""
