@@ -26,8 +26,8 @@ from llmxai.text import quoted, trimmed
 
 FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
-    *("loading the model", "generating", "replaying", "integrating gradients", "rolling out attention"),
-    *("gradient weighted rollout", "removing parts of the prompt", "writing the report"),
+    *("loading the model", "generating", "replaying", "integrating gradients", "integrating the deletion path"),
+    *("rolling out attention", "gradient weighted rollout", "removing parts of the text", "writing the report"),
 )
 
 

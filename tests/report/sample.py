@@ -355,7 +355,7 @@ def measured(explanation: Sample, *, statuses: Sequence[str], attention: str | N
         rows = [zip(row, spread, strict=True) for row in effect]
         return [[None if value is None else value + way * width for value, width in row] for row in rows]
 
-    foils = [target["foil"] if "foil" in target else None for target in document["targets"]]
+    foils = [target.get("foil") for target in document["targets"]]
     document |= {
         "verdict": "confirmed",
         "effects": {

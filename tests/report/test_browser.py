@@ -496,9 +496,9 @@ def test_a_panel_opens_with_what_was_measured(open_page: Open) -> None:
     assert "all 2 mentions" in shown
     before, after = effects["probability"][1], effects["probability_without"][1][first]
     name = effects["units"][first]["text"].strip()
-    assert f"{100 * before:.1f}% → {100 * after:.1f}% without “{name}”" in " ".join(shown.split())
+    assert f"{100 * before:.1f}% → {100 * after:.1f}% without {name}" in " ".join(shown.split())
     assert page.locator("#given .source, #answer .source").count() > 0
-    page.get_by_label("contributions").check()
+    page.get_by_role("radio", name="contributions").check()
     assert "Pinned" in page.locator("#live").inner_text()
     page.keyboard.press("n")
     assert headline(page) == "of ? undecided"

@@ -41,6 +41,8 @@ def test_search_filter_and_clear(open_page: Open) -> None:
     ]
     page = open_page(index(rows))
     assert listed(page) == ["a", "b", "c", "d"]
+    offered = page.locator("#only option").evaluate_all("all => all.map(one => one.value)")
+    assert offered == ["all", "flagged", "disagree", "unconverged", "agree", "failed"], "no status that no token has"
     page.keyboard.press("/")
     page.keyboard.type("city WHICH")
     assert listed(page) == ["a", "d"]
@@ -53,7 +55,7 @@ def test_search_filter_and_clear(open_page: Open) -> None:
     assert page.locator("#search").input_value() == ""
     for value, expected in (
         *(("flagged", ["a", "d"]), ("agree", ["b"]), ("failed", ["c"]), ("unconverged", ["d"])),
-        *(("diluted", []), ("all", ["a", "b", "c", "d"])),
+        ("all", ["a", "b", "c", "d"]),
     ):
         page.get_by_label("Show").select_option(value)
         assert listed(page) == expected, value
@@ -298,3 +300,27 @@ class TestLongRun:
         rebuild_module.write_index(run)
         assert [path.name for path in self.pages_of(run)] == ["notes.txt"]
         assert "index-data" not in (run / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_statuses_of_rule_4_are_the_columns(open_page: Open) -> None:
+    rows = [
+        RunRow(id="a", prompt="p", answer="x", n_targets=3, confirmed=2, undecided=1),
+        RunRow(id="b", prompt="p", answer="y", n_targets=4, confirmed=1, contradicted=2, unconverged=1),
+        RunRow(id="c", prompt="p", answer="z", n_targets=1, confirmed=1),
+    ]
+    page = open_page(index(rows))
+    heads = [" ".join(head.split()) for head in page.locator("#table thead th").all_inner_texts()]
+    assert heads[3:7] == ["✓ confirmed", "× contradicted", "? undecided", "! unconverged"]
+    for value, expected in (
+        *(("contradicted", ["b"]), ("undecided", ["a"]), ("unconverged", ["b"])),
+        *(("confirmed", ["c"]), ("flagged", ["a", "b"])),
+    ):
+        page.get_by_label("Show").select_option(value)
+        assert listed(page) == expected, value
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="contradicted").click()
+    assert listed(page)[0] == "b"
+    said = page.locator("section").first.inner_text()
+    assert "4 of 8 tokens are confirmed; 4 are flagged." in said
+    assert "1 record has the status “confirmed” for every token." in said
+    assert "agree" not in said.replace("agreement", "")

@@ -78,7 +78,7 @@ def test_question_answer_sources_and_statuses_in_this_order() -> None:
     read = first_part((document, maps))
     heads = (
         *("Asked", "Answered", "Contrast", "Main sources, by integrated gradients"),
-        *("What mattered most when removed from the input", "Status of its tokens (17)"),
+        *("What mattered most when removed from the input", "Of the 17 tokens (pieces of words) in the answer"),
     )
     places = [read.text.index(head) for head in heads]
     assert places == sorted(places)

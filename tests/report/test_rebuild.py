@@ -170,9 +170,9 @@ def test_charts_count_every_row_once() -> None:
     rows = made_up(200)
     statuses, gaps, agreements = build_charts(rows)
     assert [bar.count for bar in statuses.bars] == [
-        sum(getattr(row, name) for row in rows) for name in ("unconverged", "agree", "diluted", "disagree")
+        sum(getattr(row, name) for row in rows) for name in ("agree", "diluted", "disagree", "unconverged")
     ]
-    assert [bar.label for bar in statuses.bars] == ["! unconverged", "✓ agree", "~ diluted", "× disagree"]
+    assert [bar.label for bar in statuses.bars] == ["✓ agree", "~ diluted", "× disagree", "! unconverged"]
     assert sum(bar.count for bar in gaps.bars) == sum(row.worst_gap_ratio is not None for row in rows)
     assert sum(bar.count for bar in agreements.bars) == sum(row.median_spearman is not None for row in rows)
     edge = build_charts([RunRow(id="a", worst_gap_ratio=1.0), RunRow(id="b", worst_gap_ratio=1.0001)])[1]
@@ -312,3 +312,18 @@ def test_the_command_makes_pages_and_a_pdf_without_torch(tmp_path: Path) -> None
         "False",
     ]
     assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_runs_of_both_rules_have_the_columns_that_they_need() -> None:
+    new = RunRow(id="a", n_targets=3, confirmed=2, undecided=1)
+    old = RunRow(id="b", n_targets=2, agree=1, diluted=1)
+    now = ["confirmed", "contradicted", "undecided", "unconverged"]
+    columns = [name for name in to_columns([new]) if name in (*now, "agree", "diluted", "disagree", "unchecked")]
+    assert columns == now
+    assert {"agree", "diluted"} <= to_columns([new, old]).keys()
+    assert not {"disagree", "unchecked"} & to_columns([new, old]).keys()
+    view = build_index([new, old], name="x")
+    assert [str(status) for status in view.statuses] == ["confirmed", "undecided", "agree", "diluted"]
+    assert [row.counts for row in view.rows] == [(2, 1, 0, 0), (0, 0, 1, 1)]
+    assert view.charts[0].said == "3 of 5 tokens are confirmed or agree; 2 are flagged."
+    assert build_index([old], name="x").charts[0].said == "1 of 2 tokens agree; 1 are flagged."
