@@ -53,8 +53,8 @@ def explain(
     for a classifier it names the class. With `foil`, an answer that was not given, the first token in which the two
     differ is explained as a contrast. `max_new_tokens` is short for `decoding`'s.
 
-    Where attention rollout or its variant is not defined for the model (linear attention, state space), it is refused
-    with the reason (`Scores.refused`), the rest is delivered, and the status says `unchecked`.
+    If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
+    the reason (`Scores.refused`), everything else is computed, and the status is `unchecked`.
 
     >>> explain("smollm2", "The capital of France is", max_new_tokens=4)
 
@@ -120,7 +120,7 @@ def explain_many(
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
 ) -> Iterator[Explanation]:
-    """The explanations of several prompts in their order, each as soon as it is there; the same as one by one.
+    """The explanations of several prompts in order, each as soon as it is ready; the same as one by one.
 
     `prompts`: an iterable of what `explain` takes, a batch of a tokenizer's, or a table (of datasets, pandas, pyarrow)
     with a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is
@@ -172,9 +172,9 @@ def variant_names() -> list[str]:
 
 
 def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet) -> Compute:
-    """`compute` with what it leaves open planned from the free memory.
+    """`compute` with its open fields planned from the free memory.
 
-    Raises InsufficientMemoryError, before gradients are computed, where no setting fits.
+    Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return compute
@@ -206,7 +206,7 @@ def _rollout(
 
 
 def _others(settings: Settings) -> list[str]:
-    """The rollout variant, and the methods that were asked for as well."""
+    """The rollout variant, and the other requested methods."""
     return [
         name for name in dict.fromkeys((settings.rollout.variant, *settings.also)) if name not in (GRADIENTS, ROLLOUT)
     ]
@@ -232,7 +232,7 @@ def _other(
 
 
 def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:
-    """The scores; where the method is not defined for the model, the reason in their place."""
+    """The scores or, if the method is not defined for the model, the reason."""
     try:
         return work()
     except (UnsupportedModelError, OptionError) as error:  # of options: the method's own defaults do not fit the model

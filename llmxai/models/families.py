@@ -21,9 +21,9 @@ from transformers import (
 
 
 class ModelKind(StrEnum):
-    """`causal`: tokens, one after the other, each from all before it. `classifier`: one of a few classes for a text.
+    """`causal`: generates tokens one by one, each from all before it. `classifier`: assigns a text one of some classes.
 
-    `encoder-decoder`: tokens, one after the other, each from a source that is read whole and from all before it.
+    `encoder-decoder`: generates tokens one by one, each from a complete source and from all before it.
     """
 
     CAUSAL = "causal"
@@ -69,8 +69,8 @@ KEPT_BY_ACTIVATION = {
     **dict.fromkeys(("gelu_new", "gelu_accurate", "gelu_python_tanh"), 4),
     **{"gelu_fast": 7, "gelu_python": 3, "quick_gelu": 2},
 }
-"""How many tensors as wide as the inner layer are kept for the backward pass, where it is more than one: an activation
-function written out in elementary operations keeps the input of each."""
+"""Tensors of the width of the inner layer kept for the backward pass, if more than one: an activation function that is
+written in elementary operations keeps the input of each."""
 AUTO_CLASSES: dict[ModelKind, Any] = {
     ModelKind.CAUSAL: AutoModelForCausalLM,
     ModelKind.CLASSIFIER: AutoModelForSequenceClassification,

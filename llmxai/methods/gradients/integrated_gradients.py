@@ -155,9 +155,9 @@ def held_positions(path: Path) -> list[int]:
 def position_groups(targets: Sequence[Target], *, first: int) -> list[list[int]]:
     """Indices of the targets in groups that go through the model together, early positions first.
 
-    A group is computed up to its last predicting position, so that the early tokens of a long answer are not carried
-    through all that comes after them. Groups of about equal size, as many as make sum of length x (targets + SHARED)
-    least; `first` is the first token that is computed at every node.
+    A group is computed up to its last predicting position, so the early tokens of a long answer do not pay for the
+    later ones. The groups have about equal size, and their number minimises the sum of length x (targets + SHARED);
+    `first` is the first token that is computed at every node.
     """
     order = sorted(range(len(targets)), key=lambda t: (targets[t].last, t))
     lengths = np.array([targets[t].last + 1 - first for t in order])
