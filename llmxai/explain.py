@@ -48,10 +48,10 @@ def explain(
     """Explain every generated token of one answer.
 
     `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
-    text (it goes to the model as it is), chat messages (through the model's chat template), token ids, a tokenizer's
-    output, or an answer that exists already (a `Generation`). `response` is explained in place of a generated answer;
-    for a classifier it names the class. With `foil`, an answer that was not given, the first token in which the two
-    differ is explained as a contrast. `max_new_tokens` is short for `decoding`'s.
+    text (passed to the model unchanged), chat messages (through the model's chat template), token ids, a tokenizer's
+    output, or an existing answer (a `Generation`). `response` is explained instead of a generated answer; for a
+    classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
+    a contrast. `max_new_tokens` overrides that of `decoding`.
 
     If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
     the reason (`Scores.refused`), everything else is computed, and the status is `unchecked`.
