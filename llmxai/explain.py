@@ -122,10 +122,12 @@ def explain_many(
 ) -> Iterator[Explanation]:
     """The explanations of several prompts in order, each as soon as it is ready; the same as one by one.
 
-    `prompts`: an iterable of what `explain` takes, a batch of a tokenizer's, or a table (of datasets, pandas, pyarrow)
-    with a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is
-    explained by itself. Everything else is as in `explain`. All prompts are encoded before any work, so that one that
-    cannot be is a PromptError at once, which says its number; what was explained before an error is not lost.
+    `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
+    a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained
+    by itself. Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a PromptError
+    with its number at once; explanations before a later error are not lost.
+
+    >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
