@@ -66,7 +66,7 @@ _LINKED = re.compile(r"linked/[0-9A-Za-z-]{1,80}\.json")
 
 
 def check_bundle(path: Path, *, key: Ed25519PublicKey | None = None) -> Verification:
-    """Check a .zip of one record: it and what refers to it stand in the log, and its texts and files are its own."""
+    """Check a .zip of one record: it and the records that refer to it are in the log, and its texts and files match."""
     verdict = Verification(str(path))
     try:
         with open_file(path.parent, path.name) as stream:
