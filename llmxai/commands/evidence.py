@@ -137,8 +137,9 @@ def redact(
     from llmxai.runs import clear_removed
 
     place = _run(run, id)
-    receipt = remove(place, id, reason=reason, by=by, signer=signing_key(key))
-    clear_removed(place)
+    signer = signing_key(key)
+    receipt = remove(place, id, reason=reason, by=by, signer=signer)
+    clear_removed(place, signer=signer)
     _told("redacted", receipt)
 
 
@@ -192,8 +193,9 @@ def prune(
     from llmxai.evidence import signing_key
     from llmxai.runs import clear_removed
 
-    receipt = remove(run, older_than=_age(older_than), by=by, signer=signing_key(key))
-    clear_removed(run)  # also where an earlier call was interrupted before it came to that
+    signer = signing_key(key)
+    receipt = remove(run, older_than=_age(older_than), by=by, signer=signer)
+    clear_removed(run, signer=signer)  # also where an earlier call was interrupted before it came to that
     if receipt is None:
         typer.echo(f"Nothing in {run} is older than {older_than}.")
     else:

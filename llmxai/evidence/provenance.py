@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmxai.evidence.verifier.folder import CHECKPOINTS, LOG
-from llmxai.evidence.verifier.lines import BrokenLogError, Entry, UnreadableError, chained, split_lines
+from llmxai.evidence.verifier.lines import MANIFEST, BrokenLogError, Entry, UnreadableError, chained, split_lines
 from llmxai.evidence.verifier.proof import read_checkpoint
 
 UNSIGNED = "unsigned: no key vouches for this record"
@@ -91,9 +91,13 @@ class _Log:
         self.run = run
         self.known: dict[str, _Known] = {}
         self.last: Entry | None = None
+        """The last record that is no manifest: a manifest names the pages, so they cannot tell of it."""
+        self.records = 0
         owners: dict[str, _Known] = {}
         for entry, record in chained(split_lines(run / "evidence" / LOG)[0]):
-            self.last = entry
+            if entry.body["kind"] == MANIFEST:
+                continue
+            self.last, self.records = entry, self.records + 1
             files = {artefact["path"]: artefact["sha256"] for artefact in entry.body["artefacts"]}
             for path in files:
                 if path.rpartition("/")[2] == "explanation.json":
@@ -128,7 +132,7 @@ class _Log:
         return {
             "verify": f"llmxai verify {shlex.quote(str(self.run))}{' --pubkey KEY.pub' if keyid else ''}",
             "log": self.last.body["chain"]["log"],
-            "records": self.last.seq + 1,
+            "records": self.records,
             "last record": self.last.id,
             "signature": f"Ed25519, key {keyid}" if keyid else UNSIGNED.replace("record", "log"),
         }

@@ -50,7 +50,7 @@ def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
         raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
     try:
         _require_same(out, recipe)
-        folders = ("", "records/", "ledger/", "tables/", "plots/")
+        folders = ("", "records/", "ledger/", "tables/", "plots/", "index-data/", "evidence/")
         for scratch in [path for folder in folders for path in out.glob(f"{folder}.*-*")]:
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         yield
@@ -134,7 +134,7 @@ class TeamEngine:
         alone = self.team.count == 1
         for window in windows:
             if clerk is not None:
-                clerk.expect(window)
+                clerk.expect(window, shared=not alone)
                 clerk.advance()
             for job in window.jobs if alone else share(window.jobs, self.team.count)[self.team.index]:
                 if stop():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -41,9 +41,9 @@ Progress = Callable[[RunProgress], None]
 
 
 class RunWriter:
-    """`log` is the run's open log (None if the recipe explains nothing, so nothing is recorded)."""
+    """`log` is the run's open log."""
 
-    def __init__(self, log: EvidenceLog | None, ledger: Ledger, *, news: RunProgress, progress: Progress) -> None:
+    def __init__(self, log: EvidenceLog, ledger: Ledger, *, news: RunProgress, progress: Progress) -> None:
         self.log, self.ledger, self.news, self.progress = log, ledger, news, progress
         self._waiting: deque[tuple[str, str]] = deque()
         self._began = time.monotonic()
@@ -53,8 +53,10 @@ class RunWriter:
         """Whether rows remain to be entered."""
         return bool(self._waiting)
 
-    def expect(self, window: Window) -> None:
-        """Announce the next rows, in their order."""
+    def expect(self, window: Window, *, shared: bool = False) -> None:
+        """Announce the next rows, in their order. `shared`: other processes may be at work on them already."""
+        if not shared:
+            self._withdraw([job.row.id for job in window.jobs if job.index in window.to_do], "the row is done again")
         for job in window.jobs:
             if job.index in window.to_do or self.ledger.is_prepared(job.row.id, key=job.key):
                 self._waiting.append((job.row.id, job.key))
@@ -68,7 +70,7 @@ class RunWriter:
             self._record([draft for _, _, draft in ready if draft is not None])
             for row_id, entry, _ in ready:
                 if entry["status"] != "ok":
-                    self._withdraw(row_id)
+                    self._withdraw([row_id], "the row was done again and failed")
                 self.ledger.commit(row_id, entry)
                 self._waiting.popleft()
                 self._count(entry, fresh=True)
@@ -88,25 +90,22 @@ class RunWriter:
 
     def take_aborted(self) -> None:
         """Enter the records of interrupted attempts."""
-        if self.log is None:
-            return
         for path, draft in self.ledger.aborted():
             self._record([draft])
             path.unlink()
 
     def _record(self, drafts: Iterable[Draft]) -> None:
         """Append the records that the log does not have yet (an earlier process may have been killed)."""
-        if self.log is not None:
-            log = self.log
-            log.append_many((draft.record, draft.texts) for draft in drafts if draft.record.id not in log)
+        log = self.log
+        log.append_many((draft.record, draft.texts) for draft in drafts if draft.record.id not in log)
 
-    def _withdraw(self, row_id: str) -> None:
-        """Remove the files of an earlier attempt at a row that failed this time, and log the removal."""
-        place = self.ledger.folder.parent / "records" / row_id
-        if place.exists():
-            if self.log is not None:
-                withdraw(self.log, [place], reason="the row was done again and failed")
-            shutil.rmtree(place)
+    def _withdraw(self, row_ids: Sequence[str], reason: str) -> None:
+        """Remove the files of earlier attempts at these rows, and log the removal."""
+        folders = [self.ledger.run / "records" / row_id for row_id in row_ids]
+        if places := [place for place in folders if place.exists()]:
+            withdraw(self.log, places, reason=reason)
+            for place in places:
+                shutil.rmtree(place)
 
     def _count(self, entry: dict[str, object], *, fresh: bool) -> None:
         old = self.news

@@ -24,7 +24,9 @@ from typing import Any, Literal
 
 GENESIS = "0" * 64
 """What the first record names as the hash of the record before it."""
-RECORD_SCHEMAS = ("llmxai.record/1",)
+RECORD_SCHEMAS = ("llmxai.record/1", "llmxai.record/2")
+MANIFEST = "manifest"
+"""The kind of record that lists the files of a run that no other record names; each replaces the one before it."""
 REMOVALS = ("redaction", "prune")
 """Kinds of records that announce that content and artefacts of earlier ones are gone on purpose."""
 
@@ -248,14 +250,15 @@ def read_entry(digest: str, record: bytes) -> Entry:
         paths = [artefact["path"] for artefact in body["artefacts"]]
         sound = (
             all(isinstance(body[name], str) for name in ("schema", "id", "kind", "ended"))
+            and isinstance(body["artefacts"], list)
             and all(isinstance(body["chain"][name], str) for name in ("log", "prev"))
             and type(body["chain"]["seq"]) is int
             and all(_is_file(artefact) for artefact in body["artefacts"])
             and len(set(paths)) == len(paths)
+            and (body.get("entered") is None or _is_file(body["entered"]))
             and all(isinstance(text, str) for text in body["digests"].values())
             and (body["content"]["sha256"] is None or _is_digest(body["content"]["sha256"]))
-            and all(isinstance(id, str) for id in (body["link"] or {"records": []})["records"])
-            and (body["link"] is not None or body["kind"] not in REMOVALS)
+            and (_is_link(body["link"]) or (body["link"] is None and body["kind"] not in REMOVALS))
         )
     except UnreadableError:
         raise
@@ -263,11 +266,21 @@ def read_entry(digest: str, record: bytes) -> Entry:
         raise ValueError(f"is no record ({type(error).__name__}: {error})") from error
     if not sound:
         raise ValueError("is no record: a field has another type")
-    return Entry(body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED})
+    return Entry(
+        body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED} | {"entered": body.get("entered")}
+    )
 
 
 def _is_file(told: Any) -> bool:
     return isinstance(told["path"], str) and type(told["bytes"]) is int and _is_digest(told["sha256"])
+
+
+def _is_link(told: Any) -> bool:
+    return (
+        isinstance(told, dict)
+        and isinstance(told["records"], list)
+        and all(isinstance(id, str) for id in told["records"])
+    )
 
 
 def _is_digest(value: Any) -> bool:
@@ -318,6 +331,8 @@ def digest_of_text(salt: bytes, text: str) -> str:
 
 Severity = Literal["tampered", "unclear", "note"]
 WORDS = ("whole", "tampered", "cannot tell")
+LISTED = 20
+"""Files that nobody vouches for of which the text tells the names."""
 SHOWN = 300
 """Characters of a sentence that are shown: what it quotes is not ours."""
 
@@ -350,6 +365,8 @@ class Verification:
     records: int = 0
     signature: str = "unsigned: nobody vouches for it"
     findings: list[Finding] = field(default_factory=list)
+    uncovered: list[str] = field(default_factory=list)
+    """Files of the folder for which nobody vouches: nothing is said of them."""
 
     def add(self, severity: Severity, what: str, seq: int | None = None, record: str | None = None) -> None:
         self.findings.append(Finding(severity, printable(what), seq, None if record is None else printable(record)))
@@ -374,12 +391,15 @@ class Verification:
             "signature": printable(self.signature),
             "first_bad": asdict(self.first_bad) if self.first_bad else None,
             "findings": [asdict(finding) for finding in self.findings],
+            "uncovered": [printable(path) for path in self.uncovered],
         }
 
     def to_text(self) -> str:
         told = f"{self.records} record{'s' * (self.records != 1)}, {printable(self.signature)}"
+        if n := len(self.uncovered):
+            told += f"; {n} file{'s' * (n != 1)} in the folder {'are' if n != 1 else 'is'} not covered"
         bad = self.first_bad
-        rest = [str(finding) for finding in self.findings if finding is not bad]
-        return "\n".join(
-            [f"{WORDS[self.exit]}: {printable(self.subject)}, {told}", *([str(bad)] if bad else []), *rest]
-        )
+        lines = [*([str(bad)] if bad else []), *(str(finding) for finding in self.findings if finding is not bad)]
+        lines += [f"not covered: {printable(path)}" for path in self.uncovered[:LISTED]]
+        lines += [f"not covered: {n - LISTED} more; --json lists them"] if n > LISTED else []
+        return "\n".join([f"{WORDS[self.exit]}: {printable(self.subject)}, {told}", *lines])
