@@ -61,20 +61,20 @@ class Receipt:
 
 @dataclass
 class Known:
-    """What the records of a log say, gathered one by one: a long log is never held in memory."""
+    """The facts in a log, collected record by record: a long log is never held in memory."""
 
     ids: set[str] = field(default_factory=set)
     removed: set[str] = field(default_factory=set)
     """Ids of the records whose texts and files were removed."""
     entered: dict[str, str] = field(default_factory=dict)
-    """By its path the SHA-256 of each entry of the ledger, by the last record that names it."""
+    """SHA-256 of each ledger entry, by path, according to the last record that names it."""
     manifest: dict[str, File] = field(default_factory=dict)
-    """The files of the last manifest that names any, by path."""
+    """The files of the last manifest that lists any, by path."""
     changing: bool = False
-    """Whether a later manifest says that they are about to change, and none how they are since."""
+    """Whether a later manifest announced a change of these files and none has listed them since."""
 
     def digest(self, path: str) -> str | None:
-        """SHA-256 of an entry of the ledger, as the last record that names it says."""
+        """SHA-256 of a ledger entry, according to the last record that names it."""
         listed = None if self.changing else self.manifest.get(path)
         return listed.sha256 if listed is not None else self.entered.get(path)
 
@@ -88,7 +88,7 @@ class Known:
         if (entered := entry.body["entered"]) is not None:
             self.entered[entered["path"]] = entered["sha256"]
             files[entered["path"]] = File(**{name: entered[name] for name in ("path", "bytes", "sha256")})
-        for path in files.keys() & self.manifest.keys():  # a later record has them now
+        for path in files.keys() & self.manifest.keys():  # a later record owns them now
             del self.manifest[path]
 
 
@@ -336,7 +336,7 @@ def read_log(run: Path | str) -> Log:
 
 
 def read_known(run: Path | str) -> Known:
-    """What the records of a run say, up to the first damaged one; nothing if there is no log."""
+    """The facts in a run's log, up to the first damaged record; empty if there is no log."""
     known = Known()
     with suppress(BrokenLogError, UnreadableError):
         lines, _ = split_lines(evidence_of(Path(run)) / LOG)
@@ -346,7 +346,7 @@ def read_known(run: Path | str) -> Known:
 
 
 def removed_ids(log: Log) -> frozenset[str]:
-    """The ids of the records whose texts and files a later record says are gone."""
+    """The ids of the records whose texts and files were removed, according to later records."""
     return frozenset(record for entry, _ in log for record in entry.removes)
 
 

@@ -271,7 +271,7 @@ def explanation_record(
 
 
 def evaluated(attempt: Attempt, generation: Generation, *, environment: Mapping[str, Any]) -> Receipt | None:
-    """Append the record of an answer on which methods were scored and none was explained (None: it became a draft)."""
+    """Append the record of an answer that was evaluated but not explained (None: it became a draft)."""
     return attempt.keep(*_answered(attempt, RecordKind.EVALUATION, generation, environment))
 
 

@@ -1,11 +1,11 @@
-"""Records about what was written before: texts and files that go, files that a run derives, decisions of reviewers.
+"""Records about earlier records: removed texts and files, files that a run derives, decisions of reviewers.
 
 Texts and files are removed on request (redact) or because they are old (prune), and the chain stays intact. First a
 record is appended that says what is removed, and why; only then is anything removed. If that is interrupted, the next
 removal completes it. The records themselves stay: they hold digests and no text.
 
 Files that a run derives from its records (tables, pages) are listed by a manifest. Before they change, one without
-files replaces it: whatever interrupts the change, the log claims nothing that is not so.
+files replaces it, so the log never makes a false claim, whatever interrupts the change.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def withdraw(log: EvidenceLog, folders: Sequence[Path], *, reason: str) -> Recei
 
 
 def _holds_something(entry: Entry) -> bool:
-    """Whether it has texts or files of its own; those of a manifest are the run's."""
+    """Whether it has its own texts or files; those of a manifest belong to the run."""
     return entry.body["kind"] != RecordKind.MANIFEST and bool(entry.content or entry.body["artefacts"])
 
 
@@ -171,8 +171,8 @@ page and data, and its entry in the ledger."""
 class Vouching:
     """Keeps the manifest of the folder of an open log: `changing` before files change, `close` when they have changed.
 
-    The manifest names the files that were written in between, and holds on to what the one before it said of the
-    others: it never vouches for what somebody else put there or changed.
+    The manifest lists the files that were written in between, and repeats the previous manifest for all others: it
+    never covers files that another program put there or changed.
     """
 
     def __init__(self, log: EvidenceLog) -> None:
@@ -181,13 +181,13 @@ class Vouching:
         self._claims: dict[str, File] = {}
 
     def changing(self) -> None:
-        """Files are about to change; nothing where that was said already."""
+        """Announce that files are about to change; does nothing if already announced."""
         if self._before is not None:
             return
         with self.log.locked():
             self._claims, interrupted = dict(self.log.known.manifest), self.log.known.changing
         spoilt = dict(self._spoilt())
-        if interrupted:  # what was being changed when somebody was killed is claimed by nobody any more
+        if interrupted:  # files that a killed process was changing are no longer covered
             self._claims = {path: claim for path, claim in self._claims.items() if path not in spoilt}
         self._before = {path: state for path in self._paths() if (state := _state(self.base / path)) is not None}
         if self._claims and not interrupted:
@@ -202,7 +202,7 @@ class Vouching:
             state, before = _state(self.base / path), self._before.get(path)
             if state is not None and (state != before or path in also):
                 files.append(describe(self.base / path, base=self.base))
-            elif path in self._claims and (state is not None or before is None):  # else it was removed meanwhile
+            elif path in self._claims and (state is not None or before is None):  # else it was removed in the meantime
                 files.append(self._claims[path])
         self._before = None
         if files:
@@ -229,7 +229,7 @@ class Vouching:
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """Tells one writing of a file from another; None if it is no file."""
+    """Identifies one version of a file; None if it is not a file."""
     try:
         found = path.lstat()
     except OSError:
@@ -241,10 +241,10 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 def vouched(
     folder: Path | str, *, signer: Ed25519PrivateKey | None = None, also: Collection[str] = ()
 ) -> Iterator[Callable[[], None]]:
-    """Yields what is called before a file of the folder changes; at the end its manifest is written, if it was called.
+    """Yields a function to call before a file of the folder changes; if it was called, writes a manifest at the end.
 
-    `folder`: of a run, of one of its records or of an explanation; nothing is written if no log is kept of it, or the
-    log is damaged, which `llmxai verify` tells. `also`: paths, known at the end, that were written and are not among
+    `folder`: of a run, of one of its records or of an explanation; nothing is written if it has no log, or the log is
+    damaged, which `llmxai verify` reports. `also`: paths, known at the end, that were written and are not among
     RUN_FILES.
     """
     places = (Path(folder), *Path(folder).absolute().parents[:2])

@@ -49,7 +49,7 @@ Changing = Callable[[], None]
 
 
 def unnoticed() -> None:
-    """Nobody keeps a manifest here."""
+    """No manifest is kept here."""
 
 
 def no_provenance(_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run keeps on disk row by row, and what is taken out of it again when texts are removed. Needs no torch.
+"""The ledger of a run, row by row, and the removal of texts from it. Needs no torch.
 
 The ledger is one small JSON file per row, written by one rename. A row has two states on disk. `ID.prepared`: all its
 files are on disk, including its entry and the draft of its record. `ID.json`: its record is in the evidence log too, so
@@ -66,7 +66,7 @@ class Ledger:
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / "ledger"
         self.known: Known | None = None
-        """What the log says; with it, only those rows are done of which it says so."""
+        """The facts in the log; if given, only rows that it confirms are done."""
 
     def find(self, row_id: str, *, key: str) -> dict[str, Any] | None:
         """The row's entry if it is done under this key."""
@@ -76,10 +76,10 @@ class Ledger:
         return entry if self.known is None or self._is_recorded(row_id, entry, self.known) else None
 
     def _is_recorded(self, row_id: str, entry: Mapping[str, Any], known: Known) -> bool:
-        """Whether the entry's record is in the log and the entry, and the row's files, are as it says."""
+        """Whether the entry's record is in the log and matches the entry and the row's files."""
         if entry.get("record") not in known.ids:
             return False
-        if entry["record"] in known.removed:  # its texts and files are gone on purpose
+        if entry["record"] in known.removed:  # its texts and files were removed on purpose
             return True
         said = known.digest(f"ledger/{row_id}.json")
         if said is not None and hashlib.sha256(self._path(row_id, "json").read_bytes()).hexdigest() != said:
@@ -216,7 +216,7 @@ def _remove_pages(folders: Collection[Path], changing: Callable[[], None]) -> No
 
 
 def _clear_ledger(ledger: Ledger, gone: Collection[str], cleared: list[str], changing: Callable[[], None]) -> None:
-    """Also remove the rows that were prepared and entered, or interrupted, by a process that was killed then."""
+    """Also remove rows that a killed process had prepared and entered, or that were interrupted."""
     for path in (*ledger.folder.glob("*.prepared"), *ledger.folder.glob("*.aborted")):
         draft = (_read(path) or {}).get("draft")
         if draft is not None and draft["record"]["id"] in gone:

@@ -33,7 +33,7 @@ LOG, CONTENT, CHECKPOINTS = "log.jsonl", "content.jsonl", "checkpoints.jsonl"
 EVIDENCE = "evidence"
 """The folder of the log, in the folder of the files that it is about."""
 MOST_UNCOVERED = 10_000
-"""Files that nobody vouches for, after which no more are looked for."""
+"""After this many files that no record covers, no more are looked for."""
 
 
 def evidence_of(run: Path) -> Path:
@@ -43,7 +43,7 @@ def evidence_of(run: Path) -> Path:
 
 
 def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verification:
-    """Check the log of `run`; artefacts are looked for beside the folder of the log.
+    """Check the log of `run`; artefacts are looked for next to the folder of the log.
 
     `key`: whose signature is required. `held`: checkpoints that were kept elsewhere; the log must begin with them.
     """
@@ -68,12 +68,12 @@ def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequen
             broken = _check_point(point, f"{name} (over {point.size} records)", entries, states, broken, verdict)
     _check_signatures(points, held, key, verdict)
     if broken:
-        verdict.add("note", "texts and files were not checked, since the log itself is not whole")
+        verdict.add("note", "texts and files were not checked, since the log itself is damaged")
         return verdict
     removed = {record: entry for entry in entries for record in entry.removes}
     _check_content(place / CONTENT, entries, removed, verdict)
     covered = _check_files(place.parent, entries, removed, verdict)
-    if place.name == EVIDENCE:  # else the log lies among what is none of its business
+    if place.name == EVIDENCE:  # else the log is among unrelated files
         _list_uncovered(place.parent, covered, verdict)
     return verdict
 
@@ -91,7 +91,7 @@ States = dict[int, tuple[str, str, str]]
 
 
 def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verification) -> tuple[list[Entry], States, bool]:
-    """The records up to the first that does not fit, and whether there is one."""
+    """The records up to the first that does not fit, and whether there is one that does not."""
     frontier, prefix = Frontier(), hashlib.sha256()
     entries: list[Entry] = []
     states: States = {}
@@ -142,7 +142,7 @@ def _checkpoints(path: Path, verdict: Verification) -> list[Checkpoint]:
 def _check_point(
     point: Checkpoint, name: str, entries: Sequence[Entry], states: States, broken: bool, verdict: Verification
 ) -> bool:
-    """Whether the log is broken, by what was known before or by this checkpoint."""
+    """Whether the log is damaged, as known before or according to this checkpoint."""
     if entries and point.log != entries[0].body["chain"]["log"]:
         verdict.add("tampered", f"{name} is of another log: {point.log}")
     elif point.size > len(entries):
@@ -171,7 +171,7 @@ def _check_signatures(
         elif point.keyid == wanted and i < len(points):
             covered = max(covered, point.size)
     if any(point.keyid != wanted and point not in points for point in held):
-        verdict.add("note", "the checkpoint that was held is not signed by this key; it is taken as it is")
+        verdict.add("note", "the checkpoint that was held is not signed by this key; it is used without a signature")
     if covered:
         verdict.signature = f"records 0 to {covered - 1} signed by key {wanted}"
     elif signed:
@@ -243,15 +243,15 @@ def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: 
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a record says of a file."""
+    """A record's statement about a file."""
 
     entry: Entry
     bytes: int
     sha256: str
     entered: bool = False
-    """It is the entry of the record's row in the ledger of a run, which is written after the record."""
+    """Whether it is the ledger entry of the record's row in a run, which is written after the record."""
     before: frozenset[str] = frozenset()
-    """SHA-256 of what the file was by earlier records."""
+    """SHA-256 of the file according to earlier records."""
 
 
 def _claims(entries: Sequence[Entry], verdict: Verification) -> tuple[dict[str, _Claim], int]:
