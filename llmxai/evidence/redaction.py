@@ -164,8 +164,8 @@ RUN_FILES = (
     *("report.pdf", "report.rebuilt.html", "report.rebuilt.pdf"),
     *("records/*/report.pdf", "records/*/report.rebuilt.html", "records/*/report.rebuilt.pdf"),
 )
-"""What `llmxai run` and `llmxai report` write, besides the files that the record of a row or an explanation names: its
-page and data, and its entry in the ledger."""
+"""Files that `llmxai run` and `llmxai report` write, besides those that the record of a row or an explanation names
+(its page and data, and its entry in the ledger)."""
 
 
 class Vouching:

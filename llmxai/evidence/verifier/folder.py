@@ -183,7 +183,7 @@ def _check_signatures(
 
 
 def _check_content(path: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
-    """Every stored text must be the one that its record names; only what a later record says is gone may be missing."""
+    """Every stored text must be the one that its record names; only texts that a later record removed may be gone."""
     found = _lines_of(path, verdict)
     if found is None:
         return
