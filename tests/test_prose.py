@@ -32,6 +32,8 @@ DROPPED = [(re.compile(rf"\b(?:{words})\b", re.IGNORECASE), instead) for words, 
 ALLOWED = {
     ("llmxai/evaluation/suites.py", "Nobody had closed the window in the hall."),  # the text of a suite, not prose
     ("llmxai/evaluation/suites.py", "Somebody had left a bicycle by the gate."),
+    # the README of a bundle, whose bytes are part of the format
+    ("llmxai/evidence/verifier/bundle.py", "key from its owner, never from whoever handed you this bundle."),
 }
 """File and line, without white space at its ends, quotes and commas."""
 
@@ -97,4 +99,4 @@ def test_the_allowed_lines_exist() -> None:
     ],
 )
 def test_what_counts(line: str, words: list[str]) -> None:
-    assert [found.group(0) for pattern, _ in DROPPED for found in pattern.finditer(line)] == words
+    assert sorted(found.group(0) for pattern, _ in DROPPED for found in pattern.finditer(line)) == words
