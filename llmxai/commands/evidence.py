@@ -64,7 +64,7 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint that was kept elsewhere.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that nothing was changed, removed or reordered. Exit 0: intact, 1: tampered, 2: cannot tell."""
+    """Check that nothing was changed, removed or reordered. Exit 0: whole, 1: tampered, 2: cannot tell."""
     from llmxai.evidence.verifier.check import read_held, read_key
     from llmxai.evidence.verifier.check import verify as check
 
@@ -119,7 +119,7 @@ def export(
     from llmxai.evidence.log import find, read_log
 
     place = _run(run, id)
-    entry, _ = find(read_log(place), id)
+    entry, _ = find(read_log(place, manifests=True), id)
     typer.echo(f"bundle: {export_bundle(place, entry.id, out or Path(f'{entry.id}.zip'))}")
 
 

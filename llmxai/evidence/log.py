@@ -320,12 +320,12 @@ Log = list[tuple[Entry, bytes]]
 """Each record of a log with its bytes, in order."""
 
 
-def read_log(run: Path | str) -> Log:
+def read_log(run: Path | str, *, manifests: bool = False) -> Log:
     """The records of a run folder (or of its `evidence/`). Raises EvidenceError for a missing or damaged log."""
     place = evidence_of(Path(run))
     try:
         lines, _ = split_lines(place / LOG)
-        log = list(chained(lines))
+        log = [each for each in chained(lines) if manifests or each[0].body["kind"] != RecordKind.MANIFEST]
     except BrokenLogError as broken:
         raise EvidenceError(f"{place / LOG}: record {broken.seq} {broken.what}. See `llmxai verify {run}`.") from broken
     except UnreadableError as error:

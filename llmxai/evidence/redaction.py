@@ -38,7 +38,7 @@ def redact(
     Raises EvidenceError for an unknown record or a damaged log.
     """
     place = evidence_of(Path(run))
-    entry, _ = find(read_log(run), id)
+    entry, _ = find(read_log(run, manifests=True), id)
     if entry.body["kind"] == RecordKind.MANIFEST:
         raise EvidenceError(f"{entry.id}: is a manifest, which holds no text. Redact the record of the row.")
     return _remove(place, [entry], kind=RecordKind.REDACTION, reason=reason, by=by, signer=signer)

@@ -134,7 +134,7 @@ class TeamEngine:
         alone = self.team.count == 1
         for window in windows:
             if clerk is not None:
-                clerk.expect(window, shared=not alone)
+                clerk.expect(window)
                 clerk.advance()
             for job in window.jobs if alone else share(window.jobs, self.team.count)[self.team.index]:
                 if stop():

@@ -87,13 +87,13 @@ def run_recipe(
                 team.wait()
             outcome = _outcome(out, ledger, ids, leads=team.leads, stopped=stop())
             if clerk is not None:
-                clerk.log.checkpoint()  # of which the index tells
                 if not outcome.stopped:
                     progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
                     write_results(out, recipe, lambda: filter(None, map(ledger.read, ids)))
                 write_json(out / "manifest.json", manifest | _ending(out, outcome))
                 if not outcome.stopped:  # the index shows the manifest, so it is written last
-                    write_index(out, provenance=provenance_of(out), records=records_of(out))
+                    box = provenance_of(out, keyid=None if signer is None else key_id(signer.public_key()))
+                    write_index(out, provenance=box, records=records_of(out))
         team.wait()
     return outcome
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -53,10 +53,8 @@ class RunWriter:
         """Whether rows remain to be entered."""
         return bool(self._waiting)
 
-    def expect(self, window: Window, *, shared: bool = False) -> None:
-        """Announce the next rows, in their order. `shared`: other processes may be at work on them already."""
-        if not shared:
-            self._withdraw([job.row.id for job in window.jobs if job.index in window.to_do], "the row is done again")
+    def expect(self, window: Window) -> None:
+        """Announce the next rows, in their order."""
         for job in window.jobs:
             if job.index in window.to_do or self.ledger.is_prepared(job.row.id, key=job.key):
                 self._waiting.append((job.row.id, job.key))
@@ -70,7 +68,7 @@ class RunWriter:
             self._record([draft for _, _, draft in ready if draft is not None])
             for row_id, entry, _ in ready:
                 if entry["status"] != "ok":
-                    self._withdraw([row_id], "the row was done again and failed")
+                    self._withdraw(row_id)
                 self.ledger.commit(row_id, entry)
                 self._waiting.popleft()
                 self._count(entry, fresh=True)
@@ -99,13 +97,12 @@ class RunWriter:
         log = self.log
         log.append_many((draft.record, draft.texts) for draft in drafts if draft.record.id not in log)
 
-    def _withdraw(self, row_ids: Sequence[str], reason: str) -> None:
-        """Remove the files of earlier attempts at these rows, and log the removal."""
-        folders = [self.ledger.run / "records" / row_id for row_id in row_ids]
-        if places := [place for place in folders if place.exists()]:
-            withdraw(self.log, places, reason=reason)
-            for place in places:
-                shutil.rmtree(place)
+    def _withdraw(self, row_id: str) -> None:
+        """Remove the files of an earlier attempt at a row that failed this time, and log the removal."""
+        place = self.ledger.run / "records" / row_id
+        if place.exists():
+            withdraw(self.log, [place], reason="the row was done again and failed")
+            shutil.rmtree(place)
 
     def _count(self, entry: dict[str, object], *, fresh: bool) -> None:
         old = self.news

@@ -18,7 +18,7 @@ def ids(tmp_path: Path) -> list[str]:
 
 
 def test_a_whole_life(run: Run, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("verify", "runs/a").out == "intact: runs/a, 4 records, unsigned: no key vouches for it\n"
+    assert run("verify", "runs/a").out == "whole: runs/a, 4 records, unsigned: no key vouches for it\n"
     assert "chmod" not in run("keys", "new", "k").out
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
     assert run("verify", "runs/a", "--pubkey", "k.pub").code == 2
@@ -28,11 +28,11 @@ def test_a_whole_life(run: Run, ids: list[str], tmp_path: Path, monkeypatch: pyt
     assert "(signed)" in run("review", ids[1], "--decision", "approved", "--by", "r1", "--note", "fine").out
     assert "(signed)" in run("redact", ids[2], "--reason", "asked").out
     whole = run("verify", "runs/a", "--pubkey", "k.pub", "--checkpoint", "held.json")
-    assert (whole.code, whole.out.startswith("intact: runs/a, 6 records, records 0 to 5 signed by key")) == (0, True)
+    assert (whole.code, whole.out.startswith("whole: runs/a, 6 records, records 0 to 5 signed by key")) == (0, True)
     proof = json.loads(run("prove", ids[0]).out)
     assert (proof["index"], proof["size"]) == (0, 6)
     assert run("export", ids[1], "--out", "b.zip").out == "bundle: b.zip\n"
-    assert run("verify", "b.zip", "--pubkey", "k.pub").out.startswith("intact: b.zip, 2 records, signed by key")
+    assert run("verify", "b.zip", "--pubkey", "k.pub").out.startswith("whole: b.zip, 2 records, signed by key")
     assert run("consistency", "held.json", "--run", "runs/a", "--out", "c.json").code == 0
     assert run("verify", "c.json", "--pubkey", "k.pub").code == 0
     assert run("evidence", "prune", "runs/a", "--older-than", "0d").out.startswith("pruned: record 6")

@@ -67,7 +67,7 @@ def test_alone_it_finds_what_the_command_finds(run: Path, tmp_path: Path, how: s
         zipapp.create_archive(VERIFIER, verifier)
     ended = start(verifier, run, "--pubkey", tmp_path / "k.pub", "--json")
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["verdict"] == "intact"
+    assert json.loads(ended.stdout)["verdict"] == "whole"
     allowed = {"llmxai", "cryptography", "_cffi_backend", "_openssl"}
     assert {name.partition(".")[0] for name in imported(ended)} <= allowed
     ours = {name for name in imported(ended) if name.startswith("llmxai")} - {"llmxai", "llmxai.evidence"}

@@ -254,21 +254,24 @@ class _Claim:
     """SHA-256 of the file according to earlier records."""
 
 
-def _claims(entries: Sequence[Entry], verdict: Verification) -> tuple[dict[str, _Claim], int]:
-    """By its path what the last record that names a file says of it, and the place of the last manifest with files.
+def _claims(entries: Sequence[Entry], verdict: Verification) -> tuple[dict[str, _Claim], int, int]:
+    """By its path what the last record that names a file says of it; and the places of the last manifest with files and
+    of a later one without, or -1.
 
-    A manifest holds until the next one, and gives way to any later record.
+    A manifest holds until the next one, and gives way to any later record. One without files says that they, and those
+    of rows that are done again, are about to change.
     """
     named: dict[str, _Claim] = {}
     listed: dict[str, _Claim] = {}
-    closed, replaced = -1, 0
+    closed = reopened = -1
+    replaced = 0
     for entry in entries:
         files = [(file, False) for file in entry.body["artefacts"]]
         if entry.body["entered"] is not None:
             files.append((entry.body["entered"], True))
         if entry.body["kind"] == MANIFEST:
             listed = {file["path"]: _Claim(entry, file["bytes"], file["sha256"]) for file, _ in files}
-            closed = entry.seq if files else closed
+            closed, reopened = (entry.seq, -1) if files else (closed, entry.seq)
             continue
         for file, entered in files:
             path, old = file["path"], named.get(file["path"])
@@ -278,55 +281,55 @@ def _claims(entries: Sequence[Entry], verdict: Verification) -> tuple[dict[str, 
             named[path] = _Claim(entry, file["bytes"], file["sha256"], entered, before)
     if replaced:
         verdict.add("note", f"{replaced} files of earlier records were replaced by those of later ones")
-    return named | listed, closed
+    return named | listed, closed, reopened
 
 
 def _check_files(
     base: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification
 ) -> frozenset[str]:
     """Each file must be as the last record that names it says. The paths of those for which one vouches."""
-    claims, closed = _claims(entries, verdict)
-    return frozenset(
-        path
-        for path, claim in claims.items()
-        if _check_file(base, path, claim, removed.get(claim.entry.id), verdict, pending=claim.entry.seq > closed)
-    )
+    claims, closed, reopened = _claims(entries, verdict)
+    covered = set()
+    for path, claim in claims.items():
+        pending = claim.entry.seq > closed if claim.entered else claim.entry.seq < reopened
+        if _check_file(base, path, claim, removed.get(claim.entry.id), verdict, pending=pending):
+            covered.add(path)
+    return frozenset(covered)
 
 
 def _check_file(
     base: Path, path: str, claim: _Claim, removal: Entry | None, verdict: Verification, *, pending: bool
 ) -> bool:
-    """Whether what lies there is vouched for, or something was said of it. `pending`: no run was closed since."""
-    entry = claim.entry
+    """Whether what lies there is vouched for, or something was said of it. `pending`: a run that was interrupted can
+    have left it otherwise."""
+    seq, id = claim.entry.seq, claim.entry.id
     try:
         parts_of(path)
     except UnreadableError as error:
-        verdict.add("tampered", str(error), entry.seq, entry.id)
+        verdict.add("tampered", str(error), seq, id)
         return True
     try:
         digest = digest_file(base, path, size=claim.bytes)
     except FileNotFoundError:
-        if claim.entered and pending:
-            verdict.add(
-                "unclear", f"{path} is missing: the run was interrupted, or it was removed", entry.seq, entry.id
-            )
+        if pending and removal is None:
+            verdict.add("unclear", f"{path} is missing: its run was interrupted, or it was removed", seq, id)
         elif removal is None:
-            verdict.add("tampered", f"{path} is missing", entry.seq, entry.id)
+            verdict.add("tampered", f"{path} is missing", seq, id)
         return True
     except (UnreadableError, OSError) as error:
-        verdict.add("unclear", str(error), entry.seq, entry.id)
+        verdict.add("unclear", str(error), seq, id)
         return True
     if digest == claim.sha256:
         if removal is not None and not claim.entered:
-            verdict.add("note", f"{path} is still there, though record {removal.seq} says it is gone", entry.seq)
+            verdict.add("note", f"{path} is still there, though record {removal.seq} says it is gone", seq)
         return True
     if claim.entered and removal is not None:  # its texts were taken out of it
         return False
     told = f"its SHA-256 is {digest}" if digest else f"it does not have its {claim.bytes} bytes"
-    if claim.entered and pending and _is_one_of(base, path, claim.before):
-        verdict.add("unclear", f"{path} is an earlier one: the run was interrupted, or it was put back", entry.seq)
+    if pending and (not claim.entered or _is_one_of(base, path, claim.before)):
+        verdict.add("unclear", f"{path} is another: its run was interrupted, or it was changed ({told})", seq, id)
     else:
-        verdict.add("tampered", f"{path} was changed: {told}", entry.seq, entry.id)
+        verdict.add("tampered", f"{path} was changed: {told}", seq, id)
     return True
 
 

@@ -329,7 +329,7 @@ def digest_of_text(salt: bytes, text: str) -> str:
 
 
 Severity = Literal["tampered", "unclear", "note"]
-WORDS = ("intact", "tampered", "cannot tell")
+WORDS = ("whole", "tampered", "cannot tell")
 LISTED = 20
 """Most files that no record covers that the text lists by name."""
 SHOWN = 300
