@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,13 +36,20 @@ from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
 from llmxai.models.families import softmax_refusal
 from llmxai.names import Progress, quiet
-from llmxai.settings import Compute, DeletionPath, Tolerance
+from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
 from llmxai.types import Generation, Scores
 
 POWER = 3
 """p(u) = u^POWER."""
 SCOUTS = 8
 """Intervals of the grid on which F is evaluated first; along this path F bends little."""
+MAP_NUMBERS = 2**28
+"""Most attention weights that the graph of one chunk may keep (1 GiB in float32); above it, layers are checkpointed.
+
+On the CPU, the kernels that keep none give no gradient with respect to a mask.
+"""
+MAPS = 2
+"""Maps [head, query, key] that a layer keeps for the backward pass."""
 PRESENCE = "llmxai_presence"
 """The name by which transformers finds our masks and our attention."""
 
@@ -71,7 +78,7 @@ def deletion_path(
     `moving_tokens`; all other tokens stay present. The token at the last predicting position is not a feature, since no
     later token could see it. For an encoder, a token is hidden from all others. For an encoder-decoder, source tokens
     are hidden from each other and from the decoder, and one of them always stays. `tolerance`, `max_nodes`, `n_steps`,
-    `compute`, `f_input`: as in `layer_integrated_gradients`.
+    `compute`, `f_input`: as in `layer_integrated_gradients`; a long sequence is checkpointed (see `MAP_NUMBERS`).
 
     Raises OptionError for an invalid option, UnsupportedModelError for layers without softmax attention or layers that
     do not accept our mask, and NonFiniteError if the model gives NaN on the path.
@@ -79,6 +86,8 @@ def deletion_path(
     spec = DeletionPath(tolerance=tolerance, max_nodes=max_nodes, n_steps=n_steps)  # raises OptionError
     targets = targets_of(generation, targets)
     path = presence_path(loaded, generation, features=features)
+    if kept_maps(loaded, compute, tokens=1 + max(target.last for target in targets)) > MAP_NUMBERS:
+        compute = replace(compute, checkpoint=True)
     found = integrate(loaded, path, targets, spec, compute=compute, f_input=f_input, progress=progress, scouts=SCOUTS)
     return certified("deletion_path", found, {"features": features, "path": f"presence u^{POWER}", **found.settings})
 
@@ -271,6 +280,14 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
         two_way=loaded.kind is ModelKind.CLASSIFIER,
         hidden=Hidden(source=source),
     )
+
+
+def kept_maps(loaded: LoadedModel, compute: Compute, *, tokens: int) -> int:
+    """Attention weights that the graph of one chunk keeps without checkpointing."""
+    layers = sum(len(stack) for stack in layer_stacks(loaded.model))
+    heads = loaded.model.config.get_text_config().num_attention_heads
+    chunk = max(compute.chunk_tokens or CHUNK_TOKENS, tokens)
+    return int(MAPS * layers * heads * tokens * chunk)
 
 
 def require_reached(loaded: LoadedModel, reached: int) -> None:
