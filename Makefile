@@ -109,7 +109,7 @@ eval-planted: setup ## evaluate on known sources: a linear model, a trained one,
 eval-sanity: setup ## check that explanations depend on the weights and are stable under noise, on the trained model
 	$(BIN)/llmxai run sanity --out $(or $(EVAL_OUT),runs/eval-sanity)
 
-docs: setup ## generate docs/api.md and docs/cli.md from the docstrings and options
+docs: setup ## generate docs/api.md, docs/cli.md and the two JSON schemas from the code
 	$(BIN)/python docs/generate.py
 
 lock: ## write requirements.lock from the packages in .venv

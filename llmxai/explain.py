@@ -55,14 +55,14 @@ def explain(
     """Explain every generated token of one answer.
 
     `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
-    text (it goes to the model as it is), chat messages (through the model's chat template), token ids, a tokenizer's
-    output, or an answer that exists already (a `Generation`). `response` is explained in place of a generated answer;
-    for a classifier it names the class. With `foil`, an answer that was not given, the first token in which the two
-    differ is explained as a contrast. `max_new_tokens` is short for `decoding`'s.
+    text (passed to the model unchanged), chat messages (through the model's chat template), token ids, a tokenizer's
+    output, or an existing answer (a `Generation`). `response` is explained instead of a generated answer; for a
+    classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
+    a contrast. `max_new_tokens` overrides that of `decoding`.
 
-    Where attention rollout or its variant is not defined for the model (linear attention, state space), it is refused
-    with the reason (`Scores.refused`), and the rest is delivered.
-    A model that is stored in 16 bits computes in float32 (`Compute.precision`).
+    If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
+    the reason (`Scores.refused`), and everything else is computed. A model stored in 16 bits computes in float32
+    (`Compute.precision`).
 
     >>> explain("smollm2", "The capital of France is", max_new_tokens=4)
 
@@ -167,12 +167,14 @@ def explain_many(
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
 ) -> Iterator[Explanation]:
-    """The explanations of several prompts in their order, each as soon as it is there; the same as one by one.
+    """The explanations of several prompts in order, each as soon as it is ready; the same as one by one.
 
-    `prompts`: an iterable of what `explain` takes, a batch of a tokenizer's, or a table (of datasets, pandas, pyarrow)
-    with a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is
-    explained by itself. Everything else is as in `explain`. All prompts are encoded before any work, so that one that
-    cannot be is a PromptError at once, which says its number; what was explained before an error is not lost.
+    `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
+    a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained
+    by itself. Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a PromptError
+    with its number at once; explanations before a later error are not lost.
+
+    >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
@@ -219,9 +221,9 @@ def variant_names() -> list[str]:
 
 
 def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet) -> Compute:
-    """`compute` with what it leaves open planned from the free memory.
+    """`compute` with its open fields planned from the free memory.
 
-    Raises InsufficientMemoryError, before gradients are computed, where no setting fits.
+    Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return compute
@@ -233,7 +235,7 @@ def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progr
 
 
 def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:
-    """The scores; where the method is not defined for the model, the reason in their place."""
+    """The scores or, if the method is not defined for the model, the reason."""
     try:
         return work()
     except (UnsupportedModelError, OptionError) as error:  # of options: the method's own defaults do not fit the model

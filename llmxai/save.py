@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmxai.errors import EvidenceError
-from llmxai.evidence import Attempt, begin, explained, signing_key
+from llmxai.evidence import Attempt, begin, explained, signing_key, vouched
 from llmxai.evidence.files import describe
 from llmxai.evidence.provenance import provenance
 from llmxai.explanation import Explanation
 from llmxai.report import build_view, home_of, render_report
+from llmxai.report.rebuild import unnoticed
 from llmxai.store import FILES, evidence_folder, to_json, write_folder
+from llmxai.store.folder import DERIVED
 
 
 def save(
@@ -43,9 +46,12 @@ def save(
         explained(attempt, explanation, warnings=warnings)
         return out
     home = None if run is None else home_of(out, run=Path(run))
-    folder = write_folder(explanation, out, render=lambda *parts: _page(attempt, home, *parts))
-    files = [describe(folder.resolve() / name, base=base.resolve()) for name in FILES]
-    explained(attempt, explanation, artefacts=files, warnings=warnings)
+    with nullcontext(unnoticed) if attempt.drafts else vouched(base, signer=attempt.signer) as changing:
+        if any((out / name).exists() for name in DERIVED):  # they go with what they were made from
+            changing()
+        folder = write_folder(explanation, out, render=lambda *parts: _page(attempt, home, *parts))
+        files = [describe(folder.resolve() / name, base=base.resolve()) for name in FILES]
+        explained(attempt, explanation, artefacts=files, warnings=warnings)
     return folder
 
 

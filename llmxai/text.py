@@ -34,7 +34,7 @@ def group_words(texts: Sequence[str], roles: Sequence[Role]) -> tuple[Unit, ...]
 def sentences(texts: Sequence[str], roles: Sequence[Role], words: Sequence[Unit]) -> list[Unit]:
     """Neighbouring words joined up to the end of a sentence, to a line break, or to a change of role.
 
-    `.`, `!` and `?` end nothing where more of a word follows at once: they stand inside a number or an address. More
+    `.`, `!` and `?` end nothing where more of a word follows at once: they are part of a number or an address. More
     marks, closing quotes and line breaks belong to the sentence that they end. An abbreviation with a space after it
     (`Dr. Who`) ends one too. Words with a gap between them are never joined.
     """

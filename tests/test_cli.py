@@ -134,13 +134,14 @@ def test_removal_is_as_it_was_asked_for(run: Run, model_folder: Path) -> None:
 
 
 def test_options_reach_the_library(run: Run, model_folder: Path) -> None:
-    options = ["--temperature", "0.8", "--top-p", "0.9", "--seed", "5", "--features", "all", "--baseline", "zero"]
+    options = ["--temperature", "0.8", "--top-p", "0.9", "--top-k", "40", "--seed", "5"]
+    options += ["--features", "all", "--baseline", "zero"]
     ended = run(
         *explain(model_folder, "--prompt", "Hello", "--tolerance", "0.3", *options, "--json", "--dtype", "float64")
     )
     document = json.loads(ended.out)
     decoding, settings = document["generation"]["decoding"], document["computed"]
-    assert (decoding["temperature"], decoding["top_p"], decoding["seed"]) == (0.8, 0.9, 5)
+    assert (decoding["temperature"], decoding["top_p"], decoding["top_k"], decoding["seed"]) == (0.8, 0.9, 40, 5)
     assert (settings["features"], settings["baseline"]) == ("all", "zero")
     assert settings["tolerance"]["relative"] == 0.3
     assert document["environment"]["model"]["dtype"] == "float64"
@@ -178,6 +179,7 @@ PROMPT = ("--prompt", "Hello")
         ([*PROMPT, "--max-new-tokens", "0"], "max_new_tokens is 0"),
         ([*PROMPT, "--temperature", "-1"], "temperature is -1.0"),
         ([*PROMPT, "--top-p", "2"], "top_p is 2.0"),
+        ([*PROMPT, "--top-k", "-1"], "top_k is -1"),
         ([*PROMPT, "--device-map", "{broken"], "--device-map '{broken' is not a JSON object"),
         ([*PROMPT, "--device-map", "somewhere"], "somewhere"),
         ([*PROMPT, "--model", "nobody/nothing"], "nobody/nothing"),

@@ -36,7 +36,7 @@ def run_progress(kind: ProgressKind) -> Iterator[OnProgress]:
     else:
         columns = (
             *(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")),
-            *(TextColumn("{task.fields[told]}"), TimeElapsedColumn()),
+            *(TextColumn("{task.fields[words]}"), TimeElapsedColumn()),
         )
         with Progress(*columns, console=log, transient=True) as bar:
             yield _Bar(bar)
@@ -91,8 +91,8 @@ class _Bar:
         if news.stage != self.stage:
             for old in list(self.bar.task_ids):
                 self.bar.remove_task(old)
-            self.stage, self.task = news.stage, self.bar.add_task(news.stage, told="")
-        self.bar.update(self.task, completed=news.rows, total=news.total, told=_words(news))
+            self.stage, self.task = news.stage, self.bar.add_task(news.stage, words="")
+        self.bar.update(self.task, completed=news.rows, total=news.total, words=_words(news))
 
 
 class _Lines:

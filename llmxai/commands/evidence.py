@@ -64,7 +64,7 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint that was kept elsewhere.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that nothing was changed, removed or reordered. Exit 0: intact, 1: tampered, 2: cannot tell."""
+    """Check that nothing was changed, removed or reordered. Exit 0: whole, 1: tampered, 2: cannot tell."""
     from llmxai.evidence.verifier.check import read_held, read_key
     from llmxai.evidence.verifier.check import verify as check
 
@@ -119,7 +119,7 @@ def export(
     from llmxai.evidence.log import find, read_log
 
     place = _run(run, id)
-    entry, _ = find(read_log(place), id)
+    entry, _ = find(read_log(place, manifests=True), id)
     typer.echo(f"bundle: {export_bundle(place, entry.id, out or Path(f'{entry.id}.zip'))}")
 
 
@@ -137,8 +137,9 @@ def redact(
     from llmxai.runs import clear_removed
 
     place = _run(run, id)
-    receipt = remove(place, id, reason=reason, by=by, signer=signing_key(key))
-    clear_removed(place)
+    signer = signing_key(key)
+    receipt = remove(place, id, reason=reason, by=by, signer=signer)
+    clear_removed(place, signer=signer)
     _told("redacted", receipt)
 
 
@@ -192,8 +193,9 @@ def prune(
     from llmxai.evidence import signing_key
     from llmxai.runs import clear_removed
 
-    receipt = remove(run, older_than=_age(older_than), by=by, signer=signing_key(key))
-    clear_removed(run)  # also where an earlier call was interrupted before it came to that
+    signer = signing_key(key)
+    receipt = remove(run, older_than=_age(older_than), by=by, signer=signer)
+    clear_removed(run, signer=signer)  # also where an earlier call was interrupted before it came to that
     if receipt is None:
         typer.echo(f"Nothing in {run} is older than {older_than}.")
     else:

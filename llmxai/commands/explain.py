@@ -76,6 +76,7 @@ def explain(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0: among all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     features: Annotated[str | None, typer.Option(help=_help("features", "content, prompt or all."))] = None,
     baseline: Annotated[
@@ -183,7 +184,7 @@ def explain(
         attempt.request = {"prompt": text, "messages": turns, "response": response, "foil": foil}
         require_replaceable(out)
         chosen = _settings(asked, also or (), assignments or (), removal=removal)
-        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         from transformers.utils.logging import disable_progress_bar
 
         from llmxai import compare_full as compare

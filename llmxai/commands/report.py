@@ -17,20 +17,26 @@ def report(
     ] = False,
 ) -> None:
     """Rebuild the HTML pages of an explanation or a run from its stored data, without loading a model."""
+    from llmxai.evidence import signing_key, vouched
     from llmxai.evidence.provenance import provenances_of, records_of
     from llmxai.report.export import find_chromium, write_pdf
     from llmxai.report.rebuild import rebuild
 
     if pdf:
         find_chromium()
-    with progress() as said:
-        done = rebuild(folder, provenance=provenances_of(folder), records=records_of, report=said)
+    with vouched(folder, signer=signing_key()) as changing:
+        with progress() as said:
+            provenance = provenances_of(folder)
+            done = rebuild(folder, provenance=provenance, records=records_of, report=said, changing=changing)
+        if pdf:
+            changing()
+            printed = write_pdf(done.page)
     for failure in done.failures:
         log.print(f"llmxai: {failure}", markup=False, soft_wrap=True)
     typer.echo(f"pages: {done.pages}")
     typer.echo(f"report: {done.page}")
     if pdf:
-        typer.echo(f"pdf: {write_pdf(done.page)}")
+        typer.echo(f"pdf: {printed}")
     if done.failures:
         raise typer.Exit(1)
 

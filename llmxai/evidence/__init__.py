@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
     from llmxai.evidence.record import Record, RecordKind
-    from llmxai.evidence.recorder import Attempt, Draft, begin, drafting, explained, recording
-    from llmxai.evidence.redaction import prune, redact, review, withdraw
+    from llmxai.evidence.recorder import Attempt, Draft, begin, drafting, evaluated, explained, recording
+    from llmxai.evidence.redaction import Vouching, prune, redact, review, vouched, withdraw
     from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
 
@@ -34,10 +34,12 @@ __all__ = [
     "Record",
     "RecordKind",
     "SecretKey",
+    "Vouching",
     "append",
     "begin",
     "consistency",
     "drafting",
+    "evaluated",
     "explained",
     "export_bundle",
     "open_log",
@@ -49,6 +51,7 @@ __all__ = [
     "secret_key",
     "signing_key",
     "verify",
+    "vouched",
     "withdraw",
 ]
 
@@ -60,8 +63,8 @@ if not TYPE_CHECKING:
             "keys": ["public_key", "secret_key", "signing_key"],
             "log": ["EvidenceLog", "Receipt", "append", "open_log"],
             "record": ["Record", "RecordKind"],
-            "recorder": ["Attempt", "Draft", "begin", "drafting", "explained", "recording"],
-            "redaction": ["prune", "redact", "review", "withdraw"],
+            "recorder": ["Attempt", "Draft", "begin", "drafting", "evaluated", "explained", "recording"],
+            "redaction": ["Vouching", "prune", "redact", "review", "vouched", "withdraw"],
             "sealing": ["SecretKey"],
             "verifier.check": ["verify"],
         },

@@ -31,7 +31,7 @@ UNIX = 3
 
 def prove(run: Path | str, id: str) -> dict[str, Any]:
     """The Merkle path (hex, lowest first) from a record to the root of the newest checkpoint that covers it."""
-    log = read_log(run)
+    log = read_log(run, manifests=True)
     entry, record = find(log, id)
     point, line = _covering(evidence_of(Path(run)), log, entry.seq)
     return {
@@ -51,7 +51,7 @@ def consistency(old: Path | str, new: Path | str | None, *, run: Path | str) -> 
 
     Raises EvidenceError where a checkpoint cannot be read, or the log holds fewer records than one covers.
     """
-    log, place = read_log(run), evidence_of(Path(run))
+    log, place = read_log(run, manifests=True), evidence_of(Path(run))
     first, last = _last_line(Path(old)), _last_line(Path(new) if new else place / CHECKPOINTS)
     before, after = read_checkpoint(first), read_checkpoint(last)
     if not 0 < before.size <= after.size <= len(log):
@@ -66,7 +66,7 @@ def consistency(old: Path | str, new: Path | str | None, *, run: Path | str) -> 
 
 def export_bundle(run: Path | str, id: str, out: Path | str) -> Path:
     """Write one .zip with everything that checking this record takes. Raises EvidenceError."""
-    log, out = read_log(run), Path(out)
+    log, out = read_log(run, manifests=True), Path(out)
     entry, record = find(log, id)
     linked = [each for each in log if entry.id in (each[0].body["link"] or {}).get("records", ())]
     place = evidence_of(Path(run))

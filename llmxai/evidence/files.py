@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from llmxai.evidence.record import File
+
+SCRATCH = re.compile(r"\..+-(old-)?[a-z0-9_]{8}")
+"""Names of what is being written and gets its own name when it is complete."""
+FOLDERS = ("", "records", "ledger", "tables", "plots", "index-data", "evidence")
+"""Of a run, where such files can be."""
+
+
+def sweep(base: Path) -> None:
+    """Remove what a killed process left in the folder of a run, or of an explanation, or next to it: it holds texts.
+
+    Nothing is removed while a run is at work in the folder.
+    """
+    base = base.absolute()
+    lock = FileLock(base / ".lock", timeout=0) if (base / ".lock").is_file() else nullcontext()
+    with suppress(OSError, Timeout), lock:
+        found = [path for folder in FOLDERS if (base / folder).is_dir() for path in (base / folder).iterdir()]
+        found += [path for path in base.parent.iterdir() if path.name.startswith(f".{base.name}-")]
+        for path in found:
+            if SCRATCH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif SCRATCH.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def append_durably(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from llmxai.environment import this_tool
 from llmxai.errors import EvidenceError
 from llmxai.evidence.files import append_durably, cut_to, last_line
-from llmxai.evidence.record import Chain, Record, RecordKind, new_id
+from llmxai.evidence.record import Chain, File, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, checkpoint, plain, sealed, utc_now
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, LOG, evidence_of
 from llmxai.evidence.verifier.lines import (
@@ -59,6 +59,39 @@ class Receipt:
     """What an interrupted writer had left behind and was cut off; each cut also has its own record."""
 
 
+@dataclass
+class Known:
+    """The facts in a log, collected record by record: a long log is never held in memory."""
+
+    ids: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    """Ids of the records whose texts and files were removed."""
+    entered: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each ledger entry, by path, according to the last record that names it."""
+    manifest: dict[str, File] = field(default_factory=dict)
+    """The files of the last manifest that lists any, by path."""
+    changing: bool = False
+    """Whether a later manifest announced a change of these files and none has listed them since."""
+
+    def digest(self, path: str) -> str | None:
+        """SHA-256 of a ledger entry, according to the last record that names it."""
+        listed = None if self.changing else self.manifest.get(path)
+        return listed.sha256 if listed is not None else self.entered.get(path)
+
+    def add(self, entry: Entry) -> None:
+        self.ids.add(entry.id)
+        self.removed.update(entry.removes)
+        files = {file["path"]: File(file["path"], file["bytes"], file["sha256"]) for file in entry.body["artefacts"]}
+        if entry.body["kind"] == RecordKind.MANIFEST:
+            self.manifest, self.changing = files or self.manifest, not files
+            return
+        if (entered := entry.body["entered"]) is not None:
+            self.entered[entered["path"]] = entered["sha256"]
+            files[entered["path"]] = File(**{name: entered[name] for name in ("path", "bytes", "sha256")})
+        for path in files.keys() & self.manifest.keys():  # a later record owns them now
+            del self.manifest[path]
+
+
 class EvidenceLog:
     """A log open for appending, created by `open_log`. Other processes may append to the same log meanwhile."""
 
@@ -72,7 +105,7 @@ class EvidenceLog:
         self._prev, self._offset, self._prefix = GENESIS, 0, hashlib.sha256()
         self._frontier = Frontier()
         self._contents: set[bytes] = set()
-        self._ids: set[str] = set()
+        self.known = Known()
 
     def __len__(self) -> int:
         """Records that this writer has seen, including its own."""
@@ -80,7 +113,7 @@ class EvidenceLog:
 
     def __contains__(self, id: object) -> bool:
         """Whether this writer has seen a record of that id."""
-        return id in self._ids
+        return id in self.known.ids
 
     def append(self, record: Record, *, texts: Texts | None = None, private: SecretKey | None = None) -> Receipt:
         """Append one record; when this returns, it is on disk (fsync)."""
@@ -196,7 +229,7 @@ class EvidenceLog:
                 for entry, body in chained(self._counted(stream), seq=len(self), prev=self._prev):
                     self.log = self.log or entry.body["chain"]["log"]
                     self._prev = entry.hash
-                    self._ids.add(entry.id)
+                    self.known.add(entry)
                     self._frontier.add(body)
                     if entry.content:
                         self._contents.add(bytes.fromhex(entry.content))
@@ -287,12 +320,12 @@ Log = list[tuple[Entry, bytes]]
 """Each record of a log with its bytes, in order."""
 
 
-def read_log(run: Path | str) -> Log:
+def read_log(run: Path | str, *, manifests: bool = False) -> Log:
     """The records of a run folder (or of its `evidence/`). Raises EvidenceError for a missing or damaged log."""
     place = evidence_of(Path(run))
     try:
         lines, _ = split_lines(place / LOG)
-        log = list(chained(lines))
+        log = [each for each in chained(lines) if manifests or each[0].body["kind"] != RecordKind.MANIFEST]
     except BrokenLogError as broken:
         raise EvidenceError(f"{place / LOG}: record {broken.seq} {broken.what}. See `llmxai verify {run}`.") from broken
     except UnreadableError as error:
@@ -302,18 +335,18 @@ def read_log(run: Path | str) -> Log:
     return log
 
 
-def read_ids(run: Path | str) -> frozenset[str]:
-    """The ids of a run's records, up to the first damage; none if there is no log."""
-    ids = set()
+def read_known(run: Path | str) -> Known:
+    """The facts in a run's log, up to the first damaged record; empty if there is no log."""
+    known = Known()
     with suppress(BrokenLogError, UnreadableError):
         lines, _ = split_lines(evidence_of(Path(run)) / LOG)
         for entry, _ in chained(lines):
-            ids.add(entry.id)
-    return frozenset(ids)
+            known.add(entry)
+    return known
 
 
 def removed_ids(log: Log) -> frozenset[str]:
-    """The ids of the records whose texts and files a later record says are gone."""
+    """The ids of the records whose texts and files were removed, according to later records."""
     return frozenset(record for entry, _ in log for record in entry.removes)
 
 

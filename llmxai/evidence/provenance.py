@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmxai.evidence.verifier.folder import CHECKPOINTS, LOG
-from llmxai.evidence.verifier.lines import BrokenLogError, Entry, UnreadableError, chained, split_lines
+from llmxai.evidence.verifier.lines import MANIFEST, BrokenLogError, Entry, UnreadableError, chained, split_lines
 from llmxai.evidence.verifier.proof import read_checkpoint
 
 UNSIGNED = "unsigned: no key vouches for this record"
@@ -34,7 +34,7 @@ def provenance(
     }
 
 
-def provenance_of(folder: Path) -> dict[str, Any] | None:
+def provenance_of(folder: Path, *, keyid: str | None = None) -> dict[str, Any] | None:
     """The same for an explanation on disk (in its own folder or in a run's), with the reviewers' decisions; for the
     folder of a run, about its whole log. None if no readable log names it.
     """
@@ -46,7 +46,7 @@ def provenance_of(folder: Path) -> dict[str, Any] | None:
             prefix = folder.resolve().relative_to(run.resolve()).as_posix()
             found = log.told("explanation.json" if prefix == "." else f"{prefix}/explanation.json")
             if found is None and run == folder:
-                return log.told_of_run()
+                return log.told_of_run(keyid)
             return found
     return None
 
@@ -91,9 +91,13 @@ class _Log:
         self.run = run
         self.known: dict[str, _Known] = {}
         self.last: Entry | None = None
+        """The last record that is no manifest: a manifest names the pages, so they cannot tell of it."""
+        self.records = 0
         owners: dict[str, _Known] = {}
         for entry, record in chained(split_lines(run / "evidence" / LOG)[0]):
-            self.last = entry
+            if entry.body["kind"] == MANIFEST:
+                continue
+            self.last, self.records = entry, self.records + 1
             files = {artefact["path"]: artefact["sha256"] for artefact in entry.body["artefacts"]}
             for path in files:
                 if path.rpartition("/")[2] == "explanation.json":
@@ -122,13 +126,13 @@ class _Log:
         )
         return told | ({"reviews": known.decisions} if known.decisions else {})
 
-    def told_of_run(self) -> dict[str, Any]:
+    def told_of_run(self, keyid: str | None) -> dict[str, Any]:
         assert self.last is not None
-        keyid = _signer(self.run, self.last.seq)
+        keyid = _signer(self.run, self.last.seq, keyid)
         return {
             "verify": f"llmxai verify {shlex.quote(str(self.run))}{' --pubkey KEY.pub' if keyid else ''}",
             "log": self.last.body["chain"]["log"],
-            "records": self.last.seq + 1,
+            "records": self.records,
             "last record": self.last.id,
             "signature": f"Ed25519, key {keyid}" if keyid else UNSIGNED.replace("record", "log"),
         }
@@ -145,7 +149,7 @@ def _decision(review: Entry) -> str:
     return f"{link['decision']} by {link['by']}, {review.body['ended']} (record {review.id})"
 
 
-def _signer(run: Path, seq: int) -> str | None:
+def _signer(run: Path, seq: int, otherwise: str | None = None) -> str | None:
     """The key of the first checkpoint over the record, which the page named when it was made."""
     try:
         for line in split_lines(run / "evidence" / CHECKPOINTS)[0]:
@@ -154,4 +158,4 @@ def _signer(run: Path, seq: int) -> str | None:
                 return point.keyid
     except ValueError:
         return None
-    return None
+    return otherwise

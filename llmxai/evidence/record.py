@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from llmxai.environment import Tool
 
-SCHEMA: Literal["llmxai.record/1"] = "llmxai.record/1"
+SCHEMA: Literal["llmxai.record/2"] = "llmxai.record/2"
 
 
 def new_id() -> str:
@@ -31,7 +31,10 @@ def derived_id(*parts: str) -> str:
 
 class RecordKind(StrEnum):
     """`explanation`: one was made. `refusal`: the request could not be fulfilled, and the user can correct it.
-    `failure`: a bug or an interrupt. The others refer to earlier records: `review` is a reviewer's decision,
+    `failure`: a bug or an interrupt. `evaluation`: methods were scored on an answer, and none was explained.
+
+    `manifest` lists the files of a run that no other record names; it replaces the manifest before it, and one without
+    files says that they are about to change. The others refer to earlier records: `review` is a reviewer's decision,
     `redaction` and `prune` say that texts and files were removed on purpose, `repair` that a torn line was cut off.
     """
 
@@ -42,6 +45,8 @@ class RecordKind(StrEnum):
     REDACTION = "redaction"
     PRUNE = "prune"
     REPAIR = "repair"
+    EVALUATION = "evaluation"
+    MANIFEST = "manifest"
 
 
 Entry = Literal["cli", "python", "notebook", "recipe"]
@@ -170,8 +175,10 @@ class Record:
     error: Error | None = None
     link: Link | None = None
     artefacts: tuple[File, ...] = ()
+    entered: File | None = None
+    """The entry of the row in the ledger of its run, which is written after this record."""
     warnings: tuple[str, ...] = ()
-    schema: Literal["llmxai.record/1"] = SCHEMA
+    schema: Literal["llmxai.record/2"] = SCHEMA
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ with recording("runs/a/evidence", purpose="complaint 17") as attempt:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from llmxai.evidence.verifier.folder import LOG
 
 if TYPE_CHECKING:
     from llmxai.explanation import Explanation
-    from llmxai.types import CrossCheck
+    from llmxai.types import CrossCheck, Generation
 
 
 @dataclass
@@ -211,7 +212,13 @@ class Draft:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Draft:
         """Raises ValueError if the document is not a draft."""
-        return cls(record=_reader().validate_python(document["record"]), texts=dict(document["texts"]))
+        record = {name: value for name, value in document["record"].items() if name != "schema"}
+        return cls(record=_reader().validate_python(record), texts=dict(document["texts"]))
+
+    def entering(self, path: str, data: bytes) -> Draft:
+        """The draft with the row's entry in the ledger, which is written once the record is in the log."""
+        entered = File(path, len(data), hashlib.sha256(data).hexdigest())
+        return replace(self, record=replace(self.record, entered=entered))
 
 
 @cache
@@ -252,10 +259,28 @@ def explanation_record(
     attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
 ) -> tuple[Record, dict[str, str]]:
     """The record and its texts: input, input_ids, output, output_ids, and foil if there is one."""
-    generation = explanation.generation
+    record, texts = _answered(attempt, RecordKind.EXPLANATION, explanation.generation, explanation.environment)
+    record = replace(
+        record,
+        method=_method(explanation),
+        outcome=_outcome(explanation, private=attempt.private is not None),
+        artefacts=tuple(artefacts),
+        warnings=tuple(warnings),
+    )
+    return record, texts
+
+
+def evaluated(attempt: Attempt, generation: Generation, *, environment: Mapping[str, Any]) -> Receipt | None:
+    """Append the record of an answer that was evaluated but not explained (None: it became a draft)."""
+    return attempt.keep(*_answered(attempt, RecordKind.EVALUATION, generation, environment))
+
+
+def _answered(
+    attempt: Attempt, kind: RecordKind, generation: Generation, environment: Mapping[str, Any]
+) -> tuple[Record, dict[str, str]]:
     record = Record(
         id=attempt.id,
-        kind=RecordKind.EXPLANATION,
+        kind=kind,
         entry=attempt.entry,
         started=attempt.started,
         ended=utc_now(),
@@ -263,15 +288,11 @@ def explanation_record(
         requester=attempt.requester,
         purpose=attempt.purpose,
         options=attempt.options,
-        model=_model(explanation.environment["model"]),
-        hardware=dict(explanation.environment["hardware"]),
+        model=_model(environment["model"]),
+        hardware=dict(environment["hardware"]),
         input_tokens=generation.prompt_len,
         output_tokens=generation.n_targets,
         decoding={**generation.decoding, "stop": generation.stop},
-        method=_method(explanation),
-        outcome=_outcome(explanation, private=attempt.private is not None),
-        artefacts=tuple(artefacts),
-        warnings=tuple(warnings),
     )
     return record, {
         **request_texts(generation.request),

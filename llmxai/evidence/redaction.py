@@ -1,25 +1,33 @@
-"""Remove texts and files but keep the chain intact: on request (redact), or because they are old (prune).
+"""Records about earlier records: removed texts and files, files that a run derives, decisions of reviewers.
 
-First a record is appended that says what is removed, and why; only then is anything removed. If that is interrupted,
-the next removal completes it. The records themselves stay: they hold digests and no text.
+Texts and files are removed on request (redact) or because they are old (prune), and the chain stays intact. First a
+record is appended that says what is removed, and why; only then is anything removed. If that is interrupted, the next
+removal completes it. The records themselves stay: they hold digests and no text.
+
+Files that a run derives from its records (tables, pages) are listed by a manifest. Before they change, one without
+files replaces it, so the log never makes a false claim, whatever interrupts the change.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+import stat
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.environment import this_tool
-from llmxai.evidence.files import replace_durably
+from llmxai.errors import EvidenceError
+from llmxai.evidence.files import describe, replace_durably, sweep
 from llmxai.evidence.log import EvidenceLog, Log, Receipt, append, find, open_log, read_log, removed_ids
-from llmxai.evidence.record import Link, Record, RecordKind, new_id
+from llmxai.evidence.record import File, Link, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, utc_now
-from llmxai.evidence.verifier.folder import CONTENT, evidence_of
-from llmxai.evidence.verifier.lines import Entry
+from llmxai.evidence.verifier.folder import CONTENT, EVIDENCE, LOG, evidence_of
+from llmxai.evidence.verifier.lines import Entry, UnreadableError, digest_file
 
 
 def redact(
@@ -30,7 +38,9 @@ def redact(
     Raises EvidenceError for an unknown record or a damaged log.
     """
     place = evidence_of(Path(run))
-    entry, _ = find(read_log(run), id)
+    entry, _ = find(read_log(run, manifests=True), id)
+    if entry.body["kind"] == RecordKind.MANIFEST:
+        raise EvidenceError(f"{entry.id}: is a manifest, which holds no text. Redact the record of the row.")
     return _remove(place, [entry], kind=RecordKind.REDACTION, reason=reason, by=by, signer=signer)
 
 
@@ -42,9 +52,7 @@ def prune(
     before = datetime.now(UTC) - older_than
     gone = removed_ids(log)
     old = [
-        entry
-        for entry, record in log
-        if _ended(entry) < before and entry.id not in gone and (entry.content or entry.body["artefacts"])
+        entry for entry, record in log if _ended(entry) < before and entry.id not in gone and _holds_something(entry)
     ]
     if not old:
         return None
@@ -62,11 +70,16 @@ def withdraw(log: EvidenceLog, folders: Sequence[Path], *, reason: str) -> Recei
     entries = [
         entry
         for entry, _ in read_log(base)
-        if any(each["path"].startswith(prefixes) for each in entry.body["artefacts"])
+        if _holds_something(entry) and any(each["path"].startswith(prefixes) for each in entry.body["artefacts"])
     ]
     if not entries:
         return None
     return _remove(log.folder, entries, kind=RecordKind.PRUNE, reason=reason, by=None, signer=log.signer)
+
+
+def _holds_something(entry: Entry) -> bool:
+    """Whether it has its own texts or files; those of a manifest belong to the run."""
+    return entry.body["kind"] != RecordKind.MANIFEST and bool(entry.content or entry.body["artefacts"])
 
 
 def _ended(entry: Entry) -> datetime:
@@ -87,6 +100,7 @@ def _remove(
     now = utc_now()
     link = Link(records=ids, by=by, reason=reason, paths=paths)
     record = Record(id=new_id(), kind=kind, entry="python", started=now, ended=now, tool=this_tool(), link=link)
+    sweep(place.parent)
     with open_log(place, signer=signer) as log:
         receipt = log.append(record)
         with log.locked():
@@ -142,3 +156,112 @@ def review(
     )
     texts = {} if note is None else {"note": note}
     return append(evidence_of(Path(run)), record, texts=texts, private=private, signer=signer)
+
+
+RUN_FILES = (
+    *("manifest.json", "rows.parquet", "measures.parquet", "index.html", "index-data/*.html", "index.pdf"),
+    *("evaluation.html", "tables/*", "plots/*"),
+    *("report.pdf", "report.rebuilt.html", "report.rebuilt.pdf"),
+    *("records/*/report.pdf", "records/*/report.rebuilt.html", "records/*/report.rebuilt.pdf"),
+)
+"""Files that `llmxai run` and `llmxai report` write, besides those that the record of a row or an explanation names
+(its page and data, and its entry in the ledger)."""
+
+
+class Vouching:
+    """Keeps the manifest of the folder of an open log: `changing` before files change, `close` when they have changed.
+
+    The manifest lists the files that were written in between, and repeats the previous manifest for all others: it
+    never covers files that another program put there or changed.
+    """
+
+    def __init__(self, log: EvidenceLog) -> None:
+        self.log, self.base = log, log.folder.parent
+        self._before: dict[str, tuple[int, int, int]] | None = None
+        self._claims: dict[str, File] = {}
+
+    def changing(self) -> None:
+        """Announce that files are about to change; does nothing if already announced."""
+        if self._before is not None:
+            return
+        with self.log.locked():
+            self._claims, interrupted = dict(self.log.known.manifest), self.log.known.changing
+        spoilt = dict(self._spoilt())
+        if interrupted:  # files that a killed process was changing are no longer covered
+            self._claims = {path: claim for path, claim in self._claims.items() if path not in spoilt}
+        self._before = {path: state for path in self._paths() if (state := _state(self.base / path)) is not None}
+        if self._claims and not interrupted:
+            self._append((), warnings=[f"{path} {why}" for path, why in spoilt.items()])
+
+    def close(self, *, also: Collection[str] = ()) -> None:
+        """List the files of the run. `also`: paths that were written and are not among RUN_FILES."""
+        if self._before is None:
+            return
+        files = []
+        for path in sorted({*self._paths(), *also, *self._claims}):
+            state, before = _state(self.base / path), self._before.get(path)
+            if state is not None and (state != before or path in also):
+                files.append(describe(self.base / path, base=self.base))
+            elif path in self._claims and (state is not None or before is None):  # else it was removed in the meantime
+                files.append(self._claims[path])
+        self._before = None
+        if files:
+            self._append(files)
+
+    def _paths(self) -> list[str]:
+        found = [path for pattern in RUN_FILES for path in self.base.glob(pattern)]
+        return [*(path.relative_to(self.base).as_posix() for path in found), *self._claims]
+
+    def _spoilt(self) -> Iterator[tuple[str, str]]:
+        for path, claim in self._claims.items():
+            try:
+                if digest_file(self.base, path, size=claim.bytes) != claim.sha256:
+                    yield path, "was changed after the last manifest"
+            except FileNotFoundError:
+                yield path, "was removed after the last manifest"
+            except UnreadableError as error:
+                yield path, f"cannot be read any more ({error})"
+
+    def _append(self, files: Sequence[File], *, warnings: Sequence[str] = ()) -> None:
+        now = utc_now()
+        record = Record(new_id(), RecordKind.MANIFEST, "python", now, now, this_tool())
+        self.log.append(replace(record, artefacts=tuple(files), warnings=tuple(warnings)))
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Identifies one version of a file; None if it is not a file."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size) if stat.S_ISREG(found.st_mode) else None
+
+
+@contextmanager
+def vouched(
+    folder: Path | str, *, signer: Ed25519PrivateKey | None = None, also: Collection[str] = ()
+) -> Iterator[Callable[[], None]]:
+    """Yields a function to call before a file of the folder changes; if it was called, writes a manifest at the end.
+
+    `folder`: of a run, of one of its records or of an explanation; nothing is written if it has no log, or the log is
+    damaged, which `llmxai verify` reports. `also`: paths, known at the end, that were written and are not among
+    RUN_FILES.
+    """
+    places = (Path(folder), *Path(folder).absolute().parents[:2])
+    place = next((each for each in places if (each / EVIDENCE / LOG).is_file()), None)
+    vouching: Vouching | None = None
+    with ExitStack() as stack:
+
+        def changing() -> None:
+            nonlocal vouching
+            if vouching is None and place is not None:
+                with suppress(EvidenceError):
+                    vouching = Vouching(stack.enter_context(open_log(place / EVIDENCE, signer=signer)))
+            if vouching is not None:
+                vouching.changing()
+
+        try:
+            yield changing
+        finally:
+            if vouching is not None:
+                vouching.close(also=also)

@@ -1,4 +1,4 @@
-"""Attribution methods, by family: gradients, attention, perturbation. `METHODS` is the table of all of them."""
+"""Attribution methods in three families: gradients, attention, perturbation. `METHODS` lists all of them."""
 
 from llmxai.methods.attention.attention_gradients import gradient_weighted_rollout
 from llmxai.methods.attention.rollout import attention_rollout

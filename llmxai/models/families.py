@@ -1,7 +1,7 @@
-"""Every fact about a family of models in one table, and what kinds of model there are.
+"""One table of facts about model families, and the kinds of models.
 
-A new family usually needs no row: transformers says most. A row is for what its configuration does not say.
-docs/add-a-family.md goes through one.
+A new family usually needs no row: transformers provides most facts. A row holds what the configuration does not say.
+docs/add-a-family.md shows an example.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import (
 
 
 class ModelKind(StrEnum):
-    """`causal`: tokens, one after the other, each from all before it. `classifier`: one of a few classes for a text.
+    """`causal`: generates tokens one by one, each from all before it. `classifier`: assigns a text one of some classes.
 
-    `encoder-decoder`: tokens, one after the other, each from a source that is read whole and from all before it.
+    `encoder-decoder`: generates tokens one by one, each from a complete source and from all before it.
     """
 
     CAUSAL = "causal"
@@ -33,14 +33,14 @@ class ModelKind(StrEnum):
 
 @dataclass(frozen=True)
 class Family:
-    """What the configuration of a family does not say. The defaults hold for Llama and most others."""
+    """Facts that the configuration of a family does not provide. The defaults are right for Llama and most others."""
 
     norms: int = 2
-    """Norms in a layer: two, before its blocks or after them; four where there are both."""
+    """Norms per layer: two, before or after its blocks; four if there are both."""
     experts_keep: int | None = None
-    """Tensors as wide as the experts' inner layer that are kept for the backward pass; None: as the activation says."""
+    """Tensors of the width of the experts' inner layer kept for the backward pass; None: as for the activation."""
     own_maps: int = 0
-    """Maps of all heads that a layer keeps for the backward pass where it attends by code of its own."""
+    """Maps of all heads that a layer keeps for the backward pass if it has its own attention code."""
     attention_adds_residual: bool = False
     """Whether the attention module returns its output with the residual stream added to it."""
     recurrent: bool = False
@@ -56,27 +56,27 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(experts_keep=6),
     "rwkv": Family(recurrent=True),
 }
-"""By the `model_type` of a configuration, or of its text where it has others as well."""
+"""By the `model_type` of a configuration, or of its text part in a multimodal one."""
 
 SOFTMAX_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-"""Entries of a configuration's `layer_types` for layers that mix tokens by softmax attention and nothing else."""
+"""Entries of a configuration's `layer_types` for layers that mix tokens by softmax attention alone."""
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo")
 """Names of the linear map that follows attention."""
 SCORE_BIAS = "position_bias"
-"""The argument of attention that holds one number per query and key (T5 and its relatives)."""
+"""The attention argument with one number per query and key (T5 and its relatives)."""
 KEPT_BY_ACTIVATION = {
-    **dict.fromkeys(("silu", "swish", "gelu_pytorch_tanh"), 3),  # they stand next to a gate, which is kept as well
+    **dict.fromkeys(("silu", "swish", "gelu_pytorch_tanh"), 3),  # used with a gate, which is kept as well
     **dict.fromkeys(("gelu_new", "gelu_accurate", "gelu_python_tanh"), 4),
     **{"gelu_fast": 7, "gelu_python": 3, "quick_gelu": 2},
 }
-"""How many tensors as wide as the inner layer are kept for the backward pass, where it is more than one: an activation
-function written out in elementary operations keeps the input of each."""
+"""Tensors of the width of the inner layer kept for the backward pass, if more than one: an activation function that is
+written in elementary operations keeps the input of each."""
 AUTO_CLASSES: dict[ModelKind, Any] = {
     ModelKind.CAUSAL: AutoModelForCausalLM,
     ModelKind.CLASSIFIER: AutoModelForSequenceClassification,
     ModelKind.ENCODER_DECODER: AutoModelForSeq2SeqLM,
 }
-"""What transformers loads a kind with."""
+"""The Auto class that loads each kind."""
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -85,7 +85,7 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def residual_multiplier(config: PreTrainedConfig) -> float:
-    """What a layer scales its blocks' outputs by before it adds them to the residual stream (Granite); 1 elsewhere."""
+    """The factor on a block's output before it is added to the residual stream (Granite); else 1."""
     return float(getattr(config.get_text_config(), "residual_multiplier", 1.0))
 
 
@@ -105,7 +105,7 @@ def class_for(kind: ModelKind, config: PreTrainedConfig) -> str | None:
 
 
 def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
-    """The layers that mix tokens by anything but softmax attention: how many of each type."""
+    """The number of layers of each type that mix tokens by something other than softmax attention alone."""
     text = config.get_text_config()
     if (types := getattr(text, "layer_types", None)) is not None:
         return Counter(kind for kind in types if kind not in SOFTMAX_LAYERS)
@@ -113,12 +113,12 @@ def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
 
 
 def rollout_refusal(config: PreTrainedConfig) -> str | None:
-    """Why attention rollout is not defined for a model; None where it is."""
+    """Why attention rollout is not defined for a model; None if it is."""
     return softmax_refusal(config, what="attention rollout")
 
 
 def softmax_refusal(config: PreTrainedConfig, *, what: str) -> str | None:
-    """Why a method that is about softmax attention is not defined for a model; None where it is."""
+    """Why a method based on softmax attention is not defined for a model; None if it is."""
     others = layers_without_softmax(config)
     if not others:
         return None

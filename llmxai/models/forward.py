@@ -1,4 +1,4 @@
-"""The few places where llmxai touches a transformers model, the same for every architecture."""
+"""The few functions through which llmxai accesses a transformers model, the same for every architecture."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 
 @contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Run with weights frozen and dropout off; every flag is put back on the way out, also after an exception."""
+    """Run with weights frozen and dropout off; restores every flag on exit, even after an exception."""
     trains = {module: module.training for module in model.modules()}
     grads = {parameter: parameter.requires_grad for parameter in model.parameters()}
     packing = [module for module in trains if getattr(module, PACKS_FOR_CPU, False)]
     try:
         for module in packing:
             setattr(module, PACKS_FOR_CPU, False)
-            module.state_dict()  # makes bitsandbytes unpack what an earlier inference packed
+            module.state_dict()  # makes bitsandbytes unpack weights that an earlier inference packed
         model.eval()
         model.requires_grad_(False)
         yield
@@ -42,7 +42,7 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
 
 
 def embedding_module(model: PreTrainedModel) -> nn.Module:
-    """The input embedding; raises UnsupportedModelError where the model has none."""
+    """The input embedding; raises UnsupportedModelError if the model has none."""
     module = model.get_input_embeddings()
     if not isinstance(module, nn.Module):
         raise UnsupportedModelError(
@@ -53,26 +53,26 @@ def embedding_module(model: PreTrainedModel) -> nn.Module:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go: the device that the embedding runs on, also when its weights are offloaded."""
+    """The device for token ids: the one on which the embedding runs, even if its weights are offloaded."""
     hook = getattr(embedding_module(model), "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return torch.device(device) if device is not None else model.device
 
 
 def embed(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "seq hidden"]:
-    """The embeddings of `ids` as the model itself makes them (through Accelerate's hooks, if any)."""
+    """The embeddings of `ids` as the model computes them (through Accelerate's hooks, if any)."""
     with torch.no_grad():
         module = embedding_module(model)
         return torch.as_tensor(module(torch.tensor([list(ids)], device=input_device(model))))[0]
 
 
 def keeps_logits(model: PreTrainedModel) -> bool:
-    """Whether the output head can be run at chosen positions only."""
+    """Whether the output head can run at chosen positions only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def keys_and_values(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache:
-    """Keys and values of a beginning that never changes. For models that keep nothing else (`Adapter.keeps_prefix`)."""
+    """Keys and values of a fixed prefix, for models that keep no other state (`Adapter.keeps_prefix`)."""
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(inputs_embeds=inputs_embeds, use_cache=True, **{cache_argument(model): cache})
@@ -85,13 +85,13 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 
 def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of layers, first layer first; raises UnsupportedModelError where no list has the depth of the model."""
+    """The stack of layers, first layer first; raises UnsupportedModelError if no list has the model's depth."""
     depth = transformer_depth(model)
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise UnsupportedModelError(
-        f"{type(model).__name__} holds no list of {depth} layers, so its layers cannot be told apart."
+        f"{type(model).__name__} has no list of {depth} layers, so its layers cannot be identified."
     )
 
 
@@ -102,7 +102,7 @@ def transformer_depth(model: PreTrainedModel) -> int:
 
 @contextmanager
 def seeded(seed: int, *, device: torch.device) -> Iterator[None]:
-    """Draw from `seed` inside, in torch and numpy (Captum uses both); afterwards both states are the caller's again."""
+    """Seed torch and numpy inside this context (Captum uses both); restores the caller's states afterwards."""
     devices = [device.index or 0] if device.type == "cuda" else []
     state = np.random.get_state()
     try:

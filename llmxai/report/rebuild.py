@@ -44,6 +44,14 @@ class Rebuilt:
     """One sentence for each record whose page could not be built."""
 
 
+Changing = Callable[[], None]
+"""Called before a file changes. With it, one that would not change is left alone."""
+
+
+def unnoticed() -> None:
+    """No manifest is kept here."""
+
+
 def no_provenance(_folder: Path) -> None:
     """No provenance: there are no records."""
 
@@ -59,6 +67,7 @@ def rebuild(
     provenance: Provenances = no_provenance,
     records: Records = no_records,
     report: Report = lambda _stage, _done, _n: None,
+    changing: Changing = unnoticed,
 ) -> Rebuilt:
     """Write the pages of `folder`: `report.html` of one explanation; of a run, every record's and `index.html`.
 
@@ -66,17 +75,18 @@ def rebuild(
     """
     folder = Path(folder)
     if (folder / "explanation.json").is_file():
-        return Rebuilt(write_page(folder, provenance=provenance(folder)), 1, ())
+        return Rebuilt(write_page(folder, provenance=provenance(folder), changing=changing), 1, ())
     folders = record_folders(folder)
     failures = []
     for done, record in enumerate(folders):
         report("pages", done, len(folders))
         try:
-            write_page(record, home=home_of(record, run=folder), provenance=provenance(record))
+            home = home_of(record, run=folder)
+            write_page(record, home=home, provenance=provenance(record), changing=changing)
         except OutputError as error:
             failures.append(str(error))
     report("index", 0, 1)
-    index = write_index(folder, provenance=provenance(folder), records=records(folder))
+    index = write_index(folder, provenance=provenance(folder), records=records(folder), changing=changing)
     return Rebuilt(index, len(folders) - len(failures) + 1, tuple(failures))
 
 
@@ -85,7 +95,13 @@ def home_of(folder: Path, *, run: Path) -> str:
     return os.path.relpath(run / INDEX, folder).replace(os.sep, "/")
 
 
-def write_page(folder: Path, *, home: str | None = None, provenance: Mapping[str, Any] | None = None) -> Path:
+def write_page(
+    folder: Path,
+    *,
+    home: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    changing: Changing = unnoticed,
+) -> Path:
     """`report.html` of one explanation, from its stored data. `home`: the index, relative to the folder.
 
     If an evidence log may hold the digest of the existing page and the new one differs, the existing page stays and the
@@ -97,8 +113,8 @@ def write_page(folder: Path, *, home: str | None = None, provenance: Mapping[str
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise not_as_promised(folder, error) from error
     if _logged(folder) and (folder / PAGE).is_file() and (folder / PAGE).read_bytes() != page.encode("utf-8"):
-        return _replace(folder / REBUILT, page)
-    return _replace(folder / PAGE, page)
+        return _replace(folder / REBUILT, page, changing)
+    return _replace(folder / PAGE, page, changing)
 
 
 def _logged(folder: Path) -> bool:
@@ -109,7 +125,11 @@ def _logged(folder: Path) -> bool:
 
 
 def write_index(
-    run: Path, *, provenance: Mapping[str, Any] | None = None, records: Mapping[str, str] | None = None
+    run: Path,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    records: Mapping[str, str] | None = None,
+    changing: Changing = unnoticed,
 ) -> Path:
     """`index.html` of a run, from rows.parquet or, without it, from each explanation.json. For more than 5,000 records,
     their texts go into data pages in `index-data/`.
@@ -131,16 +151,17 @@ def write_index(
     )
     pages = LongIndex(render_index(view), {}) if len(rows) <= DATA_ROWS else render_long_index(view, size=DATA_ROWS)
     for name, page in pages.data.items():
-        _replace(run / name, page)
-    index = _replace(run / INDEX, pages.page)
-    _remove_others(run / DATA, {Path(name).name for name in pages.data})
+        _replace(run / name, page, changing)
+    index = _replace(run / INDEX, pages.page, changing)
+    _remove_others(run / DATA, {Path(name).name for name in pages.data}, changing)
     return index
 
 
-def _remove_others(folder: Path, kept: Collection[str]) -> None:
+def _remove_others(folder: Path, kept: Collection[str], changing: Changing) -> None:
     """Remove the data pages of an earlier index, and the remains of an interrupted one."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in kept and (DATA_PAGE.fullmatch(path.name) or path.name.startswith(SCRATCH)):
+            changing()
             path.unlink(missing_ok=True)
     if not kept:
         with contextlib.suppress(OSError):  # there is none, or it holds other files
@@ -157,8 +178,12 @@ def _manifest(path: Path) -> Mapping[str, Any]:
     return values if isinstance(values, dict) else {"manifest": values}
 
 
-def _replace(path: Path, text: str) -> Path:
+def _replace(path: Path, text: str, changing: Changing) -> Path:
     """Write a file completely or not at all."""
+    known = changing is not unnoticed and path.is_file() and not path.is_symlink()
+    if known and path.read_bytes() == text.encode("utf-8"):
+        return path
+    changing()
     scratch = None
     try:
         path.parent.mkdir(exist_ok=True)

@@ -195,7 +195,7 @@ def draft_begun(batches: Path, run: Path, recipe: Recipe, *, signed_by: str | No
             continue
         started, _, text = told.splitlines()[-1].partition(" ")
         job = Job.from_json(text)
-        if recipe.explain is None or ledger.has(job.row.id, key=job.key, attempt=job.record):
+        if ledger.has(job.row.id, key=job.key, attempt=job.record):
             continue
         purpose = f"recipe {recipe.name}, row {job.row.id}"
         with (

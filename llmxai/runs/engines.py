@@ -50,7 +50,7 @@ def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
         raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
     try:
         _require_same(out, recipe)
-        folders = ("", "records/", "ledger/", "tables/", "plots/")
+        folders = ("", "records/", "ledger/", "tables/", "plots/", "index-data/", "evidence/")
         for scratch in [path for folder in folders for path in out.glob(f"{folder}.*-*")]:
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         yield

@@ -1,4 +1,4 @@
-"""What a run keeps on disk row by row, and what is taken out of it again when texts are removed. Needs no torch.
+"""The ledger of a run, row by row, and the removal of texts from it. Needs no torch.
 
 The ledger is one small JSON file per row, written by one rename. A row has two states on disk. `ID.prepared`: all its
 files are on disk, including its entry and the draft of its record. `ID.json`: its record is in the evidence log too, so
@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.errors import OutputError
-from llmxai.evidence import Draft
-from llmxai.evidence.files import replace_durably, replacing
-from llmxai.evidence.log import read_log, removed_ids
+from llmxai.evidence import Draft, vouched
+from llmxai.evidence.files import replace_durably, replacing, sweep
+from llmxai.evidence.log import Known, read_log, removed_ids
 from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.report import write_index
@@ -31,6 +32,8 @@ from llmxai.report.rebuild import INDEX, PAGE, REBUILT
 from llmxai.report.rows import ROWS, record_folders
 
 SCHEMA = "llmxai.row/1"
+ROW_FILES = (PAGE, "explanation.json", "maps.safetensors")
+"""Of a row that was explained."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -43,8 +46,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    write_atomically(path, json_bytes(document))
+
+
+def json_bytes(document: Mapping[str, Any]) -> bytes:
     text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
-    write_atomically(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def key_of(**parts: Any) -> str:
@@ -57,12 +64,28 @@ class Ledger:
     """The rows of one run."""
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / "ledger"
+        self.run, self.folder = run, run / "ledger"
+        self.known: Known | None = None
+        """The facts in the log; if given, only rows that it confirms are done."""
 
     def find(self, row_id: str, *, key: str) -> dict[str, Any] | None:
         """The row's entry if it is done under this key."""
         entry = self.read(row_id)
-        return entry if entry is not None and entry.get("key") == key else None
+        if entry is None or entry.get("key") != key:
+            return None
+        return entry if self.known is None or self._is_recorded(row_id, entry, self.known) else None
+
+    def _is_recorded(self, row_id: str, entry: Mapping[str, Any], known: Known) -> bool:
+        """Whether the entry's record is in the log and matches the entry and the row's files."""
+        if entry.get("record") not in known.ids:
+            return False
+        if entry["record"] in known.removed:  # its texts and files were removed on purpose
+            return True
+        said = known.digest(f"ledger/{row_id}.json")
+        if said is not None and hashlib.sha256(self._path(row_id, "json").read_bytes()).hexdigest() != said:
+            return False
+        names = ROW_FILES if entry.get("explanation_sha256") else ()
+        return all((self.run / "records" / row_id / name).is_file() for name in names)
 
     def read(self, row_id: str) -> dict[str, Any] | None:
         """The row's entry, whatever its key; None if there is no readable one."""
@@ -74,7 +97,9 @@ class Ledger:
 
     def prepare(self, row_id: str, entry: Mapping[str, Any], draft: Draft | None) -> None:
         """Store the row's future entry and record. All other files of the row must already be on disk."""
-        kept = None if draft is None else draft.to_json()
+        kept = None
+        if draft is not None:
+            kept = draft.entering(f"ledger/{row_id}.json", json_bytes({"schema": SCHEMA, **entry})).to_json()
         document = {"schema": SCHEMA, "key": entry["key"], "entry": dict(entry), "draft": kept}
         write_json(self._path(row_id, "prepared"), document)
 
@@ -146,11 +171,12 @@ PAGE_FILES = tuple(str(Path(page).with_suffix(kind)) for page in (PAGE, REBUILT)
 """Files that `llmxai report` may have written next to an explanation; no record names the last three."""
 
 
-def clear_removed(run: Path | str) -> int:
+def clear_removed(run: Path | str, *, signer: Ed25519PrivateKey | None = None) -> int:
     """Remove the texts of removed records from the ledger, rows.parquet, the index and rebuilt pages.
 
     Follows the log: texts that any redaction or prune lists are removed everywhere, so the next call completes one that
-    was interrupted. Figures stay. Returns the number of cleared ledger rows.
+    was interrupted. Figures stay. Returns the number of cleared ledger rows. `signer` signs the new
+    manifest.
 
     Raises EvidenceError for a missing or damaged log, and OutputError if a file cannot be written.
     """
@@ -159,43 +185,58 @@ def clear_removed(run: Path | str) -> int:
     gone = removed_ids(log)
     if not gone:
         return 0
-    for entry, _ in log:
-        if entry.id in gone:
-            _remove_pages({(base / artefact["path"]).parent for artefact in entry.body["artefacts"]})
-    cleared = _clear_ledger(Ledger(base), gone)
-    if (base / ROWS).is_file():
-        with pq.ParquetFile(base / ROWS) as table:
-            write_table(base / ROWS, _without_texts(table, gone), table.schema_arrow)
-    if (base / INDEX).is_file():
-        if (base / ROWS).is_file() or record_folders(base):
-            write_index(base, provenance=provenance_of(base), records=records_of(base))
-        else:
-            (base / INDEX).unlink()
-    return cleared
+    sweep(base)
+    cleared: list[str] = []
+    with vouched(base, signer=signer, also=cleared) as changing:
+        for entry, _ in log:
+            if entry.id in gone:
+                _remove_pages({(base / artefact["path"]).parent for artefact in entry.body["artefacts"]}, changing)
+        _clear_ledger(Ledger(base), gone, cleared, changing)
+        if (base / ROWS).is_file():
+            with pq.ParquetFile(base / ROWS) as table:
+                if any(_bare(row) != row for row in _rows_of(table) if row.get("record") in gone):
+                    changing()
+                    write_table(base / ROWS, _without_texts(table, gone), table.schema_arrow)
+        if (base / INDEX).is_file():
+            if (base / ROWS).is_file() or record_folders(base):
+                write_index(base, provenance=provenance_of(base), records=records_of(base), changing=changing)
+            else:
+                changing()
+                (base / INDEX).unlink()
+    return len(cleared)
 
 
-def _remove_pages(folders: Collection[Path]) -> None:
+def _remove_pages(folders: Collection[Path], changing: Callable[[], None]) -> None:
     """Remove the pages of removed explanations, unless a later record has replaced them."""
     for folder in folders:
         if not (folder / "explanation.json").exists():
-            for page in PAGE_FILES:
-                (folder / page).unlink(missing_ok=True)
+            for page in filter(Path.exists, (folder / page for page in PAGE_FILES)):
+                changing()
+                page.unlink()
 
 
-def _clear_ledger(ledger: Ledger, gone: Collection[str]) -> int:
-    cleared = 0
+def _clear_ledger(ledger: Ledger, gone: Collection[str], cleared: list[str], changing: Callable[[], None]) -> None:
+    """Also remove rows that a killed process had prepared and entered, or that were interrupted."""
+    for path in (*ledger.folder.glob("*.prepared"), *ledger.folder.glob("*.aborted")):
+        draft = (_read(path) or {}).get("draft")
+        if draft is not None and draft["record"]["id"] in gone:
+            path.unlink()
     for row_id in ledger.rows():
         entry = ledger.read(row_id)
         if entry is not None and entry.get("record") in gone and (bare := _bare(entry)) != entry:
-            ledger.commit(row_id, bare)
-            cleared += 1
-    return cleared
+            changing()
+            ledger.commit(row_id, {name: value for name, value in bare.items() if name != "schema"})
+            cleared.append(f"ledger/{row_id}.json")
 
 
 def _without_texts(table: pq.ParquetFile, gone: Collection[str]) -> Iterator[dict[str, Any]]:
+    for row in _rows_of(table):
+        yield _bare(row) if row.get("record") in gone else row
+
+
+def _rows_of(table: pq.ParquetFile) -> Iterator[dict[str, Any]]:
     for batch in table.iter_batches(batch_size=GROUP):
-        for row in batch.to_pylist():
-            yield _bare(row) if row.get("record") in gone else row
+        yield from batch.to_pylist()
 
 
 def _bare(row: dict[str, Any]) -> dict[str, Any]:

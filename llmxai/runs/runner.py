@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,10 +12,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.evaluation import Row
-from llmxai.evidence import begin, open_log, signing_key
+from llmxai.evidence import Vouching, begin, open_log, signing_key
 from llmxai.evidence.files import describe
 from llmxai.evidence.keys import key_id
-from llmxai.evidence.log import read_ids
+from llmxai.evidence.log import read_known
 from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.recorder import ended_by
 from llmxai.report import write_index
@@ -70,9 +70,9 @@ def run_recipe(
     out, team = Path(out), processes()
     ledger, ids = Ledger(out), list[str]()
     with run_lock(out, recipe, team):
-        signer = signing_key() if recipe.explain is not None and team.leads else None
+        signer = signing_key() if team.leads else None
         news = RunProgress("rows", engine=engine, total=count_rows(recipe))
-        with _clerk(out, recipe, ledger, signer, news, progress) if team.leads else nullcontext() as clerk:
+        with _clerk(out, ledger, signer, news, progress) if team.leads else nullcontext() as clerk:
             team.wait()
             with _engine(engine, recipe, out, team, workers) as computing:
                 with _recorded_refusal(clerk, recipe):
@@ -80,26 +80,27 @@ def run_recipe(
                 manifest = _manifest(recipe, site, engine=engine, command=command)
                 if team.leads:
                     write_json(out / "manifest.json", {**manifest, "status": "running"})
-                recorded: Container[str] = clerk.log if clerk is not None and clerk.log is not None else read_ids(out)
-                plan = Plan(recipe, site.model, site.tokenizer, ledger, recorded, retry_failed)
+                ledger.known = read_known(out) if clerk is None else clerk.log.known
+                plan = Plan(recipe, site.model, site.tokenizer, ledger, ledger.known.ids, retry_failed)
                 rows = _noted(recipe_rows(recipe, root=Path(root)), ids)
                 computing.perform(plan.windows(rows, workers=computing.workers), clerk, stop)
                 team.wait()
-        outcome = _outcome(out, ledger, ids, leads=team.leads, stopped=stop())
-        if team.leads:
-            if not outcome.stopped:
-                progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
-                write_results(out, recipe, lambda: filter(None, map(ledger.read, ids)))
-            write_json(out / "manifest.json", manifest | _ending(out, outcome))
-            if not outcome.stopped:  # the index shows the manifest, so it is written last
-                write_index(out, provenance=provenance_of(out), records=records_of(out))
+            outcome = _outcome(out, ledger, ids, leads=team.leads, stopped=stop())
+            if clerk is not None:
+                if not outcome.stopped:
+                    progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
+                    write_results(out, recipe, lambda: filter(None, map(ledger.read, ids)))
+                write_json(out / "manifest.json", manifest | _ending(out, outcome))
+                if not outcome.stopped:  # the index shows the manifest, so it is written last
+                    box = provenance_of(out, keyid=None if signer is None else key_id(signer.public_key()))
+                    write_index(out, provenance=box, records=records_of(out))
         team.wait()
     return outcome
 
 
 @contextmanager
 def _engine(name: EngineName, recipe: Recipe, out: Path, team: Processes, workers: int | None) -> Iterator[Engine]:
-    signer = signing_key() if recipe.explain is not None else None
+    signer = signing_key()
     signed_by = None if signer is None else key_id(signer.public_key())
     engine: Engine
     if name == "ray":
@@ -117,32 +118,30 @@ def _engine(name: EngineName, recipe: Recipe, out: Path, team: Processes, worker
 @contextmanager
 def _clerk(
     out: Path,
-    recipe: Recipe,
     ledger: Ledger,
     signer: Ed25519PrivateKey | None,
     news: RunProgress,
     progress: Progress,
 ) -> Iterator[RunWriter]:
-    """The single writer. However the run ends, prepared and interrupted rows are in the log before it is closed and
-    signed."""
-    if recipe.explain is None:
-        yield RunWriter(None, ledger, news=news, progress=progress)
-        return
+    """The single writer. However the run ends, prepared and interrupted rows are in the log, and the run's files in its
+    manifest, before it is closed and signed."""
     with open_log(out / EVIDENCE, signer=signer) as log:
-        clerk = RunWriter(log, ledger, news=news, progress=progress)
+        clerk, files = RunWriter(log, ledger, news=news, progress=progress), Vouching(log)
+        files.changing()
         clerk.take_aborted()
         try:
             yield clerk
         finally:
             clerk.advance()
             clerk.take_aborted()
+            files.close()
 
 
 @contextmanager
 def _recorded_refusal(clerk: RunWriter | None, recipe: Recipe) -> Iterator[None]:
     """Record errors before the first row too."""
     attempt = None
-    if clerk is not None and clerk.log is not None:
+    if clerk is not None:
         attempt = begin(clerk.log, entry="recipe", purpose=f"recipe {recipe.name}, before its rows")
     try:
         yield

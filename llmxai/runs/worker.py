@@ -13,12 +13,13 @@ from typing import Any
 
 from llmxai.errors import EvidenceError, OutputError, RecipeError, UserError
 from llmxai.evaluation import Competitor, EvaluationContext, Row, make_case, measure
-from llmxai.evidence import Attempt, Draft, drafting
+from llmxai.evidence import Attempt, Draft, drafting, evaluated
 from llmxai.explain import explain
 from llmxai.explanation import Explanation
 from llmxai.generation import answer
 from llmxai.methods import require_method
 from llmxai.models import LoadedModel
+from llmxai.models.identity import environment_of
 from llmxai.names import CURRENT
 from llmxai.runs.data import FailedRow
 from llmxai.runs.ledger import Ledger
@@ -62,15 +63,10 @@ class Worker:
             told |= {"prompt": _preview(row.text), "fields": dict(row.fields)}
         attempt: Attempt | None = None
         try:
-            if self.recipe.explain is None:
-                told |= self._evaluated(_whole(row), self._answered(_whole(row)))
-            else:
-                purpose = f"recipe {self.recipe.name}, row {row.id}"
-                place = self.run / EVIDENCE
-                with drafting(
-                    place, id=job.record, entry="recipe", purpose=purpose, signed_by=self.signed_by
-                ) as attempt:
-                    told |= self._kept(row, attempt)
+            purpose = f"recipe {self.recipe.name}, row {row.id}"
+            place = self.run / EVIDENCE
+            with drafting(place, id=job.record, entry="recipe", purpose=purpose, signed_by=self.signed_by) as attempt:
+                told |= self._kept(row, attempt)
         except (OutputError, EvidenceError, KeyboardInterrupt, SystemExit):
             if attempt is not None and attempt.draft is not None:
                 with contextlib.suppress(OutputError):
@@ -84,13 +80,15 @@ class Worker:
         told |= _evidence(draft) | {"seconds": time.perf_counter() - started, "worker": f"{_HOST}:{os.getpid()}"}
         ledger.prepare(row.id, told, draft)
 
-    def _answered(self, row: Row) -> Generation:
-        return answer(self.loaded, row.asked, response=row.response, decoding=self.recipe.decoding)
-
     def _kept(self, row: Row | FailedRow, attempt: Attempt) -> dict[str, Any]:
         """Explain the row and write its folder; return the figures of its entry."""
         row = _whole(row)
         attempt.request = request_of(row)
+        if self.recipe.explain is None:
+            generation = answer(self.loaded, row.asked, response=row.response, decoding=self.recipe.decoding)
+            told = self._evaluated(row, generation)
+            evaluated(attempt, generation, environment=environment_of(self.loaded))
+            return told
         explanation = self._explained(row)
         told = _summary(explanation) | self._evaluated(row, explanation.generation)
         save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)

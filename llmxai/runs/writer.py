@@ -41,9 +41,9 @@ Progress = Callable[[RunProgress], None]
 
 
 class RunWriter:
-    """`log` is the run's open log (None if the recipe explains nothing, so nothing is recorded)."""
+    """`log` is the run's open log."""
 
-    def __init__(self, log: EvidenceLog | None, ledger: Ledger, *, news: RunProgress, progress: Progress) -> None:
+    def __init__(self, log: EvidenceLog, ledger: Ledger, *, news: RunProgress, progress: Progress) -> None:
         self.log, self.ledger, self.news, self.progress = log, ledger, news, progress
         self._waiting: deque[tuple[str, str]] = deque()
         self._began = time.monotonic()
@@ -88,24 +88,20 @@ class RunWriter:
 
     def take_aborted(self) -> None:
         """Enter the records of interrupted attempts."""
-        if self.log is None:
-            return
         for path, draft in self.ledger.aborted():
             self._record([draft])
             path.unlink()
 
     def _record(self, drafts: Iterable[Draft]) -> None:
         """Append the records that the log does not have yet (an earlier process may have been killed)."""
-        if self.log is not None:
-            log = self.log
-            log.append_many((draft.record, draft.texts) for draft in drafts if draft.record.id not in log)
+        log = self.log
+        log.append_many((draft.record, draft.texts) for draft in drafts if draft.record.id not in log)
 
     def _withdraw(self, row_id: str) -> None:
         """Remove the files of an earlier attempt at a row that failed this time, and log the removal."""
-        place = self.ledger.folder.parent / "records" / row_id
+        place = self.ledger.run / "records" / row_id
         if place.exists():
-            if self.log is not None:
-                withdraw(self.log, [place], reason="the row was done again and failed")
+            withdraw(self.log, [place], reason="the row was done again and failed")
             shutil.rmtree(place)
 
     def _count(self, entry: dict[str, object], *, fresh: bool) -> None:

@@ -18,7 +18,7 @@ def ids(tmp_path: Path) -> list[str]:
 
 
 def test_a_whole_life(run: Run, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("verify", "runs/a").out == "whole: runs/a, 4 records, unsigned: nobody vouches for it\n"
+    assert run("verify", "runs/a").out == "whole: runs/a, 4 records, unsigned: no key vouches for it\n"
     assert "chmod" not in run("keys", "new", "k").out
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
     assert run("verify", "runs/a", "--pubkey", "k.pub").code == 2

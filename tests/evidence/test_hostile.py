@@ -30,7 +30,7 @@ from llmxai.evidence.keys import public_pem
 from llmxai.evidence.redaction import redact, review
 from llmxai.evidence.verifier.check import read_held, verify
 from llmxai.evidence.verifier.folder import check_folder
-from llmxai.evidence.verifier.lines import LONGEST, Verification, parse_json, split_lines
+from llmxai.evidence.verifier.lines import LISTED, LONGEST, Verification, parse_json, split_lines
 from llmxai.evidence.verifier.proof import compact
 
 LOG, CONTENT, CHECKPOINTS = (f"evidence/{name}.jsonl" for name in ("log", "content", "checkpoints"))
@@ -62,7 +62,8 @@ def told(verdict: Verification) -> Verification:
     text = verdict.to_text() + json.dumps(verdict.to_json(), ensure_ascii=False)
     text.encode()
     assert all(character.isprintable() for line in verdict.to_text().split("\n") for character in line)
-    assert len(verdict.to_text().split("\n")) == 1 + len(verdict.findings)
+    uncovered = min(len(verdict.uncovered), LISTED + 1)
+    assert len(verdict.to_text().split("\n")) == 1 + len(verdict.findings) + uncovered
     return verdict
 
 

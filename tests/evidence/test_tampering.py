@@ -230,7 +230,7 @@ def test_a_log_that_is_written_anew_contradicts_a_held_checkpoint(original: Path
 def test_an_unsigned_log_says_so(tmp_path: Path) -> None:
     make_run(tmp_path / "run", 3, signer=None)
     verdict = check_folder(tmp_path / "run")
-    assert (verdict.exit, verdict.signature) == (0, "unsigned: nobody vouches for it")
+    assert (verdict.exit, verdict.signature) == (0, "unsigned: no key vouches for it")
     demanding = check_folder(tmp_path / "run", key=KEY.public_key())
     assert demanding.exit == 2
     assert demanding.findings[0].seq == 0

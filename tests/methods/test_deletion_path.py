@@ -458,6 +458,20 @@ def test_checkpointing_changes_rounding_only(architecture: str) -> None:
     assert certificate_of(got).nodes == certificate_of(want).nodes
 
 
+def test_a_long_sequence_is_checkpointed(gpt64: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention maps, which the graph would keep for all layers, are computed again a layer at a time."""
+    generation = chat(gpt64)
+    want = deletion_path(gpt64, generation, n_steps=2)
+    assert want.settings["checkpoint"] is False
+    n = len(generation.ids) - 1
+    monkeypatch.setattr("llmxai.methods.gradients.deletion_path.MAP_NUMBERS", 2 * 3 * 4 * n * 1024 - 1)
+    got = deletion_path(gpt64, generation, n_steps=2)
+    assert got.settings["checkpoint"] is True
+    assert difference(got.values, want.values) < 1e-10
+    small = Compute(chunk_tokens=n)
+    assert deletion_path(gpt64, generation, n_steps=2, compute=small).settings["checkpoint"] is False
+
+
 @given_random(response=st.text(alphabet="abcde fg", min_size=2, max_size=40))
 @settings(max_examples=5, deadline=None)
 def test_targets_alone_or_together_give_the_same_numbers(gpt64: LoadedModel, response: str) -> None:
@@ -556,7 +570,7 @@ def test_layers_without_softmax_attention_are_refused(architecture: str) -> None
 def test_falcons_alibi_is_refused() -> None:
     """It hides every key whose mask is under -1, so log a does not reach the scores."""
     loaded = make_loaded("falcon", alibi=True)
-    with pytest.raises(UnsupportedModelError, match="0 of the 3 attentions of FalconForCausalLM take the mask"):
+    with pytest.raises(UnsupportedModelError, match="0 of the 3 attentions of FalconForCausalLM use the mask"):
         deletion_path(loaded, answered(loaded))
 
 
@@ -579,7 +593,7 @@ class BooleanOnly(OneAttention):
 
 def test_an_attention_that_takes_no_mask_is_refused() -> None:
     loaded = one_attention(WithoutMask)
-    with pytest.raises(UnsupportedModelError, match="0 of the 1 attentions of WithoutMask take the mask"):
+    with pytest.raises(UnsupportedModelError, match="0 of the 1 attentions of WithoutMask use the mask"):
         deletion_path(loaded, answered(loaded))
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmxai.evidence.log import read_log
 from llmxai.runs import Recipe
 
 N = 6
@@ -35,6 +36,12 @@ def make_document(model: Path, **changes: Any) -> dict[str, Any]:
         "evaluate": {"methods": [{"method": "saliency"}, {"method": "deep_lift"}], "masks": 8, "resamples": 50},
         **changes,
     }
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    """What the log says of rows and of what became of them, in its order: all but the manifests of the run's files."""
+    records = [json.loads(record) for _, record in read_log(run)]
+    return [record for record in records if record["kind"] != "manifest"]
 
 
 def make_recipe(model: Path, **changes: Any) -> Recipe:

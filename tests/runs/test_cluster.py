@@ -21,13 +21,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from settings import N, make_recipe
+from settings import N, make_recipe, records_of
 from test_survival import assert_same_run, worked_by
 
 from llmxai.errors import ModelLoadError, OptionError
 from llmxai.evaluation import Row
 from llmxai.evidence import verify
-from llmxai.evidence.log import read_log
 from llmxai.runs import RunOutcome, RunProgress, cluster, run_recipe
 from llmxai.runs.ledger import Ledger
 from llmxai.runs.scheduling import Job
@@ -145,8 +144,8 @@ class TestCluster:
     def test_a_model_that_cannot_be_loaded_is_our_error(self, data: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelLoadError, match="nowhere"):
             run_recipe(make_recipe(tmp_path / "nowhere"), tmp_path / "run", root=data, engine="ray", workers=1)
-        ((_, record),) = read_log(tmp_path / "run")
-        assert json.loads(record)["kind"] == "refusal"
+        (record,) = records_of(tmp_path / "run")
+        assert record["kind"] == "refusal"
 
 
 def test_without_ray_the_error_says_what_to_install(

@@ -13,15 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from ended import Run
-from settings import N, make_data, make_document
+from settings import N, make_data, make_document, records_of
 
 from llmxai.evidence import verify
-from llmxai.evidence.log import read_log
 from llmxai.runs import worker as work_module
-
-
-def records_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(record) for _, record in read_log(run)]
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from ended import Ended
-from settings import FAILS, N, make_recipe
+from settings import FAILS, N, make_recipe, records_of
 
 from llmxai.evidence import prune, redact, verify
-from llmxai.evidence.log import read_log
 from llmxai.report import rebuild
 from llmxai.report.rebuild import REBUILT
 from llmxai.runs import clear_removed, run_recipe
@@ -116,7 +115,7 @@ def test_explanations_without_a_table(place: Path) -> None:
         path = place / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     rebuild(place)
-    ids = [entry.id for entry, _ in read_log(place) if entry.body["artefacts"]]
+    ids = [record["id"] for record in records_of(place) if record["artefacts"]]
     redact(place, ids[1], reason="asked")
     assert clear_removed(place) == 0
     assert holding(place, TEXT) == []

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from settings import FAILS, N, make_recipe
+from settings import records_of as row_records
 
 from llmxai.commands.console import _words
 from llmxai.errors import ModelLoadError, OutputError
 from llmxai.evaluation import Row
 from llmxai.evidence import Draft, EvidenceLog, open_log, verify
-from llmxai.evidence.log import read_log
 from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.verifier.folder import LOG
 from llmxai.names import CURRENT
@@ -238,7 +238,7 @@ def unfinished(run: Path, row_id: str) -> tuple[Path, Path]:
     """Put the row back to prepared, as a kill before the ledger's entry leaves it."""
     done = run / "ledger" / f"{row_id}.json"
     entry = {name: value for name, value in json.loads(done.read_text()).items() if name != "schema"}
-    records = [json.loads(record) for _, record in read_log(run)]
+    records = row_records(run)
     (record,) = [each for each in records if each["id"] == entry["record"]]
     record.pop("chain")
     Ledger(run).prepare(row_id, entry, Draft.from_json({"record": record, "texts": {"input": "as it was"}}))
@@ -250,14 +250,14 @@ def test_a_row_whose_evidence_is_in_the_log_is_taken_as_it_is(
     run: Path, data: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done, prepared = unfinished(run, "cities-00001")
-    before, length = (run / "records" / "cities-00001" / "explanation.json").read_bytes(), len(read_log(run))
+    before, recorded = (run / "records" / "cities-00001" / "explanation.json").read_bytes(), row_records(run)
     worked = worked_on(monkeypatch)
     again(model_folder, run, data)
     assert worked == []
     assert done.exists()
     assert not prepared.exists()
     assert (run / "records" / "cities-00001" / "explanation.json").read_bytes() == before
-    assert len(read_log(run)) == length, "nothing is recorded twice"
+    assert row_records(run) == recorded, "nothing is recorded twice"
 
 
 def test_what_was_prepared_is_recorded_and_not_done_again(
@@ -273,7 +273,7 @@ def test_what_was_prepared_is_recorded_and_not_done_again(
     worked = worked_on(monkeypatch)
     run_recipe(recipe, tmp_path / "run", root=data)
     assert worked == [f"cities-{i:05d}" for i in range(3, N)]
-    purposes = [json.loads(record)["purpose"] for _, record in read_log(tmp_path / "run")]
+    purposes = [record["purpose"] for record in row_records(tmp_path / "run")]
     assert purposes == [f"recipe tiny, row cities-{i:05d}" for i in range(N)]
     assert verify(tmp_path / "run").findings == []
 
@@ -305,13 +305,13 @@ def test_an_interrupted_row_is_recorded_and_done_by_the_next_call(
     recipe = make_recipe(model_folder, evaluate=None)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe, tmp_path / "run", root=data)
-    records = [json.loads(record) for _, record in read_log(tmp_path / "run")]
+    records = row_records(tmp_path / "run")
     assert [record["kind"] for record in records] == ["explanation", "failure"]
     assert records[1]["error"] == {"type": "KeyboardInterrupt", "interrupted": True}
     assert verify(tmp_path / "run").findings == []
     monkeypatch.setattr(work_module, "explain", real)
     assert run_recipe(recipe, tmp_path / "run", root=data).ok == N - 1
-    again = [json.loads(record) for _, record in read_log(tmp_path / "run")][2]
+    again = row_records(tmp_path / "run")[2]
     assert again["purpose"] == records[1]["purpose"]
     assert again["id"] != records[1]["id"]
 
@@ -327,7 +327,7 @@ def test_asked_to_stop_it_ends_after_the_row_in_hand(data: Path, model_folder: P
     )
     assert (outcome.ok, outcome.failed, outcome.stopped) == (2, 0, True)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "stopped"
-    assert len(read_log(tmp_path / "run")) == 2
+    assert len(row_records(tmp_path / "run")) == 2
     assert not run_recipe(recipe, tmp_path / "run", root=data).stopped
 
 
@@ -339,7 +339,7 @@ def test_a_row_that_fails_when_done_again_loses_its_files_and_the_log_says_so(
     (tmp_path / "cities.jsonl").write_text("\n".join(lines) + "\n")
     assert again(model_folder, run, tmp_path).failed == 2
     assert not (run / "records" / "cities-00000").exists()
-    last = json.loads(read_log(run)[-1][1])
+    last = row_records(run)[-1]
     assert (last["kind"], last["link"]["reason"]) == ("prune", "the row was done again and failed")
     assert verify(run).exit == 0
 
@@ -347,8 +347,8 @@ def test_a_row_that_fails_when_done_again_loses_its_files_and_the_log_says_so(
 def test_a_model_that_cannot_be_loaded_is_a_recorded_refusal(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError):
         run_recipe(make_recipe(tmp_path / "nowhere"), tmp_path / "run", root=data)
-    ((_, record),) = read_log(tmp_path / "run")
-    assert (json.loads(record)["kind"], json.loads(record)["error"]["type"]) == ("refusal", "ModelLoadError")
+    (record,) = row_records(tmp_path / "run")
+    assert (record["kind"], record["error"]["type"]) == ("refusal", "ModelLoadError")
 
 
 def test_the_log_is_read_once_however_many_rows(
@@ -380,8 +380,8 @@ def test_memory_that_ran_out_is_in_the_table_and_the_record(
     run_recipe(make_recipe(model_folder, evaluate=None, data=one), tmp_path / "run", root=data)
     (row,) = pq.read_table(tmp_path / "run" / "rows.parquet").to_pylist()
     assert (row["status"], row["oom_halvings"]) == ("ok", 2)
-    ((_, record),) = read_log(tmp_path / "run")
-    assert json.loads(record)["method"]["settings"]["chunk_halvings"] == 2
+    (record,) = row_records(tmp_path / "run")
+    assert record["method"]["settings"]["chunk_halvings"] == 2
 
 
 def test_a_row_that_never_fits_is_that_rows_failure(
@@ -490,10 +490,10 @@ def test_rows_that_are_ready_together_are_entered_together(
 
     monkeypatch.setattr(EvidenceLog, "append_many", append_many)
     ledger, jobs, told = Ledger(tmp_path), [], list[int]()
-    for i, (_, record) in enumerate(read_log(finished)):
+    for i, record in enumerate(row_records(finished)):
         name = f"cities-{i:05d}"
         entry = {key: value for key, value in (Ledger(finished).read(name) or {}).items() if key != "schema"}
-        body = {key: value for key, value in json.loads(record).items() if key != "chain"}
+        body = {key: value for key, value in record.items() if key != "chain"}
         ledger.prepare(name, entry, Draft.from_json({"record": body, "texts": {"input": "x"}}))
         jobs.append(Job(i, Row(name, "s", prompt="x"), entry["key"], body["id"], 1, 1))
     with open_log(tmp_path / "evidence") as log:
@@ -503,7 +503,7 @@ def test_rows_that_are_ready_together_are_entered_together(
         assert not clerk.waits
     assert groups == [FAILS + 1, N - FAILS - 1]
     assert told == list(range(1, N + 1))
-    assert [entry.id for entry, _ in read_log(tmp_path)] == [entry.id for entry, _ in read_log(finished)]
+    assert [record["id"] for record in row_records(tmp_path)] == [record["id"] for record in row_records(finished)]
     names = sorted(path.name for path in (finished / "ledger").iterdir())
     assert sorted(path.name for path in ledger.folder.iterdir()) == names
     for name in names:

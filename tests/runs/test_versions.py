@@ -44,24 +44,49 @@ def decisive_then(model: Path) -> dict[str, Any]:
     }
 
 
-def key_then(row: Any, digest: str, model: Path) -> str:
-    parts = {"row": asdict(row), "model": digest, "settings": decisive_then(model)}
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list)
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+class Silent:
+    """In place of what keeps the manifest of a run's files."""
+
+    def __init__(self, _log: object) -> None:
+        pass
+
+    def changing(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def then(data: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run as version 1 left it: its keys and its recipe, and a log that says nothing of other files."""
+    out = tmp_path_factory.mktemp("then") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmxai.runs.scheduling.decisive", lambda _recipe: decisive_then(model_folder))
+        patch.setattr("llmxai.runs.scheduling.decisive_in_version_1", lambda _recipe: None)
+        patch.setattr("llmxai.evidence.Draft.entering", lambda draft, _path, _data: draft)
+        patch.setattr("llmxai.runs.runner.Vouching", Silent)
+        assert run_recipe(make_recipe(model_folder), out, root=data).ok == N - 1
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["recipe"] |= {key: decisive_then(model_folder)[key] for key in ("version", "decoding", "explain")}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+def test_the_keys_are_those_of_version_1(then: Path, data: Path, model_folder: Path) -> None:
+    """Put together here as it did, so that no change of ours goes unseen."""
+    digest = json.loads((then / "manifest.json").read_text())["environment"]["model"]["digest"]
+    for row in recipe_rows(make_recipe(model_folder), root=data):
+        parts = {"row": asdict(row), "model": digest, "settings": decisive_then(model_folder)}
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list)
+        entry = json.loads((then / "ledger" / f"{row.id}.json").read_text())
+        assert entry["key"] == hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @pytest.fixture
-def old(whole: Path, data: Path, model_folder: Path, tmp_path: Path) -> Path:
-    """The finished run as version 1 would have left it: its manifest, and the keys of its rows."""
-    out = Path(shutil.copytree(whole, tmp_path / "run"))
-    manifest = json.loads((out / "manifest.json").read_text())
-    digest = manifest["environment"]["model"]["digest"]
-    manifest["recipe"] |= {key: decisive_then(model_folder)[key] for key in ("version", "decoding", "explain")}
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    for row in recipe_rows(make_recipe(model_folder), root=data):
-        path = out / "ledger" / f"{row.id}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"key": key_then(row, digest, model_folder)}))
-    return out
+def old(then: Path, tmp_path: Path) -> Path:
+    """Such a run of one's own."""
+    return Path(shutil.copytree(then, tmp_path / "run"))
 
 
 def recipe_then(model: Path, folder: Path, **changes: Any) -> Recipe:

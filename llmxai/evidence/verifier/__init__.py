@@ -1,4 +1,4 @@
 """Check evidence without the rest of llmxai: the standard library and `cryptography` are enough.
 
-This folder can be copied anywhere and run as it is: `python verifier RUN --pubkey KEY.pub`.
+Copy this folder anywhere and run it unchanged: `python verifier RUN --pubkey KEY.pub`.
 """

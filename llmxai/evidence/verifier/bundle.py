@@ -1,12 +1,12 @@
-"""Check what a third party is handed: a bundle of one record (.zip), or a proof that one log grew from another.
+"""Check a bundle of one record (.zip) for a third party, or a proof that one log grew from another.
 
 A bundle is closed: it has these members in this order, each once and no other, Stored or Deflated, with nothing before,
 between or after them, so that every tool that unpacks it shows the same files.
 
     README.txt      the text below
-    record.json     the record: the subject of the proof, by which everything else is named
-    content.json    its texts; not there where they were private or taken away
-    artefacts/PATH  the files that it names, in its order; not there where they were taken away or replaced
+    record.json     the record: the subject of the proof, which lists everything else
+    content.json    its texts; missing if they were private or removed
+    artefacts/PATH  the files that it names, in its order; missing if they were removed or replaced
     linked/ID.json  later records that refer to it, in the order of the log
     proof.json      the places of these records in the log, and the Merkle paths to the root (RFC 6962)
     checkpoint.json the root
@@ -45,7 +45,7 @@ from llmxai.evidence.verifier.proof import Checkpoint, compact, is_consistent, i
 
 BUNDLE_SCHEMA = "llmxai.bundle/2"
 OPEN_SCHEMA = "llmxai.bundle/1"
-"""Of bundles whose members were not closed: what a person reads in them need not be what the proof is about."""
+"""The schema of open bundles, whose visible files need not be the subject of the proof."""
 CONSISTENCY_SCHEMA = "llmxai.consistency/1"
 README = """One record of an llmxai evidence log.
 
@@ -60,13 +60,13 @@ Check it: llmxai verify BUNDLE.zip --pubkey KEY.pub, or see docs/verify.md of ll
 key from its owner, never from whoever handed you this bundle.
 """
 UNPACKED = 2**30
-"""Bytes of all members together, at most."""
+"""Largest total size of all members, in bytes."""
 
 _LINKED = re.compile(r"linked/[0-9A-Za-z-]{1,80}\.json")
 
 
 def check_bundle(path: Path, *, key: Ed25519PublicKey | None = None) -> Verification:
-    """Check a .zip of one record: it and what refers to it stand in the log, and its texts and files are its own."""
+    """Check a .zip of one record: it and the records that refer to it are in the log, and its texts and files match."""
     verdict = Verification(str(path))
     try:
         with open_file(path.parent, path.name) as stream:
@@ -134,7 +134,7 @@ def _check_members(bundle: Members, key: Ed25519PublicKey | None, verdict: Verif
 
 
 def _proof(bundle: Members, verdict: Verification) -> list[dict[str, Any]] | None:
-    """What proof.json says of each record, the record itself first; None where it is not of this format."""
+    """The entries of proof.json, the subject first; None if it has another format."""
     proof = parse_json(bundle.read("proof.json"))
     schema = proof.get("schema") if isinstance(proof, dict) else None
     if schema == OPEN_SCHEMA:
@@ -157,7 +157,7 @@ def _proof(bundle: Members, verdict: Verification) -> list[dict[str, Any]] | Non
 
 
 def _check_names(names: Sequence[str], subject: Entry, records: Sequence[str], verdict: Verification) -> None:
-    """The members that belong there, in their order, each once and no other."""
+    """Require exactly the expected members, once each and in order."""
     artefacts = [f"artefacts/{artefact['path']}" for artefact in subject.body["artefacts"]]
     for artefact in subject.body["artefacts"]:
         parts_of(artefact["path"])
@@ -228,18 +228,18 @@ class _Member:
     packed: int
     size: int
     start: int
-    """Where its bytes begin in the file."""
+    """Offset of its bytes in the file."""
 
 
 class Members:
     """The members of a .zip of which every byte belongs to one of them.
 
-    `zipfile` is not used, since it lets other bytes be and believes one of the two headers of a member: what it shows
-    need not be what another tool unpacks.
+    `zipfile` is not used, since it ignores other bytes and trusts one of the two headers of a member: its view may
+    differ from the files that another tool unpacks.
     """
 
     def __init__(self, stream: BufferedReader) -> None:
-        """Raises ValueError for what is no .zip, and UnreadableError for one of another form."""
+        """Raises ValueError if it is not a .zip, and UnreadableError for a .zip of another form."""
         self._stream = stream
         size = stream.seek(0, os.SEEK_END)
         tail = self._at(max(0, size - END.size - 2**16), END.size + 2**16)
@@ -260,13 +260,13 @@ class Members:
         return name in self._known
 
     def read(self, name: str) -> bytes:
-        """All of a member; raises ValueError where it is not there, or was changed."""
+        """The contents of a member. Raises ValueError if it is missing or was changed."""
         if name in self._known and self._known[name].size > LONGEST:
             raise UnreadableError(f"{name} is larger than {LONGEST} bytes")
         return b"".join(self._unpacked(name))
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a member; raises as `read` does."""
+        """SHA-256 of a member. Raises what `read` raises."""
         found = hashlib.sha256()
         for part in self._unpacked(name):
             found.update(part)
@@ -277,7 +277,7 @@ class Members:
         return self._stream.read(size)
 
     def _members(self, directory: bytes, count: int, end: int) -> list[_Member]:
-        """The members, whose headers must say the same twice and leave no byte before `end` to anybody else."""
+        """The members, whose two headers must agree and cover every byte before `end`."""
         members, at, place = [], 0, 0
         for _ in range(count):
             if len(directory) < at + CENTRAL.size:

@@ -1,4 +1,4 @@
-"""One question, one answer: is what lies at this path whole?"""
+"""Check whatever is at a path: a folder, a bundle or a consistency proof."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llmxai.evidence.verifier.lines import Verification, parse_json, read_file
 from llmxai.evidence.verifier.proof import Checkpoint, read_checkpoint, read_public_key
 
 KEY_BYTES = 2**16
-"""Of a public key's file, at most."""
+"""Largest size of a public key file."""
 
 
 def verify(path: Path | str, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verification:
     """Check a run folder (or its `evidence/`), a bundle (.zip) or a consistency proof (.json).
 
-    Whatever lies there, this ends, in a time that is linear in its size, and says what it found: it raises nothing.
+    Whatever is there, this finishes in linear time, reports its findings and raises nothing.
     """
     path, verdict = Path(path), Verification(str(path))
     try:
@@ -47,7 +47,7 @@ def read_held(path: Path | str) -> Checkpoint:
 
 
 def last_line(path: Path) -> bytes:
-    """The last line of a file of a few. Raises ValueError where there is none, or FileNotFoundError."""
+    """The last line of a short file. Raises ValueError if there is none, or FileNotFoundError."""
     line = read_file(path.parent, path.name).strip().rpartition(b"\n")[2]
     if not line:
         raise ValueError("is empty")

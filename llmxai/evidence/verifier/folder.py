@@ -6,12 +6,14 @@ import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from llmxai.evidence.verifier.lines import (
+    MANIFEST,
     RECORD_SCHEMAS,
     BrokenLogError,
     Entry,
@@ -21,22 +23,27 @@ from llmxai.evidence.verifier.lines import (
     digest_file,
     digest_of_text,
     parts_of,
+    read_file,
     split_lines,
     stored_texts,
 )
 from llmxai.evidence.verifier.proof import Checkpoint, Frontier, key_id, read_checkpoint
 
 LOG, CONTENT, CHECKPOINTS = "log.jsonl", "content.jsonl", "checkpoints.jsonl"
+EVIDENCE = "evidence"
+"""The folder of the log, in the folder of the files that it is about."""
+MOST_UNCOVERED = 10_000
+"""After this many files that no record covers, no more are looked for."""
 
 
 def evidence_of(run: Path) -> Path:
     """The folder with the log: `run` itself or its `evidence/`."""
-    inside = os.path.lexists(run / LOG) and not os.path.lexists(run / "evidence" / LOG)
-    return run if inside else run / "evidence"
+    inside = os.path.lexists(run / LOG) and not os.path.lexists(run / EVIDENCE / LOG)
+    return run if inside else run / EVIDENCE
 
 
 def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequence[Checkpoint] = ()) -> Verification:
-    """Check the log of `run`; artefacts are looked for beside the folder of the log.
+    """Check the log of `run`; artefacts are looked for next to the folder of the log.
 
     `key`: whose signature is required. `held`: checkpoints that were kept elsewhere; the log must begin with them.
     """
@@ -61,11 +68,13 @@ def check_folder(run: Path, *, key: Ed25519PublicKey | None = None, held: Sequen
             broken = _check_point(point, f"{name} (over {point.size} records)", entries, states, broken, verdict)
     _check_signatures(points, held, key, verdict)
     if broken:
-        verdict.add("note", "texts and files were not checked, since the log itself is not whole")
+        verdict.add("note", "texts and files were not checked, since the log itself is damaged")
         return verdict
     removed = {record: entry for entry in entries for record in entry.removes}
     _check_content(place / CONTENT, entries, removed, verdict)
-    _check_artefacts(place.parent, entries, removed, verdict)
+    covered = _check_files(place.parent, entries, removed, verdict)
+    if place.name == EVIDENCE:  # else the log is among unrelated files
+        _list_uncovered(place.parent, covered, verdict)
     return verdict
 
 
@@ -82,7 +91,7 @@ States = dict[int, tuple[str, str, str]]
 
 
 def _walk(lines: Iterator[bytes], sizes: set[int], verdict: Verification) -> tuple[list[Entry], States, bool]:
-    """The records up to the first that does not fit, and whether there is one."""
+    """The records up to the first that does not fit, and whether there is one that does not."""
     frontier, prefix = Frontier(), hashlib.sha256()
     entries: list[Entry] = []
     states: States = {}
@@ -133,7 +142,7 @@ def _checkpoints(path: Path, verdict: Verification) -> list[Checkpoint]:
 def _check_point(
     point: Checkpoint, name: str, entries: Sequence[Entry], states: States, broken: bool, verdict: Verification
 ) -> bool:
-    """Whether the log is broken, by what was known before or by this checkpoint."""
+    """Whether the log is damaged, as known before or according to this checkpoint."""
     if entries and point.log != entries[0].body["chain"]["log"]:
         verdict.add("tampered", f"{name} is of another log: {point.log}")
     elif point.size > len(entries):
@@ -162,7 +171,7 @@ def _check_signatures(
         elif point.keyid == wanted and i < len(points):
             covered = max(covered, point.size)
     if any(point.keyid != wanted and point not in points for point in held):
-        verdict.add("note", "the checkpoint that was held is not signed by this key; it is taken as it is")
+        verdict.add("note", "the checkpoint that was held is not signed by this key; it is used without a signature")
     if covered:
         verdict.signature = f"records 0 to {covered - 1} signed by key {wanted}"
     elif signed:
@@ -174,7 +183,7 @@ def _check_signatures(
 
 
 def _check_content(path: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
-    """Every stored text must be the one that its record names; only what a later record says is gone may be missing."""
+    """Every stored text must be the one that its record names; only texts that a later record removed may be gone."""
     found = _lines_of(path, verdict)
     if found is None:
         return
@@ -232,40 +241,126 @@ def _check_texts(line: bytes, owner: Entry, removed: dict[str, Entry], verdict: 
         )
 
 
-def _check_artefacts(base: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification) -> None:
-    """Each file must be as the last record that names it says."""
-    last = {artefact["path"]: entry for entry in entries for artefact in entry.body["artefacts"]}
+@dataclass(frozen=True)
+class _Claim:
+    """A record's statement about a file."""
+
+    entry: Entry
+    bytes: int
+    sha256: str
+    entered: bool = False
+    """Whether it is the ledger entry of the record's row in a run, which is written after the record."""
+    before: frozenset[str] = frozenset()
+    """SHA-256 of the file according to earlier records."""
+
+
+def _claims(entries: Sequence[Entry], verdict: Verification) -> tuple[dict[str, _Claim], int, int]:
+    """By its path what the last record that names a file says of it; and the places of the last manifest with files and
+    of a later one without, or -1.
+
+    A manifest holds until the next one, and gives way to any later record. One without files says that they, and those
+    of rows that are done again, are about to change.
+    """
+    named: dict[str, _Claim] = {}
+    listed: dict[str, _Claim] = {}
+    closed = reopened = -1
     replaced = 0
     for entry in entries:
-        for artefact in entry.body["artefacts"]:
-            if last[artefact["path"]] is entry:
-                _check_file(base, artefact, entry, removed, verdict)
-            else:
-                replaced += 1
+        files = [(file, False) for file in entry.body["artefacts"]]
+        if entry.body["entered"] is not None:
+            files.append((entry.body["entered"], True))
+        if entry.body["kind"] == MANIFEST:
+            listed = {file["path"]: _Claim(entry, file["bytes"], file["sha256"]) for file, _ in files}
+            closed, reopened = (entry.seq, -1) if files else (closed, entry.seq)
+            continue
+        for file, entered in files:
+            path, old = file["path"], named.get(file["path"])
+            listed.pop(path, None)
+            replaced += old is not None and not entered
+            before = old.before | {old.sha256} if old is not None and entered else frozenset()
+            named[path] = _Claim(entry, file["bytes"], file["sha256"], entered, before)
     if replaced:
         verdict.add("note", f"{replaced} files of earlier records were replaced by those of later ones")
+    return named | listed, closed, reopened
+
+
+def _check_files(
+    base: Path, entries: Sequence[Entry], removed: dict[str, Entry], verdict: Verification
+) -> frozenset[str]:
+    """Each file must be as the last record that names it says. The paths of those for which one vouches."""
+    claims, closed, reopened = _claims(entries, verdict)
+    covered = set()
+    for path, claim in claims.items():
+        pending = claim.entry.seq > closed if claim.entered else claim.entry.seq < reopened
+        if _check_file(base, path, claim, removed.get(claim.entry.id), verdict, pending=pending):
+            covered.add(path)
+    return frozenset(covered)
 
 
 def _check_file(
-    base: Path, artefact: dict[str, Any], entry: Entry, removed: dict[str, Entry], verdict: Verification
-) -> None:
-    path = artefact["path"]
+    base: Path, path: str, claim: _Claim, removal: Entry | None, verdict: Verification, *, pending: bool
+) -> bool:
+    """Whether what lies there is vouched for, or something was said of it. `pending`: a run that was interrupted can
+    have left it otherwise."""
+    seq, id = claim.entry.seq, claim.entry.id
     try:
         parts_of(path)
     except UnreadableError as error:
-        verdict.add("tampered", str(error), entry.seq, entry.id)
-        return
+        verdict.add("tampered", str(error), seq, id)
+        return True
     try:
-        digest = digest_file(base, path, size=artefact["bytes"])
+        digest = digest_file(base, path, size=claim.bytes)
     except FileNotFoundError:
-        if entry.id not in removed:
-            verdict.add("tampered", f"{path} is missing", entry.seq, entry.id)
-        return
+        if pending and removal is None:
+            verdict.add("unclear", f"{path} is missing: its run was interrupted, or it was removed", seq, id)
+        elif removal is None:
+            verdict.add("tampered", f"{path} is missing", seq, id)
+        return True
     except (UnreadableError, OSError) as error:
-        verdict.add("unclear", str(error), entry.seq, entry.id)
-        return
-    if digest != artefact["sha256"]:
-        told = f"its SHA-256 is {digest}" if digest else f"it has not the {artefact['bytes']} bytes that it had"
-        verdict.add("tampered", f"{path} was changed: {told}", entry.seq, entry.id)
-    elif entry.id in removed:
-        verdict.add("note", f"{path} is still there, though record {removed[entry.id].seq} says it is gone", entry.seq)
+        verdict.add("unclear", str(error), seq, id)
+        return True
+    if digest == claim.sha256:
+        if removal is not None and not claim.entered:
+            verdict.add("note", f"{path} is still there, though record {removal.seq} says it is gone", seq)
+        return True
+    if claim.entered and removal is not None:  # its texts were taken out of it
+        return False
+    told = f"its SHA-256 is {digest}" if digest else f"it does not have its {claim.bytes} bytes"
+    if pending and (not claim.entered or _is_one_of(base, path, claim.before)):
+        verdict.add("unclear", f"{path} is another: its run was interrupted, or it was changed ({told})", seq, id)
+    else:
+        verdict.add("tampered", f"{path} was changed: {told}", seq, id)
+    return True
+
+
+def _is_one_of(base: Path, path: str, digests: frozenset[str]) -> bool:
+    return bool(digests) and hashlib.sha256(read_file(base, path)).hexdigest() in digests
+
+
+def _list_uncovered(base: Path, covered: frozenset[str], verdict: Verification) -> None:
+    """What lies in the folder and no record names, links among it; those are not followed."""
+    folders = [""]
+    while folders and len(verdict.uncovered) < MOST_UNCOVERED:
+        prefix = folders.pop()
+        try:
+            with os.scandir(base / prefix) as found:
+                inside = sorted(found, key=lambda each: each.name)
+        except OSError as error:
+            verdict.uncovered.append(f"{prefix} ({error.strerror})")
+            continue
+        for each in inside:
+            path = prefix + each.name
+            if each.is_dir(follow_symlinks=False):
+                folders.append(f"{path}/")
+            elif path not in covered and not _is_of_the_log(path, each):
+                verdict.uncovered.append(f"{path} (a link)" if each.is_symlink() else path)
+    if folders:
+        verdict.add("note", f"more than {MOST_UNCOVERED} files of the folder are not covered; no more were looked for")
+    verdict.uncovered.sort()
+
+
+def _is_of_the_log(path: str, found: os.DirEntry[str]) -> bool:
+    """The log's own files, and locks, which are empty."""
+    if path in (".lock", f"{EVIDENCE}/.lock"):
+        return found.is_file(follow_symlinks=False) and found.stat(follow_symlinks=False).st_size == 0
+    return path in (f"{EVIDENCE}/{name}" for name in (LOG, CONTENT, CHECKPOINTS))

@@ -1,6 +1,6 @@
 """What every check reads: files, JSON, and the lines of log.jsonl and content.jsonl; and what it says of them.
 
-Whoever made a folder or a bundle may have made it to harm its reader. All of it is read here: links are never followed,
+A folder or a bundle may have been made to harm its reader. All of it is read here: links are never followed,
 only files are opened, and nothing is read that is larger or deeper than what llmxai writes.
 
 A line of the log is `{"hash":"<64 hex digits>","record":<record>}`. The hash is SHA-256 over exactly the bytes of
@@ -24,14 +24,16 @@ from typing import Any, Literal
 
 GENESIS = "0" * 64
 """What the first record names as the hash of the record before it."""
-RECORD_SCHEMAS = ("llmxai.record/1",)
+RECORD_SCHEMAS = ("llmxai.record/1", "llmxai.record/2")
+MANIFEST = "manifest"
+"""The kind of record that lists the files of a run that no other record names; each replaces the one before it."""
 REMOVALS = ("redaction", "prune")
 """Kinds of records that announce that content and artefacts of earlier ones are gone on purpose."""
 
 LONGEST = 64 * 2**20
-"""Bytes of a line, or of a JSON document, at most."""
+"""Largest line or JSON document, in bytes."""
 LARGEST = 4 * 2**30
-"""Bytes of a file that a record names, at most."""
+"""Largest file that a record may name, in bytes."""
 DIGITS = 25
 """Of a whole number: RFC 8785 writes up to 10^21 without an exponent."""
 CHUNK = 2**20
@@ -43,11 +45,11 @@ _NEEDED = ("schema", "id", "kind", "chain", "content", "digests", "link", "artef
 
 
 class UnreadableError(ValueError):
-    """It is nothing that llmxai writes: nobody can tell from it whether anything was changed."""
+    """Not something that llmxai writes, so it does not show whether anything was changed."""
 
 
 JUNCTION = 0xA0000003
-"""Windows' mark of a link between folders."""
+"""The mark of a junction (a link between folders) on Windows."""
 LINK = "a link, and links are not followed"
 KINDS = (
     *((stat.S_ISLNK, LINK), (stat.S_ISDIR, "a folder"), (stat.S_ISREG, "a file")),
@@ -57,10 +59,10 @@ OPENING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK",
 
 
 def open_file(base: Path, name: str) -> BufferedReader:
-    """Open the file with this name (parts joined by /) below the folder `base`, to which links may lead.
+    """Open the file with this name (parts joined by /) below the folder `base`, which may be a link itself.
 
-    Raises FileNotFoundError, and UnreadableError for a name that leads out of the folder and for what is no file, or
-    lies behind a link.
+    Raises FileNotFoundError, and UnreadableError for a name that leads out of the folder, and for anything that is not
+    a file or is behind a link.
     """
     parts = parts_of(name)
     try:
@@ -99,7 +101,7 @@ def _require(path: Path, is_kind: Any, wanted: str) -> None:
 
 
 def read_file(base: Path, name: str, *, most: int = LONGEST) -> bytes:
-    """All of a file of at most that many bytes; raises what `open_file` does."""
+    """The contents of a file of at most `most` bytes. Raises what `open_file` raises."""
     with open_file(base, name) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
@@ -108,7 +110,7 @@ def read_file(base: Path, name: str, *, most: int = LONGEST) -> bytes:
 
 
 def digest_file(base: Path, name: str, *, size: int) -> str | None:
-    """SHA-256 of a file of exactly that size; None where it has another. Raises what `open_file` does."""
+    """SHA-256 of a file of exactly that size; None if its size differs. Raises what `open_file` raises."""
     with open_file(base, name) as stream:
         if os.fstat(stream.fileno()).st_size != size:
             return None
@@ -120,8 +122,8 @@ def digest_file(base: Path, name: str, *, size: int) -> str | None:
 def parse_json(data: bytes) -> Any:
     """JSON of the kind that llmxai writes.
 
-    Raises UnreadableError where it is too long or too deep, has a number that is none (1e999, NaN) or a key twice, and
-    another ValueError for what is no JSON.
+    Raises UnreadableError if it is too long or too deep, or contains an invalid number (1e999, NaN) or a repeated key,
+    and another ValueError for anything that is not JSON.
     """
     if len(data) > LONGEST:
         raise UnreadableError(f"is longer than {LONGEST} bytes")
@@ -160,8 +162,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def split_lines(path: Path) -> tuple[Iterator[bytes], int]:
     """The whole lines of a file, without their newlines, and how many bytes follow the last newline.
 
-    Raises UnreadableError where there is no file but something else, and while going through the lines, where one is
-    too long.
+    Raises UnreadableError if it is something other than a file and, while reading the lines, if one is too long.
     """
     try:
         with open_file(path.parent, path.name) as stream:
@@ -198,7 +199,7 @@ def _lines(path: Path, end: int) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What checking needs of one record."""
+    """The parts of one record that checking needs."""
 
     seq: int
     hash: str
@@ -210,18 +211,18 @@ class Entry:
 
     @property
     def content(self) -> str | None:
-        """SHA-256 of its line in content.jsonl, or None where it has none."""
+        """SHA-256 of its line in content.jsonl, or None."""
         digest: str | None = self.body["content"]["sha256"]
         return digest
 
     @property
     def removes(self) -> tuple[str, ...]:
-        """Ids of the records whose content and artefacts this one says are gone."""
+        """Ids of the records whose content and artefacts were removed, according to this one."""
         return tuple(self.body["link"]["records"]) if self.body["kind"] in REMOVALS else ()
 
 
 class BrokenLogError(ValueError):
-    """A line that does not fit, its place, and its id where one can be read."""
+    """A line that does not fit, its place, and its id if readable."""
 
     def __init__(self, why: ValueError, seq: int, line: bytes) -> None:
         super().__init__(str(why))
@@ -232,7 +233,7 @@ class BrokenLogError(ValueError):
 
 
 def read_line(line: bytes) -> tuple[str, bytes]:
-    """The hash and the record's bytes of one line of the log; raises ValueError where they do not belong together."""
+    """The hash and the record's bytes of one line of the log. Raises ValueError if they do not match."""
     if not (_HEAD.match(line) and line.endswith(b"}}")):
         raise ValueError("is not a line of a log")
     digest, record = line[9:73].decode(), line[84:-1]
@@ -242,20 +243,21 @@ def read_line(line: bytes) -> tuple[str, bytes]:
 
 
 def read_entry(digest: str, record: bytes) -> Entry:
-    """Raises ValueError where what checking needs of a record is not there, whoever wrote it."""
+    """Raises ValueError if a part of a record that checking needs is missing."""
     try:
         body = parse_json(record)
         paths = [artefact["path"] for artefact in body["artefacts"]]
         sound = (
             all(isinstance(body[name], str) for name in ("schema", "id", "kind", "ended"))
+            and isinstance(body["artefacts"], list)
             and all(isinstance(body["chain"][name], str) for name in ("log", "prev"))
             and type(body["chain"]["seq"]) is int
             and all(_is_file(artefact) for artefact in body["artefacts"])
             and len(set(paths)) == len(paths)
+            and (body.get("entered") is None or _is_file(body["entered"]))
             and all(isinstance(text, str) for text in body["digests"].values())
             and (body["content"]["sha256"] is None or _is_digest(body["content"]["sha256"]))
-            and all(isinstance(id, str) for id in (body["link"] or {"records": []})["records"])
-            and (body["link"] is not None or body["kind"] not in REMOVALS)
+            and (_is_link(body["link"]) or (body["link"] is None and body["kind"] not in REMOVALS))
         )
     except UnreadableError:
         raise
@@ -263,11 +265,21 @@ def read_entry(digest: str, record: bytes) -> Entry:
         raise ValueError(f"is no record ({type(error).__name__}: {error})") from error
     if not sound:
         raise ValueError("is no record: a field has another type")
-    return Entry(body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED})
+    return Entry(
+        body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED} | {"entered": body.get("entered")}
+    )
 
 
 def _is_file(told: Any) -> bool:
     return isinstance(told["path"], str) and type(told["bytes"]) is int and _is_digest(told["sha256"])
+
+
+def _is_link(told: Any) -> bool:
+    return (
+        isinstance(told, dict)
+        and isinstance(told["records"], list)
+        and all(isinstance(id, str) for id in told["records"])
+    )
 
 
 def _is_digest(value: Any) -> bool:
@@ -291,7 +303,7 @@ def stored_texts(line: bytes) -> tuple[str, bytes, dict[str, str]]:
 def chained(lines: Iterable[bytes], *, seq: int = 0, prev: str = GENESIS) -> Iterator[tuple[Entry, bytes]]:
     """The records in order with their bytes, from place `seq` on, after the record with hash `prev`.
 
-    Raises BrokenLogError at the first line that is not what was appended there.
+    Raises BrokenLogError at the first line that is not the one appended there.
     """
     rest, log, place = iter(lines), None, seq
     while True:
@@ -318,12 +330,14 @@ def digest_of_text(salt: bytes, text: str) -> str:
 
 Severity = Literal["tampered", "unclear", "note"]
 WORDS = ("whole", "tampered", "cannot tell")
+LISTED = 20
+"""Most files that no record covers that the text lists by name."""
 SHOWN = 300
-"""Characters of a sentence that are shown: what it quotes is not ours."""
+"""Longest sentence that is shown, in characters: its quotes are not ours."""
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without what a terminal would obey: quoted names and ids may have been made for that."""
+    """`text` on one line, without control characters: quoted names and ids may try to control the terminal."""
     clipped = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clipped)
 
@@ -333,9 +347,9 @@ class Finding:
     severity: Severity
     what: str
     seq: int | None = None
-    """Place in the log (0-based) of the record that it concerns."""
+    """Place in the log (0-based) of the record concerned."""
     record: str | None = None
-    """Id of that record, where it could be read."""
+    """Id of that record, if it could be read."""
 
     def __str__(self) -> str:
         where = "" if self.seq is None else f"record {self.seq}" + (f" ({self.record})" if self.record else "") + ": "
@@ -348,8 +362,10 @@ class Verification:
 
     subject: str
     records: int = 0
-    signature: str = "unsigned: nobody vouches for it"
+    signature: str = "unsigned: no key vouches for it"
     findings: list[Finding] = field(default_factory=list)
+    uncovered: list[str] = field(default_factory=list)
+    """Files of the folder that no record covers; nothing is known about them."""
 
     def add(self, severity: Severity, what: str, seq: int | None = None, record: str | None = None) -> None:
         self.findings.append(Finding(severity, printable(what), seq, None if record is None else printable(record)))
@@ -374,12 +390,15 @@ class Verification:
             "signature": printable(self.signature),
             "first_bad": asdict(self.first_bad) if self.first_bad else None,
             "findings": [asdict(finding) for finding in self.findings],
+            "uncovered": [printable(path) for path in self.uncovered],
         }
 
     def to_text(self) -> str:
         told = f"{self.records} record{'s' * (self.records != 1)}, {printable(self.signature)}"
+        if n := len(self.uncovered):
+            told += f"; {n} file{'s' * (n != 1)} in the folder {'are' if n != 1 else 'is'} not covered"
         bad = self.first_bad
-        rest = [str(finding) for finding in self.findings if finding is not bad]
-        return "\n".join(
-            [f"{WORDS[self.exit]}: {printable(self.subject)}, {told}", *([str(bad)] if bad else []), *rest]
-        )
+        lines = [*([str(bad)] if bad else []), *(str(finding) for finding in self.findings if finding is not bad)]
+        lines += [f"not covered: {printable(path)}" for path in self.uncovered[:LISTED]]
+        lines += [f"not covered: {n - LISTED} more; --json lists them"] if n > LISTED else []
+        return "\n".join([f"{WORDS[self.exit]}: {printable(self.subject)}, {told}", *lines])

@@ -1,4 +1,4 @@
-"""Checkpoints and Merkle proofs: what is signed, and that a record or an earlier log is part of it.
+"""Checkpoints and Merkle proofs: the signed statements, and proofs that a record or an earlier log is part of one.
 
 A checkpoint is an in-toto Statement about the log in a DSSE envelope, signed with Ed25519 or unsigned
 (https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://github.com/secure-systems-lab/dsse). Its
@@ -27,7 +27,7 @@ PREDICATE_TYPE = "urn:llmxai:checkpoint:1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one envelope says: the first `size` records of log `log` have this Merkle root."""
+    """The statement of one envelope: the first `size` records of log `log` have this Merkle root."""
 
     log: str
     size: int
@@ -39,12 +39,12 @@ class Checkpoint:
     prev: str | None
     """SHA-256 of the checkpoint before it in the file; None for the first."""
     time: str
-    """By the clock of the machine that signed; nobody else vouches for it."""
+    """By the clock of the machine that signed; not attested by anyone else."""
     keyid: str | None
-    """The key that the statement says it is signed with; None for an unsigned one."""
+    """The key named in the statement; None if unsigned."""
     signature: bytes
     signed: bytes
-    """The bytes that the signature is over (DSSE's pre-authentication encoding)."""
+    """The signed bytes (DSSE's pre-authentication encoding)."""
 
     def is_signed_by(self, key: Ed25519PublicKey) -> bool:
         try:
@@ -65,8 +65,8 @@ def pre_authentication_encoding(payload: bytes) -> bytes:
 
 
 def read_checkpoint(line: bytes) -> Checkpoint:
-    """One envelope. Raises ValueError for anything but the exact bytes that llmxai writes, and UnreadableError where
-    that is nothing that llmxai could have written."""
+    """One envelope. Raises ValueError for anything but the exact bytes that llmxai writes, and UnreadableError for
+    bytes that llmxai could not have written."""
     try:
         envelope = parse_json(line)
         payload = base64.b64decode(envelope["payload"], validate=True)
@@ -170,7 +170,7 @@ def inclusion_proof(hashes: Sequence[bytes], index: int) -> list[bytes]:
 
 
 def consistency_proof(hashes: Sequence[bytes], old: int) -> list[bytes]:
-    """That the first `old` of the leaf hashes are the tree of that size; 0 < old <= len(hashes)."""
+    """The proof that the first `old` leaf hashes form the tree of that size; 0 < old <= len(hashes)."""
 
     def below(part: Sequence[bytes], m: int, whole: bool) -> list[bytes]:
         if m == len(part):
@@ -184,7 +184,7 @@ def consistency_proof(hashes: Sequence[bytes], old: int) -> list[bytes]:
 
 
 def is_included(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
-    """Whether `path` shows that `leaf` stands at `index` of the `size` leaves under `root`."""
+    """Whether `path` proves that `leaf` is at `index` of the `size` leaves under `root`."""
     if not 0 <= index < size:
         return False
     first, last, node = index, size - 1, leaf_hash(leaf)
@@ -202,7 +202,7 @@ def is_included(leaf: bytes, index: int, size: int, path: Sequence[bytes], root:
 
 
 def is_consistent(old: int, new: int, path: Sequence[bytes], old_root: bytes, new_root: bytes) -> bool:
-    """Whether `path` shows that the tree of `new` leaves begins with the tree of `old` leaves."""
+    """Whether `path` proves that the tree of `new` leaves begins with the tree of `old` leaves."""
     if not 0 < old <= new:
         return False
     if old == new:

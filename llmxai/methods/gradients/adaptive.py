@@ -1,7 +1,7 @@
-"""Gauss-Legendre panels on [0, 1], put where F bends, and halved until their errors fit each target's tolerance.
+"""Gauss-Legendre panels on [0, 1], placed where F bends and halved until the errors fit each target's tolerance.
 
 The integral of dF/da over a panel [lo, hi] is F(hi) - F(lo). So F on a grid (forward passes, shared by all targets)
-says beforehand how far a rule would miss on any panel, and F at a panel's ends says afterwards how far it did miss.
+predicts the error of a rule on any panel, and F at a panel's ends gives the actual error afterwards.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from llmxai.settings import LEAST_NODES
 ORDER = LEAST_NODES
 """Nodes per panel."""
 SCOUTS = 64
-"""Intervals of the grid on which F is scouted; also the narrowest panel that scouting can ask for is 1 / SCOUTS.
+"""Intervals of the grid on which F is evaluated first; the narrowest planned panel is 1 / SCOUTS.
 
-For a path along which F bends sharply; fewer are enough where it does not."""
+For a path along which F bends sharply; otherwise fewer are enough."""
 
 
 @cache
@@ -56,14 +56,14 @@ class Panel:
 
 
 def scout_grid(scouts: int = SCOUTS) -> tuple[float, ...]:
-    """Where F is scouted: binary fractions, so that panel ends are found again exactly."""
+    """The grid on which F is evaluated first: binary fractions, so panel ends match exactly."""
     return tuple(k / scouts for k in range(scouts + 1))
 
 
 def plan_panels(scouted: Float[np.ndarray, " grid"], *, tolerance: float, max_panels: int) -> tuple[Panel, ...]:
-    """Halve [0, 1] until the errors foreseen on the panels sum to `tolerance`, the worst panel first.
+    """Halve [0, 1] until the predicted errors of the panels sum to `tolerance`, the worst panel first.
 
-    `scouted` is F on a `scout_grid`. The foreseen error is that of the rule on the derivative of its cubic spline.
+    `scouted` is F on a `scout_grid`. The predicted error is that of the rule on the derivative of its cubic spline.
     """
     scouts = len(scouted) - 1
     spline = CubicSpline(scout_grid(scouts), scouted)
@@ -87,7 +87,7 @@ def plan_panels(scouted: Float[np.ndarray, " grid"], *, tolerance: float, max_pa
 
 @dataclass(frozen=True)
 class Integral:
-    """The integral along the path for some targets, with what each cost and by how much it may be off."""
+    """The integral along the path for some targets, with the cost and the error of each."""
 
     values: Float[Tensor, "target seq"]
     f_input: Float[Tensor, " target"]
@@ -96,7 +96,7 @@ class Integral:
     """Sum over the panels of |sum of the values on the panel - (F(hi) - F(lo))|, nats."""
     nodes: tuple[int, ...]
     repeated: int
-    """Panels that were computed again in the model's dtype."""
+    """Panels that were recomputed in the model's dtype."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ class _Piece:
 
 @dataclass
 class _State:
-    """What is known so far; `pieces[t]` covers [0, 1] for every target t between two rounds."""
+    """The results so far; between two rounds, `pieces[t]` covers [0, 1] for every target t."""
 
     exact: PathFunction
     """Everything in the model's dtype."""
     fast: PathFunction
-    """Gradients in the dtype that was asked for; the same object where that is the model's."""
+    """Gradients in the requested dtype; the same object if that is the model's dtype."""
     progress: Progress
     f: dict[float, Float[Tensor, " target"]] = field(default_factory=dict)
     pieces: list[dict[Panel, _Piece]] = field(default_factory=list)
@@ -129,7 +129,7 @@ class _State:
         self.nodes = [0] * len(self.pieces)
 
     def know(self, f_input: Float[Tensor, " target"] | None) -> _State:
-        """Take F of the real input as it was computed before, where it was."""
+        """Take F of the real input if it was already computed."""
         if f_input is not None:
             self.f[1.0] = f_input.double()
         return self
@@ -141,7 +141,7 @@ class _State:
             self.f.update(zip(missing, self.exact.values(missing), strict=True))
 
     def integrate(self, work: Mapping[Panel, Sequence[int]], *, order: int = ORDER, exact: bool = False) -> None:
-        """Integrate each panel for the targets that want it."""
+        """Integrate each panel for the targets that need it."""
         self.look_up(edge for panel in work for edge in (panel.lo, panel.hi))
         function = self.exact if exact else self.fast
         nodes = [
@@ -170,7 +170,7 @@ class _State:
             self.nodes[t] += order
 
     def integral(self) -> Integral:
-        """The pieces added up."""
+        """The sum of the pieces."""
         return Integral(
             values=torch.stack([torch.stack([p.values for p in own.values()]).sum(dim=0) for own in self.pieces]),
             f_input=self.f[1.0],
@@ -205,7 +205,7 @@ def integrate_adaptively(
     f_input: Float[Tensor, " target"] | None = None,
     scouts: int = SCOUTS,
 ) -> Integral:
-    """Scout F, plan panels, integrate, halve what fails; `allowed` is the tolerance of F(input) - F(baseline)."""
+    """Evaluate F on a grid, plan panels, integrate, halve failing panels; `allowed` maps net change to tolerance."""
     state = _State(exact=exact, fast=fast, progress=progress).know(f_input)
     state.look_up(scout_grid(scouts))
     scouted = torch.stack([state.f[a] for a in scout_grid(scouts)])  # [grid, target]
@@ -227,7 +227,7 @@ def integrate_adaptively(
 def _next_round(
     state: _State, limits: Sequence[float], max_nodes: int
 ) -> tuple[dict[Panel, list[int]], dict[Panel, list[int]]]:
-    """The failing panels, taken out of the pieces: halves to integrate, and panels to do again in the model's dtype."""
+    """Remove the failing panels from the pieces: halves to integrate, and panels to redo in the model's dtype."""
     work: dict[Panel, list[int]] = {}
     again: dict[Panel, list[int]] = {}
     for t, limit in enumerate(limits):
@@ -251,7 +251,7 @@ def _total_error(pieces: Mapping[Panel, _Piece]) -> float:
 
 
 def _failing(pieces: Mapping[Panel, _Piece], allowed: float) -> list[Panel]:
-    """The panels to halve, worst first, until what is left of the errors is within half the tolerance."""
+    """The panels to halve, worst first, until the remaining errors are within half the tolerance."""
     left = _total_error(pieces)
     if left <= allowed:
         return []

@@ -1,13 +1,13 @@
-"""Deletion-path integrated gradients: from a prompt whose tokens nobody can see to the real one.
+"""Deletion-path integrated gradients: from a prompt with all features hidden to the real one.
 
 Every feature i has a presence a_i in [0, 1]: in every layer and head, log a_i is added to the attention score of key i
-for the queries behind it. a_i = 1 is the model; a_i = 0 is the model with token i masked for what follows. A token
-always sees itself, and its position stays. Along a = p(u) (1, ..., 1) with p(u) = u^3
+for all later queries. With a_i = 1 the model is unchanged; with a_i = 0 token i is masked for all later tokens. A token
+always sees itself, and positions stay. Along a = p(u) (1, ..., 1) with p(u) = u^3
 
     A_i = integral over u in [0, 1] of  dF/da_i p'(u) du ,      sum of A_i = F(all seen) - F(none seen).
 
-It is the Aumann-Shapley value (1974) of a token's soft deletion. Only the numbers that are added to the scores need
-gradients, so quantised and frozen weights work unchanged. u^3 puts nodes densely near 0, where F changes most.
+It is the Aumann-Shapley value (1974) of a token's soft deletion. Only the numbers added to the scores need gradients,
+so quantised and frozen weights work unchanged. u^3 puts nodes densely near 0, where F changes most.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,15 +37,22 @@ from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
 from llmxai.models.families import softmax_refusal
 from llmxai.names import Progress, quiet
-from llmxai.settings import Compute, DeletionPath, Tolerance
+from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
 from llmxai.types import Generation, Scores
 
 POWER = 3
 """p(u) = u^POWER."""
 SCOUTS = 8
-"""Intervals of the grid on which F is scouted: along this path it bends little."""
+"""Intervals of the grid on which F is evaluated first; along this path F bends little."""
+MAP_NUMBERS = 2**28
+"""Most attention weights that the graph of one chunk may keep (1 GiB in float32); above it, layers are checkpointed.
+
+On the CPU, the kernels that keep none give no gradient with respect to a mask.
+"""
+MAPS = 2
+"""Maps [head, query, key] that a layer keeps for the backward pass."""
 PRESENCE = "llmxai_presence"
-"""The name under which transformers finds our masks and our attention."""
+"""The name by which transformers finds our masks and our attention."""
 
 
 @method(
@@ -66,42 +73,44 @@ def deletion_path(
     f_input: Float[Tensor, " target"] | None = None,
     progress: Progress = quiet,
 ) -> Scores:
-    """Signed contribution (nats) of every token's being seen by what follows, with its convergence gap.
+    """Signed contribution (nats) of every token's visibility to later tokens, with its convergence gap.
 
-    The values of a target sum to F - F with all features hidden from the tokens behind them, plus the gap. `features`:
-    see `moving_tokens`; the rest stays present. The token at the last predicting position is no feature: nothing comes
-    after it that could see it. Of an encoder, a token is hidden from all others. Of an encoder-decoder, source tokens
+    The values of a target sum to F minus F with all features hidden from later tokens, plus the gap. `features`: see
+    `moving_tokens`; all other tokens stay present. The token at the last predicting position is not a feature, since no
+    later token could see it. For an encoder, a token is hidden from all others. For an encoder-decoder, source tokens
     are hidden from each other and from the decoder, and one of them always stays. `tolerance`, `max_nodes`, `n_steps`,
-    `compute`, `f_input`: as in `layer_integrated_gradients`.
+    `compute`, `f_input`: as in `layer_integrated_gradients`; a long sequence is checkpointed (see `MAP_NUMBERS`).
 
-    Raises OptionError for a bad option, UnsupportedModelError for layers without softmax attention or that take no mask
-    of ours, NonFiniteError where the model gives NaN on the path.
+    Raises OptionError for an invalid option, UnsupportedModelError for layers without softmax attention or layers that
+    do not accept our mask, and NonFiniteError if the model gives NaN on the path.
     """
     spec = DeletionPath(tolerance=tolerance, max_nodes=max_nodes, n_steps=n_steps)  # raises OptionError
     targets = targets_of(generation, targets)
     path = presence_path(loaded, generation, features=features)
+    if kept_maps(loaded, compute, tokens=1 + max(target.last for target in targets)) > MAP_NUMBERS:
+        compute = replace(compute, checkpoint=True)
     found = integrate(loaded, path, targets, spec, compute=compute, f_input=f_input, progress=progress, scouts=SCOUTS)
     return certified("deletion_path", found, {"features": features, "path": f"presence u^{POWER}", **found.settings})
 
 
 @dataclass
 class Hidden:
-    """What the forward pass that runs just now hides, and how many attentions it reached."""
+    """The tokens that the running forward pass hides, and the number of attentions it reached."""
 
     added: Float[Tensor, "node live"] | None = None
-    """log a of every token, 0 where it is present; None: nothing is hidden."""
+    """log a of every token, 0 if it is present; None: nothing is hidden."""
     source: int = 0
-    """Of an encoder-decoder: how many of them the encoder reads."""
+    """For an encoder-decoder: how many of them the encoder reads."""
     in_encoder: bool = False
     masks: list[Tensor] = field(default_factory=list)
     attended: int = 0
-    """Attentions of the interface that took one of the masks."""
+    """Attentions of the interface that used one of the masks."""
     given: int = 0
-    """Attention modules that were given one of them as it is; counted where no attention uses the interface."""
+    """Attention modules that received a mask unchanged; counted if no attention uses the interface."""
 
     @contextmanager
     def by(self, added: Float[Tensor, "node live"]) -> Iterator[None]:
-        """For one forward pass; a backward pass that computes layers again needs `masks` no more."""
+        """Prepare for one forward pass; a backward pass that recomputes layers does not need `masks`."""
         self.added, self.masks, self.attended, self.given = added, [], 0, 0
         try:
             yield
@@ -109,7 +118,7 @@ class Hidden:
             self.added, self.masks, self.in_encoder = None, [], False
 
     def mask(self, seen: Bool[Tensor, "batch 1 query key"], *, dtype: torch.dtype, two_way: bool) -> Tensor:
-        """What is added to the scores: log a of the key where the query sees it, the dtype's least number elsewhere."""
+        """The numbers added to the scores: log a of the key if the query sees it, else the dtype's smallest number."""
         queries, keys = seen.shape[-2:]
         least = torch.finfo(dtype).min
         if self.added is None:
@@ -118,7 +127,7 @@ class Hidden:
             crosses = bool(self.source) and two_way and not self.in_encoder
             first = slice(0, self.source) if crosses or self.in_encoder else slice(self.source, None)
             own = self.added[:, first].to(seen.device)
-            own = nn.functional.pad(own, (keys - own.shape[1], 0))  # a cached beginning is present
+            own = nn.functional.pad(own, (keys - own.shape[1], 0))  # a cached prefix is present
             found = own.clamp(min=least)[:, None, None, :]
             if not crosses:
                 itself = torch.ones(queries, keys, dtype=torch.bool, device=seen.device)
@@ -131,10 +140,10 @@ class Hidden:
 
 @contextmanager
 def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
-    """Inside, the model adds what `hidden` says to its attention scores; it is put back afterwards.
+    """Inside this context, the model adds the numbers of `hidden` to its attention scores.
 
-    Masks are made once a pass and shared by the layers, through transformers' mask interface. Each layer then attends
-    by its own function, so that window, scale, soft cap and sinks are the architecture's. On GPUs that is the plain
+    Masks are built once per pass and shared by the layers, through transformers' mask interface. Each layer attends
+    with its own function, so window, scale, soft cap and sinks are those of the architecture. On GPUs that is the plain
     kernel: the memory-efficient one refuses the gradient of a mask that is shared by the heads.
     """
     own = model.config._attn_implementation
@@ -185,7 +194,7 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
 
 
 def _is_one_of(given: Any, masks: Sequence[Tensor]) -> bool:
-    """By value: Accelerate copies what it hands to another device."""
+    """Compare by value: Accelerate copies tensors that it moves to another device."""
     if not isinstance(given, Tensor):
         return False
     return any(given.shape == mask.shape and torch.equal(given.to(mask), mask) for mask in masks)
@@ -193,20 +202,20 @@ def _is_one_of(given: Any, masks: Sequence[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class PresencePath:
-    """log a = POWER log u on the moving tokens, for u from 0 (hidden) to 1 (seen); the others are seen throughout."""
+    """log a = POWER log u on the moving tokens, for u from 0 (hidden) to 1 (seen); all others are always seen."""
 
     input: Float[Tensor, "seq hidden"]
     moving: Bool[Tensor, " seq"]
     two_way: bool
-    """Whether tokens are read both ways, so that the last one has others that could see it."""
+    """Whether the model reads in both directions, so other tokens can see the last one."""
     hidden: Hidden
 
     def attached(self, model: PreTrainedModel) -> Any:
-        """The model with what is hidden in its attention."""
+        """The model with hidden tokens in its attention."""
         return hiding(model, self.hidden)
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live"]:
-        """log a, in float32 at least; exactly 0 where a token is seen and -inf where it is hidden."""
+        """log a, in float32 or wider; exactly 0 if a token is seen and -inf if it is hidden."""
         del loaded
         logs = [POWER * math.log(u) if u > 0 else -math.inf for u in alphas]
         rows = torch.tensor(logs, dtype=self.input.dtype, device=self.input.device)
@@ -230,7 +239,7 @@ class PresencePath:
             except (TypeError, ValueError) as error:
                 raise UnsupportedModelError(
                     f"{loaded.name}: {type(loaded.model).__name__} refuses a mask that is added to its attention "
-                    f"scores ({error}), so there is no deletion path for it; integrated gradients work."
+                    f"scores ({error}), so the deletion path is not defined for it; integrated gradients work."
                 ) from error
         require_reached(loaded, self.hidden.attended or self.hidden.given)
         return found
@@ -238,12 +247,12 @@ class PresencePath:
     def slopes(
         self, gradient: Float[Tensor, "node live"], alphas: Sequence[float], live: slice
     ) -> Float[Tensor, "node live"]:
-        """dF/da_i p'(u) = dF/d(log a_i) p'(u) / p(u), p'/p being POWER / u."""
+        """dF/da_i p'(u) = dF/d(log a_i) p'(u) / p(u), with p'/p = POWER / u."""
         u = torch.tensor(list(alphas), dtype=gradient.dtype, device=gradient.device)
         return torch.where(self.moving[live], gradient * (POWER / u)[:, None], 0.0)
 
     def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
-        """The moving tokens that something up to a target's last predicting position can see."""
+        """The moving tokens that another token up to a target's last predicting position can see."""
         seen = seen_by(targets, len(self.moving))
         if not self.two_way:
             seen[range(len(targets)), [target.last for target in targets]] = False
@@ -253,8 +262,8 @@ class PresencePath:
 def presence_path(loaded: LoadedModel, generation: Generation, *, features: str) -> PresencePath:
     """The path over the presence of a generation's tokens, in float32 (float64 for a float64 model).
 
-    Where all of an encoder's source would be hidden, its last token stays: softmax over equally hidden keys is the
-    softmax over all of them, and the decoder has no other key.
+    If an encoder's whole source would be hidden, its last token stays: softmax over equally hidden keys equals softmax
+    over all of them, and the decoder has no other key.
     """
     if (refusal := softmax_refusal(loaded.model.config, what="the deletion path")) is not None:
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
@@ -276,12 +285,20 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
     )
 
 
+def kept_maps(loaded: LoadedModel, compute: Compute, *, tokens: int) -> int:
+    """Attention weights that the graph of one chunk keeps without checkpointing."""
+    layers = sum(len(stack) for stack in layer_stacks(loaded.model))
+    heads = loaded.model.config.get_text_config().num_attention_heads
+    chunk = max(compute.chunk_tokens or CHUNK_TOKENS, tokens)
+    return int(MAPS * layers * heads * tokens * chunk)
+
+
 def require_reached(loaded: LoadedModel, reached: int) -> None:
-    """Raise UnsupportedModelError where fewer attentions than the model has took our mask."""
+    """Raise UnsupportedModelError if fewer attentions used our mask than the model has."""
     stacks = [len(stack) for stack in layer_stacks(loaded.model)]
     wanted = stacks[0] if len(stacks) == 1 else stacks[0] + 2 * stacks[1]
     if reached != wanted:
         raise UnsupportedModelError(
-            f"{loaded.name}: {reached} of the {wanted} attentions of {type(loaded.model).__name__} take the mask that "
-            f"hides tokens unchanged, so there is no deletion path for it; integrated gradients work."
+            f"{loaded.name}: {reached} of the {wanted} attentions of {type(loaded.model).__name__} use the mask that "
+            f"hides tokens unchanged, so the deletion path is not defined for it; integrated gradients work."
         )

@@ -3,8 +3,8 @@
 A_i = <input_i - baseline_i, integral over a in [0, 1] of dF/dx_i at x(a)>   (Sundararajan, Taly & Yan 2017, eq. 1,
 applied to the embedding layer). Completeness: the sum of A_i over the moving tokens is F(input) - F(baseline).
 
-F on a grid tells where along the path it bends, so that nodes go there; every panel's integral of dF/da is then
-compared with F(hi) - F(lo), its exact value, and panels are halved until a target's errors sum to its tolerance.
+F on a grid shows where it bends along the path, and nodes go there. Every panel's integral of dF/da is then compared
+with F(hi) - F(lo), its exact value, and panels are halved until a target's errors sum to its tolerance.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, IntegratedGradi
 from llmxai.types import Certificate, Generation, Scores
 
 SHARED = 4
-"""What a group of targets costs beside its backward passes (scouting, forward passes), in targets."""
+"""Cost of a group of targets besides its backward passes (grid, forward passes), in units of one target."""
 
 
 @method(
@@ -56,12 +56,14 @@ def layer_integrated_gradients(
     """Signed contribution (nats) of every token to every target, with its convergence gap.
 
     `targets`: by default the log-prob of every generated token. `features` and `baseline`: see `moving_tokens` and
-    `baseline_embedding`. Panels are halved until the absolute panel errors of a target sum to no more than its
-    `tolerance` (so the gap is within it without errors cancelling), or the next one would pass `max_nodes`; with
-    `n_steps`, that many Gauss-Legendre nodes on [0, 1] instead, and the gap is the error. `compute`: see `Compute`.
-    `f_input`: F of the targets for the real input, where it is known.
+    `baseline_embedding`. Panels are halved until the absolute panel errors of a target sum to at most its `tolerance`
+    (which bounds the gap without cancellation), or the next one would exceed `max_nodes`. With `n_steps`, that many
+    Gauss-Legendre nodes on [0, 1] are used instead, and the gap is the error. `compute`: see `Compute`. `f_input`: F of
+    the targets for the real input, if already known.
 
-    Raises OptionError for a bad option, NonFiniteError where the model gives NaN on the path.
+    >>> layer_integrated_gradients(loaded, generation).certificate.gap  # [target], nats
+
+    Raises OptionError for an invalid option, and NonFiniteError if the model gives NaN on the path.
     """
     spec = IntegratedGradients(tolerance=tolerance, max_nodes=max_nodes, n_steps=n_steps)  # raises OptionError
     targets = targets_of(generation, targets)
@@ -77,14 +79,14 @@ def layer_integrated_gradients(
 
 @dataclass(frozen=True)
 class Integrated:
-    """What `integrate` found, and how."""
+    """The result of `integrate`, and its settings."""
 
     whole: Integral
     path: Path
     targets: tuple[Target, ...]
     spec: IntegratedGradients | DeletionPath
     settings: Mapping[str, object]
-    """What every path method has in its settings."""
+    """The settings that every path method reports."""
 
 
 def integrate(
@@ -98,9 +100,9 @@ def integrate(
     progress: Progress,
     scouts: int = SCOUTS,
 ) -> Integrated:
-    """The integral of every token's part of dF/da along `path`, targets in groups.
+    """The integral of every token's part of dF/da along `path`, for groups of targets.
 
-    Raises NonFiniteError where the model gives NaN on the path.
+    Raises NonFiniteError if the model gives NaN on the path.
     """
     size = ChunkSize(compute.chunk_tokens or CHUNK_TOKENS)
     groups = position_groups(targets, first=int(path.moving.nonzero()[0]))
@@ -146,16 +148,16 @@ def integrate(
 
 
 def held_positions(path: Path) -> list[int]:
-    """Indices of the tokens that stay real along the path."""
+    """Indices of the tokens that are held along the path."""
     return [i for i, moves in enumerate(path.moving.tolist()) if not moves]
 
 
 def position_groups(targets: Sequence[Target], *, first: int) -> list[list[int]]:
     """Indices of the targets in groups that go through the model together, early positions first.
 
-    A group is computed up to its last predicting position, so that the early tokens of a long answer are not carried
-    through all that comes after them. Groups of about equal size, as many as make sum of length x (targets + SHARED)
-    least; `first` is the first token that is computed at every node.
+    A group is computed up to its last predicting position, so the early tokens of a long answer do not pay for the
+    later ones. The groups have about equal size, and their number minimises the sum of length x (targets + SHARED);
+    `first` is the first token that is computed at every node.
     """
     order = sorted(range(len(targets)), key=lambda t: (targets[t].last, t))
     lengths = np.array([targets[t].last + 1 - first for t in order])
@@ -171,7 +173,7 @@ def position_groups(targets: Sequence[Target], *, first: int) -> list[list[int]]
 
 @contextmanager
 def _ready(loaded: LoadedModel, path: Path, compute: Compute) -> Iterator[tuple[LoadedModel, LoadedModel]]:
-    """The model for F and the one for gradients, both fit to be differentiated; the caller's is left as it was."""
+    """The model for F and the one for gradients, ready for differentiation; restores the caller's model."""
     wanted = loaded.dtype if compute.gradient_dtype is None else torch_dtype(compute.gradient_dtype)
     fast = loaded if wanted == loaded.dtype else in_dtype(loaded, wanted)
     models = [loaded.model] if fast is loaded else [loaded.model, fast.model]
@@ -185,7 +187,7 @@ def _ready(loaded: LoadedModel, path: Path, compute: Compute) -> Iterator[tuple[
 
 
 def _overall(progress: Progress, before: Sequence[Integral], *, own: int, later: int) -> Progress:
-    """Progress over all groups: those that come later are foreseen at what this one wants so far."""
+    """Progress over all groups; later groups are estimated from the current one."""
     done_before = sum(sum(part.nodes) for part in before)
 
     def tell(done: int, wanted: int) -> None:
@@ -195,7 +197,7 @@ def _overall(progress: Progress, before: Sequence[Integral], *, own: int, later:
 
 
 def _joined(parts: Sequence[Integral], groups: Sequence[Sequence[int]]) -> Integral:
-    """All groups as one, the targets in their own order again."""
+    """All groups joined, with the targets in their original order."""
     order = [t for group in groups for t in group]
     back = torch.tensor(order).argsort()
     nodes = [n for part in parts for n in part.nodes]
@@ -210,7 +212,7 @@ def _joined(parts: Sequence[Integral], groups: Sequence[Sequence[int]]) -> Integ
 
 
 def allowed_error(tolerance: Tolerance, net: Float[Tensor, " target"]) -> Float[Tensor, " target"]:
-    """The error (nats) with which a change of F by `net` counts as converged."""
+    """The largest error (nats) with which a change of F by `net` counts as converged."""
     return (tolerance.relative * net.abs()).clamp(min=tolerance.absolute)
 
 

@@ -1,4 +1,4 @@
-"""F and its gradient along the path: one forward a node for all targets, one vector-Jacobian product a target."""
+"""F and its gradient along the path: one forward per node for all targets, one backward per target."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmxai.types import Generation
 
 @runtime_checkable
 class Path(Protocol):
-    """From a = 0 to the real input at a = 1: of the embeddings, or of the presence of tokens."""
+    """A path from a = 0 to the real input at a = 1, over the embeddings or over the presence of tokens."""
 
     @property
     def input(self) -> Float[Tensor, "seq hidden"]:
@@ -31,13 +31,13 @@ class Path(Protocol):
 
     @property
     def moving(self) -> Bool[Tensor, " seq"]:
-        """The tokens that are not the same at every a."""
+        """The tokens that change along the path."""
 
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """What the model needs around all of its passes along the path."""
+        """The context that the model needs during all passes along the path."""
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live *width"]:
-        """What gradients are taken of, at every a."""
+        """The inputs at every a, with respect to which gradients are taken."""
 
     def logits(
         self,
@@ -61,26 +61,26 @@ class Path(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddingPath:
-    """x(a) = baseline + a (input - baseline) on the moving tokens; held tokens stay real."""
+    """x(a) = baseline + a (input - baseline) on the moving tokens; held tokens keep their input."""
 
     input: Float[Tensor, "seq hidden"]
     baseline: Float[Tensor, "seq hidden"]
     moving: Bool[Tensor, " seq"]
     source: int = 0
-    """Of an encoder-decoder: how many of the tokens go into the encoder."""
+    """For an encoder-decoder: how many of the tokens go into the encoder."""
 
     @property
     def delta(self) -> Float[Tensor, "seq hidden"]:
-        """input - baseline, 0 where a token is held."""
+        """input - baseline; 0 for held tokens."""
         return (self.input - self.baseline) * self.moving[:, None]
 
     def points(self, alphas: Sequence[float], *, live: slice = slice(None)) -> Float[Tensor, "node live hidden"]:
-        """x(a) of the live tokens for every a; exactly the input where a token is held, and at a = 1."""
+        """x(a) of the live tokens for every a; exactly the input for held tokens, and at a = 1."""
         a = torch.tensor(list(alphas), dtype=self.input.dtype, device=self.input.device)
         return self.input[live] - (1 - a)[:, None, None] * self.delta[live]
 
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """The model runs as it does elsewhere."""
+        """Nothing: the model runs as usual."""
         del model
         return nullcontext()
 
@@ -97,7 +97,7 @@ class EmbeddingPath:
         live: slice,
         prefix: DynamicCache | None,
     ) -> Float[Tensor, "node row vocab"]:
-        """Logits where `inputs` stand in the sequence."""
+        """Logits with `inputs` in the sequence."""
         places = [position - live.start for position in positions]
         return forward_logits(loaded.model, inputs, positions=places, prefix=prefix, source=self.source)
 
@@ -110,7 +110,7 @@ class EmbeddingPath:
         return (gradient.to(delta.dtype) * delta).sum(dim=-1)
 
     def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
-        """The moving tokens that a target can see: those up to its last predicting position."""
+        """The moving tokens that a target can see: all up to its last predicting position."""
         return self.moving & seen_by(targets, len(self.moving)).to(self.moving.device)
 
 
@@ -130,12 +130,12 @@ Pullback = Callable[[Sequence[int], bool], Tensor]
 ALIKE = 0.8
 """Nodes of one chunk serve at least this share of the targets that its busiest node serves ..."""
 LEAST = 4
-"""... unless the chunk would shrink below a chunk_tokens / LEAST, where matrix products get slow."""
+"""... unless the chunk would shrink below chunk_tokens / LEAST, where matrix products get slow."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A point of the path and the targets whose gradient is wanted there."""
+    """A point of the path and the targets whose gradient is needed there."""
 
     alpha: float
     targets: tuple[int, ...]
@@ -143,10 +143,10 @@ class Node:
 
 @dataclass(frozen=True)
 class PathFunction:
-    """F of every target along a path. Made by `path_function`; use inside `frozen_eval(model)`.
+    """F of every target along a path. Created by `path_function`; use it inside `frozen_eval(model)`.
 
-    What stands before the first moving token is the same at every node, so its keys and values are computed once;
-    what stands after the last predicting position is never computed.
+    Tokens before the first moving one are the same at every node, so their keys and values are computed once; tokens
+    after the last predicting position are never computed.
     """
 
     loaded: LoadedModel
@@ -178,8 +178,8 @@ class PathFunction:
     def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
         """(index of a node, target, every token's part of dF/da), in no particular order.
 
-        float64 on the CPU. Nodes that serve as many targets go through together, and
-        a backward pass carries a different target for every node, so that no pass is spent on a pair nobody asked for.
+        float64 on the CPU. Nodes that serve the same number of targets go through together, and a backward pass carries
+        a different target for every node, so no pass is wasted on a pair that is not needed.
         """
         order = sorted(range(len(nodes)), key=lambda k: -len(nodes[k].targets))
         while order:
@@ -222,7 +222,7 @@ class PathFunction:
         return found
 
     def _pullback(self, inputs: Float[Tensor, "node live *width"]) -> Pullback:
-        """One forward pass; then gradients with respect to `inputs`, one target a node at a time."""
+        """One forward pass; then gradients with respect to `inputs`, one target per node at a time."""
         if not keeps_logits(self.loaded.model):
             with torch.enable_grad():
                 values = self.rows.values(self._logits(inputs))
@@ -236,7 +236,7 @@ class PathFunction:
 
         with torch.enable_grad(), split_at_head(self.loaded) as split:
             total = self.rows.values(self._logits(inputs)).sum()
-            # each row of hidden states feeds one target only, so one backward through the head serves them all
+            # each row of hidden states feeds only one target, so one backward through the head serves them all
             (at_rows,) = torch.autograd.grad(total, split.leaf)
         owner = torch.tensor(self.rows.owner, device=at_rows.device)
 
@@ -259,7 +259,7 @@ class PathFunction:
 def path_function(
     loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize, cached: bool = True
 ) -> PathFunction:
-    """Compute what is the same at every node, where it may be `cached`. Call inside `frozen_eval(model)`."""
+    """Compute once what is the same at every node, if `cached` allows it. Call inside `frozen_eval(model)`."""
     rows = TargetRows.of(targets)
     first = min(int(path.moving.nonzero()[0]), min(rows.positions))
     prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
@@ -274,12 +274,12 @@ def path_function(
 
 
 class _Split:
-    """The hidden states that go into the output head, cut from what computed them."""
+    """The hidden states that enter the output head, cut from the graph that computed them."""
 
     hidden: Tensor
-    """With its history: what the vector-Jacobian products start from."""
+    """With its history: the start of the vector-Jacobian products."""
     leaf: Tensor
-    """Without: what the head's own gradient stops at."""
+    """Without: the end of the head's own gradient."""
 
     def cut(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self.hidden = inputs[0]
@@ -289,11 +289,11 @@ class _Split:
 
 @contextmanager
 def split_at_head(loaded: LoadedModel) -> Iterator[_Split]:
-    """Cut the graph at the input of the output head for the forwards inside; the hook is gone afterwards."""
+    """Cut the graph at the input of the output head for the forwards inside; removes the hook afterwards."""
     head = loaded.model.get_output_embeddings()
     if head is None:
         raise UnsupportedModelError(
-            f"{type(loaded.model).__name__} names no output head, so its logits cannot be traced to positions."
+            f"{type(loaded.model).__name__} has no named output head, so its logits cannot be traced to positions."
         )
     split = _Split()
     handle = head.register_forward_pre_hook(split.cut)

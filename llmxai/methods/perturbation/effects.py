@@ -43,12 +43,14 @@ def measure_effects(
     f_input: Float[Tensor, " target"] | None = None,
     progress: Progress = quiet,
 ) -> Effects:
-    """F (nats) of all targets with units of the prompt left out, one by one and in random subsets.
+    """F (nats) of all targets with units of the prompt removed, one by one and in random subsets.
 
-    Template tokens, BOS and the answer are never removed. `f_input`: F with nothing removed, where it is known. One
-    forward pass serves all targets.
+    Template tokens, BOS and the answer are never removed. `f_input`: F with nothing removed, if already known. One
+    forward pass per mask serves all targets.
 
-    Raises NonFiniteError where the model gives NaN.
+    >>> measure_effects(loaded, generation, removal=Removal(units="sentence")).drop  # [target, unit], nats
+
+    Raises NonFiniteError if the model gives NaN.
     """
     units, kind = prompt_units(generation, units=removal.units)
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
@@ -173,11 +175,11 @@ def _explained(fit: LinearFit, f: Float[np.ndarray, " mask"]) -> float | None:
 
 
 def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"]:
-    """`n` different subsets that keep `n_units // 2` of the units each; all of them where there are no more than `n`.
+    """`n` different subsets that keep `n_units // 2` of the units each; all such subsets if there are at most `n`.
 
-    Of one size, as in Park et al. 2023 (https://arxiv.org/abs/2303.14186, definition 3): were the sizes to vary, any
-    scores that are all positive would predict F from the size alone wherever removing anything lowers it. None of
-    the subsets is empty or full.
+    All have the same size, as in Park et al. 2023 (https://arxiv.org/abs/2303.14186, definition 3). With varying
+    sizes, any scores that are all positive would predict F from the size alone wherever every removal lowers F. No
+    subset is empty or full.
     """
     size = n_units // 2
     if size == 0:
@@ -206,13 +208,13 @@ def leave_one_out(
     f_input: Float[Tensor, " target"] | None = None,
     progress: Progress = quiet,
 ) -> Scores:
-    """Fall of every target's log-prob (nats) when a unit of the prompt is left out, in equal parts on its tokens.
+    """Drop of every target's log-prob (nats) when a unit of the prompt is removed, split equally over its tokens.
 
     F(prompt) - F(prompt without the unit): erasure of Li, Monroe & Jurafsky 2016, eq. 1, in nats and not divided by F.
-    It is a measurement and not an estimate, but of a prompt that nobody gave. Added up over a unit's tokens, the values
-    are its effect. `f_input`: F with nothing removed, where it is known. One forward pass per unit serves all targets.
+    It is a measurement, not an estimate, but on a prompt that was never given. The values of a unit's tokens sum to
+    its effect. `f_input`: F with nothing removed, if already known. One forward pass per unit serves all targets.
 
-    Raises OptionError for an option that does not exist and NonFiniteError where the model gives NaN.
+    Raises OptionError for an unknown option and NonFiniteError if the model gives NaN.
     """
     targets = targets_of(generation, targets)
     removal = Removal(units=units, operator=operator, baseline=baseline, subsets=0)

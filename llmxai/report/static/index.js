@@ -153,10 +153,10 @@
   function say(text) {
     byId("found").textContent = text;
     byId("found").removeAttribute("aria-busy");
-    const told = byId("trouble");
-    if (told && trouble.length) {
-      told.textContent = `${trouble.join(" ")} Its records are listed without their texts and cannot be found by a search. “llmxai report” with this folder’s name rebuilds the index.`;
-      told.hidden = false;
+    const notice = byId("trouble");
+    if (notice && trouble.length) {
+      notice.textContent = `${trouble.join(" ")} Its records are listed without their texts and cannot be found by a search. “llmxai report” with this folder’s name rebuilds the index.`;
+      notice.hidden = false;
     }
   }
 
