@@ -565,7 +565,7 @@ def test_the_verdict_comes_first_and_counts_words() -> None:
     page = render_report(view)
     assert page.index("Computed accurately") < page.index("The model was given") < page.index("Main sources")
     assert "tokens with status “confirmed”" in page
-    for word in ("agree</", "disagree", "Referee:", "referee supports", "diluted</li>"):
+    for word in ("agree</", "disagree", "<b>Referee", "The referee removed", "diluted</li>"):
         assert word not in page.split("</style>")[1].split("<script")[0]
 
 
