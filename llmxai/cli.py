@@ -12,8 +12,7 @@ import typer
 from llmxai.commands import evidence
 from llmxai.commands.console import Terminated, log
 from llmxai.commands.explain import explain
-from llmxai.commands.models import check, methods
-from llmxai.commands.report import report, table
+from llmxai.commands.offline import check, methods, report, table
 from llmxai.commands.run import recipes, run
 from llmxai.errors import UserError
 

@@ -86,7 +86,7 @@ def explained(
     environment: Mapping[str, Any],
     progress: StageProgress = quiet,
 ) -> Explanation:
-    """Everything that is measured for an answer, by a model that computes as precisely as it shall."""
+    """All measurements of an answer, in the precision of the given model."""
     targets = token_targets(generation)
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)

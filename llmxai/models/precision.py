@@ -34,7 +34,7 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
     """The same model computing in float32, where it is stored in less; afterwards everything is as before.
 
     A model stored in float32 or float64 is given back unchanged. LLM.int8 quantises its activations, so it computes as
-    it does, whatever stands around its layers.
+    it does, whatever surrounds its layers.
     """
     model = loaded.model
     if not any(p.dtype in LOW for p in model.parameters()) and not _low_compute(model):

@@ -115,7 +115,7 @@ def _effects(effects: Sequence[MainEffect]) -> Markup:
         Markup("<bdi>{}</bdi>{} {}").format(_html(one.text), f" ({one.note})" if one.note else "", one.nats)
         for one in effects
     ]
-    return Markup(", ").join(named) if named else Markup("none that can be told from zero")
+    return Markup(", ").join(named) if named else Markup("none that differs from zero beyond its interval")
 
 
 def _listed(sources: Sequence[MainSource]) -> Markup:

@@ -9,8 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmxai.names import AttentionStatus, Status
-from llmxai.report.effects import Effect, Effects, build_effects
-from llmxai.report.removal import RemovalView, build_referee, build_removal, other_methods
+from llmxai.report.removal import (
+    Effect,
+    Effects,
+    RemovalView,
+    build_effects,
+    build_referee,
+    build_removal,
+    other_methods,
+)
 from llmxai.report.units import AlsoView
 from llmxai.report.verdict import FINE, STATUS_TEXT, Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, percent, plain, visible

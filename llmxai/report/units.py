@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import AttentionStatus, Role
-from llmxai.report.effects import TOP, Effect, build_effects
 from llmxai.report.removal import (
+    TOP,
+    Effect,
     RefereeView,
     RemovalView,
+    build_effects,
     build_referee,
     build_removal,
     covered,

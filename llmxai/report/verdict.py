@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from llmxai.names import CURRENT, AttentionStatus, Role, Status
-from llmxai.report.effects import Effect, build_effects
-from llmxai.report.removal import count_referee
+from llmxai.report.removal import Effect, build_effects, count_referee
 from llmxai.report.visible import Text, label, percent, shorten, visible
 
 
@@ -88,7 +87,7 @@ LIMITS = (
     NOT_PROOF,
     "An attribution says what the answer is sensitive to. It does not say that the answer is true or fair, or why "
     "the model learned to give it.",
-    "A measured effect is of a text that nobody wrote: the model may read a gap in another way than the word. Effects "
+    "A measured effect is of a text with a gap: the model may read a gap in another way than the word. Effects "
     "of several words do not add up; a word can also matter only together with another one.",
     "Where the contributions and the measured effects differ, trust the measured effects.",
     "Held tokens (the chat template, for example) get no value, although the model uses them.",

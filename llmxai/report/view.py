@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import Role, Status
-from llmxai.report.effects import Effects, build_effects
-from llmxai.report.removal import DELETION, ROLLOUT, RemovalView, build_removal, method_name
+from llmxai.report.removal import DELETION, ROLLOUT, Effects, RemovalView, build_effects, build_removal, method_name
 from llmxai.report.tables import (
     Row,
     Setting,
