@@ -106,7 +106,7 @@ def check_model(
 def _chat(place: str, revision: str | None) -> Capability:
     with _quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             return Capability("prompt and roles", False, f"its tokenizer cannot be read ({str(error)[:120]})")
     if not knows_text(tokenizer):

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from llmxai.errors import ModelLoadError, OptionError
 from llmxai.models.adapters import adapter_of
@@ -32,10 +34,11 @@ from llmxai.models.finding import (
     quantization_config,
     quantization_of,
 )
+from llmxai.models.identity import ModelIdentity, identify
 from llmxai.models.memory import free_memory, weight_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "adapter_config.json")
 
 DEVICE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu|xla)(:\d+)?")
 
@@ -55,6 +58,14 @@ class LoadedModel:
     weight_digest: str | None = None
     """SHA-256 of the single weight file; None until `weight_files` are hashed, and for a model made in memory."""
     weight_files: tuple[Path, ...] = ()
+    adapter_files: tuple[Path, ...] = ()
+    remote_code: bool = False
+    """Whether code from the model's folder was allowed to run."""
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Digests of everything that decides what the model computes."""
+        return identify(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,6 +89,7 @@ def load(
     quantize: str | None = None,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a language model (causal or encoder-decoder) or a classifier of texts, frozen and in evaluation mode.
 
@@ -85,14 +97,15 @@ def load(
     `dtype`: float32, bfloat16, float16, float64 or auto (the checkpoint's; the default).
     `device_map`: Accelerate's (auto, balanced, sequential, cpu, cuda:0, or a dict); the default is auto if there is a
     GPU, else the CPU. `quantize`: 4bit (NF4, double quantisation) or 8bit by bitsandbytes. `adapter`: a PEFT
-    adapter's folder or hub name.
+    adapter's folder or hub name. `trust_remote_code`: let the Python files of the model's folder run, which can do
+    anything; records say so.
 
     >>> load("meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16", quantize="4bit")
 
     Raises ModelLoadError, UnsupportedModelError or OptionError; each message suggests a fix.
     """
     _require_options(dtype=dtype, device_map=device_map, quantize=quantize)
-    found = find_model(name_or_path, revision=revision)
+    found = find_model(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     name, config = found.name, found.config
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
@@ -100,6 +113,7 @@ def load(
         "dtype": _dtype(dtype),
         "device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map,
         "revision": revision,
+        "trust_remote_code": trust_remote_code,
         **quantization_argument(found, quantize, dtype=_dtype(dtype)),
     }
     if device_map in (None, "cpu"):
@@ -109,7 +123,6 @@ def load(
         model = _with_adapter(model, str(adapter))
     model.requires_grad_(False)
     model.eval()
-    files = sorted(f for p in WEIGHT_PATTERNS for f in Path(found.place).glob(p)) if found.digest is None else []
     return wrap(
         model,
         tokenizer,
@@ -117,8 +130,18 @@ def load(
         revision=revision or getattr(config, "_commit_hash", None),
         adapter=str(adapter) if adapter is not None else None,
         weight_digest=found.digest,
-        weight_files=tuple(files),
+        weight_files=_files(found.place, "config.json", revision=revision, code=trust_remote_code),
+        adapter_files=() if adapter is None else _files(str(adapter), "adapter_config.json", revision=None),
+        remote_code=trust_remote_code,
     )
+
+
+def _files(place: str, known: str, *, revision: str | None, code: bool = False) -> tuple[Path, ...]:
+    """The files with weights, and with the code that was allowed to run, of a folder or of a name on the hub."""
+    found = cached_file(place, known, revision=revision, _raise_exceptions_for_missing_entries=False)
+    folder = Path(place) if found is None else Path(found).parent
+    patterns = (*WEIGHT_PATTERNS, *(("*.py",) if code else ()))
+    return tuple(sorted(path for pattern in patterns for path in folder.glob(pattern)))
 
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
@@ -205,7 +228,8 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = found.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(found.place, revision=arguments["revision"])
+        shared = {name: arguments[name] for name in ("revision", "trust_remote_code")}
+        tokenizer = AutoTokenizer.from_pretrained(found.place, **shared)
         model, told = AUTO_CLASSES[found.kind].from_pretrained(found.place, **arguments, output_loading_info=True)
     except ImportError as error:
         raise ModelLoadError(f"{name}: {first_line(error)}") from error
