@@ -53,6 +53,7 @@ def randomised(loaded: LoadedModel, *, seed: int) -> LoadedModel:
         weight_digest=None,
         weight_files=(),
         adapter_files=(),
+        read=(),
     )
 
 

@@ -10,12 +10,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -158,6 +160,10 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
     )
 
 
+CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
+"""What a terminal would obey."""
+
+
 def _chain(error: BaseException | None) -> list[BaseException]:
     found = []
     while error is not None:
@@ -167,7 +173,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return CONTROL.sub("", line)[:200]
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,8 @@ def find_model(name_or_path: str | Path, *, revision: str | None = None, trust_r
     name = str(name_or_path)
     place, digest = _resolve(name)
     config = _config(place, name=name, revision=revision, trust_remote_code=trust_remote_code)
-    kind = _kind(config, name=name)
+    own = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    kind = ModelKind.CAUSAL if own else _kind(config, name=name)
     return FoundModel(name, place, digest, config, kind, trust_remote_code=trust_remote_code)
 
 
@@ -210,9 +218,42 @@ def _resolve(name: str) -> tuple[str, str | None]:
 
 def _config(place: str, *, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        document, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
+        _require_sane(document)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the file is not ours, and its readers raise all kinds of errors
         raise not_found(name, error) from error
+    kernel = str(getattr(config, "_attn_implementation", None))
+    if "/" in kernel:  # a name on the hub, whose code would run
+        raise ModelLoadError(
+            f"{name}: its configuration asks for the attention kernel {kernel!r}, which is foreign code."
+        )
+    return config
+
+
+LARGEST_NUMBER = 2**31
+MOST_LAYERS = 2000
+MOST_PARTS = 100_000
+"""Layers times experts."""
+MOST_LABELS = 10**6
+
+
+def _require_sane(document: Mapping[str, Any]) -> None:
+    """Raise ValueError for a configuration that no model has: building one from it would never end."""
+    layers = experts = 1
+    waiting: list[Any] = [document]
+    while waiting:
+        value = waiting.pop()
+        waiting += value if isinstance(value, list) else value.values() if isinstance(value, Mapping) else ()
+        for name, number in value.items() if isinstance(value, Mapping) else ():
+            if not isinstance(number, int) or isinstance(number, bool):
+                continue
+            if abs(number) > LARGEST_NUMBER or ("label" in name and number > MOST_LABELS):
+                raise ValueError(f"{name} is {number} in its config.json, which no model has")
+            layers = max(layers, number if "layer" in name or "block" in name else 1)
+            experts = max(experts, number if "expert" in name else 1)
+    if layers > MOST_LAYERS or layers * experts > MOST_PARTS:
+        raise ValueError(f"its config.json asks for {layers} layers and {experts} experts, which no model has")
 
 
 def _kind(config: PreTrainedConfig, *, name: str) -> ModelKind:

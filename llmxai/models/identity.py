@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from llmxai.environment import version_of, versions_of
+from llmxai.errors import ModelLoadError
 from llmxai.models.finding import file_digest
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class ModelIdentity:
 
 
 def identify(loaded: LoadedModel) -> ModelIdentity:
-    """Read and hash it all; `loaded.identity` keeps it."""
+    """Read and hash it all; `loaded.identity` keeps it. Raises ModelLoadError if files changed after loading."""
+    if loaded.read and loaded.read != stamps((*loaded.weight_files, *loaded.adapter_files)):
+        raise ModelLoadError(f"{loaded.name}: its files were changed after they were loaded. Load it again.")
     tokenizer, generation = loaded.tokenizer, getattr(loaded.model, "generation_config", None)
     files = [_file(path, path.name) for path in loaded.weight_files]
     files += [_file(path, f"adapter/{path.name}") for path in loaded.adapter_files]
@@ -66,6 +69,11 @@ def identify(loaded: LoadedModel) -> ModelIdentity:
         dtype=str(loaded.dtype).removeprefix("torch."),
         remote_code=loaded.remote_code,
     )
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Size and time of each file."""
+    return tuple((found.st_size, found.st_mtime_ns) for found in (path.stat() for path in paths))
 
 
 NO_SETTINGS = ("_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype", "_from_model_config")

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
@@ -34,7 +33,7 @@ from llmxai.models.finding import (
     quantization_config,
     quantization_of,
 )
-from llmxai.models.identity import ModelIdentity, identify
+from llmxai.models.identity import ModelIdentity, identify, stamps
 from llmxai.models.memory import free_memory, weight_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -61,6 +60,8 @@ class LoadedModel:
     adapter_files: tuple[Path, ...] = ()
     remote_code: bool = False
     """Whether code from the model's folder was allowed to run."""
+    read: tuple[tuple[int, int], ...] = ()
+    """Size and time of each of these files when they were loaded."""
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -123,6 +124,8 @@ def load(
         model = _with_adapter(model, str(adapter))
     model.requires_grad_(False)
     model.eval()
+    files = _files(found.place, "config.json", revision=revision, code=trust_remote_code)
+    adapter_files = () if adapter is None else _files(str(adapter), "adapter_config.json", revision=None)
     return wrap(
         model,
         tokenizer,
@@ -130,9 +133,10 @@ def load(
         revision=revision or getattr(config, "_commit_hash", None),
         adapter=str(adapter) if adapter is not None else None,
         weight_digest=found.digest,
-        weight_files=_files(found.place, "config.json", revision=revision, code=trust_remote_code),
-        adapter_files=() if adapter is None else _files(str(adapter), "adapter_config.json", revision=None),
+        weight_files=files,
+        adapter_files=adapter_files,
         remote_code=trust_remote_code,
+        read=stamps((*files, *adapter_files)),
     )
 
 
@@ -210,9 +214,12 @@ def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> t
 
 def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
     """Raise ModelLoadError if the weights need more memory than is free, before any are read."""
-    with init_empty_weights():
-        model = AUTO_CLASSES[found.kind].from_config(found.config)
-    model.tie_weights()
+    try:
+        with init_empty_weights(include_buffers=True):
+            model = AUTO_CLASSES[found.kind].from_config(found.config, trust_remote_code=found.trust_remote_code)
+        model.tie_weights()
+    except Exception as error:  # of a configuration that contradicts itself
+        raise not_found(found.name, error) from error
     quantized = quantize or quantization_of(found.config)
     needed, free = weight_bytes(model, dtype=dtype, quantize=quantized)[0], free_memory()
     if needed > free:
@@ -238,7 +245,7 @@ def _from_pretrained(
             f"{name}: not enough memory while loading ({first_line(error)}). Use --dtype bfloat16, --quantize 4bit "
             f"or --device-map auto."
         ) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # the files are not ours, and their readers raise all kinds of errors
         raise not_found(name, error) from error
     if not knows_text(tokenizer):
         raise ModelLoadError(
@@ -258,7 +265,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         model.load_adapter(adapter)
     except ImportError as error:
         raise ModelLoadError(f"Adapters need PEFT: pip install 'llmxai[peft]'. ({error})") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as above
         raise ModelLoadError(
             f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected "
             f"adapter_config.json and adapter_model.safetensors made for the same base model."
