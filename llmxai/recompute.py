@@ -75,6 +75,15 @@ class Comparison:
         return {**asdict(self), "exit": self.exit, "is_verification": False}
 
 
+ALSO_THE_MODEL = ("config_digest", "tokenizer_digest", "chat_template_digest", "generation_config_digest")
+"""Digests of the model besides its weights; older explanations hold some of them."""
+
+
+def _digests(told: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of all files with weights, an adapter's among them; an older explanation may tell of none."""
+    return tuple(file["sha256"][:12] for file in told.get("weight_files") or now["weight_files"])
+
+
 def allowed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float, str, tuple[str, ...]]:
     """The relative tolerance for two environments, its reason, and the differences between them."""
     model, again = recorded["model"], now["model"]
@@ -84,6 +93,8 @@ def allowed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[float,
         "attention kernel": (model["attention"], again["attention"]),
         "device": (model["device"], again["device"]),
         "quantisation": (model["quantization"], again["quantization"]),
+        **{name.replace("_", " "): (model.get(name, again[name]), again[name]) for name in ALSO_THE_MODEL},
+        "weight files": (_digests(model, again), _digests(again, again)),
         "hardware": (recorded["hardware"], now["hardware"]),
         "torch": (recorded["packages"].get("torch"), now["packages"].get("torch")),
         "transformers": (recorded["packages"].get("transformers"), now["packages"].get("transformers")),
@@ -148,6 +159,7 @@ def recompute(
     id: str,
     *,
     model: LoadedModel | None = None,
+    trust_remote_code: bool = False,
     progress: StageProgress = quiet,
 ) -> Comparison:
     """Recompute the explanation of record `id` with its own settings and compare.
@@ -164,7 +176,7 @@ def recompute(
         raise EvidenceError(f"{entry.id}: its files were removed (redacted or pruned): nothing to replay.")
     document, maps = read_folder((evidence_of(Path(run)).parent / paths[0]).parent)
     progress("loading the model", 0, 1)
-    loaded = model or _load(document["environment"]["model"])
+    loaded = model or _load(document["environment"]["model"], trust_remote_code=trust_remote_code)
     again = explain(loaded, **_arguments(document), progress=progress)
     return compare(document, maps, to_json(again), to_maps(again))
 
@@ -228,7 +240,7 @@ def _cosine(a: Tensor, b: Tensor) -> float | None:
     return float(a.double() @ b.double()) / scale if scale else None
 
 
-def _load(told: dict[str, Any]) -> LoadedModel:
+def _load(told: dict[str, Any], *, trust_remote_code: bool) -> LoadedModel:
     method, _, bits = (told["quantization"] or "").partition(" ")
     return load(
         told["name"],
@@ -236,6 +248,7 @@ def _load(told: dict[str, Any]) -> LoadedModel:
         quantize=bits if method == "bitsandbytes" else None,
         revision=told["revision"],
         adapter=told["adapter"],
+        trust_remote_code=trust_remote_code,
     )
 
 

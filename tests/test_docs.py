@@ -32,7 +32,7 @@ from llmxai.methods import METHODS, layer_integrated_gradients, require_method, 
 from llmxai.methods.targets import TargetRows
 from llmxai.models import LoadedModel, embed, forward_logits
 from llmxai.models.families import FAMILIES
-from llmxai.names import Status
+from llmxai.names import AttentionStatus
 from llmxai.runs import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +189,7 @@ def test_the_family_of_ones_own_is_explained(capsys: pytest.CaptureFixture[str],
     assert reason in explanation.variant.refused
     assert reason in capsys.readouterr().out
     assert all(certificate_of(explanation.gradients).converged)
-    assert {check.status for check in explanation.checks} == {Status.UNCHECKED}
+    assert {check.attention for check in explanation.checks} == {AttentionStatus.REFUSED}
     assert explanation[0].top(1)
     assert explanation.effects is not None
     explanation.save(tmp_path / "out")

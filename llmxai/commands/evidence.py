@@ -158,7 +158,14 @@ def review(
     _told("reviewed", decide(_run(run, id), id, decision=decision, by=by, note=note, signer=signing_key(key)))
 
 
-def replay(id: Id, run: Run = None, as_json: Json = False) -> None:
+def replay(
+    id: Id,
+    run: Run = None,
+    as_json: Json = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let Python code in the model's folder run again.")
+    ] = False,
+) -> None:
     """Recompute an explanation and compare. Exit 0: within the tolerance, 1: outside, 2: cannot compare.
 
     This is not verification: it says how well the numbers come out here and now.
@@ -166,7 +173,7 @@ def replay(id: Id, run: Run = None, as_json: Json = False) -> None:
     from llmxai.recompute import recompute
 
     with progress() as report:
-        found = recompute(_run(run, id), id, progress=report)
+        found = recompute(_run(run, id), id, trust_remote_code=trust_remote_code, progress=report)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:

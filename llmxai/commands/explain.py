@@ -149,6 +149,9 @@ def explain(
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter: folder or hub name.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let Python code in the model's folder run; records say so.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/explanation"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print explanation.json instead of the report's path.")
@@ -194,9 +197,10 @@ def explain(
 
         disable_progress_bar()
         require_methods(chosen)
-        read = partial(load, model, dtype=dtype, device_map=_device_map(device_map), revision=revision, adapter=adapter)
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        read = partial(load, model, dtype=dtype, device_map=_device_map(device_map), adapter=adapter, **source)
         if compare_full:
-            _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, revision=revision)
+            _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, source=source)
         with progress() as report:
             report("loading the model", 0, 1)
             explanation = run(
@@ -218,7 +222,7 @@ def explain(
 
 
 def _require_comparison(
-    model: str, *, dtype: str | None, device_map: str | None, quantize: str | None, revision: str | None
+    model: str, *, dtype: str | None, device_map: str | None, quantize: str | None, source: Mapping[str, Any]
 ) -> None:
     """Refuse --compare-full before any work if it could not be completed."""
     from torch.cuda import is_available
@@ -231,7 +235,7 @@ def _require_comparison(
             "--compare-full says what quantisation changed, and nothing is quantised. Add --quantize 4bit or 8bit."
         )
     if device_map == "cpu" or (device_map is None and not is_available()):
-        found = find_model(model, revision=revision)
+        found = find_model(model, **source)
         require_memory(found, dtype=stored_dtype(found.config, dtype), quantize=None)
 
 

@@ -46,7 +46,15 @@ def randomised(loaded: LoadedModel, *, seed: int) -> LoadedModel:
             if id(parameter) not in kept and parameter.numel() > 1:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.copy_(parameter.mean() + parameter.std() * noise)
-    return replace(loaded, model=model, name=f"{loaded.name} with random weights", weight_digest=None, weight_files=())
+    return replace(
+        loaded,
+        model=model,
+        name=f"{loaded.name} with random weights",
+        weight_digest=None,
+        weight_files=(),
+        adapter_files=(),
+        read=(),
+    )
 
 
 def randomisation(scores: Scores, scores_of_random: Scores) -> dict[str, float]:

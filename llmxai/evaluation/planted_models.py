@@ -16,9 +16,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -36,7 +33,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from llmxai.errors import NumericalError
 from llmxai.evaluation.questions import ASK, MARKER, WORDS, marker_text
 from llmxai.models import LoadedModel, wrap
-from llmxai.models.finding import cache_folder
+from llmxai.models.finding import cache_folder, cached_folder
 
 HIDDEN = 16
 PLAIN = "Hello"
@@ -138,22 +135,13 @@ TRAINING = Training()
 def marker_folder(*, report: Report = lambda _stage, _done, _all: None) -> Path:
     """The folder of the trained model; trained on the first call."""
     text = json.dumps([asdict(TRAINING), WORDS], sort_keys=True)
-    folder = cache_folder() / "marker" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if (folder / "config.json").exists():
-        return folder
-    model, tokenizer = train(report=report)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
+
+    def make(scratch: Path) -> None:
+        model, tokenizer = train(report=report)
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        os.replace(scratch, folder)
-    except OSError:
-        if not (folder / "config.json").exists():  # else another process already trained it
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+
+    return cached_folder(cache_folder() / "marker" / hashlib.sha256(text.encode()).hexdigest()[:16], make)
 
 
 def train(*, report: Report = lambda _stage, _done, _all: None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

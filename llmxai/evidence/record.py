@@ -79,6 +79,12 @@ class Model:
     attention_kernel: str | None
     tokenizer_digest: str | None
     chat_template_digest: str | None
+    config_digest: str | None = None
+    generation_config_digest: str | None = None
+    remote_code: bool = False
+    """Whether code from the model's folder was allowed to run."""
+    identity: str | None = None
+    """SHA-256 over all that decides what it computes: weights, adapter, configuration, tokenizer, template, dtype."""
 
 
 @dataclass(frozen=True)

@@ -317,6 +317,10 @@ def _model(told: Mapping[str, Any]) -> Model:
         attention_kernel=told["attention"],
         tokenizer_digest=told.get("tokenizer_digest"),
         chat_template_digest=told.get("chat_template_digest"),
+        config_digest=told.get("config_digest"),
+        generation_config_digest=told.get("generation_config_digest"),
+        remote_code=bool(told.get("remote_code", False)),
+        identity=told.get("identity"),
     )
 
 

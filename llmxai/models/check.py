@@ -70,8 +70,8 @@ def check_model(
     found = find_model(name, revision=revision)
     width = stored_dtype(found.config, dtype)
     quantization_config(quantize, dtype=width)
-    with _quiet(), init_empty_weights():
-        model = AUTO_CLASSES[found.kind].from_config(found.config)
+    with _quiet(), init_empty_weights(include_buffers=True):
+        model = AUTO_CLASSES[found.kind].from_config(found.config, trust_remote_code=False)
     model.tie_weights()
     quantized = quantize or quantization_of(found.config)
     weights, share = weight_bytes(model, dtype=width, quantize=quantized)
@@ -106,7 +106,7 @@ def check_model(
 def _chat(place: str, revision: str | None) -> Capability:
     with _quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             return Capability("prompt and roles", False, f"its tokenizer cannot be read ({str(error)[:120]})")
     if not knows_text(tokenizer):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -71,28 +75,52 @@ def dequantised_folder(gguf: Path, *, digest: str) -> Path:
 
     Raises ModelLoadError if transformers cannot read the file as GGUF, or the cache cannot be written.
     """
-    folder = cache_folder() / "gguf" / digest
-    if (folder / "config.json").exists():
+    return cached_folder(cache_folder() / "gguf" / digest, lambda scratch: _dequantise(gguf, scratch))
+
+
+CONTENTS = "contents.json"
+"""In a folder of the cache the SHA-256 of each of its files."""
+
+
+def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache with the files that `make` wrote into it; made anew if any of them is not as it was.
+
+    Raises ModelLoadError if the cache cannot be written, and what `make` raises.
+    """
+    if _is_as_made(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     except OSError as error:
         raise ModelLoadError(
-            f"{folder.parent}: the cache for dequantised models cannot be written ({error}). "
-            f"Set LLMXAI_CACHE to a writable folder."
+            f"{folder.parent}: the cache for models cannot be written ({error}). Set LLMXAI_CACHE to a writable folder."
         ) from error
     try:
-        _dequantise(gguf, scratch)
-        if not folder.exists():
+        make(scratch)
+        contents = {path.name: file_digest(path) for path in sorted(scratch.iterdir())}
+        (scratch / CONTENTS).write_text(json.dumps(contents, indent=1), encoding="utf-8")
+        if not _is_as_made(folder):  # else another process made it meanwhile
+            if folder.exists():
+                folder.rename(scratch.with_name(f"{scratch.name}.old"))
             scratch.rename(folder)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for left in (scratch, scratch.with_name(f"{scratch.name}.old")):
+            shutil.rmtree(left, ignore_errors=True)
     return folder
 
 
+def _is_as_made(folder: Path) -> bool:
+    try:
+        contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        found = {path.name: file_digest(path) for path in folder.iterdir() if path.name != CONTENTS}
+    except (OSError, ValueError):
+        return False
+    return bool(found) and found == contents
+
+
 def _dequantise(gguf: Path, folder: Path) -> None:
-    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
         model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
@@ -109,6 +137,11 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def not_found(name: str, error: Exception) -> ModelLoadError:
+    if "trust_remote_code" in str(error):
+        return ModelLoadError(
+            f"{name}: comes with Python code of its own, which llmxai does not run unless it is told to. Once you have "
+            f"read that code and trust it: --trust-remote-code (trust_remote_code: true in a recipe; records say so)."
+        )
     if name and Path(name).is_dir():
         return ModelLoadError(
             f"{name}: transformers cannot read a model from this folder ({first_line(error)}). "
@@ -127,6 +160,10 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
     )
 
 
+CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
+"""What a terminal would obey."""
+
+
 def _chain(error: BaseException | None) -> list[BaseException]:
     found = []
     while error is not None:
@@ -136,7 +173,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return CONTROL.sub("", line)[:200]
 
 
 @dataclass(frozen=True)
@@ -151,14 +189,18 @@ class FoundModel:
     """SHA-256 of the file, if the model is a single file."""
     config: PreTrainedConfig
     kind: ModelKind
+    trust_remote_code: bool = False
+    """Whether code from the model's folder may run."""
 
 
-def find_model(name_or_path: str | Path, *, revision: str | None = None) -> FoundModel:
+def find_model(name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> FoundModel:
     """Raises ModelLoadError if there is no such model, and UnsupportedModelError if its kind is unknown."""
     name = str(name_or_path)
     place, digest = _resolve(name)
-    config = _config(place, name=name, revision=revision)
-    return FoundModel(name=name, place=place, digest=digest, config=config, kind=_kind(config, name=name))
+    config = _config(place, name=name, revision=revision, trust_remote_code=trust_remote_code)
+    own = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    kind = ModelKind.CAUSAL if own else _kind(config, name=name)
+    return FoundModel(name, place, digest, config, kind, trust_remote_code=trust_remote_code)
 
 
 def _resolve(name: str) -> tuple[str, str | None]:
@@ -174,11 +216,44 @@ def _resolve(name: str) -> tuple[str, str | None]:
     return str(dequantised_folder(gguf, digest=digest)), digest
 
 
-def _config(place: str, *, name: str, revision: str | None) -> PreTrainedConfig:
+def _config(place: str, *, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
+        document, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
+        _require_sane(document)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the file is not ours, and its readers raise all kinds of errors
         raise not_found(name, error) from error
+    kernel = str(getattr(config, "_attn_implementation", None))
+    if "/" in kernel:  # a name on the hub, whose code would run
+        raise ModelLoadError(
+            f"{name}: its configuration asks for the attention kernel {kernel!r}, which is foreign code."
+        )
+    return config
+
+
+LARGEST_NUMBER = 2**31
+MOST_LAYERS = 2000
+MOST_PARTS = 100_000
+"""Layers times experts."""
+MOST_LABELS = 10**6
+
+
+def _require_sane(document: Mapping[str, Any]) -> None:
+    """Raise ValueError for a configuration that no model has: building one from it would never end."""
+    layers = experts = 1
+    waiting: list[Any] = [document]
+    while waiting:
+        value = waiting.pop()
+        waiting += value if isinstance(value, list) else value.values() if isinstance(value, Mapping) else ()
+        for name, number in value.items() if isinstance(value, Mapping) else ():
+            if not isinstance(number, int) or isinstance(number, bool):
+                continue
+            if abs(number) > LARGEST_NUMBER or ("label" in name and number > MOST_LABELS):
+                raise ValueError(f"{name} is {number} in its config.json, which no model has")
+            layers = max(layers, number if "layer" in name or "block" in name else 1)
+            experts = max(experts, number if "expert" in name else 1)
+    if layers > MOST_LAYERS or layers * experts > MOST_PARTS:
+        raise ValueError(f"its config.json asks for {layers} layers and {experts} experts, which no model has")
 
 
 def _kind(config: PreTrainedConfig, *, name: str) -> ModelKind:

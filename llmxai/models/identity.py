@@ -5,21 +5,89 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import GenerationConfig, PreTrainedConfig
 
 from llmxai.environment import version_of, versions_of
+from llmxai.errors import ModelLoadError
 from llmxai.models.finding import file_digest
-from llmxai.models.loading import WEIGHT_PATTERNS, LoadedModel
+
+if TYPE_CHECKING:
+    from llmxai.models.loading import LoadedModel
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "numpy", "scipy", "safetensors")
 
 
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Digests of everything that decides what a model computes: what a ledger, a record and a replay know it by."""
+
+    weights: str | None
+    """Of the weight file, or over those of several; None for weights that were only in memory."""
+    files: tuple[Mapping[str, Any], ...]
+    """Each weight file with bytes and SHA-256; those of an adapter are in `adapter/`."""
+    config: str
+    tokenizer: str
+    special_tokens: str
+    chat_template: str | None
+    generation_config: str | None
+    quantization: str | None
+    dtype: str
+    remote_code: bool
+    """Whether code from the model's folder was allowed to run; its files are among `files`."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all of it."""
+        return _sha256(json.dumps(asdict(self), sort_keys=True))
+
+
+def identify(loaded: LoadedModel) -> ModelIdentity:
+    """Read and hash it all; `loaded.identity` keeps it. Raises ModelLoadError if files changed after loading."""
+    if loaded.read and loaded.read != stamps((*loaded.weight_files, *loaded.adapter_files)):
+        raise ModelLoadError(f"{loaded.name}: its files were changed after they were loaded. Load it again.")
+    tokenizer, generation = loaded.tokenizer, getattr(loaded.model, "generation_config", None)
+    files = [_file(path, path.name) for path in loaded.weight_files]
+    files += [_file(path, f"adapter/{path.name}") for path in loaded.adapter_files]
+    template = tokenizer.chat_template
+    settings = [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")]
+    return ModelIdentity(
+        weights=weights_digest(loaded),
+        files=tuple(files),
+        config=_settings_digest(loaded.model.config),
+        tokenizer=tokenizer_digest(loaded),
+        special_tokens=_sha256(json.dumps([tokenizer.special_tokens_map, settings], sort_keys=True, default=str)),
+        chat_template=None if template is None else _sha256(json.dumps(template)),
+        generation_config=None if generation is None else _settings_digest(generation),
+        quantization=loaded.quantization,
+        dtype=str(loaded.stored_dtype).removeprefix("torch."),
+        remote_code=loaded.remote_code,
+    )
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Size and time of each file."""
+    return tuple((found.st_size, found.st_mtime_ns) for found in (path.stat() for path in paths))
+
+
+NO_SETTINGS = ("_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype", "_from_model_config")
+"""Of a configuration: where it came from. The dtype is the weights', wherever it was chosen."""
+
+
+def _settings_digest(config: PreTrainedConfig | GenerationConfig) -> str:
+    told = {name: value for name, value in config.to_diff_dict().items() if name not in NO_SETTINGS}
+    return _sha256(json.dumps(told, sort_keys=True, default=str))
+
+
 def environment_of(loaded: LoadedModel) -> dict[str, Any]:
     """The environment of an explanation: versions, the model and its digests, the hardware."""
-    model = loaded.model
+    model, identity = loaded.model, loaded.identity
     return {
         "llmxai": version_of("llmxai"),
         "python": platform.python_version(),
@@ -27,15 +95,21 @@ def environment_of(loaded: LoadedModel) -> dict[str, Any]:
         "model": {
             "name": loaded.name,
             "revision": loaded.revision,
-            "digest": weights_digest(loaded),
+            "digest": identity.weights,
             "architecture": type(model).__name__,
             "parameters": model.num_parameters(),
-            "dtype": str(loaded.stored_dtype).removeprefix("torch."),
+            "dtype": identity.dtype,
             "device": str(model.device),
-            "quantization": loaded.quantization,
+            "quantization": identity.quantization,
             "adapter": loaded.adapter,
             "attention": model.config._attn_implementation,
-            **identity(loaded),
+            "identity": identity.digest,
+            "weight_files": [dict(file) for file in identity.files],
+            "config_digest": identity.config,
+            "tokenizer_digest": identity.tokenizer,
+            "chat_template_digest": identity.chat_template,
+            "generation_config_digest": identity.generation_config,
+            "remote_code": identity.remote_code,
         },
         "hardware": {
             "machine": platform.machine(),
@@ -56,21 +130,6 @@ def weights_digest(loaded: LoadedModel) -> str | None:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def identity(loaded: LoadedModel) -> dict[str, Any]:
-    """`weight_files` (each with bytes and SHA-256, those of an adapter folder too) and the digests of the tokenizer and
-    the chat template."""
-    adapter = Path(loaded.adapter) if loaded.adapter else None
-    files = list(loaded.weight_files)
-    if adapter and adapter.is_dir():
-        files += sorted(path for pattern in WEIGHT_PATTERNS for path in adapter.glob(pattern))
-    template = loaded.tokenizer.chat_template
-    return {
-        "weight_files": [_file(path) for path in files],
-        "tokenizer_digest": tokenizer_digest(loaded),
-        "chat_template_digest": None if template is None else _sha256(json.dumps(template)),
-    }
-
-
 def tokenizer_digest(loaded: LoadedModel) -> str:
     """SHA-256 of the tokenizer in the form of `tokenizer.json`, or of its vocabulary if it has no such form."""
     backend = getattr(loaded.tokenizer, "backend_tokenizer", None)
@@ -79,8 +138,8 @@ def tokenizer_digest(loaded: LoadedModel) -> str:
     return _sha256(json.dumps(sorted(loaded.tokenizer.get_vocab().items(), key=lambda item: item[1])))
 
 
-def _file(path: Path) -> dict[str, Any]:
-    return {"path": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+def _file(path: Path, name: str) -> dict[str, Any]:
+    return {"path": name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _sha256(text: str) -> str:

@@ -6,18 +6,19 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from llmxai.errors import ModelLoadError, OptionError
 from llmxai.models.adapters import adapter_of
@@ -32,10 +33,11 @@ from llmxai.models.finding import (
     quantization_config,
     quantization_of,
 )
+from llmxai.models.identity import ModelIdentity, identify, stamps
 from llmxai.models.memory import free_memory, weight_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "adapter_config.json")
 
 DEVICE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu|xla)(:\d+)?")
 
@@ -59,6 +61,16 @@ class LoadedModel:
     """What it computes in, where that is not the dtype of its weights (llmxai/models/precision.py)."""
     stored: torch.dtype | None = None
     """What its weights were stored in, where this is a widened copy."""
+    adapter_files: tuple[Path, ...] = ()
+    remote_code: bool = False
+    """Whether code from the model's folder was allowed to run."""
+    read: tuple[tuple[int, int], ...] = ()
+    """Size and time of each of these files when they were loaded."""
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Digests of everything that decides what the model computes."""
+        return identify(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,6 +100,7 @@ def load(
     quantize: str | None = None,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a language model (causal or encoder-decoder) or a classifier of texts, frozen and in evaluation mode.
 
@@ -95,14 +108,15 @@ def load(
     `dtype`: float32, bfloat16, float16, float64 or auto (the checkpoint's; the default).
     `device_map`: Accelerate's (auto, balanced, sequential, cpu, cuda:0, or a dict); the default is auto if there is a
     GPU, else the CPU. `quantize`: 4bit (NF4, double quantisation) or 8bit by bitsandbytes. `adapter`: a PEFT
-    adapter's folder or hub name.
+    adapter's folder or hub name. `trust_remote_code`: let the Python files of the model's folder run, which can do
+    anything; records say so.
 
     >>> load("meta-llama/Llama-3.1-8B-Instruct", dtype="bfloat16", quantize="4bit")
 
     Raises ModelLoadError, UnsupportedModelError or OptionError; each message suggests a fix.
     """
     _require_options(dtype=dtype, device_map=device_map, quantize=quantize)
-    found = find_model(name_or_path, revision=revision)
+    found = find_model(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     name, config = found.name, found.config
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
@@ -110,6 +124,7 @@ def load(
         "dtype": _dtype(dtype),
         "device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map,
         "revision": revision,
+        "trust_remote_code": trust_remote_code,
         **quantization_argument(found, quantize, dtype=_dtype(dtype)),
     }
     if device_map in (None, "cpu"):
@@ -119,7 +134,8 @@ def load(
         model = _with_adapter(model, str(adapter))
     model.requires_grad_(False)
     model.eval()
-    files = sorted(f for p in WEIGHT_PATTERNS for f in Path(found.place).glob(p)) if found.digest is None else []
+    files = _files(found.place, "config.json", revision=revision, code=trust_remote_code)
+    adapter_files = () if adapter is None else _files(str(adapter), "adapter_config.json", revision=None)
     return wrap(
         model,
         tokenizer,
@@ -127,8 +143,19 @@ def load(
         revision=revision or getattr(config, "_commit_hash", None),
         adapter=str(adapter) if adapter is not None else None,
         weight_digest=found.digest,
-        weight_files=tuple(files),
+        weight_files=files,
+        adapter_files=adapter_files,
+        remote_code=trust_remote_code,
+        read=stamps((*files, *adapter_files)),
     )
+
+
+def _files(place: str, known: str, *, revision: str | None, code: bool = False) -> tuple[Path, ...]:
+    """The files with weights, and with the code that was allowed to run, of a folder or of a name on the hub."""
+    found = cached_file(place, known, revision=revision, _raise_exceptions_for_missing_entries=False)
+    folder = Path(place) if found is None else Path(found).parent
+    patterns = (*WEIGHT_PATTERNS, *(("*.py",) if code else ()))
+    return tuple(sorted(path for pattern in patterns for path in folder.glob(pattern)))
 
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
@@ -197,9 +224,12 @@ def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> t
 
 def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
     """Raise ModelLoadError if the weights need more memory than is free, before any are read."""
-    with init_empty_weights():
-        model = AUTO_CLASSES[found.kind].from_config(found.config)
-    model.tie_weights()
+    try:
+        with init_empty_weights(include_buffers=True):
+            model = AUTO_CLASSES[found.kind].from_config(found.config, trust_remote_code=found.trust_remote_code)
+        model.tie_weights()
+    except Exception as error:  # of a configuration that contradicts itself
+        raise not_found(found.name, error) from error
     quantized = quantize or quantization_of(found.config)
     needed, free = weight_bytes(model, dtype=dtype, quantize=quantized)[0], free_memory()
     if needed > free:
@@ -215,7 +245,8 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = found.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(found.place, revision=arguments["revision"])
+        shared = {name: arguments[name] for name in ("revision", "trust_remote_code")}
+        tokenizer = AutoTokenizer.from_pretrained(found.place, **shared)
         model, told = AUTO_CLASSES[found.kind].from_pretrained(found.place, **arguments, output_loading_info=True)
     except ImportError as error:
         raise ModelLoadError(f"{name}: {first_line(error)}") from error
@@ -224,7 +255,7 @@ def _from_pretrained(
             f"{name}: not enough memory while loading ({first_line(error)}). Use --dtype bfloat16, --quantize 4bit "
             f"or --device-map auto."
         ) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # the files are not ours, and their readers raise all kinds of errors
         raise not_found(name, error) from error
     if not knows_text(tokenizer):
         raise ModelLoadError(
@@ -244,7 +275,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         model.load_adapter(adapter)
     except ImportError as error:
         raise ModelLoadError(f"Adapters need PEFT: pip install 'llmxai[peft]'. ({error})") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as above
         raise ModelLoadError(
             f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected "
             f"adapter_config.json and adapter_model.safetensors made for the same base model."

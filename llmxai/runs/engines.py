@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +81,19 @@ def _require_same(out: Path, recipe: Recipe) -> None:
         )
 
 
+SAME = ("digest", "adapter", "quantization", "dtype", "tokenizer_digest", "chat_template_digest")
+
+
+def is_of_this_model(out: Path, environment: Mapping[str, Any]) -> bool:
+    """Whether the run in the folder was computed by this model, as far as its manifest tells."""
+    try:
+        told = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["environment"]["model"]
+        then, now = ({file["sha256"] for file in model["weight_files"]} for model in (told, environment["model"]))
+        return then <= now and all(told[name] == environment["model"][name] for name in SAME)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 EngineName = Literal["local", "accelerate", "ray"]
 POLL = 0.05
 """Seconds between checks for rows that other processes prepared."""
@@ -92,6 +105,8 @@ class EngineInfo:
 
     model: str
     """Digest of the weights, or the model's name."""
+    identity: str
+    """Digest of everything that decides what it computes."""
     environment: dict[str, Any]
     tokenizer: Any
 
@@ -152,7 +167,8 @@ class TeamEngine:
 
 
 def site_of(loaded: LoadedModel) -> EngineInfo:
-    return EngineInfo(weights_digest(loaded) or loaded.name, environment_of(loaded), loaded.tokenizer)
+    model = weights_digest(loaded) or loaded.name
+    return EngineInfo(model, loaded.identity.digest, environment_of(loaded), loaded.tokenizer)
 
 
 def load_for(

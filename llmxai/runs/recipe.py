@@ -45,6 +45,8 @@ class ModelSettings(Strict):
     quantize: Literal["4bit", "8bit"] | None = None
     revision: str | None = None
     adapter: str | None = None
+    trust_remote_code: bool = False
+    """Let the Python files of the model's folder run, which can do anything; records say so."""
 
 
 class Turn(Strict):

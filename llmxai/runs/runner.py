@@ -20,7 +20,7 @@ from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.recorder import ended_by
 from llmxai.report import write_index
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows
-from llmxai.runs.engines import Engine, EngineInfo, EngineName, TeamEngine, run_lock
+from llmxai.runs.engines import Engine, EngineInfo, EngineName, TeamEngine, is_of_this_model, run_lock
 from llmxai.runs.ledger import Ledger, key_of, write_json
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.results import write_results
@@ -78,10 +78,13 @@ def run_recipe(
                 with _recorded_refusal(clerk, recipe):
                     site = computing.start(progress)
                 manifest = _manifest(recipe, site, engine=engine, command=command)
+                older = is_of_this_model(out, site.environment)
+                team.wait()
                 if team.leads:
                     write_json(out / "manifest.json", {**manifest, "status": "running"})
                 ledger.known = read_known(out) if clerk is None else clerk.log.known
-                plan = Plan(recipe, site.model, site.tokenizer, ledger, ledger.known.ids, retry_failed)
+                known = ledger.known.ids
+                plan = Plan(recipe, site.model, site.tokenizer, ledger, known, retry_failed, site.identity, older)
                 rows = _noted(recipe_rows(recipe, root=Path(root)), ids)
                 computing.perform(plan.windows(rows, workers=computing.workers), clerk, stop)
                 team.wait()

@@ -80,6 +80,10 @@ class Plan:
     recorded: Container[str]
     """Ids of the records that were already in the log."""
     retry_failed: bool
+    identity: str | None = None
+    """Digest of everything that decides what the model computes."""
+    older: bool = True
+    """Whether rows of an older llmxai count, whose keys know the weights alone: the rest is the same, too."""
 
     def windows(self, rows: Iterable[Row | FailedRow], *, workers: int) -> Iterator[Window]:
         """The rows as jobs, read one window at a time: 128 rows, or 16 per worker if that is more."""
@@ -98,8 +102,9 @@ class Plan:
         return decisive_in_version_1(self.recipe)
 
     def job(self, index: int, row: Row | FailedRow) -> Job:
-        key = key_of(row=asdict(row), model=self.model, settings=self._decisive)
-        if self._decisive_before is not None:  # a row of an older run that is done stays done
+        whole = {} if self.identity is None else {"identity": self.identity}
+        key = key_of(row=asdict(row), model=self.model, settings=self._decisive, **whole)
+        if self.older and self._decisive_before is not None:  # a row of an older run that is done stays done
             older = key_of(row=asdict(row), model=self.model, settings=self._decisive_before)
             key = key if self.ledger.find(row.id, key=older) is None else older
         tokens, targets = self._size(row)
@@ -136,7 +141,13 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
 def decisive_in_version_1(recipe: Recipe) -> dict[str, Any] | None:
     """The same in the form of version-1 recipes, for the keys of their runs; None if version 1 could not express it."""
     told = decisive(recipe)
-    older = {**told, "version": 1, "decoding": {k: v for k, v in told["decoding"].items() if k != "top_k"}}
+    model = {name: value for name, value in told["model"].items() if name != "trust_remote_code"}
+    older = {
+        **told,
+        "version": 1,
+        "model": model,
+        "decoding": {k: v for k, v in told["decoding"].items() if k != "top_k"},
+    }
     if recipe.explain is not None:
         asked = recipe.explain.gradients
         older["explain"] = {

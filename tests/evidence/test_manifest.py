@@ -35,11 +35,11 @@ PUBLIC = KEY.public_key()
 PARTS = ("index.html", "manifest.json", "rows.parquet", "measures.parquet", "evaluation.html", "tables/figures.csv")
 
 
-def make_recipe(model: Path, **changes: Any) -> Recipe:
+def make_recipe(model_place: Path, **changes: Any) -> Recipe:
     document = {
         "version": 2,
         "name": "tiny",
-        "model": {"name": str(model), "dtype": "float32"},
+        "model": {"name": str(model_place), "dtype": "float32"},
         "data": [{"path": "cities.jsonl", "prompt": "The city of {{ name }} is", "response": " {{ city }}"}],
         "explain": {"gradients": {"max_nodes": 8}, "removal": None},
         "evaluate": {"methods": [{"method": "saliency"}], "metrics": ["aopc"], "resamples": 20},
@@ -251,13 +251,13 @@ def test_a_run_that_only_evaluates_has_evidence_too(model_folder: Path, data: Pa
     assert "tables/figures.csv was changed" in str(verify(tmp_path / "run").first_bad)
 
 
-def done_again(run: Path, model: Path, data: Path) -> list[str]:
+def done_again(run: Path, model_place: Path, data: Path, **changes: Any) -> list[str]:
     """The rows that the same command does."""
     done: list[str] = []
     real = worker_module.Worker.do
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_module.Worker, "do", lambda self, job: done.append(job.row.id) or real(self, job))
-        run_recipe(make_recipe(model), run, root=data)
+        run_recipe(make_recipe(model_place, **changes), run, root=data)
     return done
 
 

@@ -150,7 +150,7 @@ KEYS = {
     ("environment",): "llmxai python packages model hardware",
     ("environment", "model"): (
         "name revision digest architecture parameters dtype device quantization adapter attention "
-        "weight_files tokenizer_digest chat_template_digest"
+        "weight_files tokenizer_digest chat_template_digest config_digest generation_config_digest remote_code identity"
     ),
 }
 
