@@ -41,6 +41,7 @@ def two_nodes() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
+        import ray.data
         from ray.cluster_utils import Cluster
 
     paths = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
@@ -55,6 +56,8 @@ def two_nodes() -> Iterator[None]:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         signal.signal(signal.SIGTERM, handler)
         assert sum(node["Alive"] for node in ray.nodes()) == 2
+        # rows this small are all done by the actor that is ready first, unless it waits for the other
+        ray.data.DataContext.get_current().wait_for_min_actors_s = 120
         try:
             yield
         finally:
