@@ -28,7 +28,7 @@ def sweep(base: Path) -> None:
     Nothing is removed while a run is at work in the folder.
     """
     base = base.absolute()
-    lock = FileLock(base / ".lock", timeout=0) if (base / ".lock").is_file() else nullcontext()
+    lock = FileLock(base / ".lock", timeout=0, preserve_lock_file=True) if (base / ".lock").is_file() else nullcontext()
     with suppress(OSError, Timeout), lock:
         found = [path for folder in FOLDERS if (base / folder).is_dir() for path in (base / folder).iterdir()]
         found += [path for path in base.parent.iterdir() if path.name.startswith(f".{base.name}-")]
@@ -65,6 +65,14 @@ def replace_durably(path: Path, data: bytes) -> None:
     """Replace the file with `data` by one rename."""
     with replacing(path) as stream:
         stream.write(data)
+
+
+def make_durably(folder: Path) -> None:
+    """Create the folder, and those above it that are missing, so that it is there after a power cut, too."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
 
 
 @contextmanager

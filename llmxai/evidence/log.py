@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -22,16 +24,18 @@ from filelock import FileLock, Timeout
 
 from llmxai.environment import this_tool
 from llmxai.errors import EvidenceError
-from llmxai.evidence.files import append_durably, cut_to, last_line
+from llmxai.evidence.files import append_durably, cut_to, last_line, make_durably
 from llmxai.evidence.record import Chain, File, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, checkpoint, plain, sealed, utc_now
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, LOG, evidence_of
 from llmxai.evidence.verifier.lines import (
     GENESIS,
+    LONGEST,
     BrokenLogError,
     Entry,
     UnreadableError,
     chained,
+    open_file,
     split_lines,
     torn_bytes,
 )
@@ -41,6 +45,10 @@ CHECKPOINT_EVERY = 1000
 GROUP = 500
 WAIT = 120.0
 """Seconds that a writer waits for another writer."""
+
+SKEW = timedelta(seconds=2)
+"""By which the clocks of the machines that share a log may differ."""
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 Texts = Mapping[str, str]
 
@@ -105,6 +113,8 @@ class EvidenceLog:
         self._prev, self._offset, self._prefix = GENESIS, 0, hashlib.sha256()
         self._frontier = Frontier()
         self._contents: set[bytes] = set()
+        self._latest = ""
+        """When the record that ended last had ended."""
         self.known = Known()
 
     def __len__(self) -> int:
@@ -143,8 +153,11 @@ class EvidenceLog:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Become the only writer: first read and check what others appended, and cut off what a dead writer left."""
+        if not self.folder.is_dir():  # the lock would create it
+            raise EvidenceError(f"{self.folder}: was removed while the log was open. Nothing more is written.")
         try:
             with self._lock:
+                self._require_files()
                 self._settle()
                 yield
         except Timeout as error:
@@ -159,8 +172,10 @@ class EvidenceLog:
         self.log = self.log or str(uuid.uuid4())
         prev, seq = self._prev, len(self)
         for record, texts in batch:
-            record, content = sealed(record, texts, private=private)
+            record, content = sealed(self._timed(record), texts, private=private)
             body = rfc8785.dumps({**plain(record), "chain": plain(Chain(self.log, seq, prev))})
+            if max(len(body), len(content or b"")) > LONGEST:
+                raise EvidenceError(f"{record.id}: its record or its texts have more than {LONGEST} bytes.")
             prev, seq = hashlib.sha256(body).hexdigest(), seq + 1
             lines.append(b'{"hash":"%b","record":%b}\n' % (prev.encode(), body))
             if content is not None:
@@ -171,6 +186,24 @@ class EvidenceLog:
         append_durably(self.folder / LOG, b"".join(lines))
         self._read_on()
         return receipts
+
+    def _timed(self, record: Record) -> Record:
+        """The record, with what shows that a clock went backwards among its warnings."""
+        now, told = utc_now(), []
+        if record.ended < record.started:
+            told.append(f"The clock went backwards: it ended at {record.ended}, before it started.")
+        if self._latest > now and _is_apart(self._latest, now):
+            told.append(f"The clock went backwards: an earlier record ended at {self._latest}; this is {now}.")
+        return replace(record, warnings=(*record.warnings, *told)) if told else record
+
+    def _require_files(self) -> None:
+        """Raise EvidenceError if anything but a file is where one is to be written."""
+        for name in (LOG, CONTENT, CHECKPOINTS):
+            with suppress(FileNotFoundError):
+                try:
+                    open_file(self.folder, name).close()
+                except UnreadableError as error:
+                    raise EvidenceError(f"{self.folder}: {error}. Nothing is written.") from error
 
     def _settle(self) -> None:
         """Read the new records, and cut off what a writer left that died while writing."""
@@ -230,6 +263,7 @@ class EvidenceLog:
                     self.log = self.log or entry.body["chain"]["log"]
                     self._prev = entry.hash
                     self.known.add(entry)
+                    self._latest = max(self._latest, entry.body["ended"] if TIME.fullmatch(entry.body["ended"]) else "")
                     self._frontier.add(body)
                     if entry.content:
                         self._contents.add(bytes.fromhex(entry.content))
@@ -289,7 +323,7 @@ def open_log(
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_durably(folder)
     except OSError as error:
         raise EvidenceError(f"{folder}: the log cannot be written ({error}).") from error
     log = EvidenceLog(folder, signer=signer, checkpoint_every=checkpoint_every)
@@ -333,6 +367,13 @@ def read_log(run: Path | str, *, manifests: bool = False) -> Log:
     if not log:
         raise EvidenceError(f"{place / LOG}: there is no record.")
     return log
+
+
+def _is_apart(later: str, earlier: str) -> bool:
+    try:
+        return datetime.fromisoformat(later) - datetime.fromisoformat(earlier) > SKEW
+    except ValueError:
+        return False
 
 
 def read_known(run: Path | str) -> Known:

@@ -190,6 +190,8 @@ def _replace(path: Path, text: str, changing: Changing) -> Path:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=SCRATCH, encoding="utf-8", delete=False) as file:
             scratch = Path(file.name)
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         scratch.chmod(0o644)
         scratch.replace(path)
     except OSError as error:

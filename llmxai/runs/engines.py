@@ -15,15 +15,14 @@ from filelock import FileLock, Timeout
 
 from llmxai.errors import OutputError
 from llmxai.evaluation.planted_models import build, marker_folder
+from llmxai.evidence.files import make_durably
 from llmxai.models import LoadedModel, load
 from llmxai.models.identity import environment_of, weights_digest
+from llmxai.runs.ledger import MARK
 from llmxai.runs.recipe import ModelSettings, Recipe, upgraded_recipe
 from llmxai.runs.scheduling import Processes, Stop, Window, share
 from llmxai.runs.worker import Worker
 from llmxai.runs.writer import Progress, RunProgress, RunWriter
-
-MARK = ".lock"
-"""The file that is locked; it stays and marks the folder as a run's."""
 
 
 @contextmanager
@@ -42,7 +41,7 @@ def run_lock(out: Path, recipe: Recipe, team: Processes) -> Iterator[None]:
                 f"{out}: holds {sorted(strangers)[0]!r} and no run, so it is left alone. Choose a new or empty "
                 f"folder with --out."
             )
-        out.mkdir(parents=True, exist_ok=True)
+        make_durably(out)
         lock.acquire()
     except Timeout as error:
         raise OutputError(f"{out}: another run is using it. Wait for it, or choose another --out.") from error

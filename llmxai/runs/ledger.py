@@ -23,15 +23,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.errors import OutputError
 from llmxai.evidence import Draft, vouched
-from llmxai.evidence.files import replace_durably, replacing, sweep
-from llmxai.evidence.log import Known, read_log, removed_ids
+from llmxai.evidence.files import make_durably, replace_durably, replacing, sweep
+from llmxai.evidence.log import Known, read_known, read_log, removed_ids
 from llmxai.evidence.provenance import provenance_of, records_of
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.report import write_index
-from llmxai.report.rebuild import INDEX, PAGE, REBUILT
+from llmxai.report.rebuild import INDEX, PAGE, REBUILT, unnoticed
 from llmxai.report.rows import ROWS, record_folders
 
 SCHEMA = "llmxai.row/1"
+MARK = ".lock"
+"""The file of a run's folder that is locked; it stays and marks the folder as a run's."""
 ROW_FILES = (PAGE, "explanation.json", "maps.safetensors")
 """Of a row that was explained."""
 
@@ -39,7 +41,7 @@ ROW_FILES = (PAGE, "explanation.json", "maps.safetensors")
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` completely or not at all, even across a power cut. Raises OutputError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_durably(path.parent)
         replace_durably(path, data)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error}). Choose another folder with --out.") from error
@@ -63,8 +65,9 @@ def key_of(**parts: Any) -> str:
 class Ledger:
     """The rows of one run."""
 
-    def __init__(self, run: Path) -> None:
-        self.run, self.folder = run, run / "ledger"
+    def __init__(self, run: Path, *, marked: bool = False) -> None:
+        """`marked`: the folder is a run's, with its mark, and nothing is written once that is gone."""
+        self.run, self.folder, self.marked = run, run / "ledger", marked
         self.known: Known | None = None
         """The facts in the log; if given, only rows that it confirms are done."""
 
@@ -101,7 +104,7 @@ class Ledger:
         if draft is not None:
             kept = draft.entering(f"ledger/{row_id}.json", json_bytes({"schema": SCHEMA, **entry})).to_json()
         document = {"schema": SCHEMA, "key": entry["key"], "entry": dict(entry), "draft": kept}
-        write_json(self._path(row_id, "prepared"), document)
+        self._write(row_id, "prepared", document)
 
     def prepared(self, row_id: str, *, key: str) -> tuple[dict[str, Any], Draft | None] | None:
         """The entry and the draft of the row, if it is prepared under this key."""
@@ -124,12 +127,12 @@ class Ledger:
 
     def commit(self, row_id: str, entry: Mapping[str, Any]) -> None:
         """Mark the row as done: its record is in the log."""
-        write_json(self._path(row_id, "json"), {"schema": SCHEMA, **entry})
+        self._write(row_id, "json", {"schema": SCHEMA, **entry})
         self._path(row_id, "prepared").unlink(missing_ok=True)
 
     def abort(self, row_id: str, draft: Draft) -> None:
         """Store the record of an interrupted attempt."""
-        write_json(self._path(row_id, "aborted"), {"schema": SCHEMA, "draft": draft.to_json()})
+        self._write(row_id, "aborted", {"schema": SCHEMA, "draft": draft.to_json()})
 
     def aborted(self) -> Iterator[tuple[Path, Draft]]:
         """The records of interrupted attempts, each with its file."""
@@ -137,6 +140,15 @@ class Ledger:
             found = _read(path)
             if found is not None:
                 yield path, Draft.from_json(found["draft"])
+
+    def require_run(self) -> None:
+        """Raise OutputError if somebody removed the folder of the run meanwhile."""
+        if self.marked and not (self.run / MARK).exists():
+            raise OutputError(f"{self.run}: was removed while the run was using it. Nothing more is written there.")
+
+    def _write(self, row_id: str, state: str, document: Mapping[str, Any]) -> None:
+        self.require_run()
+        write_json(self._path(row_id, state), document)
 
     def _path(self, row_id: str, state: str) -> Path:
         return self.folder / f"{row_id}.{state}"
@@ -186,24 +198,28 @@ def clear_removed(run: Path | str, *, signer: Ed25519PrivateKey | None = None) -
     if not gone:
         return 0
     sweep(base)
-    cleared: list[str] = []
-    with vouched(base, signer=signer, also=cleared) as changing:
+    again = read_known(base).changing  # a call that was killed may have changed files for which no manifest vouches
+    written: list[str] = []
+    with vouched(base, signer=signer, also=written) as changing:
+        if again:
+            changing()
         for entry, _ in log:
             if entry.id in gone:
                 _remove_pages({(base / artefact["path"]).parent for artefact in entry.body["artefacts"]}, changing)
-        _clear_ledger(Ledger(base), gone, cleared, changing)
+        cleared = _clear_ledger(Ledger(base), gone, written, changing, again=again)
         if (base / ROWS).is_file():
             with pq.ParquetFile(base / ROWS) as table:
-                if any(_bare(row) != row for row in _rows_of(table) if row.get("record") in gone):
+                if again or any(_bare(row) != row for row in _rows_of(table) if row.get("record") in gone):
                     changing()
                     write_table(base / ROWS, _without_texts(table, gone), table.schema_arrow)
         if (base / INDEX).is_file():
             if (base / ROWS).is_file() or record_folders(base):
-                write_index(base, provenance=provenance_of(base), records=records_of(base), changing=changing)
+                how = unnoticed if again else changing
+                write_index(base, provenance=provenance_of(base), records=records_of(base), changing=how)
             else:
                 changing()
                 (base / INDEX).unlink()
-    return len(cleared)
+    return cleared
 
 
 def _remove_pages(folders: Collection[Path], changing: Callable[[], None]) -> None:
@@ -215,18 +231,28 @@ def _remove_pages(folders: Collection[Path], changing: Callable[[], None]) -> No
                 page.unlink()
 
 
-def _clear_ledger(ledger: Ledger, gone: Collection[str], cleared: list[str], changing: Callable[[], None]) -> None:
-    """Also remove rows that a killed process had prepared and entered, or that were interrupted."""
+def _clear_ledger(
+    ledger: Ledger, gone: Collection[str], written: list[str], changing: Callable[[], None], *, again: bool
+) -> int:
+    """The number of entries from which texts were removed; the paths of those that were written go into `written`.
+
+    Also remove rows that a killed process had prepared and entered, or that were interrupted."""
     for path in (*ledger.folder.glob("*.prepared"), *ledger.folder.glob("*.aborted")):
         draft = (_read(path) or {}).get("draft")
         if draft is not None and draft["record"]["id"] in gone:
             path.unlink()
+    cleared = 0
     for row_id in ledger.rows():
         entry = ledger.read(row_id)
-        if entry is not None and entry.get("record") in gone and (bare := _bare(entry)) != entry:
+        if entry is None or entry.get("record") not in gone:
+            continue
+        bare = _bare(entry)
+        if again or bare != entry:
             changing()
             ledger.commit(row_id, {name: value for name, value in bare.items() if name != "schema"})
-            cleared.append(f"ledger/{row_id}.json")
+            written.append(f"ledger/{row_id}.json")
+            cleared += bare != entry
+    return cleared
 
 
 def _without_texts(table: pq.ParquetFile, gone: Collection[str]) -> Iterator[dict[str, Any]]:

@@ -71,6 +71,7 @@ def run_recipe(
     ledger, ids = Ledger(out), list[str]()
     with run_lock(out, recipe, team):
         signer = signing_key() if team.leads else None
+        ledger.marked = team.leads
         news = RunProgress("rows", engine=engine, total=count_rows(recipe))
         with _clerk(out, ledger, signer, news, progress) if team.leads else nullcontext() as clerk:
             team.wait()
@@ -90,6 +91,7 @@ def run_recipe(
                 team.wait()
             outcome = _outcome(out, ledger, ids, leads=team.leads, stopped=stop())
             if clerk is not None:
+                ledger.require_run()
                 if not outcome.stopped:
                     progress(replace(news, stage="writing tables", rows=len(ids), total=len(ids)))
                     write_results(out, recipe, lambda: filter(None, map(ledger.read, ids)))

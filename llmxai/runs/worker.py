@@ -22,7 +22,7 @@ from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.names import CURRENT
 from llmxai.runs.data import FailedRow
-from llmxai.runs.ledger import Ledger
+from llmxai.runs.ledger import MARK, Ledger
 from llmxai.runs.recipe import EvaluateSettings, Recipe
 from llmxai.runs.scheduling import Job
 from llmxai.save import save
@@ -45,18 +45,22 @@ class Worker:
     run: Path
     signed_by: str | None
     """Id of the key that the log is signed with."""
+    marked: bool = False
+    """Whether the folder has the mark of a run, which must not go while rows are processed."""
 
     @classmethod
     def of(cls, loaded: LoadedModel, recipe: Recipe, *, run: Path, signed_by: str | None) -> Worker:
         evaluation = None if recipe.evaluate is None else _context(loaded, recipe.evaluate)
-        return cls(loaded=loaded, recipe=recipe, evaluation=evaluation, run=run, signed_by=signed_by)
+        marked = (run / MARK).exists()
+        return cls(loaded=loaded, recipe=recipe, evaluation=evaluation, run=run, signed_by=signed_by, marked=marked)
 
     def do(self, job: Job) -> None:
         """Process the row, write its files into the run's folder and prepare its entry and its record.
 
         Raises OutputError and EvidenceError: if nothing can be stored, continuing makes no sense.
         """
-        started, row, ledger = time.perf_counter(), job.row, Ledger(self.run)
+        started, row, ledger = time.perf_counter(), job.row, Ledger(self.run, marked=self.marked)
+        ledger.require_run()
         told: dict[str, Any] = {"id": row.id, "source": row.source, "key": job.key, "attempt": job.record}
         told |= {"status": "ok", "error": ""}
         if isinstance(row, Row):
@@ -91,6 +95,7 @@ class Worker:
             return told
         explanation = self._explained(row)
         told = _summary(explanation) | self._evaluated(row, explanation.generation)
+        Ledger(self.run, marked=self.marked).require_run()
         save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
         return told
 

@@ -90,8 +90,10 @@ def _put(scratch: Path, out: Path) -> None:
     """By one rename if `out` is new; else file by file, restoring the earlier files if one fails."""
     for name in FILES:
         _sync(scratch / name)
+    _sync_folder(scratch)
     if not out.exists():
         scratch.rename(out)
+        _sync_folder(out.parent)
         return
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-old-"))
     earlier = [name for name in FILES if (out / name).exists()]
@@ -100,6 +102,7 @@ def _put(scratch: Path, out: Path) -> None:
             (out / name).rename(old / name)
         for name in FILES:
             (scratch / name).rename(out / name)
+        _sync_folder(out)
         for name in DERIVED:
             (out / name).unlink(missing_ok=True)
     except BaseException:
@@ -117,6 +120,16 @@ def _put(scratch: Path, out: Path) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (POSIX; elsewhere a folder cannot be synced)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
