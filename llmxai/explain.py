@@ -100,7 +100,8 @@ def explained(
         given = {key: value for key, value in known.items() if entry.accepts(key)}
         if entry.accepts("progress"):
             given["progress"] = partial(progress, stage)
-        return _or_refused(name, generation, partial(entry.function, loaded, generation, **given, **options))
+        work = partial(entry.function, loaded, generation, **given, **options)
+        return work() if name == GRADIENTS else _or_refused(name, generation, work)
 
     asked = settings.rollout
     gradients = scored(GRADIENTS, **vars(settings.gradients))

@@ -29,6 +29,7 @@ from llmxai.methods import (
     layer_integrated_gradients,
     leave_one_out,
 )
+from llmxai.methods.gradients.deletion_path import PRESENCE
 from llmxai.models import LoadedModel, embed, load, wrap
 from llmxai.models.adapters import causal
 from llmxai.models.identity import weights_digest
@@ -108,7 +109,8 @@ def test_the_referee_reads_what_was_removed(tiny_llama: LoadedModel) -> None:
     for check in result.checks:
         assert check.verdict is not None
         assert list(check.verdict.scores) == [
-            *("layer_integrated_gradients", "attention_rollout", result.variant.method, "leave_one_out")
+            *("layer_integrated_gradients", "attention_rollout", result.variant.method),
+            *("deletion_path", "leave_one_out"),
         ]
     without = Settings(gradients=FEW, removal=None)
     assert explain(tiny_llama, CHAT, decoding=SHORT, settings=without).effects is None
@@ -128,8 +130,8 @@ def test_stages_are_reported_in_order(tiny_llama: LoadedModel) -> None:
     explain(tiny_llama, CHAT, decoding=SHORT, progress=lambda stage, _done, _n: stages.append(stage))
     told = [stage for stage in dict.fromkeys(stages) if not stage.startswith("planned ")]
     assert told == [
-        *("generating", "replaying", "integrating gradients", "rolling out attention", "gradient weighted rollout"),
-        "removing parts of the prompt",
+        *("generating", "replaying", "integrating gradients", "integrating the deletion path"),
+        *("rolling out attention", "gradient weighted rollout", "removing parts of the text"),
     ]
     assert "GiB of working memory" in next(stage for stage in stages if stage.startswith("planned "))
 
@@ -242,7 +244,7 @@ def test_the_real_model(smollm2: LoadedModel, tmp_path: Path) -> None:
 def real_inputs(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> tuple[Explanation, Counter[str]]:
-    """Forward passes to logits over the real input, by stage; a pass may go on from a cache of the beginning."""
+    """Forward passes to logits over the real input, by stage; a pass may continue from a cache of the beginning."""
     stage, passes, logits = "", [], causal.logits
 
     def told(now: str, _done: int, _all: int) -> None:
@@ -251,7 +253,8 @@ def real_inputs(
 
     def counted(model: Any, inputs_embeds: torch.Tensor, *, prefix: Any, **options: Any) -> torch.Tensor:
         before = 0 if prefix is None else prefix.get_seq_length()
-        passes.append((stage, before, inputs_embeds.detach().clone()))
+        if model.config._attn_implementation != PRESENCE:  # else tokens are hidden from each other
+            passes.append((stage, before, inputs_embeds.detach().clone()))
         return logits(model, inputs_embeds, prefix=prefix, **options)
 
     monkeypatch.setattr(causal, "logits", counted)

@@ -83,7 +83,7 @@ CONTENTS = "contents.json"
 
 
 def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache with the files that `make` wrote into it; made anew if any of them is not as it was.
+    """A folder of the cache with the files that `make` wrote into it; made again if any of them has changed.
 
     Raises ModelLoadError if the cache cannot be written, and what `make` raises.
     """
@@ -139,7 +139,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 def not_found(name: str, error: Exception) -> ModelLoadError:
     if "trust_remote_code" in str(error):
         return ModelLoadError(
-            f"{name}: comes with Python code of its own, which llmxai does not run unless it is told to. Once you have "
+            f"{name}: comes with Python code of its own, which llmxai does not run by default. Once you have "
             f"read that code and trust it: --trust-remote-code (trust_remote_code: true in a recipe; records say so)."
         )
     if name and Path(name).is_dir():

@@ -85,7 +85,9 @@ def test_a_record_says_what_was_asked_answered_and_how(explanation: Explanation,
     assert record["started"] <= record["ended"]
     assert (record["input_tokens"], record["output_tokens"]) == (generation.prompt_len, generation.n_targets)
     assert record["decoding"]["seed"] == 0
-    assert record["method"]["names"] == ["layer_integrated_gradients", "attention_rollout", "gradient_weighted_rollout"]
+    assert record["method"]["names"] == [
+        *("layer_integrated_gradients", "deletion_path", "attention_rollout", "gradient_weighted_rollout")
+    ]
     assert record["method"]["settings"]["crosscheck"]["version"] == record["method"]["rule_version"]
     assert record["model"]["dtype"] == "float32"
     assert len(record["model"]["tokenizer_digest"]) == len(record["model"]["chat_template_digest"]) == 64
