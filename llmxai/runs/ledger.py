@@ -142,7 +142,7 @@ class Ledger:
                 yield path, Draft.from_json(found["draft"])
 
     def require_run(self) -> None:
-        """Raise OutputError if somebody removed the folder of the run meanwhile."""
+        """Raise OutputError if the folder of the run was removed meanwhile."""
         if self.marked and not (self.run / MARK).exists():
             raise OutputError(f"{self.run}: was removed while the run was using it. Nothing more is written there.")
 
