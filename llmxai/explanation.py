@@ -43,7 +43,7 @@ LONG_COLUMNS = {
 CAREFUL = {
     Status.UNCONVERGED: "the contributions are not exact enough to rank the sources",
     Status.CONTRADICTED: "removing words shows other sources than the contributions",
-    Status.UNDECIDED: "no single word decides it",
+    Status.UNDECIDED: "removal does not settle it",
     Status.CONFIRMED: "what comes first matters when it is removed",
 }
 """Statuses in words, those that need the most care first."""
