@@ -331,20 +331,63 @@ def in_words(fault: Mapping[str, Any]) -> str:
     return said[0].lower() + said[1:]
 
 
+LONGEST_YAML = 2**18
+"""Characters."""
+MOST_VALUES = 10_000
+"""Values that it may come to, each alias counted as what it stands for."""
+
+
+def parse_yaml(text: str) -> Any:
+    """The values in YAML of plain data. Raises ValueError if it is not that, or becomes more than any recipe is."""
+    import yaml
+
+    if len(text) > LONGEST_YAML:
+        raise ValueError(f"it has more than {LONGEST_YAML} characters")
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not have
+        raise ValueError(" ".join(str(error).split())) from error
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _require_few(node, {})
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except (RecursionError, OverflowError):
+        raise ValueError("it is nested too deeply, or a number is too large") from None
+    finally:
+        loader.dispose()
+
+
+def _require_few(node: Any, known: dict[int, int]) -> int:
+    """The number of values below a node, the ones that aliases stand for among them. Raises ValueError for too many."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = MOST_VALUES + 1  # until it is known: a node that contains itself has no end
+    inner = node.value if isinstance(node.value, list) else []
+    count = 1
+    for each in inner:
+        count += sum(_require_few(part, known) for part in (each if isinstance(each, tuple) else (each,)))
+        if count > MOST_VALUES:
+            raise ValueError(f"its aliases make more than {MOST_VALUES} values of it")
+    known[id(node)] = count
+    return count
+
+
 def put(document: dict[str, Any], assignment: str) -> None:
     """Put `a.b=value` (the value in YAML) into nested values; a number names a place in a list.
 
     Raises OptionError for an invalid assignment or an unknown place.
     """
-    import yaml
-
     name, sign, text = assignment.partition("=")
     if not sign or not name:
         raise OptionError(f"--set {assignment!r}: expected a.b=value, such as gradients.max_nodes=64.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise OptionError(f"--set {assignment!r}: the value is not YAML ({' '.join(str(error).split())}).") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise OptionError(f"--set {assignment!r}: the value is not YAML ({error}).") from error
     assign(document, name, value, said=f"--set {assignment!r}")
 
 

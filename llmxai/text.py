@@ -1,10 +1,20 @@
-"""Words and sentences from tokens, only for units and display; ids never come from here. Needs no torch."""
+"""Words and sentences from tokens, only for units and display; ids never come from here. And texts of others, which may
+have been made to harm: templates that never end, cells that a spreadsheet runs. Needs no torch.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import select
+import signal
+import time
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from llmxai.names import Role, Unit
 
@@ -131,3 +141,91 @@ def _class(character: str) -> str:
     if character in JOINING or category[0] in "LMN":
         return "unspaced" if unicodedata.name(character, "").startswith(UNSPACED) else "letter"
     return "sign" if category[0] in "PS" else "letter"
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""Some spreadsheets run text cells with these first characters as formulas; in CSV they get a leading apostrophe."""
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a cell of a CSV file that no spreadsheet runs; numbers are left alone."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\0", "\\x00")
+    return f"'{value}" if value.lstrip(" ").startswith(FORMULA) else value
+
+
+class TooMuchError(ValueError):
+    """It takes more time or memory than it may."""
+
+
+SECONDS = 10
+"""Processor time that a template may take."""
+MEMORY = 2**30
+"""Bytes that it may take."""
+ANSWER = 64 * 2**20
+"""Bytes that it may give."""
+PATIENCE = 6
+"""Times as long it may take by the clock, on a machine that others use, too."""
+
+
+def bounded(work: Callable[[], Any], *, seconds: int = SECONDS) -> Any:
+    """What `work` returns (values of JSON), computed in a child process that can take only so much time and memory.
+
+    Raises TooMuchError if it would take more, and ValueError with the message of any error that it raises.
+    """
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks while there are threads: the child uses none
+        child = os.fork()
+    if child == 0:
+        _answer(work, writer, seconds)
+    os.close(writer)
+    try:
+        data = _all_of(reader, until=time.monotonic() + seconds * PATIENCE)
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if not data:
+        raise TooMuchError(f"it takes more than {seconds} s or {MEMORY >> 20} MiB")
+    answer = json.loads(data)
+    if "value" in answer:
+        return answer["value"]
+    raise (TooMuchError if answer["too_much"] else ValueError)(answer["error"])
+
+
+def _answer(work: Callable[[], Any], writer: int, seconds: int) -> None:
+    """Never returns: the child ends here."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        with open("/proc/self/statm", encoding="ascii") as told:
+            now = int(told.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+    except (OSError, ValueError):  # this system has no such limit
+        pass
+    try:
+        answer: dict[str, Any] = {"value": work()}
+        data = json.dumps(answer).encode()
+    except MemoryError:
+        data = json.dumps({"error": f"it takes more than {MEMORY >> 20} MiB", "too_much": True}).encode()
+    except BaseException as error:
+        data = json.dumps({"error": str(error) or type(error).__name__, "too_much": False}).encode()
+    try:
+        while data:
+            data = data[os.write(writer, data) :]
+    finally:
+        os._exit(0)
+
+
+def _all_of(reader: int, *, until: float) -> bytes:
+    """What the child wrote; nothing if it did not come to an end."""
+    parts: list[bytes] = []
+    while (left := until - time.monotonic()) > 0 and sum(map(len, parts)) <= ANSWER:
+        if not select.select([reader], [], [], left)[0]:
+            break
+        if not (part := os.read(reader, 2**16)):
+            return b"".join(parts)
+        parts.append(part)
+    return b""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llmxai.errors import PromptError
 from llmxai.models import LoadedModel, ModelKind, embedding_module
 from llmxai.models.adapters.encoder_decoder import with_decoder_start
+from llmxai.text import TooMuchError, bounded
 from llmxai.types import PromptTokens, Role
 
 WINDOW = 8
@@ -212,11 +212,14 @@ def _require_content(message: Message, index: int) -> None:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, name: str) -> str:
-    try:
+    said = [dict(message) for message in messages]
+    try:  # the template is the model's, and may never end
         return str(
-            tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True, tokenize=False)
+            bounded(lambda: str(tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)))
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except TooMuchError as error:
+        raise PromptError(f"The chat template of {name} cannot be used: {error}.") from error
+    except ValueError as error:
         raise PromptError(f"The chat template of {name} rejects these messages: {error}") from error
 
 

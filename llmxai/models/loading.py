@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from llmxai.models.finding import (
 )
 from llmxai.models.identity import ModelIdentity, identify, stamps
 from llmxai.models.memory import free_memory, weight_bytes
+from llmxai.text import bounded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "adapter_config.json")
@@ -270,8 +272,24 @@ def _from_pretrained(
     return model, tokenizer
 
 
+PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
+"""Settings of an adapter that may be regular expressions over the names of modules; keys of others are, too."""
+
+
+def _require_patterns(model: PreTrainedModel, adapter: str) -> None:
+    """Raise ValueError if an adapter's regular expressions take too long on the names of the model's modules."""
+    found = cached_file(adapter, "adapter_config.json", _raise_exceptions_for_missing_entries=False)
+    told = {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    patterns = [told[name] for name in PATTERNS if isinstance(told.get(name), str)]
+    patterns += [rf"(.*\.)?({key})$" for name in ("rank_pattern", "alpha_pattern") for key in told.get(name) or {}]
+    names = [name for name, _ in model.named_modules()]
+    if patterns:
+        bounded(lambda: [sum(re.fullmatch(pattern, name) is not None for name in names) for pattern in patterns])
+
+
 def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     try:
+        _require_patterns(model, adapter)
         model.load_adapter(adapter)
     except ImportError as error:
         raise ModelLoadError(f"Adapters need PEFT: pip install 'llmxai[peft]'. ({error})") from error

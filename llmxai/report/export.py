@@ -24,6 +24,7 @@ from llmxai.report.verdict import FINE, STATUS_TEXT, MainEffect, MainSource
 from llmxai.report.view import ReportView, build_view
 from llmxai.report.visible import Piece, Text, percent, plain
 from llmxai.store import not_as_promised, read_folder
+from llmxai.text import csv_cell
 
 HEIGHT = 760
 """Pixels; the page scrolls inside."""
@@ -217,8 +218,6 @@ def write_pdf(page: Path) -> Path:
 
 TABLES = ("records", "tokens", "sources")
 ENDINGS = (".csv", ".parquet")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Some spreadsheets run text cells with these first characters as formulas; in CSV they get a leading apostrophe."""
 FLAT = ("position", "text", "logprob", "replayed_logprob", "rank", "status", "reason")
 CERTIFICATE = ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline", "net", "converged")
 
@@ -326,15 +325,8 @@ def _range(document: Mapping[str, Any], source: Mapping[str, Any]) -> tuple[int,
 def _write_csv(columns: Columns, file: Path) -> None:
     with file.open("w", encoding="utf-8-sig", newline="", errors="backslashreplace") as out:  # the mark tells Excel
         writer = csv.writer(out)
-        writer.writerow(columns)
-        writer.writerows([_cell(value) for value in row] for row in zip(*columns.values(), strict=True))
-
-
-def _cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    value = value.replace("\0", "\\x00")
-    return f"'{value}" if value.startswith(FORMULA) else value
+        writer.writerow(map(csv_cell, columns))
+        writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
 
 
 def _write_parquet(columns: Columns, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 from llmxai.errors import RecipeError
@@ -17,10 +18,18 @@ from llmxai.evaluation import Row, locate, suite_rows
 from llmxai.evaluation.case import Span
 from llmxai.evaluation.suites import ROWS
 from llmxai.runs.recipe import Recipe, Source
+from llmxai.text import bounded
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SHUFFLE_BUFFER = 10_000
 SANDBOX = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+SIMPLE = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Const),
+    *(nodes.If, nodes.CondExpr, nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not),
+    *(nodes.Concat, nodes.Filter),
+)
+"""Parts of templates that take as long as reading the row does; the others (loops, sums, calls) may never end."""
+SIMPLE_FILTERS = ("trim", "upper", "lower", "title", "capitalize", "default", "d", "string", "int", "float", "length")
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,10 @@ def count_rows(recipe: Recipe) -> int | None:
 def source_rows(source: Source, *, root: Path) -> Iterator[Row | FailedRow]:
     """The rows of one source."""
     if source.suite is not None:
-        yield from suite_rows(
+        for row in suite_rows(
             source.suite, label=source.label, seed=source.seed, limit=source.limit, options=source.options
-        )
+        ):
+            yield replace(row, id=_stem(source) + row.id.removeprefix(source.label))
         return
     templates = _Templates(source)
     for index, columns in enumerate(islice(_columns(source, root=root), source.limit)):
@@ -93,6 +103,7 @@ def _open(source: Source, *, root: Path) -> Any:
         return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", streaming=True)
     if source.saved is not None:
         folder = root / source.saved
+        _require_inside(folder)
         if not folder.is_dir():
             raise RecipeError(f"{folder}: no such folder. Relative paths start at the recipe's folder, {root}.")
         found = datasets.load_from_disk(str(folder))
@@ -101,16 +112,29 @@ def _open(source: Source, *, root: Path) -> Any:
         if source.split not in found:
             raise RecipeError(f"{folder}: has no split {source.split!r}. It has: {', '.join(found)}.")
         return found[source.split]
+    if Path(str(source.hub)).exists():
+        raise RecipeError(f"{source.hub}: is a local path. Give files as path, and what save_to_disk wrote as saved.")
     return datasets.load_dataset(
         source.hub, source.config, split=source.split, revision=source.revision, streaming=True
     )
+
+
+def _require_inside(folder: Path) -> None:
+    """Raise RecipeError if a saved data set names files outside of its folder."""
+    for state in folder.glob("**/state.json"):
+        told = json.loads(state.read_text(encoding="utf-8"))
+        names = [str(each["filename"]) for each in told["_data_files"]]
+        if any(Path(name).name != name or (state.parent / name).is_symlink() for name in names):
+            raise RecipeError(f"{state}: names a file outside of its folder, which is not read.")
 
 
 class _Templates:
     """A source's templates, compiled once."""
 
     def __init__(self, source: Source) -> None:
-        self.source = source
+        self.source, self.stem = source, _stem(source)
+        self.simple = True
+        """Whether no template can take long, so that none needs a process of its own."""
         self.id = self._compile(source.id, "id")
         self.prompt = self._compile(source.prompt, "prompt")
         self.turns = [(t.role, self._compile(t.content, "messages")) for t in source.messages or ()]
@@ -122,30 +146,42 @@ class _Templates:
         if text is None:
             return None
         try:
+            if not _is_simple(SANDBOX.parse(text)):
+                self.simple = False
+                bounded(lambda: bool(SANDBOX.from_string(text)))  # what is constant in it is computed at once
             return SANDBOX.from_string(text)
-        except TemplateError as error:
+        except (TemplateError, RecursionError, ValueError) as error:
             raise RecipeError(f"{self.source.label}: the {what} template is not Jinja ({error}).") from error
 
     def row(self, index: int, columns: Mapping[str, Any]) -> Row | FailedRow:
         """The row, or why it cannot be built."""
-        name = f"{self.source.label}-{index:05d}"
+        name = f"{self.stem}-{index:05d}"
         try:
-            if self.id is not None:
-                name = _identifier(self.id.render(columns))
+            said = self._render(columns) if self.simple else bounded(lambda: self._render(columns))
+            name = name if said["id"] is None else _identifier(said["id"])
             row = Row(
                 id=name,
                 source=self.source.label,
-                prompt=_render(self.prompt, columns),
-                messages=tuple({"role": role, "content": _render(t, columns) or ""} for role, t in self.turns) or None,
-                response=_render(self.response, columns),
-                foil=_render(self.foil, columns),
+                prompt=said["prompt"],
+                messages=tuple(said["messages"]) or None,
+                response=said["response"],
+                foil=said["foil"],
             )
-            snippets = [_render(template, columns) or "" for template in self.sources]
-            spans = tuple(locate(row.text, snippet) for snippet in snippets) + self._spans(columns)
+            spans = tuple(locate(row.text, snippet) for snippet in said["sources"]) + self._spans(columns)
         except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
             told = f"row {index}: {_one_line(error)}. Columns: {', '.join(columns)}."
             return FailedRow(name, self.source.label, told)
         return replace(row, spans=spans)
+
+    def _render(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "id": _render(self.id, columns),
+            "prompt": _render(self.prompt, columns),
+            "messages": [{"role": role, "content": _render(turn, columns) or ""} for role, turn in self.turns],
+            "response": _render(self.response, columns),
+            "foil": _render(self.foil, columns),
+            "sources": [_render(template, columns) or "" for template in self.sources],
+        }
 
     def _spans(self, columns: Mapping[str, Any]) -> tuple[Span, ...]:
         if self.source.spans is None:
@@ -158,9 +194,25 @@ def _render(template: Template | None, columns: Mapping[str, Any]) -> str | None
     return None if template is None else template.render(columns)
 
 
+def _is_simple(template: nodes.Template) -> bool:
+    return isinstance(template, SIMPLE) and all(
+        isinstance(node, SIMPLE) and (not isinstance(node, nodes.Filter) or node.name in SIMPLE_FILTERS)
+        for node in template.find_all(nodes.Node)
+        if not isinstance(node, nodes.EvalContextModifier)
+    )
+
+
+STRANGE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def _stem(source: Source) -> str:
+    """What the ids of a source's rows begin with: they are names of folders, and its label may be anything."""
+    return STRANGE.sub("-", source.label).strip(".-")[:60] or "data"
+
+
 def _identifier(text: str) -> str:
     """A valid folder name: letters, digits, dot, dash and underscore, at most 80 of them."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
+    name = STRANGE.sub("-", text).strip(".-")
     if not name or len(name) > 80:
         raise ValueError(
             f"the id {text!r} is empty or longer than 80 once characters that file names cannot have are removed"

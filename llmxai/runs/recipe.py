@@ -8,7 +8,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmxai.errors import OptionError, RecipeError, did_you_mean
@@ -16,7 +15,7 @@ from llmxai.evaluation import require_suite
 from llmxai.evaluation.measure import CONTROLS
 from llmxai.explain import require_methods
 from llmxai.methods import require_method
-from llmxai.settings import Decoding, Settings, in_words, near_field, put
+from llmxai.settings import LONGEST_YAML, Decoding, Settings, in_words, near_field, parse_yaml, put
 
 VERSION = 2
 """Version of the schema. Version 1 had four flat keys under `explain`; it can still be read."""
@@ -262,11 +261,14 @@ def read_recipe(path: Path | str, *, settings: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(LONGEST_YAML + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is not YAML ({' '.join(str(error).split())}).") from error
+    try:
+        document = parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}: is not YAML ({error}).") from error
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: holds a {type(document).__name__}; expected keys such as version, name and data.")
     for setting in settings:

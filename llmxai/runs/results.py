@@ -21,6 +21,7 @@ from llmxai.names import CURRENT
 from llmxai.runs.ledger import write_atomically, write_table
 from llmxai.runs.recipe import Recipe
 from llmxai.runs.tables import ALL, CONTROL_NAMES, Plot, Tables, build_plot, tabulate
+from llmxai.text import csv_cell
 
 ROW_SCHEMA = {
     "id": pa.string(),
@@ -221,9 +222,15 @@ def _markdown(tables: Tables) -> str:
             rows.append([method, *values, number(cost.seconds), nodes, held])
         n = max(value.n for value in cells.values())
         lines = [columns, ["---"] * len(columns), *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        said.append(f"## {'All' if source == ALL else source}, {n} question{'' if n == 1 else 's'}\n\n{table}\n")
+        table = "\n".join(f"| {' | '.join(map(_in_markdown, line))} |" for line in lines)
+        title = "All" if source == ALL else _in_markdown(source)
+        said.append(f"## {title}, {n} question{'' if n == 1 else 's'}\n\n{table}\n")
     return "\n".join(said)
+
+
+def _in_markdown(text: str) -> str:
+    """On one line, in one cell, and no HTML."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _rank(value: Estimate | None, figure: str) -> float:
@@ -238,7 +245,7 @@ def _interval(value: Estimate | None) -> str:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
     return text.getvalue()
 
 
