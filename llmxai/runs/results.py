@@ -245,7 +245,10 @@ def _interval(value: Estimate | None) -> str:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:  # a carriage return would not be quoted, and begin a row
+        cells = [csv_cell(value) for value in row]
+        writer.writerow([cell.replace("\r", "\n") if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 
