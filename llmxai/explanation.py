@@ -387,17 +387,18 @@ class Explanation:
         foil = self.generation.foil
         view = self[:] if foil is None else self[foil.t]
         first = [source for source in view.sources() if source.role != Role.GENERATED][:FIRST_SOURCES]
+        says = CAREFUL if self.effects is not None else CAREFUL | {Status.UNDECIDED: "nothing was removed to check it"}
         lines = {
             "asked": self._asked(),
             "answered": self._answered(),
             "foil": None if foil is None else f"{quoted(view.text)} rather than {quoted(foil.text)}",
-            "status": "; ".join(f"{count} {name} ({CAREFUL[name]})" for name, count in counts.items() if count),
+            "status": "; ".join(f"{count} {name} ({says[name]})" for name, count in counts.items() if count),
             "sources": ", ".join(f"{quoted(trimmed(s.text))} {s.value:+.2f} nats ({s.share:.0%})" for s in first),
         }
         if (effects := view.effects(FIRST_SOURCES)) is not None:
             what = "log-prob" if foil is None else "lead over the foil"
-            told = ", ".join(f"{-effect.drop:+.2f} nats without {quoted(trimmed(effect.text))}" for effect in effects)
-            lines["removal"] = f"{what} {told}"
+            losses = ", ".join(f"{-effect.drop:+.2f} nats without {quoted(trimmed(effect.text))}" for effect in effects)
+            lines["removal"] = f"{what} {losses}"
         return "\n".join(f"{name + ':':10}{line}" for name, line in lines.items() if line is not None)
 
     def _asked(self) -> str:

@@ -33,6 +33,7 @@ from llmxai.report.export import find_chromium, write_pdf
 from llmxai.report.rows import build_charts, build_intervals
 from llmxai.report.visible import plain
 from llmxai.store import read_folder
+from llmxai.text import csv_cell
 from tests.report.run_sample import made_up, write_run, write_sample
 from tests.report.sample import chat, hostile, newest, sample
 
@@ -201,7 +202,8 @@ def test_tables_hold_what_is_stored(tmp_path: Path) -> None:
     with (tmp_path / "tokens.csv").open(encoding="utf-8-sig", newline="") as file:
         tokens = list(csv.DictReader(file))
     document, _ = chat()
-    assert [row["text"] for row in tokens] == [target["text"] for target in document["targets"]]
+    assert [row["text"] for row in tokens] == [csv_cell(target["text"]) for target in document["targets"]]
+    assert "'\n" in {row["text"] for row in tokens}
     assert float(tokens[4]["gap"]) == 0.5
     assert tokens[4]["status"] == "unconverged"
     assert "agreement.spearman" in tokens[0]
