@@ -94,17 +94,19 @@ def explained(
     compute = planned(loaded, generation, settings.compute, progress)
     known = {"targets": targets, "features": settings.features, "compute": compute, "f_input": f_input}
 
-    def scored(name: str, **options: Any) -> Scores:
+    def computed(name: str, **options: Any) -> Scores:
         entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
         progress(stage, 0, 1)
         given = {key: value for key, value in known.items() if entry.accepts(key)}
         if entry.accepts("progress"):
             given["progress"] = partial(progress, stage)
-        work = partial(entry.function, loaded, generation, **given, **options)
-        return work() if name == GRADIENTS else _or_refused(name, generation, work)
+        return entry.function(loaded, generation, **given, **options)
+
+    def scored(name: str, **options: Any) -> Scores:
+        return _or_refused(name, generation, partial(computed, name, **options))
 
     asked = settings.rollout
-    gradients = scored(GRADIENTS, **vars(settings.gradients))
+    gradients = computed(GRADIENTS, **vars(settings.gradients))
     deletion = scored(DELETION, **vars(settings.deletion))
     rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
     scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}

@@ -340,6 +340,15 @@ class Effects:
         return self.f_full[:, None] - self.f_without
 
     @property
+    def estimates(
+        self,
+    ) -> tuple[Float[Tensor, "target unit"], Float[Tensor, "target unit"], Float[Tensor, "target unit"]]:
+        """`effect`, `low` and `high`; all three are `drop` where there are no random subsets."""
+        if self.effect is None or self.low is None or self.high is None:
+            return self.drop, self.drop, self.drop
+        return self.effect, self.low, self.high
+
+    @property
     def hidden_drop(self) -> Float[Tensor, "target hidden"]:
         """How much F falls (nats) when a set is hidden; NaN where it is not defined."""
         if self.f_hidden is None:

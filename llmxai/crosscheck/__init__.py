@@ -2,7 +2,7 @@
 
 from llmxai.crosscheck.agreement import rank_biased_overlap, rank_test, recency_p
 from llmxai.crosscheck.check import cross_check
-from llmxai.crosscheck.referee import missed, sources_of, unit_sums, verdicts
+from llmxai.crosscheck.referee import missed, sources_of, verdicts
 from llmxai.crosscheck.verdict import RULE, Rule, answer_verdict, attention_verdict, sources_verdict, why_diluted
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "recency_p",
     "sources_of",
     "sources_verdict",
-    "unit_sums",
     "verdicts",
     "why_diluted",
 ]

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmxai.crosscheck.verdict import RULE, Rule
+from llmxai.methods.perturbation.units import unit_sums
 from llmxai.stats import bootstrap_interval, spearman, spearman_rows
 from llmxai.types import Effects, RefereeVerdict, Score
 
@@ -92,15 +93,6 @@ def missed(scores: Float[np.ndarray, " unit"], sources: tuple[int, ...], *, rule
     k = max(1, min(rule.top_k, len(scores) // 4), len(sources))
     first = set(np.argsort(-np.abs(scores), kind="stable")[:k].tolist())
     return tuple(unit for unit in sources if unit not in first)
-
-
-def unit_sums(
-    values: Float[Tensor, "target seq"], units: tuple[tuple[int, int], ...]
-) -> Float[np.ndarray, "target unit"]:
-    """The sum of the scores of each unit's tokens."""
-    wide = values.double().numpy()
-    sums = [wide[:, start:end].sum(axis=1) for start, end in units]
-    return np.stack(sums, axis=1) if sums else np.zeros((len(wide), 0))
 
 
 def difference_interval(

@@ -65,8 +65,8 @@ def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
     row = gradients.values[t]
     hidden = dict(zip(effects.hidden, effects.hidden_drop[t].tolist(), strict=True))
     together = {one: mentions for mentions in hidden if len(mentions) > 1 for one in mentions}
-    plain = _plain(effects, t)
-    alone = {unit: (*_estimate(effects, t, number), plain[number]) for number, unit in enumerate(effects.units)}
+    figures = [side[t].tolist() for side in effects.estimates] + [_plain(effects, t)]
+    alone: dict[Unit, tuple[float, ...]] = dict(zip(effects.units, zip(*figures, strict=True), strict=True))
     alone |= {one[0]: (drop,) * 4 for one, drop in hidden.items() if len(one) == 1 and not math.isnan(drop)}
     found = []
     for unit, (effect, low, high, measured) in alone.items():
@@ -76,14 +76,6 @@ def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
             tokens, effect, low, high, measured = together[unit], joint, joint, joint, joint
         found.append(Candidate(tokens, float(row[unit[0] : unit[1]].sum()), effect, low, high, measured))
     return sorted(found, key=lambda one: -one.score)
-
-
-def _estimate(effects: Effects, t: int, unit: int) -> tuple[float, float, float]:
-    """The estimate with its interval; the single removal where there are no random subsets."""
-    if effects.effect is None or effects.low is None or effects.high is None:
-        drop = float(effects.drop[t, unit])
-        return drop, drop, drop
-    return float(effects.effect[t, unit]), float(effects.low[t, unit]), float(effects.high[t, unit])
 
 
 def _plain(effects: Effects, t: int) -> list[float]:

@@ -360,11 +360,7 @@ def _outcome(explanation: Explanation, *, private: bool) -> Outcome:
     )
 
 
-VERDICT = ("status", "reason", "attention", "attention_reason")
-"""Fields of a check that are no figures."""
-
-
 def _figures(check: CrossCheck) -> dict[str, Any]:
     """The single figures of the check; lists stay in explanation.json."""
-    values = {each.name: getattr(check, each.name) for each in fields(check) if each.name not in VERDICT}
-    return {name: value for name, value in values.items() if value is None or isinstance(value, int | float | str)}
+    values = {each.name: getattr(check, each.name) for each in fields(check)}
+    return {name: value for name, value in values.items() if value is None or isinstance(value, int | float)}

@@ -21,7 +21,8 @@ from typing import TypeVar
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.checkpoint import set_checkpoint_early_stop
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -311,6 +312,10 @@ class ChunkSize:
     tokens: int
     halvings: int = 0
 
+    def items(self, each: int) -> int:
+        """How many items of `each` tokens go through the model at once: at least one."""
+        return max(1, self.tokens // each)
+
     def halve(self) -> None:
         self.tokens //= 2
         self.halvings += 1
@@ -333,9 +338,24 @@ def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: i
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error) or items == 1:
             raise
-    while max(1, size.tokens // each) >= items:
+    while size.items(each) >= items:
         size.halve()
     return None
+
+
+def in_chunks(
+    work: Callable[[slice], Float[Tensor, "item ..."]], *, size: ChunkSize, each: int, items: int
+) -> Float[Tensor, "item ..."]:
+    """`work` of all items, as many at a time as fit; an item is `each` tokens, and there is at least one."""
+    parts: list[Tensor] = []
+    done = 0
+    while done < items:
+        chosen = slice(done, min(done + size.items(each), items))
+        part = within_memory(partial(work, chosen), size=size, each=each, items=chosen.stop - done)
+        if part is not None:
+            parts.append(part)
+            done = chosen.stop
+    return torch.cat(parts)
 
 
 M_MMAP_THRESHOLD = -3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
 from llmxai.names import Unit
 from llmxai.store.reading import SCHEMA, stored_name
-from llmxai.types import Certificate, Dilution, DilutionCurve, Effects, RefereeVerdict, Scores
+from llmxai.types import Certificate, Dilution, DilutionCurve, Effects, Generation, RefereeVerdict, Scores
 
 BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
 TOP_SOURCES = 20
@@ -233,20 +234,13 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
     effects, generation = explanation.effects, explanation.generation
     if effects is None:
         return None
-    units: list[dict[str, Any]] = [{"kind": "prompt", "tokens": [list(unit)]} for unit in effects.units]
-    units += [
-        {"kind": "mentions" if len(ranges) > 1 else "answer", "tokens": [list(unit) for unit in ranges]}
-        for ranges in effects.hidden
+    units = [
+        {"kind": kind, "tokens": [list(unit) for unit in ranges], "text": _text_of(generation, ranges)}
+        for kind, ranges in _parts(effects)
     ]
-    for unit in units:
-        start, end = unit["tokens"][0]
-        unit["text"] = "".join(generation.texts[start:end])
-    single = effects.drop if effects.effect is None else effects.effect
-    hidden = effects.hidden_drop
     columns = {
-        "effect": torch.cat([single, hidden], dim=1),
-        "low": torch.cat([single if effects.low is None else effects.low, hidden], dim=1),
-        "high": torch.cat([single if effects.high is None else effects.high, hidden], dim=1),
+        name: torch.cat([single, effects.hidden_drop], dim=1)
+        for name, single in zip(("effect", "low", "high"), effects.estimates, strict=True)
     }
     logprobs = torch.tensor(explanation.replay.logprobs, dtype=torch.float64)
     without = (logprobs[:, None] - columns["effect"]).exp().clamp(max=1)
@@ -268,16 +262,27 @@ def first_measured(explanation: Explanation, tokens: Unit) -> tuple[str, int, fl
 
     None if nothing was measured or nothing lowers it.
     """
-    told = _measured(explanation)
-    if told is None:
+    effects = explanation.effects
+    if effects is None:
         return None
-    columns = zip(*told["effect"][slice(*tokens)], strict=True)
-    falls = [sum(math.nan if fall is None else fall for fall in column) for column in columns]
-    best = max(range(len(falls)), key=lambda i: -math.inf if math.isnan(falls[i]) else falls[i], default=None)
-    if best is None or not falls[best] > 0:
+    falls = torch.cat([effects.estimates[0], effects.hidden_drop], dim=1)[slice(*tokens)].sum(dim=0)
+    falls = falls.nan_to_num(-math.inf)  # not defined for one of the tokens
+    if not len(falls) or falls.max() <= 0:
         return None
-    unit = told["units"][best]
-    return unit["text"], len(unit["tokens"]), falls[best]
+    best = int(falls.argmax())
+    _, ranges = _parts(effects)[best]
+    return _text_of(explanation.generation, ranges), len(ranges), float(falls[best])
+
+
+def _parts(effects: Effects) -> list[tuple[str, tuple[Unit, ...]]]:
+    """Kind and ranges of everything that was removed or hidden."""
+    hidden = [("mentions" if len(ranges) > 1 else "answer", ranges) for ranges in effects.hidden]
+    return [*(("prompt", (unit,)) for unit in effects.units), *hidden]
+
+
+def _text_of(generation: Generation, ranges: Sequence[Unit]) -> str:
+    start, end = ranges[0]
+    return "".join(generation.texts[start:end])
 
 
 def _rounded(values: torch.Tensor) -> list[list[float | None]]:

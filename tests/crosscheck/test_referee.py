@@ -13,10 +13,10 @@ from llmxai.crosscheck.referee import (
     difference_interval,
     missed,
     sources_of,
-    unit_sums,
     verdicts,
 )
 from llmxai.methods.perturbation.effects import half_subsets
+from llmxai.methods.perturbation.units import unit_sums
 from llmxai.types import Effects
 
 N_UNITS, TARGETS = 12, 3

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tiny import answered, make_loaded, prompt_tokens
+from transformers import PreTrainedModel
 
 from llmxai.errors import NonFiniteError, OptionError
 from llmxai.generation import encode_messages, force_response
@@ -18,6 +20,7 @@ from llmxai.methods.perturbation.removal import f_of_masks
 from llmxai.methods.perturbation.units import MOST_UNITS, prompt_units
 from llmxai.methods.targets import token_targets
 from llmxai.models import LoadedModel, embed
+from llmxai.models.adapters import causal
 from llmxai.models.memory import ChunkSize
 from llmxai.settings import Removal
 from llmxai.types import Generation, Role
@@ -285,3 +288,20 @@ def test_masks_of_units_are_what_they_say(gpt64: LoadedModel) -> None:
     )
     one = f_of_masks(gpt64, generation, targets, joined, torch.tensor([[False, True]]), size=ChunkSize(999), **options)
     assert torch.allclose(one, two, atol=1e-12)
+
+
+def test_leave_one_out_runs_the_model_only_for_the_units_that_it_scores(
+    tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is hidden for values that it does not use; with an F that is known, one sequence a unit."""
+    generation, counted = chat_answer(tiny_llama), []
+    f = measure_effects(tiny_llama, generation, removal=Removal(subsets=0)).f_full
+    plain = causal.logits
+
+    def counting(model: PreTrainedModel, inputs_embeds: torch.Tensor, **options: Any) -> torch.Tensor:
+        counted.append(len(inputs_embeds))
+        return plain(model, inputs_embeds, **options)
+
+    monkeypatch.setattr(causal, "logits", counting)
+    leave_one_out(tiny_llama, generation, f_input=f)
+    assert sum(counted) == len(prompt_units(generation)[0])

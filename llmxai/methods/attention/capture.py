@@ -129,8 +129,7 @@ class AttentionCall:
         options = dict(self.options)
         if isinstance(bias := options.get(SCORE_BIAS), Tensor):
             options[SCORE_BIAS] = bias[:, :, queries, keys]
-        eager = sys.modules[type(self.module).__module__].eager_attention_forward
-        output, weights = eager(self.module, query, key, value, mask, **options)
+        output, weights = own_attention(self.module)(self.module, query, key, value, mask, **options)
         return output, weights
 
     def weights(self, queries: slice, keys: slice) -> Float[Tensor, "head query key"]:
@@ -323,16 +322,38 @@ def eager_maps(model: PreTrainedModel, take: Callable[[Tensor], None]) -> Iterat
         if isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor):
             take(output[1])
 
-    modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    before = [config._attn_implementation_internal for config in configs]
-    handles = [module.register_forward_hook(look) for module in modules]
+    handles = [module.register_forward_hook(look) for module in attention_modules(model)]
     try:
-        for config in configs:
-            config._attn_implementation_internal = "eager"
-        yield
+        with configured(model, "eager"):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's attentions by transformers' naming, in the order of the modules."""
+    return [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+
+
+def own_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The eager attention function of the architecture that `module` belongs to."""
+    found: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(module).__module__].eager_attention_forward
+    return found
+
+
+@contextmanager
+def configured(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Inside this context, every configuration of the model and its parts names `attention` as its implementation.
+
+    Written into the configurations, since some models refuse `set_attn_implementation`.
+    """
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = attention
+        yield
+    finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation_internal = name

@@ -13,7 +13,6 @@ so quantised and frozen weights work unchanged. u^3 puts nodes densely near 0, w
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import OptionError, UnsupportedModelError
-from llmxai.methods.attention.capture import through_interface
+from llmxai.methods.attention.capture import attention_modules, configured, own_attention, through_interface
 from llmxai.methods.features import moving_tokens
 from llmxai.methods.gradients.integrated_gradients import certified, integrate
 from llmxai.methods.registry import method
@@ -159,21 +158,16 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
         if attention_mask is not None and attention_mask.is_floating_point():
             hidden.attended += 1
             attention_mask = attention_mask.to(query.dtype)
-        function = sdpa_attention_forward
-        if own == "eager":
-            function = sys.modules[type(module).__module__].eager_attention_forward
+        function = own_attention(module) if own == "eager" else sdpa_attention_forward
         with sdpa_kernel(SDPBackend.MATH) if query.is_cuda else nullcontext():
             return function(module, query, key, value, attention_mask, **options)[0], None
 
     def look(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         hidden.given += any(_is_one_of(given, hidden.masks) for given in (*arguments, *options.values()))
 
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    before = [config._attn_implementation_internal for config in configs]
     handles = []
     if not through_interface(model):
-        modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
-        handles += [module.register_forward_pre_hook(look, with_kwargs=True) for module in modules]
+        handles += [part.register_forward_pre_hook(look, with_kwargs=True) for part in attention_modules(model)]
     if model.config.is_encoder_decoder:
         encoder = model.get_encoder()
         handles.append(encoder.register_forward_pre_hook(lambda *_: setattr(hidden, "in_encoder", True)))
@@ -181,14 +175,11 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
     AttentionInterface.register(PRESENCE, attend)
     AttentionMaskInterface.register(PRESENCE, make_mask)
     try:
-        for config in configs:
-            config._attn_implementation_internal = PRESENCE
-        yield
+        with configured(model, PRESENCE):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
         AttentionInterface._global_mapping.pop(PRESENCE, None)
         AttentionMaskInterface._global_mapping.pop(PRESENCE, None)
 

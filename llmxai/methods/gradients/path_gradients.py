@@ -17,7 +17,7 @@ from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
-from llmxai.models.memory import ChunkSize, T, within_memory
+from llmxai.models.memory import ChunkSize, in_chunks, within_memory
 from llmxai.types import Generation
 
 
@@ -161,19 +161,16 @@ class PathFunction:
     @property
     def chunk(self) -> int:
         """Nodes that go through the model at once."""
-        return max(1, self.size.tokens // len(self.path.moving[self.live]))
+        return self.size.items(self._length)
 
     def values(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
         """F at every a, for every target, float64 on the CPU, from forward passes only."""
-        parts: list[Tensor] = []
-        done = 0
-        while done < len(alphas):
-            chosen = alphas[done : done + self.chunk]
-            part = self._within_memory(partial(self._values_of_chunk, chosen), nodes=len(chosen))
-            if part is not None:
-                parts.append(part)
-                done += len(chosen)
-        return self._finite(torch.cat(parts))
+
+        @torch.no_grad()
+        def of_chunk(chosen: slice) -> Tensor:
+            return self.rows.values(self._logits(self._inputs(alphas[chosen]))).double().cpu()
+
+        return self._finite(in_chunks(of_chunk, size=self.size, each=self._length, items=len(alphas)))
 
     def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
         """(index of a node, target, every token's part of dF/da), in no particular order.
@@ -187,23 +184,22 @@ class PathFunction:
             alike = sum(len(nodes[k].targets) >= ALIKE * most for k in order[: self.chunk])
             size = max(alike, min(self.chunk, self.chunk // LEAST))
             chosen = order[:size]
-            part = self._within_memory(partial(self._slopes_of_chunk, chosen, [nodes[k] for k in chosen]), nodes=size)
+            work = partial(self._slopes_of_chunk, chosen, [nodes[k] for k in chosen])
+            part = within_memory(work, size=self.size, each=self._length, items=size)
             if part is not None:
                 yield from part
                 order = order[size:]
+
+    @property
+    def _length(self) -> int:
+        """Tokens of one node."""
+        return len(self.path.moving[self.live])
 
     def _inputs(self, alphas: Sequence[float]) -> Float[Tensor, "node live *width"]:
         return self.path.inputs(self.loaded, alphas, self.live)
 
     def _logits(self, inputs: Float[Tensor, "node live *width"]) -> Float[Tensor, "node row vocab"]:
         return self.path.logits(self.loaded, inputs, positions=self.rows.positions, live=self.live, prefix=self.prefix)
-
-    def _within_memory(self, work: Callable[[], T], *, nodes: int) -> T | None:
-        return within_memory(work, size=self.size, each=len(self.path.moving[self.live]), items=nodes)
-
-    def _values_of_chunk(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
-        with torch.no_grad():
-            return self.rows.values(self._logits(self._inputs(alphas))).double().cpu()
 
     def _slopes_of_chunk(
         self, indices: Sequence[int], nodes: Sequence[Node]

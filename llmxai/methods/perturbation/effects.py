@@ -15,11 +15,11 @@ from torch import Tensor
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.gradients.deletion_path import presence_path
 from llmxai.methods.perturbation.removal import f_of_masks
-from llmxai.methods.perturbation.units import hidden_sets, prompt_units
+from llmxai.methods.perturbation.units import hidden_sets, prompt_units, unit_sums
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, targets_of
 from llmxai.models import LoadedModel, frozen_eval
-from llmxai.models.memory import ChunkSize, within_memory
+from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
 from llmxai.stats import LinearFit, acting_together, ridge_with_prior
@@ -52,6 +52,7 @@ def measure_effects(
 
     Raises NonFiniteError if the model gives NaN.
     """
+    targets = targets_of(generation, targets)
     units, kind = prompt_units(generation, units=removal.units)
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
@@ -60,7 +61,7 @@ def measure_effects(
     f = f_of_masks(
         loaded,
         generation,
-        targets_of(generation, targets),
+        targets,
         units,
         torch.cat([whole, alone, kept]),
         operator=removal.operator,
@@ -71,7 +72,7 @@ def measure_effects(
     known = len(whole)
     f_full = f[:, 0] if f_input is None else f_input.double()
     sets = hidden_sets(generation) if removal.answer else ()
-    hidden = f_of_hidden(loaded, generation, targets_of(generation, targets), sets, size=size) if sets else None
+    hidden = f_of_hidden(loaded, generation, targets, sets, size=size) if sets else None
     return Effects(
         operator=removal.operator,
         units=units,
@@ -115,21 +116,16 @@ def f_of_hidden(
     for number, ranges in enumerate(sets):
         for start, end in ranges:
             presence[number, start:end] = -torch.inf
-    parts: list[Tensor] = []
-    with frozen_eval(loaded.model), torch.no_grad(), path.attached(loaded.model):
-        while (done := sum(map(len, parts))) < len(sets):
-            chosen = presence[done : done + max(1, size.tokens // seen)]
 
-            def values(chosen: Tensor = chosen) -> Tensor:
-                logits = path.logits(loaded, chosen, positions=rows.positions, live=slice(0, seen), prefix=None)
-                return rows.values(logits).double().cpu()
+    def values(chosen: slice) -> Tensor:
+        logits = path.logits(loaded, presence[chosen], positions=rows.positions, live=slice(0, seen), prefix=None)
+        return rows.values(logits).double().cpu()
 
-            try:
-                part = within_memory(values, size=size, each=seen, items=len(chosen))
-            except UnsupportedModelError:
-                return None
-            parts += [] if part is None else [part]
-    found = torch.cat(parts).T.contiguous()
+    try:
+        with frozen_eval(loaded.model), torch.no_grad(), path.attached(loaded.model):
+            found = in_chunks(values, size=size, each=seen, items=len(sets)).T.contiguous()
+    except UnsupportedModelError:
+        return None
     for t, target in enumerate(targets):
         said = [position + 1 for position in target.positions]
         for number, ranges in enumerate(sets):
@@ -147,12 +143,10 @@ def estimated(effects: Effects, prior: Scores | None) -> Effects:
     if not len(effects.kept):
         return effects
     x = effects.kept.double().numpy()
-    fits = []
-    for t in range(len(effects.f_full)):
-        mean = np.zeros(len(effects.units))
-        if prior is not None and prior.refused is None:
-            mean = np.array([float(prior.values[t, start:end].sum()) for start, end in effects.units])
-        fits.append(ridge_with_prior(x, effects.f_masked[t].numpy(), mean))
+    means = np.zeros((len(effects.f_full), len(effects.units)))
+    if prior is not None and prior.refused is None:
+        means = unit_sums(prior.values, effects.units)
+    fits = [ridge_with_prior(x, f.numpy(), mean) for f, mean in zip(effects.f_masked, means, strict=True)]
     ends = [fit.interval(CONFIDENCE) for fit in fits]
     ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
     left = [effects.f_masked[t].numpy() - x @ fit.mean for t, fit in enumerate(fits)]
@@ -217,7 +211,7 @@ def leave_one_out(
     Raises OptionError for an unknown option and NonFiniteError if the model gives NaN.
     """
     targets = targets_of(generation, targets)
-    removal = Removal(units=units, operator=operator, baseline=baseline, subsets=0)
+    removal = Removal(units=units, operator=operator, baseline=baseline, subsets=0, answer=False)
     effects = measure_effects(loaded, generation, targets=targets, removal=removal, f_input=f_input, progress=progress)
     values = torch.zeros(len(targets), len(generation.ids), dtype=torch.float64)
     features = torch.zeros(values.shape, dtype=torch.bool)

@@ -116,7 +116,7 @@ class MaskedSequence:
         for length in sorted(set(lengths.tolist())):
             waiting = (lengths == length).nonzero()[:, 0]
             while len(waiting):
-                chosen = waiting[: max(1, size.tokens // length)]
+                chosen = waiting[: size.items(length)]
                 part = within_memory(
                     lambda chosen=chosen, length=length: self.values(  # type: ignore[misc]
                         self.embedded(present[chosen], kept[chosen], length)

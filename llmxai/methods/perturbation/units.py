@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
 from llmxai.methods.features import CONTENT
 from llmxai.names import Unit
 from llmxai.settings import UNITS, require_known
@@ -83,3 +87,12 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
     repeated = [tuple(places) for places in mentions.values() if len(places) > 1]
     repeated.sort(key=len, reverse=True)
     return (*((word,) for word in own), *repeated[:MOST_UNITS])
+
+
+def unit_sums(
+    values: Float[Tensor, "target seq"], units: tuple[tuple[int, int], ...]
+) -> Float[np.ndarray, "target unit"]:
+    """The sum of the scores of each unit's tokens."""
+    wide = values.double().numpy()
+    sums = [wide[:, start:end].sum(axis=1) for start, end in units]
+    return np.stack(sums, axis=1) if sums else np.zeros((len(wide), 0))
