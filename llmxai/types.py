@@ -240,6 +240,7 @@ class Certificate:
     """
 
     f_input: Float[Tensor, " target"]
+    """F of the real input; with a `floor`, its mean over neighbouring points of the path."""
     f_baseline: Float[Tensor, " target"]
     gap: Float[Tensor, " target"]
     """Convergence (completeness) gap: sum of the values minus (f_input - f_baseline)."""
@@ -250,6 +251,10 @@ class Certificate:
     nodes: tuple[int, ...]
     """Gradient nodes spent on each target."""
     converged: tuple[bool, ...]
+    floor: Float[Tensor, " target"] | None = None
+    """By how much F jumps between neighbouring points of the path (standard deviation), since the model rounds its
+    activations (LLM.int8, or computing in 16 bits); None if it computes in float32 or wider. `local_error` says how
+    well the contributions are known nevertheless."""
 
     def __repr__(self) -> str:
         largest = float(self.gap.abs().max()) if self.gap.numel() else 0.0

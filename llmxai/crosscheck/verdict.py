@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmxai.names import AttentionStatus, Status, Unit
-from llmxai.types import Dilution, Effects, Generation, Scores
+from llmxai.types import Certificate, Dilution, Effects, Generation, Scores
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def sources_verdict(
     if not converged and error > margin / 2:
         return Status.UNCONVERGED, (
             f"The contributions may be off by {error:.2g} nats, which is too much to say which source comes first."
+            f"{_jumps(certificate, t)}"
         )
     if effects is None:
         return Status.UNDECIDED, "Nothing was removed, so the contributions were not checked."
@@ -177,6 +178,15 @@ def answer_verdict(statuses: Sequence[Status]) -> Status:
     if confirmed or contradicted:
         return Status.CONFIRMED if confirmed > contradicted else Status.CONTRADICTED
     return Status.UNCONVERGED if statuses and all(s == Status.UNCONVERGED for s in statuses) else Status.UNDECIDED
+
+
+def _jumps(certificate: Certificate, t: int) -> str:
+    if certificate.floor is None:
+        return ""
+    return (
+        f" The model rounds its activations, so its own score jumps by about {float(certificate.floor[t]):.2g} nats "
+        f"between almost equal inputs. Load it in another format (4 bits, 16 bits) for a closer look."
+    )
 
 
 def _named(generation: Generation, candidate: Candidate) -> str:

@@ -6,6 +6,7 @@ import torch
 
 from llmxai.errors import NonFiniteError, ReplayError
 from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval
+from llmxai.models.precision import exact_products
 from llmxai.types import Generation, Replay, predicting_position
 
 TOLERANCE = {
@@ -26,7 +27,7 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     """
     n = generation.n_targets
     positions = [predicting_position(generation.prompt_len, t) for t in range(n)]
-    with frozen_eval(loaded.model), torch.no_grad():
+    with frozen_eval(loaded.model), torch.no_grad(), exact_products():
         embeds = embed(loaded.model, generation.ids[: positions[-1] + 1])[None]
         logits = forward_logits(loaded.model, embeds, positions=positions, source=generation.source_len)[0].double()
     chosen = torch.tensor(generation.generated_ids, device=logits.device)[:, None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -48,17 +48,34 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
             yield replace(loaded, computing=torch.float32)
 
 
+def rounds_activations(loaded: LoadedModel) -> bool:
+    """Whether F jumps between neighbouring inputs: activations are rounded to 16 bits, or quantised (LLM.int8)."""
+    return loaded.dtype in LOW or any(type(module).__name__ == "Linear8bitLt" for module in loaded.model.modules())
+
+
 def copy_fits(loaded: LoadedModel) -> bool:
     """Whether a float32 copy of the weights takes at most `COPY_SHARE` of the free memory of their device."""
     needed = 4 * sum(p.numel() for p in loaded.model.parameters())
     return bool(needed <= COPY_SHARE * free_memory(loaded.model.device))
 
 
-@contextmanager
-def tf32_products() -> Iterator[None]:
+def tf32_products() -> AbstractContextManager[None]:
     """Inside, float32 products may use TF32 where the GPU has it; the caller's setting comes back."""
+    return _products("high")
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Inside, float32 products are computed in float32; the caller's setting comes back.
+
+    For values of F that a path's sums are compared with: their errors would count as errors of the sums.
+    """
+    return _products("highest")
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

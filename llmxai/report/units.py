@@ -162,6 +162,8 @@ class TargetView:
     """Of the deletion path; None if it is refused, and before rule 4. This and the next are sums."""
     deletion_tolerance: float | None
     deletion_converged: bool
+    floor: float | None
+    """By how much the score itself jumps between almost equal inputs (nats); None if it does not."""
     effects: tuple[Effect, ...]
     """Measured, by |value|; empty if nothing was removed, and before rule 4."""
     deletion: Pairs
@@ -312,6 +314,7 @@ def _figures(
         "deletion_tolerance": round(sum(one["tolerance"] for one in deletion), 5) if deletion else None,
         "deletion_converged": all(one["converged"] for one in deletion),
         "contrast": build_contrast(own),
+        "floor": max((target["floor"] for target in own if target.get("floor") is not None), default=None),
         "joined": len(own),
         "logprob": round(sum(target["replayed_logprob"] for target in own), 5),
         "recorded": round(sum(recorded), 5) if len(recorded) == len(own) else None,

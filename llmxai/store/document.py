@@ -123,6 +123,7 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "foil": None if foil is None else {"id": foil.id, "text": foil.text},
         "logprob": None if generation.logprobs is None else generation.logprobs[t],
         "replayed_logprob": explanation.replay.logprobs[t],
+        "f": explanation.replay.f[t],
         "rank": explanation.replay.ranks[t],
         "status": str(check.status),
         "reason": check.reason,
@@ -142,6 +143,7 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "f_baseline": f_baseline,
         "net": f_input - f_baseline,
         "converged": certificate.converged[t],
+        "floor": None if certificate.floor is None else float(certificate.floor[t]),
         "agreement": asdict(check.agreement),
         "agreement_variant": asdict(check.variant_agreement),
         "rollout": _row(check.dilution, explanation.rollout, t),
@@ -171,6 +173,7 @@ def _figures(certificate: Certificate | None, t: int) -> dict[str, Any] | None:
         **{name: float(getattr(certificate, name)[t]) for name in numbers},
         "nodes": certificate.nodes[t],
         "converged": certificate.converged[t],
+        "floor": None if certificate.floor is None else float(certificate.floor[t]),
     }
 
 

@@ -70,7 +70,7 @@ def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
     targets = document["targets"]
     replay = Replay(
         logprobs=_all(float, targets, "replayed_logprob"),
-        f=_all(float, targets, "f_input"),
+        f=tuple(_read(float, target.get("f", target["f_input"])) for target in targets),  # older folders have one F
         ranks=_all(int, targets, "rank"),
         tolerance=computed["replay_tolerance"],
     )
@@ -166,10 +166,12 @@ def _scores(name: str, map_name: str | None, document: Mapping[str, Any], maps: 
 
 def _certificate(targets: Sequence[Mapping[str, Any]]) -> Certificate:
     numbers = ("f_input", "f_baseline", "gap", "local_error", "tolerance")
+    floors = [target["floor"] for target in targets if target.get("floor") is not None]  # older folders have none
     return Certificate(
         **{name: _column([target[name] for target in targets]) for name in numbers},
         nodes=_all(int, targets, "nodes"),
         converged=_all(bool, targets, "converged"),
+        floor=_column(floors) if floors else None,
     )
 
 

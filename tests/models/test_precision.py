@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +128,63 @@ def test_a_bfloat16_model_converges_as_its_float32_copy_does() -> None:
     assert scores.certificate is not None
     assert all(scores.certificate.converged)
     assert torch.isfinite(scores.values).all()
+
+
+class RoundedProduct(torch.autograd.Function):
+    """A linear layer as TF32 computes it: factors have 10 bits of mantissa, sums are float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, linear: Callable[..., torch.Tensor]) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return linear(rounded(x), rounded(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return rounded(gradients[0]) @ rounded(weight), None, None
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.fixture
+def tf32(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Round products where TF32 is allowed, as a GPU would; gives the list of what was allowed, product by product."""
+    linear, allowed = nn.functional.linear, []
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        allowed.append(torch.get_float32_matmul_precision())
+        if allowed[-1] != "high" or x.dtype != torch.float32:
+            return linear(x, weight, bias)
+        found: torch.Tensor = RoundedProduct.apply(x, weight, linear)
+        return found if bias is None else found + bias
+
+    monkeypatch.setattr(nn.functional, "linear", product)
+    return allowed
+
+
+def test_f_is_exact_where_gradients_may_be_rounded(tf32: list[str]) -> None:
+    """F at the ends of panels, which sums are compared with, equals the float32 copy's; gradients are near its."""
+    loaded = make_loaded("llama", dtype=torch.bfloat16, initializer_range=SCALE)
+    generation = answered(loaded)
+    float32 = replace(loaded, model=copy.deepcopy(loaded.model).float())
+    want = layer_integrated_gradients(float32, generation)
+    assert want.certificate is not None
+    assert set(tf32) == {"highest"}
+    with full_precision(loaded) as exact:
+        assert torch.equal(torch.tensor(replay(exact, generation).f), torch.tensor(replay(float32, generation).f))
+        tf32.clear()
+        got = layer_integrated_gradients(exact, generation)
+    assert got.certificate is not None
+    assert set(tf32) == {"highest", "high"}
+    assert torch.equal(got.certificate.f_input, want.certificate.f_input)
+    assert torch.equal(got.certificate.f_baseline, want.certificate.f_baseline)
+    difference = (got.values - want.values).abs().max()
+    assert 0 < difference < 2e-3 * want.values.abs().max()
+    assert got.certificate.nodes == want.certificate.nodes
+    assert got.certificate.floor is None
 
 
 def test_widened_leaves_float32_modules_alone() -> None:

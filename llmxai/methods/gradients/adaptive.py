@@ -6,6 +6,7 @@ predicts the error of a rule on any panel, and F at a panel's ends gives the act
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +14,7 @@ from functools import cache
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import CubicSpline, UnivariateSpline
 from torch import Tensor
 
 from llmxai.errors import NonFiniteError
@@ -27,6 +28,12 @@ SCOUTS = 64
 """Intervals of the grid on which F is evaluated first; the narrowest planned panel is 1 / SCOUTS.
 
 For a path along which F bends sharply; otherwise fewer are enough."""
+
+
+NEIGHBOURS = 16
+"""Points whose mean is F at the end of a panel, for a model whose F jumps ..."""
+APART = 2.0**-16
+"""... and the distance between them; at this distance, jumps are already independent (docs/convergence.md)."""
 
 
 @cache
@@ -60,13 +67,17 @@ def scout_grid(scouts: int = SCOUTS) -> tuple[float, ...]:
     return tuple(k / scouts for k in range(scouts + 1))
 
 
-def plan_panels(scouted: Float[np.ndarray, " grid"], *, tolerance: float, max_panels: int) -> tuple[Panel, ...]:
+def plan_panels(
+    scouted: Float[np.ndarray, " grid"], *, tolerance: float, max_panels: int, floor: float = 0.0
+) -> tuple[Panel, ...]:
     """Halve [0, 1] until the predicted errors of the panels sum to `tolerance`, the worst panel first.
 
-    `scouted` is F on a `scout_grid`. The predicted error is that of the rule on the derivative of its cubic spline.
+    `scouted` is F on a `scout_grid`. The predicted error is that of the rule on the derivative of its cubic spline; if
+    F jumps by about `floor` (nats), of the smoothest spline that is as far from F.
     """
     scouts = len(scouted) - 1
-    spline = CubicSpline(scout_grid(scouts), scouted)
+    grid = scout_grid(scouts)
+    spline = UnivariateSpline(grid, scouted, s=len(grid) * floor**2) if floor else CubicSpline(grid, scouted)
     slope = spline.derivative()
 
     def foreseen(panel: Panel) -> float:
@@ -97,6 +108,8 @@ class Integral:
     nodes: tuple[int, ...]
     repeated: int
     """Panels that were recomputed in the model's dtype."""
+    floor: Float[Tensor, " target"] | None
+    """By how much F jumps between neighbouring points (nats, standard deviation); None if it does not."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,8 @@ class _Piece:
     """Sum of the values minus F(hi) - F(lo), with F in the model's dtype."""
     exact: bool
     """Whether the gradients were in the model's dtype."""
+    noise: float
+    """Errors up to this are noise of F (nats)."""
 
 
 @dataclass
@@ -119,7 +134,11 @@ class _State:
     fast: PathFunction
     """Gradients in the requested dtype; the same object if that is the model's dtype."""
     progress: Progress
+    jumps: bool = False
+    """Whether F jumps between neighbouring points; then `f` has the mean over `NEIGHBOURS` of them."""
     f: dict[float, Float[Tensor, " target"]] = field(default_factory=dict)
+    spread: dict[float, Float[Tensor, " target"]] = field(default_factory=dict)
+    """The standard deviation over the neighbours."""
     pieces: list[dict[Panel, _Piece]] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
     repeated: int = 0
@@ -130,15 +149,36 @@ class _State:
 
     def know(self, f_input: Float[Tensor, " target"] | None) -> _State:
         """Take F of the real input if it was already computed."""
-        if f_input is not None:
+        if f_input is not None and not self.jumps:
             self.f[1.0] = f_input.double()
         return self
 
     def look_up(self, alphas: Iterable[float]) -> None:
         """Fill in `f` at every a."""
         missing = sorted(set(alphas) - self.f.keys())
-        if missing:
+        if not missing:
+            return
+        if not self.jumps:
             self.f.update(zip(missing, self.exact.values(missing), strict=True))
+            return
+        towards = [APART if alpha < 0.5 else -APART for alpha in missing]
+        points = [alpha + k * step for alpha, step in zip(missing, towards, strict=True) for k in range(NEIGHBOURS)]
+        found = self.exact.values(points).reshape(len(missing), NEIGHBOURS, -1)
+        self.f.update(zip(missing, found.mean(dim=1), strict=True))
+        self.spread.update(zip(missing, found.std(dim=1), strict=True))
+
+    def floor(self) -> Float[Tensor, " target"] | None:
+        """The root mean square of the spreads so far."""
+        return torch.stack(list(self.spread.values())).square().mean(dim=0).sqrt() if self.jumps else None
+
+    def noise(self, panel: Panel, t: int) -> float:
+        """The largest error of target `t` on the panel that is not worth halving it for: the jumps of F at its ends.
+
+        The gradients at its nodes jump as F does, so a panel's error does not go below them.
+        """
+        if not self.jumps:
+            return 0.0
+        return math.hypot(*(float(self.spread[edge][t]) for edge in (panel.lo, panel.hi)))
 
     def integrate(self, work: Mapping[Panel, Sequence[int]], *, order: int = ORDER, exact: bool = False) -> None:
         """Integrate each panel for the targets that need it."""
@@ -165,7 +205,10 @@ class _State:
         for (t, panel), values in sums.items():
             change = float(self.f[panel.hi][t] - self.f[panel.lo][t])
             self.pieces[t][panel] = _Piece(
-                values=values, error=float(values.sum()) - change, exact=function is self.exact
+                values=values,
+                error=float(values.sum()) - change,
+                exact=function is self.exact,
+                noise=self.noise(panel, t),
             )
             self.nodes[t] += order
 
@@ -178,6 +221,7 @@ class _State:
             local_error=torch.tensor([_total_error(own) for own in self.pieces], dtype=torch.float64),
             nodes=tuple(self.nodes),
             repeated=self.repeated,
+            floor=self.floor(),
         )
 
 
@@ -188,9 +232,10 @@ def integrate_fixed(
     n_steps: int,
     progress: Progress,
     f_input: Float[Tensor, " target"] | None = None,
+    jumps: bool = False,
 ) -> Integral:
     """One Gauss-Legendre rule of `n_steps` nodes on [0, 1] for every target."""
-    state = _State(exact=exact, fast=fast, progress=progress).know(f_input)
+    state = _State(exact=exact, fast=fast, progress=progress, jumps=jumps).know(f_input)
     state.integrate({Panel(0.0, 1.0): range(len(state.pieces))}, order=n_steps)
     return state.integral()
 
@@ -204,15 +249,27 @@ def integrate_adaptively(
     progress: Progress,
     f_input: Float[Tensor, " target"] | None = None,
     scouts: int = SCOUTS,
+    jumps: bool = False,
 ) -> Integral:
-    """Evaluate F on a grid, plan panels, integrate, halve failing panels; `allowed` maps net change to tolerance."""
-    state = _State(exact=exact, fast=fast, progress=progress).know(f_input)
-    state.look_up(scout_grid(scouts))
-    scouted = torch.stack([state.f[a] for a in scout_grid(scouts)])  # [grid, target]
+    """Evaluate F on a grid, plan panels, integrate, halve failing panels; `allowed` maps net change to tolerance.
+
+    If F `jumps` between neighbouring points, its values at the ends of the panels are means over neighbours, and panels
+    whose error is within their noise are not halved.
+    """
+    state = _State(exact=exact, fast=fast, progress=progress, jumps=jumps).know(f_input)
+    grid = scout_grid(scouts)
+    if jumps:
+        state.look_up((0.0, 1.0))
+        scouted = exact.values(grid)
+    else:
+        state.look_up(grid)
+        scouted = torch.stack([state.f[a] for a in grid])  # [grid, target]
     limits = allowed(state.f[1.0] - state.f[0.0]).tolist()
+    floors = [0.0] * len(limits) if (floor := state.floor()) is None else floor.tolist()
     work: dict[Panel, list[int]] = {}
     for t, limit in enumerate(limits):
-        for panel in plan_panels(scouted[:, t].numpy(), tolerance=limit / 2, max_panels=max_nodes // ORDER):
+        plan = plan_panels(scouted[:, t].numpy(), tolerance=limit / 2, max_panels=max_nodes // ORDER, floor=floors[t])
+        for panel in plan:
             work.setdefault(panel, []).append(t)
     again: dict[Panel, list[int]] = {}
     while work or again:
@@ -251,7 +308,7 @@ def _total_error(pieces: Mapping[Panel, _Piece]) -> float:
 
 
 def _failing(pieces: Mapping[Panel, _Piece], allowed: float) -> list[Panel]:
-    """The panels to halve, worst first, until the remaining errors are within half the tolerance."""
+    """The panels to halve, worst first, until the remaining errors are within half the tolerance, or are noise."""
     left = _total_error(pieces)
     if left <= allowed:
         return []
@@ -260,5 +317,6 @@ def _failing(pieces: Mapping[Panel, _Piece], allowed: float) -> list[Panel]:
         if left <= allowed / 2:
             break
         left -= abs(pieces[panel].error)
-        chosen.append(panel)
+        if abs(pieces[panel].error) > pieces[panel].noise:
+            chosen.append(panel)
     return chosen

@@ -26,6 +26,7 @@ from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel, checkpointed, frozen_eval, in_dtype
 from llmxai.models.loading import torch_dtype
 from llmxai.models.memory import ChunkSize
+from llmxai.models.precision import rounds_activations
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, IntegratedGradients, Tolerance
 from llmxai.types import Certificate, Generation, Scores
@@ -105,6 +106,7 @@ def integrate(
     Raises NonFiniteError if the model gives NaN on the path.
     """
     size = ChunkSize(compute.chunk_tokens or CHUNK_TOKENS)
+    jumps = rounds_activations(loaded)
     groups = position_groups(targets, first=int(path.moving.nonzero()[0]))
     parts: list[Integral] = []
     with _ready(loaded, path, compute) as (exact, fast):
@@ -116,7 +118,7 @@ def integrate(
             watched = _overall(progress, parts, later=sum(len(g) for g in groups[number + 1 :]), own=len(group))
             known = None if f_input is None else f_input[group]
             if spec.n_steps is not None:
-                part = integrate_fixed(slow, quick, n_steps=spec.n_steps, f_input=known, progress=watched)
+                part = integrate_fixed(slow, quick, n_steps=spec.n_steps, f_input=known, progress=watched, jumps=jumps)
             else:
                 part = integrate_adaptively(
                     slow,
@@ -126,6 +128,7 @@ def integrate(
                     f_input=known,
                     progress=watched,
                     scouts=scouts,
+                    jumps=jumps,
                 )
             parts.append(part)
     whole = _joined(parts, groups)
@@ -201,6 +204,7 @@ def _joined(parts: Sequence[Integral], groups: Sequence[Sequence[int]]) -> Integ
     order = [t for group in groups for t in group]
     back = torch.tensor(order).argsort()
     nodes = [n for part in parts for n in part.nodes]
+    floors = [part.floor for part in parts if part.floor is not None]
     return Integral(
         values=torch.cat([part.values for part in parts])[back],
         f_input=torch.cat([part.f_input for part in parts])[back],
@@ -208,6 +212,7 @@ def _joined(parts: Sequence[Integral], groups: Sequence[Sequence[int]]) -> Integ
         local_error=torch.cat([part.local_error for part in parts])[back],
         nodes=tuple(nodes[i] for i in back.tolist()),
         repeated=sum(part.repeated for part in parts),
+        floor=torch.cat(floors)[back] if floors else None,
     )
 
 
@@ -235,5 +240,6 @@ def certified(method: str, found: Integrated, settings: Mapping[str, object]) ->
             tolerance=allowed,
             nodes=whole.nodes,
             converged=tuple((whole.local_error <= allowed).tolist()),
+            floor=whole.floor,
         ),
     )

@@ -18,6 +18,7 @@ from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
 from llmxai.models.memory import ChunkSize, in_chunks, within_memory
+from llmxai.models.precision import exact_products
 from llmxai.types import Generation
 
 
@@ -170,7 +171,8 @@ class PathFunction:
         def of_chunk(chosen: slice) -> Tensor:
             return self.rows.values(self._logits(self._inputs(alphas[chosen]))).double().cpu()
 
-        return self._finite(in_chunks(of_chunk, size=self.size, each=self._length, items=len(alphas)))
+        with exact_products():
+            return self._finite(in_chunks(of_chunk, size=self.size, each=self._length, items=len(alphas)))
 
     def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
         """(index of a node, target, every token's part of dF/da), in no particular order.
@@ -258,7 +260,8 @@ def path_function(
     """Compute once what is the same at every node, if `cached` allows it. Call inside `frozen_eval(model)`."""
     rows = TargetRows.of(targets)
     first = min(int(path.moving.nonzero()[0]), min(rows.positions))
-    prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
+    with exact_products():
+        prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
     return PathFunction(
         loaded=loaded,
         path=path,

@@ -217,6 +217,7 @@
     return facts(data.deletion ? "Integrated gradients: how accurate" : "Can the gradient values be read", [
       ["Error / allowed", `${plain(target.local_error)} / ${plain(target.tolerance)} nats: ${target.converged ? "within" : target.joined > 1 ? "over, for one token at least" : "over"}`],
       ["Gap", `${nats(target.gap)} nats`],
+      ...(target.floor === null ? [] : [["The score itself jumps by about", `${plain(target.floor)} nats: the model rounds its activations`]]),
       ["Evaluations (nodes)", String(target.nodes)],
       ["Score with the real text", `${plain(target.f_input)} nats`],
       ["Score with the neutral text", `${plain(target.f_baseline)} nats`],
