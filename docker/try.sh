@@ -8,7 +8,7 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 mkdir -p "$1/src" "$1/home"
 folder=$(CDPATH='' cd -- "$1" && pwd)
-for file in llmxai docker pyproject.toml requirements.lock README.md; do cp -R "$root/$file" "$folder/src/"; done
+for file in llmxai docker pyproject.toml locks README.md; do cp -R "$root/$file" "$folder/src/"; done
 
 run() {
     env -u PYTHONPATH -u VIRTUAL_ENV PATH="$folder/venv/bin:/usr/local/bin:/usr/bin:/bin" HOME="$folder/home" LLMXAI_CACHE="$folder/home/cache" \
