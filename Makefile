@@ -137,7 +137,8 @@ sbom: $(TOOLS)/.made ## write the software bills of materials (CycloneDX) of the
 CYCLONEDX := $(TOOLS)/bin/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --validate
 
 dist: $(TOOLS)/.made ## build the source archive and the wheel; their folder is dist
-	$(TOOLS)/bin/python -m build --no-isolation --outdir dist .
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/bin/python -m build --no-isolation --outdir dist .
 
 notebook: $(NOTEBOOK)/.made ## create .venv-notebook with JupyterLab as in the image, with its guard, for the tests of the image
 

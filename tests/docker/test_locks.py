@@ -14,8 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from tests.docker.conftest import needed
+from needed import needed
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ROOT / "locks"
