@@ -131,6 +131,66 @@ def test_a_package_with_another_hash_is_not_installed(tmp_path: Path) -> None:
     assert "DO NOT MATCH THE HASHES" in outcomes[1].stderr
 
 
+PIP_STANDS_IN = """#!/bin/sh
+if [ "$1 $2" != "-m pip" ]; then exec {python} "$@"; fi
+for last in "$@"; do :; done
+echo "$*" >> {folder}/calls
+[ ! -f "$last" ] || sed -n 's/\\[.*]//; s/^\\([A-Za-z0-9._-]*==[^ ]*\\).*/\\1/p' "$last" > {folder}/$(basename "$last")
+case $last in */torch-cpu) exit {cpu} ;; esac
+"""
+
+
+def install(folder: Path, cpu: int, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """What locks/install.sh asks pip for, with a pip that writes it down and has a CPU build or not."""
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "python"
+    program.write_text(PIP_STANDS_IN.format(python=sys.executable, folder=folder, cpu=cpu))
+    program.chmod(0o755)
+    (folder / "calls").touch()
+    command = [str(LOCKS / "install.sh"), str(folder), str(ROOT / "requirements.lock"), str(LOCKS / "model.lock")]
+    ended = subprocess.run(
+        command, env={"PATH": "/usr/bin:/bin", **variables}, capture_output=True, text=True, check=False
+    )
+    return ended, [line.rpartition("/")[2] for line in (folder / "calls").read_text().splitlines()]
+
+
+def test_the_cpu_build_is_taken_if_there_is_one(tmp_path: Path, lock: ModuleType) -> None:
+    ended, calls = install(tmp_path, cpu=0)
+    assert (ended.returncode, calls) == (0, ["torch-cpu", "rest"])
+    rest = (tmp_path / "rest").read_text().splitlines()
+    found = lock.read(ROOT / "requirements.lock", LOCKS / "model.lock")
+    cuda = lock.needs_cuda()  # of the torch that these tests run with
+    assert rest == [
+        lock.pin(found[name]) for name in found if name != "torch" and (cuda or not lock.ONLY_CUDA.match(name))
+    ]
+
+
+def test_without_a_cpu_build_the_other_is_taken(tmp_path: Path) -> None:
+    ended, calls = install(tmp_path, cpu=1)
+    assert (ended.returncode, calls) == (0, ["torch-cpu", "torch", "rest"])
+
+
+def test_an_index_without_the_cpu_build_is_an_error(tmp_path: Path) -> None:
+    ended, calls = install(tmp_path, cpu=1, TORCH_INDEX="https://index.example/cpu")
+    assert (ended.returncode, calls) == (1, ["torch-cpu"])
+    assert "--index-url https://index.example/cpu" in (tmp_path / "calls").read_text()
+
+
+def test_another_version_of_torch_is_refused_unless_unlocked(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    ended, calls = install(tmp_path / "a", cpu=0, TORCH_VERSION="2.9.1")
+    assert (ended.returncode, calls) == (2, [])
+    assert "torch 2.9.1 is not in" in ended.stderr
+    ended, calls = install(tmp_path / "b", cpu=0, TORCH_VERSION="2.9.1", TORCH_UNLOCKED="1")
+    assert ended.returncode == 0
+    assert calls[0].endswith("torch==2.9.1")
+    assert "without a check of their hashes" in ended.stderr
+    rest = (tmp_path / "b" / "rest").read_text()
+    assert "transformers==" in rest
+    assert not re.search(r"^(torch==|nvidia-|cuda-|triton)", rest, re.MULTILINE)
+
+
 def test_every_installation_checks_hashes() -> None:
     texts = {path: (ROOT / path).read_text() for path in ("Makefile", "locks/install.sh", "docker/install.sh")}
     assert "LOCKED := $(INSTALL) --require-hashes --no-deps\n" in texts["Makefile"]
