@@ -148,8 +148,10 @@ $(NOTEBOOK)/.made: locks/notebook.lock docker/jupyter_guard.py docker/install.sh
 	docker/install.sh guard $(NOTEBOOK)
 	@touch $@
 
-sshd: ## install Debian's OpenSSH server for the tests of the image (needs root); it is not started
-	@test -x /usr/sbin/sshd || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends openssh-server openssh-client; }
+sshd: ## install Debian's OpenSSH for the tests of the image (needs root; for CI: it is not started, but enabled for the next boot)
+	@test -x /usr/sbin/sshd || { policy=/usr/sbin/policy-rc.d; \
+	  test -e $$policy || { printf '#!/bin/sh\nexit 101\n' > $$policy && chmod 755 $$policy && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server openssh-client; }
 
 base-image: ## look up the current digest of the base image and write it into the Dockerfile (needs Docker and its registry)
 	@digest=$$(docker buildx imagetools inspect $(BASE_IMAGE) --format '{{json .Manifest.Digest}}' | tr -d '"') && \
