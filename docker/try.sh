@@ -34,7 +34,7 @@ run llmxai explain --prompt "The capital of France is" --max-new-tokens 2 --out 
 
 cd "$folder/home"
 # in place of the subshell, so that its id is JupyterLab's own
-(in_place=exec; run LLMXAI_LISTEN=127.0.0.1 JUPYTER_TOKEN=0123456789abcdef "$folder/src/docker/entrypoint.sh" lab) > "$folder/lab.log" 2>&1 &
+(in_place='exec'; run LLMXAI_LISTEN=127.0.0.1 JUPYTER_TOKEN=0123456789abcdef "$folder/src/docker/entrypoint.sh" lab) > "$folder/lab.log" 2>&1 &
 lab=$!
 trap 'kill $lab' EXIT
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12; do
