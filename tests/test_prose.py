@@ -38,7 +38,10 @@ ALLOWED = {
 """File and line, without white space at its ends, quotes and commas."""
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "pyproject.toml")
+    ),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "reports" / "README.md",
     *sorted((ROOT / "recipes").glob("*.yaml")),
