@@ -109,7 +109,8 @@ def sources_verdict(
     error, converged = float(certificate.local_error[t]), certificate.converged[t]
     falls = "log-probability" if generation.foil_of(t) is None else "lead over the foil"
     found = [] if effects is None else candidates(gradients, effects, t)
-    margin = found[0].score - found[1].score if len(found) > 1 else 0.0
+    scores = [one.score for one in found] or _word_scores(generation, gradients, t)
+    margin = scores[0] - scores[1] if len(scores) > 1 else 0.0
     if not converged and error > margin / 2:
         return Status.UNCONVERGED, (
             f"The contributions may be off by {error:.2g} nats, which is too much to say which source comes first."
@@ -145,6 +146,12 @@ def sources_verdict(
         f"The contributions put {named} first; its effect of {first.effect:.2g} nats ({first.low:.2g} to "
         f"{first.high:.2g}) is too uncertain next to that of {other} ({largest:.2g}).{together}"
     )
+
+
+def _word_scores(generation: Generation, gradients: Scores, t: int) -> list[float]:
+    """The sum of the contributions of every word that has any, largest first."""
+    words = [slice(start, end) for start, end in generation.words if gradients.features[t, start:end].any()]
+    return sorted((float(gradients.values[t, word].sum()) for word in words), reverse=True)
 
 
 def attention_verdict(dilution: Dilution | None, *, rule: Rule = RULE) -> tuple[AttentionStatus, str]:

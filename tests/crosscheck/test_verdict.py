@@ -125,6 +125,20 @@ RIGHT = given({3: 4.0})
         pytest.param(
             given({3: 4.0}, error=1.0, converged=False),
             None,
+            Status.UNDECIDED,
+            "Nothing was removed",
+            id="nothing removed, unconverged but rankable",
+        ),
+        pytest.param(
+            given({3: 4.0}, error=3.0, converged=False),
+            None,
+            Status.UNCONVERGED,
+            "off by 3 nats",
+            id="nothing removed, too coarse to rank",
+        ),
+        pytest.param(
+            given({3: 4.0}, error=1.0, converged=False),
+            None,
             Status.UNCONVERGED,
             "which source comes first",
             id="unconverged, nothing removed",
