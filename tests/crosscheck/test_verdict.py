@@ -136,13 +136,6 @@ RIGHT = given({3: 4.0})
             "off by 3 nats",
             id="nothing removed, too coarse to rank",
         ),
-        pytest.param(
-            given({3: 4.0}, error=1.0, converged=False),
-            None,
-            Status.UNCONVERGED,
-            "which source comes first",
-            id="unconverged, nothing removed",
-        ),
         pytest.param(RIGHT, effects_of({}, units=2), Status.UNDECIDED, "Only 2 parts", id="too few units"),
         pytest.param(RIGHT, effects_of({}), Status.UNDECIDED, "no one word decides", id="no effect"),
         pytest.param(
