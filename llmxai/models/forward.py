@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,21 @@ PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 
 
 @contextmanager
+def casts_unsaid() -> Iterator[None]:
+    """Inside, bitsandbytes does not say for every product in 8 bits that it casts its inputs."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "inputs will be cast" not in record.msg
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
+@contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Run with weights frozen and dropout off; restores every flag on exit, even after an exception."""
     trains = {module: module.training for module in model.modules()}
@@ -31,7 +47,8 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             module.state_dict()  # makes bitsandbytes unpack weights that an earlier inference packed
         model.eval()
         model.requires_grad_(False)
-        yield
+        with casts_unsaid():
+            yield
     finally:
         for module, flag in trains.items():
             module.training = flag

@@ -9,7 +9,6 @@ bfloat16 weights exactly.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -40,7 +39,7 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
     if not any(p.dtype in LOW for p in model.parameters()) and not _low_compute(model):
         yield loaded
         return
-    with tf32_products(), casts_unsaid():
+    with tf32_products():
         if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(loaded):
             yield replace(loaded, model=copy.deepcopy(model).float(), stored=loaded.stored_dtype)
             return
@@ -80,21 +79,6 @@ def _products(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def casts_unsaid() -> Iterator[None]:
-    """Inside, bitsandbytes does not say for every product in 8 bits that it casts what we widened."""
-    logger = logging.getLogger("bitsandbytes.autograd._functions")
-
-    def other(record: logging.LogRecord) -> bool:
-        return "inputs will be cast" not in record.msg
-
-    logger.addFilter(other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from llmxai.generation import replay
 from llmxai.methods import layer_integrated_gradients
 from llmxai.models import LoadedModel, embed, forward_logits
 from llmxai.models import precision as module
-from llmxai.models.precision import casts_unsaid, full_precision, widened
+from llmxai.models.forward import frozen_eval
+from llmxai.models.precision import full_precision, widened
 
 SCALE = 0.1
 
@@ -198,7 +199,7 @@ def test_widened_leaves_float32_modules_alone() -> None:
 def test_casts_of_8_bit_products_are_not_logged_and_other_messages_are(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("bitsandbytes.autograd._functions")
     cast = "MatMul8bitLt: inputs will be cast from %s to float16 during quantization"
-    with casts_unsaid():
+    with frozen_eval(nn.Linear(1, 1)):
         logger.warning(cast, torch.float32)
         logger.warning("another")
     logger.warning(cast, torch.float32)
