@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.report.visible import Text, label, plain, visible
+from llmxai.store import others_of
 
 GRADIENTS, DELETION, ROLLOUT = "layer_integrated_gradients", "deletion_path", "attention_rollout"
 CEILING = "leave_one_out"
@@ -96,8 +97,7 @@ def operator_words(operator: str) -> str:
 
 def other_methods(explanation: Mapping[str, Any]) -> tuple[str, ...]:
     """The methods of `scores` besides both gradients, rollout and its variant, in order; none before schema /3."""
-    core = (GRADIENTS, DELETION, ROLLOUT, (explanation["variant"] or {}).get("method"))
-    return tuple(method for method in explanation["scores"] if method not in core)
+    return others_of(explanation["scores"], (explanation["variant"] or {}).get("method"))
 
 
 def method_name(method: str) -> str:
