@@ -90,6 +90,8 @@ class Known:
         self.ids.add(entry.id)
         self.removed.update(entry.removes)
         files = {file["path"]: File(file["path"], file["bytes"], file["sha256"]) for file in entry.body["artefacts"]}
+        if entry.body["announced"]:  # says nothing of the files of a run
+            return
         if entry.body["kind"] == RecordKind.MANIFEST:
             self.manifest, self.changing = files or self.manifest, not files
             return

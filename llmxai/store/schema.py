@@ -269,7 +269,17 @@ def validated(document: Mapping[str, Any]) -> dict[str, Any]:
     found = _read(document, Document)
     if fault := next(_faults(found), None):
         raise ValueError(fault)
-    return found.model_dump(exclude_unset=True)
+    ordered: dict[str, Any] = _in_order(document, found.model_dump(exclude_unset=True))
+    return ordered
+
+
+def _in_order(given: Any, values: Any) -> Any:
+    """The values with the keys in the order of the given ones: pages show settings in it."""
+    if isinstance(given, dict):
+        return {key: _in_order(inner, values[key]) for key, inner in given.items() if key in values}
+    if isinstance(given, list):
+        return [_in_order(inner, value) for inner, value in zip(given, values, strict=True)]
+    return values
 
 
 def require_upgradable(document: Mapping[str, Any]) -> None:
