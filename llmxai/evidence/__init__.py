@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
     from llmxai.evidence.record import Record, RecordKind
     from llmxai.evidence.recorder import Attempt, Draft, announce, begin, drafting, evaluated, explained, recording
-    from llmxai.evidence.redaction import Vouching, prune, redact, review, vouched, withdraw
+    from llmxai.evidence.redaction import Vouching, clean_up, prune, redact, review, vouched, withdraw
     from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
 
@@ -38,6 +38,7 @@ __all__ = [
     "announce",
     "append",
     "begin",
+    "clean_up",
     "consistency",
     "drafting",
     "evaluated",
@@ -65,7 +66,7 @@ if not TYPE_CHECKING:
             "log": ["EvidenceLog", "Receipt", "append", "open_log"],
             "record": ["Record", "RecordKind"],
             "recorder": ["Attempt", "Draft", "announce", "begin", "drafting", "evaluated", "explained", "recording"],
-            "redaction": ["Vouching", "prune", "redact", "review", "vouched", "withdraw"],
+            "redaction": ["Vouching", "clean_up", "prune", "redact", "review", "vouched", "withdraw"],
             "sealing": ["SecretKey"],
             "verifier.check": ["verify"],
         },

@@ -19,6 +19,7 @@ from test_manifest import data, done_again, finished, make_recipe, run_folder, s
 from tiny import make_loaded
 
 from llmxai import Explanation, Settings, explain, save
+from llmxai.commands.offline import report
 from llmxai.errors import EvidenceError, UserError
 from llmxai.evidence import begin, open_log, redact, verify
 from llmxai.evidence.files import replacing, sweep
@@ -243,10 +244,34 @@ def test_only_a_manifest_without_files_may_announce_some(tmp_path: Path) -> None
         assert verify(run, key=PUBLIC).exit == 1
 
 
+def test_pages_whose_making_is_killed_anywhere_are_covered_when_they_are_made_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = 0
+    while True:
+        run = tmp_path / f"{number}" / "run"
+        shutil.copytree(finished, run)
+        ended = killed_at(number, lambda run=run: report(run))
+        assert verify(run, key=PUBLIC).exit != 1, number
+        report(run)
+        verdict = verify(run, key=PUBLIC)
+        assert (verdict.exit, verdict.findings, verdict.uncovered) == (0, [], []), (number, verdict.to_text())
+        if not ended:
+            break
+        shutil.rmtree(run.parent)
+        number += 1
+    assert number > 20, "there were hardly any operations: the test shows nothing"
+    log = (run / "evidence" / "log.jsonl").read_bytes()
+    report(run)
+    assert (run / "evidence" / "log.jsonl").read_bytes() == log, "what is whole is left alone"
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(run_folder: Path) -> None:
     ours = [
         *(run_folder / name for name in (".rows.parquet-abcd1234", "ledger/.x.json-abcd1234", ".page-abcd1234")),
         *(run_folder / name for name in ("evidence/.content.jsonl-abcd1234", "index-data/.page-abcd1234")),
+        run_folder / "records" / "cities-00002" / ".page-abcd1234",
         run_folder.with_name(".run-old-abcd1234"),
         run_folder / "records" / ".cities-00001-abcd1234",
     ]
