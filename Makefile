@@ -71,7 +71,7 @@ bench-evidence: setup ## append and verify 100,000 records; write benchmarks/EVI
 	$(BIN)/python benchmarks/evidence.py
 
 bench-survival: setup ## count what kills, full disks, forgeries and hostile files leave; write benchmarks/SURVIVAL.md
-	PYTHONPATH=. $(BIN)/python benchmarks/survival.py
+	$(BIN)/python -m benchmarks.survival
 
 bench-scale: setup ## measure throughput and overhead of the engines and memory of a long run; write benchmarks/SCALE.md
 	$(BIN)/python benchmarks/scale.py
