@@ -19,6 +19,7 @@ from logs import KEY, make_record, make_run  # noqa: E402
 from test_durable import killed_at, take_out  # noqa: E402
 from test_manifest import make_recipe, write_data  # noqa: E402
 from tiny import make_loaded  # noqa: E402
+from typer import Exit  # noqa: E402
 
 from llmxai import Explanation, Settings, explain, save  # noqa: E402
 from llmxai.commands.offline import report  # noqa: E402
@@ -134,7 +135,7 @@ def kills(stage: Stage, *, stride: int) -> Table:
             fate.look_again(run)
             number += step
         say(f"killed: {work.name}", fate)
-        every = "every" if step == 1 else f"every {step}th"
+        every = "each" if step == 1 else f"one in {step}"
         rows.append((work.name, every, fate.tried, fate.tampered, fate.not_whole, fate.left))
     return rows
 
@@ -187,11 +188,11 @@ def full_disks(stage: Stage, *, steps: int) -> Iterator[tuple[str, Fate, int]]:
             mounted(disk, ROOMY)
             run = disk / "x" / "run"
             work.prepare(stage, run)
-            subprocess.run(["mount", "-o", f"remount,size={max(size, used(disk))}k", str(disk)], check=True)
+            subprocess.run(["mount", "-o", f"remount,size={max(size, used(disk), 4)}k", str(disk)], check=True)
             try:
                 work.do(stage, run)
                 fits += 1
-            except UserError:
+            except (UserError, Exit):  # what a command ends with after a paragraph
                 fate.tried += 1
             except Exception as error:
                 fate.tried, fate.tracebacks = fate.tried + 1, fate.tracebacks + 1

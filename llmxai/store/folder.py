@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from llmxai.errors import OutputError
@@ -57,7 +58,7 @@ def write_folder(
         if any((out / name).exists() for name in FILES):
             replacing(scratch)
         _put(scratch, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the latter while maps are written
         raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
