@@ -322,7 +322,7 @@ def report(found: dict[str, Any], survivors: list[str]) -> str:
         ),
         "## Changed files",
         "",
-        f"Every file of a finished, signed run in {len(WAYS)} ways: how many are found (1 or 2), by what the reader holds.",
+        f"Every file of a finished, signed run in {len(WAYS)} ways: how many are found, by what the reader holds.",
         "",
         *table("file", "changes", *HOLDERS, rows=found["mutations"]),
         "Not found:",
