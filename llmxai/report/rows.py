@@ -71,10 +71,17 @@ def summarize(document: Mapping[str, Any], *, record: str, seconds: float | None
         answer=shorten(_answered(document), limit=LONGEST),
         n_targets=len(targets),
         **counts,
-        worst_gap_ratio=max(error["local_error"] / error["tolerance"] for error in errors),
+        worst_gap_ratio=max(_ratio(error["local_error"], error["tolerance"]) for error in errors),
         median_spearman=statistics.median(defined) if defined else None,
         seconds=seconds,
     )
+
+
+def _ratio(error: float, tolerance: float) -> float:
+    """0 / 0 is 0: a path on which F does not change is exact."""
+    if tolerance == 0:
+        return 0.0 if error == 0 else LARGEST
+    return float(min(error / tolerance, LARGEST))
 
 
 def read_rows(run: Path) -> tuple[RunRow, ...]:

@@ -21,7 +21,6 @@ LONGEST_VALUE = 60
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Error = Annotated[float, Field(ge=0, le=LARGEST)]
-Positive = Annotated[float, Field(ge=1 / LARGEST, le=LARGEST)]
 LogProb = Annotated[float, Field(ge=-LARGEST, le=1e-4)]
 """Rounding may lift it a little above 0."""
 Whole = Annotated[int, Field(ge=0, le=2**53)]
@@ -68,7 +67,7 @@ class _Certified(_Part):
     f_baseline: Number
     gap: Number
     local_error: Error
-    tolerance: Positive
+    tolerance: Error
     nodes: Whole
     converged: bool
 

@@ -52,6 +52,14 @@ def test_a_row_is_what_the_explanation_says() -> None:
     assert row.median_spearman == 0.62
 
 
+@pytest.mark.parametrize(("error", "tolerance", "ratio"), [(0.0, 0.0, 0.0), (0.1, 0.0, 1e30), (1.0, 1e-320, 1e30)])
+def test_a_row_whose_tolerance_is_zero(error: float, tolerance: float, ratio: float) -> None:
+    """With `Tolerance(absolute=0)`, where F does not change along the path."""
+    document, _ = sample(["<s>", " a"], [" b"])
+    document["targets"][0] |= {"local_error": error, "tolerance": tolerance}
+    assert summarize(document, record="x").worst_gap_ratio == ratio
+
+
 def test_rows_survive_parquet(tmp_path: Path) -> None:
     rows = made_up(30)
     pq.write_table(pa.table(to_columns(rows)), tmp_path / "rows.parquet")

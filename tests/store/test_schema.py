@@ -30,7 +30,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "a text": (lambda d: d["targets"][0].update(gap="0.1"), "targets.0.gap is '0.1'; expected a valid number."),
     "a truth": (lambda d: d["targets"][0].update(gap=True), "targets.0.gap is True; expected a valid number."),
     "too large": (lambda d: d["targets"][0].update(gap=1e31), "targets.0.gap is 1e+31; expected less than or equal to"),
-    "no tolerance": (lambda d: d["targets"][0].update(tolerance=0), "targets.0.tolerance is 0; expected greater than"),
+    "no tolerance": (lambda d: d["targets"][0].update(tolerance=-1), "tolerance is -1; expected greater than or equal"),
     "certain": (lambda d: d["targets"][0].update(replayed_logprob=5), "replayed_logprob is 5; expected less than"),
     "a list": (lambda d: d.update(computed=[1]), "computed is a list of 1; expected a valid dictionary"),
     "a status": (
