@@ -27,7 +27,7 @@ from llmxai.evidence.log import EvidenceLog, Log, Receipt, append, find, open_lo
 from llmxai.evidence.record import File, Link, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, utc_now
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, EVIDENCE, LOG, evidence_of
-from llmxai.evidence.verifier.lines import Entry, UnreadableError, digest_file
+from llmxai.evidence.verifier.lines import Entry, UnreadableError, digest_file, open_file
 from llmxai.evidence.verifier.proof import read_checkpoint
 
 
@@ -284,6 +284,7 @@ def clean_up(folder: Path | str) -> bool:
         return False
     known = read_known(place)
     try:
+        open_file(place / EVIDENCE, CHECKPOINTS).close()  # or it may be a pipe, which never ends
         line = last_line(place / EVIDENCE / CHECKPOINTS)[0]
         covered = read_checkpoint(line).size if line else 0
     except (OSError, ValueError):

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from logs import KEY, make_record, make_run
+from test_hostile import KINDS, a_device, put_in_place_of
 from test_manifest import data, done_again, finished, make_recipe, run_folder, signed
 from tiny import make_loaded
 
@@ -30,6 +32,7 @@ from llmxai.runs import clear_removed, run_recipe
 from llmxai.runs import worker as worker_module
 from llmxai.runs.ledger import Ledger
 from llmxai.store.folder import FILES
+from tests.report.mutated import no_longer_than
 
 __all__ = ["data", "finished", "run_folder", "signed"]
 PUBLIC = KEY.public_key()
@@ -265,6 +268,19 @@ def test_pages_whose_making_is_killed_anywhere_are_covered_when_they_are_made_ag
     report(run)
     assert (run / "evidence" / "log.jsonl").read_bytes() == log, "what is whole is left alone"
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not a_device], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", ["log.jsonl", "content.jsonl", "checkpoints.jsonl"])
+def test_pages_are_made_whatever_is_in_the_place_of_the_evidence(
+    explained: tuple[Path, Explanation], tmp_path: Path, name: str, kind: Callable[[Path], None]
+) -> None:
+    out = Path(shutil.copytree(explained[0], tmp_path / "one"))
+    put_in_place_of(out / "evidence" / name, kind)
+    with no_longer_than(20), suppress(UserError):
+        report(out)
+    assert (out / "report.html").is_file()
+    assert verify(out, key=PUBLIC).exit == 2
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(run_folder: Path) -> None:
