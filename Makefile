@@ -21,7 +21,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image docker-build docker-run clean docs bench-rollout bench-scale
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image docker-build docker-run clean docs bench-rollout bench-scale bench-survival
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -76,6 +76,9 @@ bench-rollout: setup ## measure rollout on long prompts and its variants on plan
 
 bench-evidence: setup ## append and verify 100,000 records; write benchmarks/EVIDENCE.md
 	$(BIN)/python benchmarks/evidence.py
+
+bench-survival: setup ## count what kills, full disks, forgeries and hostile files leave; write benchmarks/SURVIVAL.md
+	$(BIN)/python -m benchmarks.survival
 
 bench-scale: setup ## measure throughput and overhead of the engines and memory of a long run; write benchmarks/SCALE.md
 	$(BIN)/python benchmarks/scale.py

@@ -35,8 +35,7 @@ from llmxai.generation import encode_messages, force_response  # noqa: E402
 from llmxai.methods import measure_effects, token_targets  # noqa: E402
 from llmxai.methods.attention.dilution import dilutions  # noqa: E402
 from llmxai.methods.features import moving_tokens  # noqa: E402
-from llmxai.methods.perturbation.removal import f_of_masks  # noqa: E402
-from llmxai.methods.perturbation.units import unit_sums  # noqa: E402
+from llmxai.methods.perturbation.removal import f_of_masks, unit_sums  # noqa: E402
 from llmxai.models.memory import ChunkSize  # noqa: E402
 from llmxai.settings import CHUNK_TOKENS, Removal  # noqa: E402
 from llmxai.types import Dilution, Generation, predicting_position  # noqa: E402

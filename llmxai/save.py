@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmxai.errors import EvidenceError
-from llmxai.evidence import Attempt, begin, explained, signing_key, vouched
+from llmxai.evidence import Attempt, announce, begin, explained, signing_key, vouched
 from llmxai.evidence.files import describe
 from llmxai.evidence.provenance import provenance
+from llmxai.evidence.record import File
 from llmxai.explanation import Explanation
 from llmxai.report import build_view, home_of, render_report
 from llmxai.report.rebuild import unnoticed
@@ -49,10 +51,21 @@ def save(
     with nullcontext(unnoticed) if attempt.drafts else vouched(base, signer=attempt.signer) as changing:
         if any((out / name).exists() for name in DERIVED):  # they go with what they were made from
             changing()
-        folder = write_folder(explanation, out, render=lambda *parts: _page(attempt, home, *parts))
+        folder = write_folder(
+            explanation,
+            out,
+            render=lambda *parts: _page(attempt, home, *parts),
+            replacing=lambda scratch: announce(attempt, _as_in(out, scratch, base)),
+        )
         files = [describe(folder.resolve() / name, base=base.resolve()) for name in FILES]
         explained(attempt, explanation, artefacts=files, warnings=warnings)
     return folder
+
+
+def _as_in(out: Path, scratch: Path, base: Path) -> list[File]:
+    """The files in `scratch` as they are described once they are in `out`."""
+    place = out.resolve().relative_to(base.resolve())
+    return [replace(describe(scratch / name, base=scratch), path=(place / name).as_posix()) for name in FILES]
 
 
 def _page(

@@ -90,6 +90,10 @@ class RefereeVerdict:
     """The units whose removal lowers F much: by a nat, and by a share of the largest drop (`Rule`)."""
     missed: Mapping[str, tuple[int, ...]]
     """By method name, the `sources` that are not among the method's own first units."""
+    read: tuple[str, ...] | None = None
+    """The methods to read for this target, best first: the one that predicts removals best, and those that are not
+    certainly worse. Empty if none predicts them: then only the measured effects can be read. None in explanations of
+    earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""The benchmarks take an hour and no test runs them; what they take from the package must at least be there."""
+"""The benchmarks take an hour and no test runs them; what they take from the package must at least be there, and what
+the docs quote of them is what they wrote."""
 
 from __future__ import annotations
 
@@ -22,3 +23,19 @@ def test_what_a_benchmark_imports_is_there(path: Path) -> None:
         if not hasattr(importlib.import_module(str(node.module)), alias.name)
     ]
     assert missing == []
+
+
+def section(text: str, title: str) -> str:
+    return text.partition(f"## {title}\n\n")[2].partition("\n## ")[0].strip()
+
+
+def test_the_docs_quote_what_was_counted_of_survival() -> None:
+    """Every figure of the short table, and by name all that is not found."""
+    written = (BENCHMARKS / "SURVIVAL.md").read_text(encoding="utf-8")
+    docs = (BENCHMARKS.parent / "docs" / "verify.md").read_text(encoding="utf-8").splitlines()
+    short, forged, changed = (
+        section(written, title).splitlines() for title in ("In short", "Forgeries", "Changed files")
+    )
+    rows = [*short, *(line for line in forged if line[:1] == "|"), *(line for line in changed if line[:2] == "- ")]
+    assert len(rows) > 20
+    assert [line for line in rows if line not in docs] == []

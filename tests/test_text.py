@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import answered
 
 from llmxai import explain
-from llmxai.methods.perturbation.units import prompt_units
+from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.models import LoadedModel
 from llmxai.names import Role
 from llmxai.report import build_view

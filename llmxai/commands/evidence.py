@@ -65,6 +65,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that nothing was changed, removed or reordered. Exit 0: whole, 1: tampered, 2: cannot tell."""
+    from llmxai.evidence.verifier.__main__ import show
     from llmxai.evidence.verifier.check import read_held, read_key
     from llmxai.evidence.verifier.check import verify as check
 
@@ -77,7 +78,7 @@ def verify(
     except (OSError, ValueError) as error:
         raise EvidenceError(f"No checkpoint can be read: {error}.") from error
     verdict = check(run, key=key, held=held)
-    typer.echo(json.dumps(verdict.to_json(), indent=1, ensure_ascii=False) if as_json else verdict.to_text())
+    show(json.dumps(verdict.to_json(), indent=1, ensure_ascii=False) if as_json else verdict.to_text())
     raise typer.Exit(verdict.exit)
 
 

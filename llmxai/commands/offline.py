@@ -60,17 +60,19 @@ def report(
     ] = False,
 ) -> None:
     """Rebuild the HTML pages of an explanation or a run from its stored data, without loading a model."""
-    from llmxai.evidence import signing_key, vouched
+    from llmxai.evidence import clean_up, signing_key, vouched
     from llmxai.evidence.provenance import provenances_of, records_of
     from llmxai.report.export import find_chromium, write_pdf
-    from llmxai.report.rebuild import rebuild
+    from llmxai.report.rebuild import rebuild, unnoticed
 
     if pdf:
         find_chromium()
     with vouched(folder, signer=signing_key()) as changing:
+        if killed := clean_up(folder):
+            changing()
         with progress() as said:
-            provenance = provenances_of(folder)
-            done = rebuild(folder, provenance=provenance, records=records_of, report=said, changing=changing)
+            provenance, noticed = provenances_of(folder), unnoticed if killed else changing  # all pages are written
+            done = rebuild(folder, provenance=provenance, records=records_of, report=said, changing=noticed)
         if pdf:
             changing()
             printed = write_pdf(done.page)

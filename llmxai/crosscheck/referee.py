@@ -17,10 +17,11 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from llmxai.crosscheck.verdict import RULE, Rule
-from llmxai.methods.perturbation.units import unit_sums
+from llmxai.methods.perturbation.removal import unit_sums
 from llmxai.stats import bootstrap_interval, spearman, spearman_rows
 from llmxai.types import Effects, RefereeVerdict, Score
 
@@ -64,6 +65,7 @@ def verdicts(
         better = None
         if interval is not None and (interval[0] > 0 or interval[1] < 0):
             better = first if interval[0] > 0 else second
+        lds = {name: scores[name].lds for name in summed}
         sources = sources_of(drop)
         found.append(
             RefereeVerdict(
@@ -73,9 +75,39 @@ def verdicts(
                 interval=interval,
                 sources=sources,
                 missed={name: missed(summed[name][t], sources, rule=rule) for name in summed},
+                read=methods_to_read(forecasts, f, lds, seed=seed),
             )
         )
     return tuple(found)
+
+
+def methods_to_read(
+    forecasts: Mapping[str, Float[np.ndarray, " mask"]],
+    f: Float[np.ndarray, " mask"],
+    lds: Mapping[str, float | None],
+    *,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """The methods whose forecasts rank F of the subsets best, best first: those not certainly worse than the first.
+
+    A method counts if its LDS is positive beyond chance (one-sided, 5 % over all methods), and as certainly worse if
+    the bootstrap interval of the difference lies above 0. None counts where no sum of single effects predicts F.
+    """
+    beyond = {
+        name: score
+        for name, score in lds.items()
+        if score is not None and chance_of(forecasts[name], f) <= (1 - CONFIDENCE) / len(lds)
+    }
+    first, *others = sorted(beyond, key=lambda name: -beyond[name]) or [""]
+    if not first:
+        return ()
+    intervals = {name: difference_interval(forecasts[first], forecasts[name], f, seed=seed) for name in others}
+    return (first, *(name for name, interval in intervals.items() if interval is None or interval[0] <= 0))
+
+
+def chance_of(forecast: Float[np.ndarray, " mask"], f: Float[np.ndarray, " mask"]) -> float:
+    """One-sided p-value of a positive rank correlation."""
+    return float(stats.spearmanr(forecast, f, alternative="greater").pvalue)
 
 
 def sources_of(drop: Float[np.ndarray, " unit"]) -> tuple[int, ...]:

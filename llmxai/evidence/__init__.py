@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
     from llmxai.evidence.record import Record, RecordKind
-    from llmxai.evidence.recorder import Attempt, Draft, begin, drafting, evaluated, explained, recording
-    from llmxai.evidence.redaction import Vouching, prune, redact, review, vouched, withdraw
+    from llmxai.evidence.recorder import Attempt, Draft, announce, begin, drafting, evaluated, explained, recording
+    from llmxai.evidence.redaction import Vouching, clean_up, prune, redact, review, vouched, withdraw
     from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
 
@@ -35,8 +35,10 @@ __all__ = [
     "RecordKind",
     "SecretKey",
     "Vouching",
+    "announce",
     "append",
     "begin",
+    "clean_up",
     "consistency",
     "drafting",
     "evaluated",
@@ -63,8 +65,8 @@ if not TYPE_CHECKING:
             "keys": ["public_key", "secret_key", "signing_key"],
             "log": ["EvidenceLog", "Receipt", "append", "open_log"],
             "record": ["Record", "RecordKind"],
-            "recorder": ["Attempt", "Draft", "begin", "drafting", "evaluated", "explained", "recording"],
-            "redaction": ["Vouching", "prune", "redact", "review", "vouched", "withdraw"],
+            "recorder": ["Attempt", "Draft", "announce", "begin", "drafting", "evaluated", "explained", "recording"],
+            "redaction": ["Vouching", "clean_up", "prune", "redact", "review", "vouched", "withdraw"],
             "sealing": ["SecretKey"],
             "verifier.check": ["verify"],
         },

@@ -19,7 +19,7 @@ from llmxai.evidence.record import File
 SCRATCH = re.compile(r"\..+-(old-)?[a-z0-9_]{8}")
 """Names of what is being written and gets its own name when it is complete."""
 FOLDERS = ("", "records", "ledger", "tables", "plots", "index-data", "evidence")
-"""Of a run, where such files can be."""
+"""Of a run, where such files can be; and in the folder of each record."""
 
 
 def sweep(base: Path) -> None:
@@ -30,7 +30,9 @@ def sweep(base: Path) -> None:
     base = base.absolute()
     lock = FileLock(base / ".lock", timeout=0, preserve_lock_file=True) if (base / ".lock").is_file() else nullcontext()
     with suppress(OSError, Timeout), lock:
-        found = [path for folder in FOLDERS if (base / folder).is_dir() for path in (base / folder).iterdir()]
+        folders = [folder for name in FOLDERS if (folder := base / name).is_dir()]
+        folders += [folder for folder in base.glob("records/*") if folder.is_dir() and not folder.is_symlink()]
+        found = [path for folder in folders for path in folder.iterdir()]
         found += [path for path in base.parent.iterdir() if path.name.startswith(f".{base.name}-")]
         for path in found:
             if SCRATCH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():

@@ -78,6 +78,7 @@ class Known:
     """SHA-256 of each ledger entry, by path, according to the last record that names it."""
     manifest: dict[str, File] = field(default_factory=dict)
     """The files of the last manifest that lists any, by path."""
+    records: int = 0
     changing: bool = False
     """Whether a later manifest announced a change of these files and none has listed them since."""
 
@@ -87,9 +88,12 @@ class Known:
         return listed.sha256 if listed is not None else self.entered.get(path)
 
     def add(self, entry: Entry) -> None:
+        self.records += 1
         self.ids.add(entry.id)
         self.removed.update(entry.removes)
         files = {file["path"]: File(file["path"], file["bytes"], file["sha256"]) for file in entry.body["artefacts"]}
+        if entry.body["announced"]:  # says nothing of the files of a run
+            return
         if entry.body["kind"] == RecordKind.MANIFEST:
             self.manifest, self.changing = files or self.manifest, not files
             return

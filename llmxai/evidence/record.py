@@ -34,7 +34,8 @@ class RecordKind(StrEnum):
     `failure`: a bug or an interrupt. `evaluation`: methods were scored on an answer, and none was explained.
 
     `manifest` lists the files of a run that no other record names; it replaces the manifest before it, and one without
-    files says that they are about to change. The others refer to earlier records: `review` is a reviewer's decision,
+    files says that they are about to change, or that the files that it has `announced` are about to replace those of an
+    earlier explanation. The others refer to earlier records: `review` is a reviewer's decision,
     `redaction` and `prune` say that texts and files were removed on purpose, `repair` that a torn line was cut off.
     """
 
@@ -183,6 +184,8 @@ class Record:
     artefacts: tuple[File, ...] = ()
     entered: File | None = None
     """The entry of the row in the ledger of its run, which is written after this record."""
+    announced: tuple[File, ...] = ()
+    """Of a manifest: files that are about to replace those of earlier records, with the digests that they will have."""
     warnings: tuple[str, ...] = ()
     schema: Literal["llmxai.record/2"] = SCHEMA
 

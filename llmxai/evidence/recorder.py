@@ -270,6 +270,22 @@ def explanation_record(
     return record, texts
 
 
+def announce(attempt: Attempt, files: Sequence[File]) -> None:
+    """Enter that these files are about to replace those of earlier records, before they do.
+
+    Whatever interrupts the replacement, `verify` can then say so. Nothing is entered if the attempt has no log yet, or
+    if its record becomes a draft.
+    """
+    if attempt.drafts or not (attempt.folder / LOG).exists():
+        return
+    now = utc_now()
+    record = Record(new_id(), RecordKind.MANIFEST, attempt.entry, now, now, this_tool(), announced=tuple(files))
+    if attempt.log is not None:
+        attempt.log.append(record)
+    else:
+        append(attempt.folder, record, signer=attempt.signer)
+
+
 def evaluated(attempt: Attempt, generation: Generation, *, environment: Mapping[str, Any]) -> Receipt | None:
     """Append the record of an answer that was evaluated but not explained (None: it became a draft)."""
     return attempt.keep(*_answered(attempt, RecordKind.EVALUATION, generation, environment))

@@ -22,12 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llmxai.environment import this_tool
 from llmxai.errors import EvidenceError
-from llmxai.evidence.files import describe, replace_durably, sweep
-from llmxai.evidence.log import EvidenceLog, Log, Receipt, append, find, open_log, read_log, removed_ids
+from llmxai.evidence.files import describe, last_line, replace_durably, sweep
+from llmxai.evidence.log import EvidenceLog, Log, Receipt, append, find, open_log, read_known, read_log, removed_ids
 from llmxai.evidence.record import File, Link, Record, RecordKind, new_id
 from llmxai.evidence.sealing import SecretKey, utc_now
-from llmxai.evidence.verifier.folder import CONTENT, EVIDENCE, LOG, evidence_of
-from llmxai.evidence.verifier.lines import Entry, UnreadableError, digest_file
+from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, EVIDENCE, LOG, evidence_of
+from llmxai.evidence.verifier.lines import Entry, UnreadableError, digest_file, open_file
+from llmxai.evidence.verifier.proof import read_checkpoint
 
 
 def redact(
@@ -247,8 +248,7 @@ def vouched(
     damaged, which `llmxai verify` reports. `also`: paths, known at the end, that were written and are not among
     RUN_FILES.
     """
-    places = (Path(folder), *Path(folder).absolute().parents[:2])
-    place = next((each for each in places if (each / EVIDENCE / LOG).is_file()), None)
+    place = _with_log(folder)
     vouching: Vouching | None = None
     with ExitStack() as stack:
 
@@ -265,3 +265,30 @@ def vouched(
         finally:
             if vouching is not None:
                 vouching.close(also=also)
+
+
+def _with_log(folder: Path | str) -> Path | None:
+    """The folder itself or one of the two above it that holds the log."""
+    places = (Path(folder), *Path(folder).absolute().parents[:2])
+    return next((each for each in places if (each / EVIDENCE / LOG).is_file()), None)
+
+
+def clean_up(folder: Path | str) -> bool:
+    """Whether the command that wrote to the folder's log last was killed; then what it left half-written is removed.
+
+    It had announced changes and listed no files since, or its last records have no checkpoint. Files that it had
+    written are then vouched for by no one, until they are written again.
+    """
+    place = _with_log(folder)
+    if place is None:
+        return False
+    known = read_known(place)
+    try:
+        open_file(place / EVIDENCE, CHECKPOINTS).close()  # or it may be a pipe, which never ends
+        line = last_line(place / EVIDENCE / CHECKPOINTS)[0]
+        covered = read_checkpoint(line).size if line else 0
+    except (OSError, ValueError):
+        covered = 0
+    if interrupted := known.changing or covered < known.records:
+        sweep(place)
+    return interrupted

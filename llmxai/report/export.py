@@ -23,7 +23,7 @@ from llmxai.report.units import GRADIENT_SCALE, Level, TargetView
 from llmxai.report.verdict import FINE, STATUS_TEXT, MainEffect, MainSource
 from llmxai.report.view import ReportView, build_view
 from llmxai.report.visible import Piece, Text, percent, plain
-from llmxai.store import not_as_promised, read_folder
+from llmxai.store import holds_explanation, read_folder
 from llmxai.text import csv_cell
 
 HEIGHT = 760
@@ -235,7 +235,7 @@ def export(folder: Path | str, file: Path | str, *, table: str | None = None) ->
     written.
     """
     folder, file = Path(folder), Path(file)
-    single = (folder / "explanation.json").is_file()
+    single = holds_explanation(folder)
     table = table or ("tokens" if single else "records")
     if table not in TABLES:
         raise OptionError(f"Unknown table {table!r}. Known: {', '.join(TABLES)}.")
@@ -260,13 +260,10 @@ def _tokens_or_sources(folders: list[Path], *, table: str) -> Columns:
     rows: list[dict[str, Any]] = []
     for folder in folders:
         document, _ = read_folder(folder)
-        try:
-            for number, target in enumerate(document["targets"], start=1):
-                head = {"record": folder.resolve().name, "number": number}
-                found = [_token(target)] if table == "tokens" else _sources(document, target)
-                rows.extend({**head, **row} for row in found)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise not_as_promised(folder, error) from error
+        for number, target in enumerate(document["targets"], start=1):
+            head = {"record": folder.resolve().name, "number": number}
+            found = [_token(target)] if table == "tokens" else _sources(document, target)
+            rows.extend({**head, **row} for row in found)
     names = list(dict.fromkeys(key for row in rows for key in row))
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -278,12 +275,13 @@ def _token(target: Mapping[str, Any]) -> dict[str, Any]:
         "foil": target["foil"] and target["foil"]["text"],
         "attention": target["verdict"] and target["verdict"]["attention"],
         **{key: target[key] for key in CERTIFICATE},
-        **{f"deletion.{key}": value for key, value in (target["deletion"] or {}).items()},
+        **{f"deletion.{key}": value for key, value in (target["deletion"] or {}).items() if key in CERTIFICATE},
         **{f"agreement.{key}": value for key, value in target["agreement"].items()},
         **{f"rollout.{key}": value for key, value in target["rollout"].items()},
         **{f"agreement_variant.{key}": value for key, value in target["agreement_variant"].items()},
         **{f"rollout_variant.{key}": value for key, value in target["rollout_variant"].items()},
         "referee.better": referee.get("better"),
+        "referee.read": " ".join(referee["read"]) if "read" in referee else None,
         "referee.difference": referee.get("difference"),
         **{f"lds.{method}": score["lds"] for method, score in referee.get("scores", {}).items()},
         "referee.sources": len(referee["sources"]) if "sources" in referee else None,  # rule 3 and later

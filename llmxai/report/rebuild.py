@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import tempfile
@@ -17,7 +16,7 @@ from llmxai.report.index import build_index
 from llmxai.report.render import DATA, DATA_ROWS, LongIndex, render_index, render_long_index, render_report
 from llmxai.report.rows import read_rows, record_folders
 from llmxai.report.view import build_view
-from llmxai.store import not_as_promised, read_folder
+from llmxai.store import holds_explanation, read_folder, read_json, short
 
 PAGE, INDEX, MANIFEST, EVALUATION = "report.html", "index.html", "manifest.json", "evaluation.html"
 REBUILT = "report.rebuilt.html"
@@ -74,7 +73,7 @@ def rebuild(
     A record that cannot be read does not stop the others. Raises OutputError if the folder is neither.
     """
     folder = Path(folder)
-    if (folder / "explanation.json").is_file():
+    if holds_explanation(folder):
         return Rebuilt(write_page(folder, provenance=provenance(folder), changing=changing), 1, ())
     folders = record_folders(folder)
     failures = []
@@ -108,10 +107,7 @@ def write_page(
     new one is named `report.rebuilt.html`; otherwise `llmxai verify` would report a change.
     """
     document, maps = read_folder(folder)
-    try:
-        page = render_report(build_view(document, maps, home=home, provenance=provenance))
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise not_as_promised(folder, error) from error
+    page = render_report(build_view(document, maps, home=home, provenance=provenance))
     if _logged(folder) and (folder / PAGE).is_file() and (folder / PAGE).read_bytes() != page.encode("utf-8"):
         return _replace(folder / REBUILT, page, changing)
     return _replace(folder / PAGE, page, changing)
@@ -170,11 +166,11 @@ def _remove_others(folder: Path, kept: Collection[str], changing: Changing) -> N
 
 def _manifest(path: Path) -> Mapping[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read as JSON ({error}).") from error
+        raise OutputError(f"{path}: cannot be read as JSON ({short(error)}).") from error
     return values if isinstance(values, dict) else {"manifest": values}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.report.visible import Text, label, plain, visible
+from llmxai.store import others_of
 
 GRADIENTS, DELETION, ROLLOUT = "layer_integrated_gradients", "deletion_path", "attention_rollout"
 CEILING = "leave_one_out"
@@ -72,6 +73,8 @@ class RefereeView:
     better: str
     """`gradients`, `attention`, or `neither` if undecided."""
     said: str
+    read: str
+    """Which methods to read; empty in pages of earlier versions."""
     scores: tuple[Score, ...]
 
 
@@ -96,8 +99,7 @@ def operator_words(operator: str) -> str:
 
 def other_methods(explanation: Mapping[str, Any]) -> tuple[str, ...]:
     """The methods of `scores` besides both gradients, rollout and its variant, in order; none before schema /3."""
-    core = (GRADIENTS, DELETION, ROLLOUT, (explanation["variant"] or {}).get("method"))
-    return tuple(method for method in explanation["scores"] if method not in core)
+    return others_of(explanation["scores"], (explanation["variant"] or {}).get("method"))
 
 
 def method_name(method: str) -> str:
@@ -120,7 +122,7 @@ def build_referee(referee: Mapping[str, Any] | None, removal: RemovalView | None
     )
     lds = {method: score["lds"] for method, score in referee["scores"].items()}
     said = " ".join(filter(None, (_said(referee, lds), _found(referee, removal.parts))))
-    return RefereeView(_better(referee), said, scores)
+    return RefereeView(_better(referee), said, _read(referee, lds), scores)
 
 
 def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -132,6 +134,17 @@ def count_referee(targets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _better(referee: Mapping[str, Any]) -> str:
     return {GRADIENTS: "gradients", ROLLOUT: "attention"}.get(referee["better"], "neither")
+
+
+def _read(referee: Mapping[str, Any], lds: Mapping[str, float | None]) -> str:
+    """The methods to read for a token, since they predict what removal does to it."""
+    if "read" not in referee:
+        return ""
+    if not referee["read"]:
+        return "No method predicts what removal does to this token: read the measured effects only."
+    first, *others = (f"{method_name(method)} ({lds[method]:.2f})" for method in referee["read"])
+    also = f"; not certainly worse: {', '.join(others)}" if others else ""
+    return f"Best at predicting what removal does to this token: {first}{also}."
 
 
 def _found(referee: Mapping[str, Any], parts: Sequence[Text]) -> str:

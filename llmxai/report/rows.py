@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +17,14 @@ from llmxai.errors import OutputError
 from llmxai.names import CURRENT, Role, Status
 from llmxai.report.verdict import FINE, STATUS_TEXT
 from llmxai.report.visible import shorten
+from llmxai.store import holds_explanation, read_document, require_file, short
 
 ROWS = "rows.parquet"
 METRIC = "metric."
 """Prefix of the columns with figures of the evaluation."""
+REMAKE = "Run the same `llmxai run` again: it writes the table again from what is stored."
+LARGEST = 1e30
+"""Of a figure in a row: means and intervals of such numbers stay finite."""
 LONGEST = 240
 """Characters of prompt, answer and error in a row."""
 
@@ -67,15 +71,22 @@ def summarize(document: Mapping[str, Any], *, record: str, seconds: float | None
         answer=shorten(_answered(document), limit=LONGEST),
         n_targets=len(targets),
         **counts,
-        worst_gap_ratio=max(error["local_error"] / error["tolerance"] for error in errors),
+        worst_gap_ratio=max(_ratio(error["local_error"], error["tolerance"]) for error in errors),
         median_spearman=statistics.median(defined) if defined else None,
         seconds=seconds,
     )
 
 
+def _ratio(error: float, tolerance: float) -> float:
+    """0 / 0 is 0: a path on which F does not change is exact."""
+    if tolerance == 0:
+        return 0.0 if error == 0 else LARGEST
+    return float(min(error / tolerance, LARGEST))
+
+
 def read_rows(run: Path) -> tuple[RunRow, ...]:
     """The rows of `run`, in its order. Raises OutputError if it holds no records."""
-    if (run / ROWS).is_file():
+    if os.path.lexists(run / ROWS):
         return _from_parquet(run / ROWS)
     folders = record_folders(run)
     if not folders:
@@ -90,7 +101,7 @@ def record_folders(run: Path) -> list[Path]:
     """The folders of single explanations in a run: `records/ID`, else its direct subfolders."""
     place = run / "records" if (run / "records").is_dir() else run
     try:
-        return sorted(entry for entry in place.iterdir() if (entry / "explanation.json").is_file())
+        return sorted(entry for entry in place.iterdir() if holds_explanation(entry))
     except OSError as error:
         raise OutputError(f"{run}: cannot be read ({error}). Give the folder of an explanation or of a run.") from error
 
@@ -125,42 +136,51 @@ def count_fine(row: RunRow) -> int:
 def _from_parquet(path: Path) -> tuple[RunRow, ...]:
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from pydantic import TypeAdapter, ValidationError
 
     try:
+        require_file(path)
         rows = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{path}: cannot be read as Parquet ({error}).") from error
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise OutputError(f"{path}: cannot be read as Parquet ({short(error)}). {REMAKE}") from error
     if rows and "id" not in rows[0]:
-        raise OutputError(f"{path}: has no column 'id'; its columns are {', '.join(rows[0])}.")
-    return tuple(_row(values) for values in rows)
+        raise OutputError(f"{path}: has no column 'id'; its columns are {ascii(list(rows[0]))[:LONGEST]}. {REMAKE}")
+    try:
+        found: tuple[RunRow, ...] = TypeAdapter(tuple[RunRow, ...]).validate_python([_row(values) for values in rows])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"][1:]))
+        raise OutputError(
+            f"{path}: {where} of row {fault['loc'][0]} is {ascii(fault['input'])[:LONGEST]}: {fault['msg']}. {REMAKE}"
+        ) from error
+    for n, row in enumerate(found):
+        for value in (row.worst_gap_ratio, row.median_spearman, row.seconds, *row.metrics.values()):
+            if value is not None and abs(value) > LARGEST:
+                raise OutputError(f"{path}: row {n} holds {value:g}; expected at most {LARGEST:g}. {REMAKE}")
+    return found
 
 
-def _row(values: Mapping[str, Any]) -> RunRow:
-    known: dict[str, Any] = {
-        key: value
-        for key, value in values.items()
-        if key in RunRow.__dataclass_fields__ and value is not None and key != "id"
+def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row; a number that is NaN or infinite is missing, as pandas writes it."""
+    given = {key: value for key, value in values.items() if value is not None and not _is_no_number(value)}
+    known: dict[str, Any] = {key: value for key, value in given.items() if key in RunRow.__dataclass_fields__}
+    texts: dict[str, Any] = {
+        key: shorten(str(known[key]), limit=LONGEST) for key in ("prompt", "answer", "error") if key in known
     }
-    for key in ("prompt", "answer", "error"):
-        if key in known:
-            known[key] = shorten(str(known[key]), limit=LONGEST)
-    metrics = {
-        key.removeprefix(METRIC): float(value)
-        for key, value in values.items()
-        if key.startswith(METRIC) and value is not None and math.isfinite(value)
-    }
-    return RunRow(id=str(values["id"]), metrics=metrics, **known)
+    metrics = {key.removeprefix(METRIC): value for key, value in given.items() if key.startswith(METRIC)}
+    return {**known, **texts, "id": str(values["id"]), "metrics": metrics}
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _derived(folder: Path) -> RunRow:
     """From the folder's explanation.json; a `failed` row if it cannot be read."""
     try:
-        document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
-        return summarize(document, record=folder.name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return RunRow(
-            id=folder.name, status="failed", error=f"explanation.json cannot be read ({type(error).__name__}: {error})"
-        )
+        return summarize(read_document(folder), record=folder.name)
+    except OutputError as error:
+        return RunRow(id=folder.name, status="failed", error=shorten(str(error), limit=LONGEST))
 
 
 def _asked(document: Mapping[str, Any]) -> str:

@@ -8,17 +8,34 @@ if TYPE_CHECKING:
     from llmxai.store.document import to_json, to_maps
     from llmxai.store.folder import FILES, evidence_folder, require_replaceable, write_folder
     from llmxai.store.loading import load_explanation
-    from llmxai.store.reading import READABLE, SCHEMA, not_as_promised, read_folder, stored_name, upgraded
+    from llmxai.store.reading import (
+        READABLE,
+        SCHEMA,
+        holds_explanation,
+        others_of,
+        read_document,
+        read_folder,
+        read_json,
+        require_file,
+        short,
+        stored_name,
+        upgraded,
+    )
 
 __all__ = [
     "FILES",
     "READABLE",
     "SCHEMA",
     "evidence_folder",
+    "holds_explanation",
     "load_explanation",
-    "not_as_promised",
+    "others_of",
+    "read_document",
     "read_folder",
+    "read_json",
+    "require_file",
     "require_replaceable",
+    "short",
     "stored_name",
     "to_json",
     "to_maps",
@@ -33,6 +50,9 @@ if not TYPE_CHECKING:
             "document": ["to_json", "to_maps"],
             "folder": ["FILES", "evidence_folder", "require_replaceable", "write_folder"],
             "loading": ["load_explanation"],
-            "reading": ["READABLE", "SCHEMA", "not_as_promised", "read_folder", "stored_name", "upgraded"],
+            "reading": [
+                *("READABLE", "SCHEMA", "holds_explanation", "others_of", "read_document", "read_folder", "read_json"),
+                *("require_file", "short", "stored_name", "upgraded"),
+            ],
         },
     )

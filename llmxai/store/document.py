@@ -215,6 +215,7 @@ def _verdict(verdict: RefereeVerdict | None) -> dict[str, Any] | None:
         "scores": {name: asdict(score) for name, score in verdict.scores.items()},
         "sources": list(verdict.sources),
         "missed": {name: list(units) for name, units in verdict.missed.items()},
+        **({} if verdict.read is None else {"read": list(verdict.read)}),
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from llmxai.errors import OutputError
@@ -29,11 +30,14 @@ Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray], Mapping[str, str
 """From the parsed explanation.json, the maps and the SHA-256 of both files by name to the HTML page."""
 
 
-def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -> Path:
+def write_folder(
+    explanation: Explanation, out: Path | str, *, render: Render, replacing: Callable[[Path], None] = lambda _: None
+) -> Path:
     """Write `report.html`, `explanation.json` and `maps.safetensors` into `out`, which appears by one rename.
 
-    If `out` holds an earlier explanation, it is replaced; if it holds anything else, it is left alone. Raises
-    OutputError if it cannot be written.
+    If `out` holds an earlier explanation, it is replaced; if it holds anything else, it is left alone. `replacing` is
+    called with the folder of the complete new files before they replace others. Raises OutputError if `out` cannot be
+    written.
     """
     out = Path(out)
     require_replaceable(out)
@@ -51,8 +55,10 @@ def write_folder(explanation: Explanation, out: Path | str, *, render: Render) -
         (scratch / "report.html").write_text(render(document, maps, digests), encoding="utf-8")
         scratch.chmod(0o755)
         (scratch / "maps.safetensors").chmod(0o644)
+        if any((out / name).exists() for name in FILES):
+            replacing(scratch)
         _put(scratch, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the latter while maps are written
         raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,15 +1,21 @@
-"""Read an explanation's folder back (docs/explanation-folder.md). Needs no torch."""
+"""Read an explanation's folder back (docs/explanation-folder.md). Needs no torch.
+
+This is the only place where the files of an explanation are read. They may come from anyone: links are not followed,
+only files are opened, and all values are checked before anything is computed from them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import os
+import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from llmxai.errors import OutputError
 
@@ -38,12 +44,20 @@ SHAPES = {
 }
 """The axes of each map; the other methods' maps are [target, seq]."""
 NUMBERS = {
-    **dict.fromkeys(("features", "removal_kept", "removal_hidden_undefined"), "u1"),
-    **dict.fromkeys(("removal_f", "removal_hidden_f", "effect", "effect_low", "effect_high"), "f8"),
+    **dict.fromkeys(("features", "removal_kept", "removal_hidden_undefined"), "U8"),
+    **dict.fromkeys(("removal_f", "removal_hidden_f", "effect", "effect_low", "effect_high"), "F64"),
 }
-"""Their dtypes by numpy's names; float32 otherwise."""
+"""Their dtypes by the names of safetensors; F32 otherwise."""
 LONGEST_DETAIL = 200
 """Characters of an error's own text that are quoted."""
+
+
+CORE = ("layer_integrated_gradients", "deletion_path", "attention_rollout")
+LARGEST_JSON = 2**28
+"""Bytes."""
+DEEPEST = 50
+"""Levels of nested values."""
+FIX = "Explain the answer again, or copy the folder again from where it came from."
 
 
 def stored_name(method: str) -> str:
@@ -54,30 +68,104 @@ def stored_name(method: str) -> str:
     return "leave_one_out.tokens" if method == "leave_one_out" else method
 
 
-def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The parsed explanation.json and the maps; an older schema is upgraded to the newest.
+def others_of(scores: Iterable[str], variant: str | None) -> tuple[str, ...]:
+    """The methods of `scores` besides both gradients, rollout and its variant, in order."""
+    return tuple(method for method in scores if method not in (*CORE, variant))
 
-    Raises OutputError for a folder that is not ours, or whose maps do not match the explanation.
+
+def read_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The parsed explanation.json and the maps, both as their schema says; an older schema is upgraded to the newest.
+
+    Raises OutputError for a folder that is not ours or damaged, or whose maps do not match the explanation.
     """
+    document = read_document(folder)
+    return document, _read_maps(Path(folder), document)
+
+
+def read_document(folder: Path | str) -> dict[str, Any]:
+    """Only the parsed explanation.json, upgraded to the newest schema. Raises OutputError."""
+    from llmxai.store.schema import require_upgradable, validated
+
     folder = Path(folder)
     try:
-        document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
-        maps = load_file(folder / "maps.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise OutputError(f"{folder}: no explanation can be read from it ({error}).") from error
+        document = read_json(folder / "explanation.json")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{folder}: no explanation can be read from it ({short(error)}). {FIX}") from error
     if not isinstance(document, dict):
-        raise OutputError(f"{folder}: its explanation.json holds a {type(document).__name__}; expected an object.")
+        raise OutputError(
+            f"{folder}: its explanation.json holds a {type(document).__name__}; expected an object. {FIX}"
+        )
     if document.get("schema") not in READABLE:
         known = " and ".join(map(repr, READABLE))
-        raise OutputError(f"{folder}: its schema is {document.get('schema')!r} and this version reads {known}.")
+        said = ascii(document.get("schema"))[:LONGEST_DETAIL]
+        raise OutputError(f"{folder}: its schema is {said} and this version reads {known}. {FIX}")
     try:
-        newest = upgraded(document)
-        wrong = _misfit(newest, maps)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise not_as_promised(folder, error) from error
-    if wrong:
-        raise OutputError(f"{folder}: {wrong} The maps do not belong to this explanation.json: explain again.")
-    return newest, maps
+        require_upgradable(document)
+        return validated(upgraded(document))
+    except ValueError as error:
+        raise OutputError(f"{folder}: its explanation.json does not match its schema: {short(error)} {FIX}") from error
+
+
+def holds_explanation(folder: Path) -> bool:
+    """Whether there is an explanation.json; no if nothing can be found out."""
+    try:
+        return (folder / "explanation.json").is_file()
+    except OSError:
+        return False
+
+
+def read_json(path: Path) -> Any:
+    """The values in a JSON file. Raises OSError, or ValueError for no file, a too large or too deep one, or no JSON."""
+    require_file(path)
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"{path.name} has {size} bytes; expected at most {LARGEST_JSON}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    _require_shallow(values, path.name)
+    return values
+
+
+def require_file(path: Path) -> None:
+    """Raise ValueError for anything but a file, a link to one included; OSError if there is nothing."""
+    mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a link, and links are not followed" if stat.S_ISLNK(mode) else "no file"
+        raise ValueError(f"{path.name} is {kind}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path.name} may not be read")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it holds {text[:20]}, which is not a number")
+    return number
+
+
+def _require_shallow(values: Any, name: str) -> None:
+    """Raise ValueError for values that are nested too deeply, or a key that UTF-8 cannot hold."""
+    level = [values]
+    for _ in range(DEEPEST):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise ValueError(f"{name} is nested more than {DEEPEST} levels deep")
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        for key in value:
+            key.encode()
+        value = list(value.values())
+    return [inner for inner in value if isinstance(inner, list | dict)] if isinstance(value, list) else []
+
+
+def short(error: Exception) -> str:
+    """An error's own text on one line, shortened, and without what a terminal would obey."""
+    said = " ".join(str(error).split())[:LONGEST_DETAIL]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
 
 
 def not_as_promised(folder: Path | str, error: Exception) -> OutputError:
@@ -89,20 +177,56 @@ def not_as_promised(folder: Path | str, error: Exception) -> OutputError:
     )
 
 
-def _misfit(document: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
-    """One sentence on the first map with the wrong shape or dtype; empty if all are right."""
+def _read_maps(folder: Path, document: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The maps, whose shapes and dtypes are checked before they are read."""
+    path = folder / "maps.safetensors"
+    try:
+        require_file(path)
+        with safe_open(path, framework="np") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            wrong = _misfit(document, {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()})
+            maps = {} if wrong else {name: file.get_tensor(name) for name in parts}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OutputError(f"{folder}: no explanation can be read from it ({short(error)}). {FIX}") from error
+    wrong = wrong or _too_large(maps)
+    if wrong:
+        raise OutputError(f"{folder}: {wrong} The maps do not belong to this explanation.json. {FIX}")
+    return maps
+
+
+def _misfit(document: Mapping[str, Any], maps: Mapping[str, tuple[str, list[int]]]) -> str:
+    """One sentence on the first map that is missing or has the wrong shape or dtype; empty if all are right."""
     ablations = document["ablations"]
     units, masks = (len(ablations["units"]), ablations["masks"]) if ablations is not None else (0, 0)
     axes = {"target": len(document["targets"]), "seq": len(document["tokens"]), "unit": units, "mask": masks}
     axes["unit + mask"] = units + masks
     axes["hidden"] = sum(unit["kind"] != "prompt" for unit in (document["effects"] or {"units": ()})["units"])
-    if "integrated_gradients" not in maps:
-        return "maps.safetensors has no 'integrated_gradients'."
+    for name in _needed(document):
+        if name not in maps:
+            return f"maps.safetensors has no {name!r}."
+    for name, (kind, shape) in maps.items():
+        expected = [axes[axis] for axis in SHAPES.get(name, BY_TOKEN)]
+        dtype = NUMBERS.get(name, "U8" if name.endswith(".features") else "F32")
+        if (kind, shape) != (dtype, expected):
+            shown = ascii(name)[:LONGEST_DETAIL]
+            return f"its map {shown} is {kind} {shape}; expected {dtype} {expected}."
+    return ""
+
+
+def _needed(document: Mapping[str, Any]) -> list[str]:
+    """The maps that must be there."""
+    scores, variant = document["scores"], document["variant"] or {}
+    others = others_of(scores, variant.get("method"))
+    also = [stored_name(name) for name in others if scores[name]["refused"] is None]
+    return ["integrated_gradients", *(["leave_one_out"] if document["ablations"] is not None else []), *also]
+
+
+def _too_large(maps: Mapping[str, np.ndarray]) -> str:
+    from llmxai.store.schema import LARGEST
+
     for name, values in maps.items():
-        shape = tuple(axes[axis] for axis in SHAPES.get(name, BY_TOKEN))
-        dtype = np.dtype(NUMBERS.get(name, "u1" if name.endswith(".features") else "f4"))
-        if (values.shape, values.dtype) != (shape, dtype):
-            return f"its map {name!r} is {values.dtype} {list(values.shape)}; expected {dtype} {list(shape)}."
+        if values.dtype.kind == "f" and not (np.abs(values) <= LARGEST).all():
+            return f"its map {name!r} holds NaN, infinity or a number beyond {LARGEST:g}."
     return ""
 
 

@@ -11,12 +11,13 @@ from llmxai.crosscheck.referee import (
     CEILING,
     RESAMPLES,
     difference_interval,
+    methods_to_read,
     missed,
     sources_of,
     verdicts,
 )
 from llmxai.methods.perturbation.effects import half_subsets
-from llmxai.methods.perturbation.units import unit_sums
+from llmxai.methods.perturbation.removal import unit_sums
 from llmxai.types import Effects
 
 N_UNITS, TARGETS = 12, 3
@@ -97,6 +98,53 @@ def test_two_methods_that_know_nothing_are_seldom_told_apart() -> None:
         nothing = Effects(**{**vars(world), "f_masked": noise})
         won += sum(v.better is not None for v in verdicts(nothing, {"one": one, "two": two}))
     assert won <= 6  # of 30
+
+
+def test_the_method_to_read_is_the_one_that_predicts_removals() -> None:
+    """The true scores, and what is as good; not random ones, and none where F is noise."""
+    world = additive(weights(), noise=0.2)
+    methods = {
+        "random": token_scores(weights(5)),
+        "true": token_scores(weights()),
+        "twice": 2 * token_scores(weights()),
+    }
+    for verdict in verdicts(world, methods):
+        assert verdict.read is not None
+        assert set(verdict.read) == {"true", "twice"}
+    only = verdicts(world, {"random": token_scores(weights(5)), "wrong": -token_scores(weights())})
+    assert all("wrong" not in (verdict.read or ()) for verdict in only)
+
+
+def test_no_method_is_to_be_read_where_removals_are_noise() -> None:
+    """In 5 of 100 targets one is by chance; here of 120 targets with 40 subsets."""
+    found = []
+    for seed in range(40):
+        world = additive(weights(seed), noise=1.0, subsets=40)
+        noise = torch.from_numpy(np.random.default_rng(1000 + seed).normal(size=world.f_masked.shape))
+        nothing = Effects(**{**vars(world), "f_masked": noise})
+        scores = {name: token_scores(weights(seed + k)) for k, name in enumerate(("one", "two", "three"))}
+        found += [verdict.read for verdict in verdicts(nothing, scores)]
+    assert len(found) == 120
+    assert sum(read != () for read in found) <= 12
+
+
+def test_methods_to_read_are_those_whose_interval_holds_zero() -> None:
+    rng = np.random.default_rng(0)
+    f = rng.normal(size=64)
+    forecasts = {
+        "near": f + rng.normal(size=64),
+        "best": f + 0.8 * rng.normal(size=64),
+        "far": f + 4 * rng.normal(size=64),
+    }
+    lds: dict[str, float | None] = {name: float(stats.spearmanr(one, f).statistic) for name, one in forecasts.items()}
+    got = methods_to_read(forecasts, f, lds)
+    assert got[0] == max(lds, key=lambda name: lds[name] or 0)
+    for name in got[1:]:
+        interval = difference_interval(forecasts[got[0]], forecasts[name], f)
+        assert interval is not None
+        assert interval[0] <= 0 <= interval[1]
+    assert "far" not in got
+    assert methods_to_read(forecasts, f, dict.fromkeys(lds)) == ()
 
 
 def test_lds_is_scipys_spearman_of_the_forecast() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,28 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from logs import KEY, make_record, make_run
+from test_hostile import KINDS, a_device, put_in_place_of
 from test_manifest import data, done_again, finished, make_recipe, run_folder, signed
+from tiny import make_loaded
 
+from llmxai import Explanation, Settings, explain, save
+from llmxai.commands.offline import report
 from llmxai.errors import EvidenceError, UserError
-from llmxai.evidence import open_log, redact, verify
+from llmxai.evidence import begin, open_log, redact, verify
 from llmxai.evidence.files import replacing, sweep
 from llmxai.evidence.log import append, read_log
+from llmxai.evidence.record import File, RecordKind
+from llmxai.evidence.verifier.lines import Finding
 from llmxai.runs import clear_removed, run_recipe
 from llmxai.runs import worker as worker_module
 from llmxai.runs.ledger import Ledger
 from llmxai.store.folder import FILES
+from tests.report.mutated import no_longer_than
 
 __all__ = ["data", "finished", "run_folder", "signed"]
 PUBLIC = KEY.public_key()
 TEXT = b"person 1"
+REPLACED = "3 files of earlier records were replaced by those of later ones"
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.chmod")
 
 
@@ -162,10 +171,123 @@ def test_a_redaction_that_is_killed_anywhere_leaves_no_text_behind_when_it_is_fi
     assert holding(run, TEXT) == []
 
 
+# an explanation that replaces another one: killed at every file operation
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Explanation]:
+    """A folder with an explanation, and another explanation to replace it."""
+    out, how = tmp_path_factory.mktemp("explained") / "one", Settings(removal=None)
+    first, second = (explain(make_loaded("llama"), text, max_new_tokens=2, settings=how) for text in ("One", "Two is"))
+    save(first, out, attempt=begin(out / "evidence", signer=KEY))
+    return out, second
+
+
+def test_an_explanation_that_is_killed_while_it_replaces_another_is_never_called_tampered(
+    explained: tuple[Path, Explanation], tmp_path: Path
+) -> None:
+    folder, second = explained
+    seen, number = set(), 0
+    while True:
+        out = tmp_path / f"{number}" / "one"
+        shutil.copytree(folder, out)
+        again = lambda out=out: save(second, out, attempt=begin(out / "evidence", signer=KEY))  # noqa: E731
+        ended = killed_at(number, again)
+        verdict = verify(out, key=PUBLIC)
+        assert verdict.exit != 1, (number, verdict.to_text())
+        if not ended:
+            break
+        seen |= {word for word in ("is missing", "was to replace it") if word in verdict.to_text()}
+        spoil_each(out, verdict.exit)
+        again()
+        assert verify(out, key=PUBLIC).exit == 0, number
+        number += 1
+    assert number > 20, "there were hardly any operations: the test shows nothing"
+    assert seen == {"is missing", "was to replace it"}
+
+
+def spoil_each(out: Path, before: int) -> None:
+    """Whatever was interrupted: a file with other contents than the old or the new ones is tampered."""
+    if (out / "evidence" / "log.jsonl").read_bytes()[-1:] != b"\n":
+        return  # half a record says nothing, and verify cannot tell (2) before and after
+    for path in (out / name for name in FILES if (out / name).exists()):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + b"?")
+        assert verify(out, key=PUBLIC).exit == 1, (path.name, before)
+        path.write_bytes(data)
+
+
+def test_after_its_record_an_explanation_that_replaced_another_is_checked_as_strictly(
+    explained: tuple[Path, Explanation], tmp_path: Path
+) -> None:
+    folder, second = explained
+    out = Path(shutil.copytree(folder, tmp_path / "one"))
+    save(second, out, attempt=begin(out / "evidence", signer=KEY))
+    assert verify(out, key=PUBLIC).exit == 0
+    for name in FILES:
+        data = (out / name).read_bytes()
+        for other in (data[:-1] + b"?", (folder / name).read_bytes()):
+            (out / name).write_bytes(other)
+            assert verify(out, key=PUBLIC).exit == 1, "changed, or the earlier one put back"
+        (out / name).unlink()
+        assert verify(out, key=PUBLIC).exit == 1
+        (out / name).write_bytes(data)
+    assert verify(out, key=PUBLIC).findings == [Finding("note", REPLACED)]
+
+
+def test_only_a_manifest_without_files_may_announce_some(tmp_path: Path) -> None:
+    """Else a record could name files and have them passed over."""
+    make_run(tmp_path, 1)
+    file = File("files/0.txt", 1, "0" * 64)
+    for kind, artefacts in ((RecordKind.EXPLANATION, ()), (RecordKind.MANIFEST, (file,))):
+        run = Path(shutil.copytree(tmp_path / "files", tmp_path / kind / "files")).parent
+        shutil.copytree(tmp_path / "evidence", run / "evidence")
+        with pytest.raises(EvidenceError, match="another type"):
+            append(run / "evidence", replace(make_record(kind, artefacts=artefacts), announced=(file,)), signer=KEY)
+        assert verify(run, key=PUBLIC).exit == 1
+
+
+def test_pages_whose_making_is_killed_anywhere_are_covered_when_they_are_made_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = 0
+    while True:
+        run = tmp_path / f"{number}" / "run"
+        shutil.copytree(finished, run)
+        ended = killed_at(number, lambda run=run: report(run))
+        assert verify(run, key=PUBLIC).exit != 1, number
+        report(run)
+        verdict = verify(run, key=PUBLIC)
+        assert (verdict.exit, verdict.findings, verdict.uncovered) == (0, [], []), (number, verdict.to_text())
+        if not ended:
+            break
+        shutil.rmtree(run.parent)
+        number += 1
+    assert number > 20, "there were hardly any operations: the test shows nothing"
+    log = (run / "evidence" / "log.jsonl").read_bytes()
+    report(run)
+    assert (run / "evidence" / "log.jsonl").read_bytes() == log, "what is whole is left alone"
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not a_device], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", ["log.jsonl", "content.jsonl", "checkpoints.jsonl"])
+def test_pages_are_made_whatever_is_in_the_place_of_the_evidence(
+    explained: tuple[Path, Explanation], tmp_path: Path, name: str, kind: Callable[[Path], None]
+) -> None:
+    out = Path(shutil.copytree(explained[0], tmp_path / "one"))
+    put_in_place_of(out / "evidence" / name, kind)
+    with no_longer_than(20), suppress(UserError):
+        report(out)
+    assert (out / "report.html").is_file()
+    assert verify(out, key=PUBLIC).exit == 2
+
+
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(run_folder: Path) -> None:
     ours = [
         *(run_folder / name for name in (".rows.parquet-abcd1234", "ledger/.x.json-abcd1234", ".page-abcd1234")),
         *(run_folder / name for name in ("evidence/.content.jsonl-abcd1234", "index-data/.page-abcd1234")),
+        run_folder / "records" / "cities-00002" / ".page-abcd1234",
         run_folder.with_name(".run-old-abcd1234"),
         run_folder / "records" / ".cities-00001-abcd1234",
     ]

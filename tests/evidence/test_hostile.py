@@ -40,8 +40,11 @@ PUBLIC = KEY.public_key()
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_original(tmp_path_factory.mktemp("hostile"))
+
+
+def make_original(folder: Path) -> Path:
     """A signed run with a review and a redaction, its checkpoint, a bundle of it and a proof that it grew."""
-    folder = tmp_path_factory.mktemp("hostile")
     ids = make_run(folder / "run", 4)
     shutil.copy(folder / "run" / CHECKPOINTS, folder / "held.json")
     review(folder / "run", ids[1], decision="approved", by="r1", note="fine", signer=KEY)
@@ -505,6 +508,11 @@ tried: dict[str, int] = {}
 )
 @given(data=st.data())
 def test_whatever_it_is_given_it_ends_with_a_sentence(data: st.DataObject, original: Path) -> None:
+    fuzz_once(data, original)
+
+
+def fuzz_once(data: st.DataObject, original: Path) -> Verification:
+    """Spoil a copy in one way and verify it."""
     place = fresh(original)
     fuzz = data.draw(st.sampled_from(FUZZERS))
     subject = fuzz(place, data)
@@ -515,6 +523,7 @@ def test_whatever_it_is_given_it_ends_with_a_sentence(data: st.DataObject, origi
     assert verdict.exit in (0, 1, 2)
     assert verdict.exit == 0 or verdict.findings
     tried[fuzz.__name__] = tried.get(fuzz.__name__, 0) + 1
+    return verdict
 
 
 def fresh(original: Path) -> Path:

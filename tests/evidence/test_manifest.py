@@ -49,7 +49,10 @@ def make_recipe(model_place: Path, **changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(folder: Path) -> Path:
     lines = [{"name": f"person {i}", "city": ("Paris", "Rome")[i % 2]} for i in range(N)]
     (folder / "cities.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
@@ -57,10 +60,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def signed() -> Iterator[None]:
-    pem = KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMXAI_SIGNING_KEY", pem.decode())
+        patch.setenv("LLMXAI_SIGNING_KEY", signing_pem())
         yield
+
+
+def signing_pem() -> str:
+    pem = KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem.decode()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -93,3 +94,19 @@ def test_its_files_import_nothing_else() -> None:
             for name in names:
                 top = name.partition(".")[0]
                 assert top in sys.stdlib_module_names or top == "cryptography" or "evidence.verifier" in name, name
+
+
+@pytest.mark.parametrize("how", ["alone", "the command"])
+def test_a_reader_that_leaves_changes_neither_the_verdict_nor_what_is_printed(run: Path, how: str) -> None:
+    """As `| head -1` does."""
+    tool = [sys.executable, VERIFIER] if how == "alone" else [sys.executable, "-m", "llmxai", "verify"]
+    for options, code in (([], 0), (["--json"], 0), ([], 1)):
+        if code:
+            (run / "files" / "1.txt").write_text("another")
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = list(map(str, [*tool, run, *options]))
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, text=True)
+        os.close(writer)
+        assert (ended.returncode, ended.stderr) == (code, "")

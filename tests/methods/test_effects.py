@@ -15,7 +15,7 @@ from llmxai.evaluation.planted_models import build, contributions
 from llmxai.generation import encode_messages, encode_prompt, force_response
 from llmxai.methods import deletion_path, estimated, measure_effects, token_targets
 from llmxai.methods.perturbation.effects import f_of_hidden
-from llmxai.methods.perturbation.units import MOST_UNITS, hidden_sets
+from llmxai.methods.perturbation.removal import MOST_UNITS, hidden_sets
 from llmxai.models import LoadedModel
 from llmxai.models.memory import ChunkSize
 from llmxai.settings import Removal

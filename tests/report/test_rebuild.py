@@ -52,6 +52,14 @@ def test_a_row_is_what_the_explanation_says() -> None:
     assert row.median_spearman == 0.62
 
 
+@pytest.mark.parametrize(("error", "tolerance", "ratio"), [(0.0, 0.0, 0.0), (0.1, 0.0, 1e30), (1.0, 1e-320, 1e30)])
+def test_a_row_whose_tolerance_is_zero(error: float, tolerance: float, ratio: float) -> None:
+    """With `Tolerance(absolute=0)`, where F does not change along the path."""
+    document, _ = sample(["<s>", " a"], [" b"])
+    document["targets"][0] |= {"local_error": error, "tolerance": tolerance}
+    assert summarize(document, record="x").worst_gap_ratio == ratio
+
+
 def test_rows_survive_parquet(tmp_path: Path) -> None:
     rows = made_up(30)
     pq.write_table(pa.table(to_columns(rows)), tmp_path / "rows.parquet")
@@ -102,7 +110,9 @@ def test_one_broken_record_does_not_stop_the_others(tmp_path: Path) -> None:
     (run / "records" / "0003" / "explanation.json").write_text(json.dumps(document))
     done = rebuild(run)
     assert done.pages == 3
-    assert ["0002" in done.failures[0], "0003" in done.failures[1], "KeyError" in done.failures[1]] == [True] * 3
+    assert ["0002" in done.failures[0], "0003" in done.failures[1], "targets.0.gap is missing" in done.failures[1]] == [
+        True
+    ] * 3
     rows = {row.id: row for row in read_rows(run)}
     assert rows["0002"].status == "failed"
     assert rows["0001"].status == "ok"

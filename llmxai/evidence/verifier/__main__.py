@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,8 +34,16 @@ def main() -> int:
         print(f"verifier: {error}", file=sys.stderr)
         return 2
     verdict = verify(options.run, key=key, held=held)
-    print(json.dumps(verdict.to_json(), indent=1) if options.json else verdict.to_text())
+    show(json.dumps(verdict.to_json(), indent=1) if options.json else verdict.to_text())
     return verdict.exit
+
+
+def show(text: str) -> None:
+    """Print; if the reader (`| head -1`) has left, the exit status says the verdict all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
 
 
 if __name__ == "__main__":

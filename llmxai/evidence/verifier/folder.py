@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from llmxai.evidence.verifier.proof import Checkpoint, Frontier, key_id, read_ch
 LOG, CONTENT, CHECKPOINTS = "log.jsonl", "content.jsonl", "checkpoints.jsonl"
 EVIDENCE = "evidence"
 """The folder of the log, in the folder of the files that it is about."""
+INTERRUPTED = "the command that explained into the folder again was interrupted before it entered its record"
+AGAIN = "Explain again into the same folder."
 MOST_UNCOVERED = 10_000
 """After this many files that no record covers, no more are looked for."""
 
@@ -252,6 +254,8 @@ class _Claim:
     """Whether it is the ledger entry of the record's row in a run, which is written after the record."""
     before: frozenset[str] = frozenset()
     """SHA-256 of the file according to earlier records."""
+    announced: Mapping[str, Any] | None = None
+    """The file that a later record announced in its place, and that no record has named since."""
 
 
 def _claims(entries: Sequence[Entry], verdict: Verification) -> tuple[dict[str, _Claim], int, int]:
@@ -266,6 +270,11 @@ def _claims(entries: Sequence[Entry], verdict: Verification) -> tuple[dict[str, 
     closed = reopened = -1
     replaced = 0
     for entry in entries:
+        if entry.body["announced"]:
+            for file in entry.body["announced"]:
+                if file["path"] in named:
+                    named[file["path"]] = replace(named[file["path"]], announced=file)
+            continue
         files = [(file, False) for file in entry.body["artefacts"]]
         if entry.body["entered"] is not None:
             files.append((entry.body["entered"], True))
@@ -309,9 +318,12 @@ def _check_file(
         verdict.add("tampered", str(error), seq, id)
         return True
     try:
-        digest = digest_file(base, path, size=claim.bytes)
+        digest, new = digest_file(base, path, size=claim.bytes), claim.announced
+        replaced = new is not None and digest_file(base, path, size=new["bytes"]) == new["sha256"]
     except FileNotFoundError:
-        if pending and removal is None:
+        if claim.announced is not None and removal is None:
+            verdict.add("unclear", f"{path} is missing: {INTERRUPTED}, or it was removed. {AGAIN}", seq, id)
+        elif pending and removal is None:
             verdict.add("unclear", f"{path} is missing: its run was interrupted, or it was removed", seq, id)
         elif removal is None:
             verdict.add("tampered", f"{path} is missing", seq, id)
@@ -325,6 +337,9 @@ def _check_file(
         return True
     if claim.entered and removal is not None:  # its texts were taken out of it
         return False
+    if replaced:
+        verdict.add("unclear", f"{path} is the one that was to replace it: {INTERRUPTED}. {AGAIN}", seq, id)
+        return True
     told = f"its SHA-256 is {digest}" if digest else f"it does not have its {claim.bytes} bytes"
     if pending and (not claim.entered or _is_one_of(base, path, claim.before)):
         verdict.add("unclear", f"{path} is another: its run was interrupted, or it was changed ({told})", seq, id)

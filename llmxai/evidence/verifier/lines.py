@@ -255,6 +255,9 @@ def read_entry(digest: str, record: bytes) -> Entry:
             and all(_is_file(artefact) for artefact in body["artefacts"])
             and len(set(paths)) == len(paths)
             and (body.get("entered") is None or _is_file(body["entered"]))
+            and isinstance(body.get("announced", []), list)
+            and all(_is_file(file) for file in body.get("announced", []))
+            and not (body.get("announced") and (body["artefacts"] or body["kind"] != MANIFEST))
             and all(isinstance(text, str) for text in body["digests"].values())
             and (body["content"]["sha256"] is None or _is_digest(body["content"]["sha256"]))
             and (_is_link(body["link"]) or (body["link"] is None and body["kind"] not in REMOVALS))
@@ -265,9 +268,8 @@ def read_entry(digest: str, record: bytes) -> Entry:
         raise ValueError(f"is no record ({type(error).__name__}: {error})") from error
     if not sound:
         raise ValueError("is no record: a field has another type")
-    return Entry(
-        body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED} | {"entered": body.get("entered")}
-    )
+    later = {"entered": body.get("entered"), "announced": body.get("announced", [])}  # earlier records have none
+    return Entry(body["chain"]["seq"], digest, {name: body[name] for name in _NEEDED} | later)
 
 
 def _is_file(told: Any) -> bool:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.gradients.deletion_path import presence_path
-from llmxai.methods.perturbation.removal import f_of_masks
-from llmxai.methods.perturbation.units import hidden_sets, prompt_units, unit_sums
+from llmxai.methods.perturbation.removal import f_of_masks, hidden_sets, prompt_units, unit_sums
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, targets_of
 from llmxai.models import LoadedModel, frozen_eval

@@ -322,7 +322,8 @@
     const table = () => [make("table", { class: "numbers" }, make("caption", { class: "hidden" }, "How well each method predicts removal"),
       make("thead", {}, make("tr", {}, ...["method", "random sets of parts (LDS)", "one part at a time"].map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, ...target.referee.scores.map(({ name, lds, leave_one_out: alone }) => make("tr", {}, make("th", { scope: "row" }, name), score(lds), score(alone)))))];
-    if (data.measured) return [folded("scores", "How well each method predicts removal", table)];
+    const which = target.referee.read ? [make("p", { class: "unit-note" }, target.referee.read)] : [];
+    if (data.measured) return [...which, folded("scores", "How well each method predicts removal", table)];
     return [make("p", { class: "referee" }, make("b", {}, "Referee: "), target.referee.said), folded("scores", "How well each method predicts it", table)];
   }
 

@@ -1,0 +1,430 @@
+"""What a stored explanation.json must be: the types of its values, and how they fit together.
+
+Earlier schemas are upgraded first (llmxai/store/reading.py), so one schema serves them all. Unknown keys are allowed:
+a later version may add some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmxai.names import AttentionStatus, Role, Status
+from llmxai.store.reading import others_of, stored_name
+
+LARGEST = 1e30
+"""Of any number: sums over a text stay finite, in float32 too."""
+LONGEST_VALUE = 60
+"""Characters of a wrong value that are quoted."""
+
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Error = Annotated[float, Field(ge=0, le=LARGEST)]
+LogProb = Annotated[float, Field(ge=-LARGEST, le=1e-4)]
+"""Rounding may lift it a little above 0."""
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+Range = Annotated[list[Whole], Field(min_length=2, max_length=2)]
+"""Half-open, of tokens."""
+Any_ = TypeVar("Any_")
+Word = Annotated[Any_, Field(strict=False)]
+"""One of the words of an enumeration."""
+Figure = Number | None
+Cells = list[list[Figure]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", use_enum_values=True)
+
+
+class _Generation(_Part):
+    prompt_len: Whole
+    stop: str
+    request: dict[str, Any]
+    decoding: dict[str, Any]
+    source_len: Whole = 0
+    classes: list[str] = Field(default_factory=list)
+    read_at: list[Whole] = Field(default_factory=list)
+    answer: str
+
+
+class _Token(_Part):
+    index: Whole
+    id: Whole
+    text: str
+    role: Word[Role]
+
+
+class _Foil(_Part):
+    id: Whole
+    text: str
+
+
+class _Certified(_Part):
+    """The error of a path method on one target."""
+
+    f_input: Number
+    f_baseline: Number
+    gap: Number
+    local_error: Error
+    tolerance: Error
+    nodes: Whole
+    converged: bool
+    floor: Error | None = None
+
+
+class _TargetVerdict(_Part):
+    attention: Word[AttentionStatus]
+    attention_reason: str
+
+
+class _Score(_Part):
+    lds: Figure
+    leave_one_out: Figure
+
+
+class _Referee(_Part):
+    better: str | None
+    difference: Figure
+    interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None
+    scores: dict[str, _Score]
+    sources: list[Whole] = Field(default_factory=list)
+    missed: dict[str, list[Whole]] = Field(default_factory=dict)
+    read: list[str] | None = None
+
+
+class _Curve(_Part):
+    sink_mass: list[Number]
+    entropy: list[Number]
+    null_divergence: list[Number]
+    similarity: list[Number]
+
+
+class _Source(_Part):
+    index: Whole = -1
+    unit: Whole = -1
+    value: Number
+    share: Number
+
+
+class _Agreement(_Part):
+    model_config = ConfigDict(extra="ignore")
+    spearman: Figure
+    spearman_p: Figure
+    recency_p: Figure
+    adjusted_p: Figure
+    kendall: Figure
+    top_k: Whole | None
+    top_k_overlap: Figure
+    rank_biased_overlap: Figure
+    jensen_shannon: Figure
+
+
+class _NoRow(_Part):
+    """Of a variant that schema /1 did not have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Row(_Part):
+    """The figures of one row of attention rollout, or of its variant."""
+
+    model_config = ConfigDict(extra="ignore")
+    sink_mass: Figure
+    feature_mass: Figure
+    lost_mass: Figure
+    entropy: Figure
+    null_divergence: Figure
+    similarity: Figure
+
+
+class _Sources(_Part):
+    """By method: those that every target has, and others."""
+
+    integrated_gradients: list[_Source]
+    deletion_path: list[_Source]
+    rollout: list[_Source]
+    rollout_variant: list[_Source]
+    leave_one_out: list[_Source]
+    __pydantic_extra__: dict[str, list[_Source]]
+
+
+class _Target(_Certified):
+    position: Whole
+    id: Whole
+    text: str
+    foil: _Foil | None
+    logprob: LogProb | None
+    replayed_logprob: LogProb
+    f: Number | None = None
+    rank: Whole
+    status: Word[Status]
+    reason: str
+    verdict: _TargetVerdict | None
+    deletion: _Certified | None
+    net: Number
+    agreement: _Agreement
+    agreement_variant: _Agreement
+    rollout: _Row
+    rollout_variant: _Row | _NoRow
+    curve: _Curve | None
+    referee: _Referee | None
+    sources: _Sources
+
+
+class _EffectUnit(_Part):
+    kind: str
+    tokens: list[Range] = Field(min_length=1)
+
+
+class _Effects(_Part):
+    confidence: Number
+    units: list[_EffectUnit]
+    effect: Cells
+    low: Cells
+    high: Cells
+    explained: list[Figure]
+
+
+class _Ablations(_Part):
+    operator: str
+    units: list[Range]
+    masks: Whole
+
+
+class _FullTarget(_Part):
+    logprob: LogProb
+    rank: Whole
+    difference: Number
+    cosine: Figure
+    same_source: bool
+    status: Word[Status]
+
+
+class _FullPrecision(_Part):
+    model: str
+    dtype: str
+    targets: list[_FullTarget]
+
+
+class _Variant(_Part):
+    method: str
+    source: str
+    settings: dict[str, Any]
+
+
+class _Method(_Part):
+    source: str
+    signed: bool
+    refused: str | None
+    settings: dict[str, Any]
+
+
+class _Thresholds(_Part):
+    most_sink: Number = 1.0
+    least_divergence: Number = 0.0
+
+
+class _Computed(_Part):
+    crosscheck: _Thresholds = _Thresholds()
+
+
+class Document(_Part):
+    """The upgraded explanation.json; `schema` is checked before."""
+
+    created: str
+    generation: _Generation
+    tokens: list[_Token] = Field(min_length=1)
+    words: list[Range]
+    targets: list[_Target] = Field(min_length=1)
+    verdict: Word[Status] | None
+    effects: _Effects | None
+    ablations: _Ablations | None
+    refusals: dict[str, str]
+    full_precision: _FullPrecision | None
+    variant: _Variant | None
+    scores: dict[str, _Method]
+    settings: dict[str, Any] | None
+    computed: _Computed
+    environment: dict[str, Any]
+    warnings: list[str]
+
+
+class _TargetToUpgrade(_Part):
+    sources: dict[str, Any]
+    agreement: dict[str, Any]
+    rollout: dict[str, Any]
+
+
+class _ToUpgrade(_Part):
+    """The parts of every schema that an upgrade works on."""
+
+    targets: list[_TargetToUpgrade]
+    settings: dict[str, Any] | None
+
+
+def validated(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The upgraded document with its values as the schema has them: numbers that need not be whole are floats.
+
+    Raises ValueError with a sentence on the first value that does not fit.
+    """
+    found = _read(document, Document)
+    if fault := next(_faults(found), None):
+        raise ValueError(fault)
+    ordered: dict[str, Any] = _in_order(document, found.model_dump(exclude_unset=True))
+    return ordered
+
+
+def _in_order(given: Any, values: Any) -> Any:
+    """The values with the keys in the order of the given ones: pages show settings in it."""
+    if isinstance(given, dict):
+        return {key: _in_order(inner, values[key]) for key, inner in given.items() if key in values}
+    if isinstance(given, list):
+        return [_in_order(inner, value) for inner, value in zip(given, values, strict=True)]
+    return values
+
+
+def require_upgradable(document: Mapping[str, Any]) -> None:
+    """Raise ValueError if an upgrade would not find what it works on."""
+    _read(document, _ToUpgrade)
+
+
+Schema = TypeVar("Schema", bound=_Part)
+
+
+def _read(document: Mapping[str, Any], schema: type[Schema]) -> Schema:
+    try:
+        return schema.model_validate(document)
+    except ValidationError as error:
+        raise ValueError(_said(error.errors(include_url=False)[0])) from None
+
+
+def _said(fault: Mapping[str, Any]) -> str:
+    where = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"{where} is missing."
+    expected = str(fault["msg"]).replace("Input should be ", "").removeprefix("Value error, ")
+    return f"{where} is {_quoted(fault['input'])}; expected {expected[:1].lower()}{expected[1:]}."
+
+
+def _quoted(value: Any) -> str:
+    """A short value, or the kind of a long one."""
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    said = ascii(value)
+    return said if len(said) <= LONGEST_VALUE else f"{said[:LONGEST_VALUE]}..."
+
+
+def _faults(document: Document) -> Iterator[str]:
+    yield from _faults_of_text(document)
+    yield from _faults_of_removal(document)
+    for t, target in enumerate(document.targets):
+        yield from _faults_of_target(document, t, target)
+    if document.effects is not None:
+        yield from _faults_of_effects(document, document.effects)
+    lengths = {len(each) for target in document.targets for each in _curves(target)}
+    if len(lengths) > 1:
+        yield f"curve has lists of {' and '.join(map(str, sorted(lengths)))} layers; expected one number of layers."
+    if document.full_precision is not None and len(document.full_precision.targets) != len(document.targets):
+        yield (
+            f"full_precision.targets is a list of {len(document.full_precision.targets)}; expected one for each of the "
+            f"{len(document.targets)} targets."
+        )
+
+
+def _faults_of_text(document: Document) -> Iterator[str]:
+    """Tokens, the words that they make, and the targets among them."""
+    tokens, first = document.tokens, document.generation.prompt_len
+    for i, token in enumerate(tokens):
+        if token.index != i:
+            yield f"tokens.{i}.index is {token.index}; expected {i}."
+    end = 0
+    for i, (start, stop) in enumerate(document.words):
+        if start != end or stop <= start:
+            yield f"words.{i} is [{start}, {stop}]; expected a range of tokens that begins at {end}."
+        end = stop
+    if end != len(tokens):
+        yield f"words end at token {end}; expected {len(tokens)}, the number of tokens."
+    if first + len(document.targets) != len(tokens):
+        yield (
+            f"generation.prompt_len is {first} and there are {len(document.targets)} targets; expected {len(tokens)} "
+            f"in all, the number of tokens."
+        )
+        return
+    for t, target in enumerate(document.targets):
+        own = tokens[first + t]
+        if (target.position, target.id, target.text) != (first + t, own.id, own.text):
+            said = f"token {target.position} with the id {target.id}"
+            yield f"targets.{t} is {said}; expected token {first + t}, with the id {own.id} and its text."
+
+
+def _faults_of_removal(document: Document) -> Iterator[str]:
+    units = [] if document.ablations is None else document.ablations.units
+    yield from _beyond("ablations.units", units, len(document.tokens))
+    if document.effects is None:
+        return
+    if document.ablations is None:
+        yield "ablations is None; expected a mapping, since effects were measured."
+    for i, unit in enumerate(document.effects.units):
+        yield from _beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
+    if [unit.tokens for unit in document.effects.units if unit.kind == "prompt"] != [[unit] for unit in units]:
+        yield "effects.units of the kind prompt are not the units of ablations; expected the same, in order."
+
+
+def _beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
+    for i, (start, stop) in enumerate(ranges):
+        if not start < stop <= n:
+            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."
+
+
+def _faults_of_target(document: Document, t: int, target: _Target) -> Iterator[str]:
+    units = 0 if document.ablations is None else len(document.ablations.units)
+    listed = dict(target.sources)
+    for name, sources in listed.items():
+        by_unit = name == "leave_one_out"
+        most, key = (units, "unit") if by_unit else (len(document.tokens), "index")
+        for i, source in enumerate(sources):
+            place, other = (source.unit, source.index) if by_unit else (source.index, source.unit)
+            if other != -1 or not 0 <= place < most:
+                yield f"targets.{t}.sources.{name}.{i} has no {key} below {most}; expected one, and no other place."
+    for method in others_of(document.scores, None if document.variant is None else document.variant.method):
+        if document.scores[method].refused is None and stored_name(method) not in listed:
+            yield f"targets.{t}.sources has no {stored_name(method)!r}; expected all methods of scores not refused."
+    if (document.verdict is None) != (target.verdict is None):
+        yield f"targets.{t}.verdict is {_there(target.verdict)} and verdict {_there(document.verdict)}; expected both."
+    sink, divergence = target.rollout.sink_mass, target.rollout.null_divergence
+    if (sink is None) != (divergence is None) or (sink is None and target.status == Status.DILUTED):
+        yield f"targets.{t}.rollout has no sink_mass or no null_divergence; expected numbers."
+    if target.referee is not None:
+        yield from _faults_of_referee(f"targets.{t}.referee", target.referee, units)
+
+
+def _there(value: object) -> str:
+    return "missing" if value is None else "there"
+
+
+def _faults_of_referee(place: str, referee: _Referee, units: int) -> Iterator[str]:
+    for unit in (*referee.sources, *(unit for missing in referee.missed.values() for unit in missing)):
+        if unit >= units:
+            yield f"{place} names the unit {unit}; expected one below {units}."
+    if referee.sources and "missed" not in referee.model_fields_set:
+        yield f"{place}.missed is missing; expected a mapping, since there are sources."
+    if referee.interval is not None and referee.difference is None:
+        yield f"{place}.difference is None; expected a number, since there is an interval."
+
+
+def _faults_of_effects(document: Document, effects: _Effects) -> Iterator[str]:
+    shape = (len(document.targets), len(effects.units))
+    for name in ("effect", "low", "high"):
+        rows: Cells = getattr(effects, name)
+        if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
+            yield f"effects.{name} has another shape; expected {shape[0]} rows of {shape[1]} numbers."
+        elif [[x is None for x in row] for row in rows] != [[x is None for x in row] for row in effects.effect]:
+            yield f"effects.{name} is null in other places than effects.effect; expected the same."
+    if len(effects.explained) != shape[0]:
+        yield f"effects.explained is a list of {len(effects.explained)}; expected {shape[0]} values."
+
+
+def _curves(target: _Target) -> tuple[list[float], ...]:
+    curve = target.curve
+    return () if curve is None else (curve.sink_mass, curve.entropy, curve.null_divergence, curve.similarity)
