@@ -341,6 +341,14 @@ def test_the_referee_in_plain_words() -> None:
         "Attention rollout misses “part 6”."
     )
     assert build_referee(None, removal) is None
+    assert said_of.read == ""  # earlier versions did not say it
+    none = build_referee({**worthless, "read": []}, removal)
+    assert none.read == "No method predicts what removal does to this token: read the measured effects only."
+    both = build_referee({**worthless, "read": ["attention_rollout", "layer_integrated_gradients"]}, removal)
+    assert both.read == (
+        "Best at predicting what removal does to this token: Attention rollout (-0.20); "
+        "not certainly worse: Integrated gradients (-0.50)."
+    )
 
 
 def test_without_a_referee_the_page_says_so() -> None:
