@@ -7,19 +7,29 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, ENCODER_DECODERS, answered, make_encoder_decoder, make_loaded
+from tiny import (
+    ARCHITECTURES,
+    ENCODER_DECODERS,
+    GROUPED,
+    answered,
+    make_encoder_decoder,
+    make_loaded,
+    make_model,
+    make_tokenizer,
+)
 from torch import nn
 
 from llmxai.generation import replay
 from llmxai.methods import layer_integrated_gradients
-from llmxai.models import LoadedModel, embed, forward_logits
+from llmxai.models import LoadedModel, embed, forward_logits, load
 from llmxai.models import precision as module
 from llmxai.models.forward import frozen_eval
-from llmxai.models.precision import full_precision, widened
+from llmxai.models.precision import full_precision, rounds_activations, widened
 
 SCALE = 0.1
 
@@ -129,6 +139,40 @@ def test_a_bfloat16_model_converges_as_its_float32_copy_does() -> None:
     assert scores.certificate is not None
     assert all(scores.certificate.converged)
     assert torch.isfinite(scores.values).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes", "ignore::FutureWarning:bitsandbytes")
+def test_8_bit_layers_compute_with_their_weights_and_round_no_input(tmp_path: Path, seen: bool, bias: bool) -> None:
+    """As a float32 model with the weights that the 8 bits stand for; before and after a pass of bitsandbytes."""
+    sizes = {**GROUPED, "hidden_size": 64, "intermediate_size": 128, "initializer_range": SCALE, "mlp_bias": bias}
+    make_model("llama", **sizes).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    loaded, float32 = load(tmp_path, quantize="8bit"), load(tmp_path, dtype="float32")
+    ids = list(range(10, 18))
+    own = logits(loaded, ids) if seen else None
+    layers = dict(float32.model.named_modules())
+    for name, layer in loaded.model.named_modules():
+        if type(layer).__name__ == "Linear8bitLt":
+            scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+            layers[name].weight.data = layer.weight.data.float() * scale[:, None] / 127
+    before = marks(loaded.model)
+    generation = answered(float32)
+    assert rounds_activations(loaded)
+    with full_precision(loaded) as exact:
+        assert not rounds_activations(exact)
+        got, scores = logits(exact, ids), layer_integrated_gradients(exact, generation)
+    assert marks(loaded.model) == before
+    want, sums = logits(float32, ids), layer_integrated_gradients(float32, generation)
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+    assert (scores.values - sums.values).abs().max() < 1e-4 * sums.values.abs().max()
+    assert scores.certificate is not None
+    assert all(scores.certificate.converged)
+    assert scores.certificate.floor is None
+    if own is not None:
+        assert torch.equal(logits(loaded, ids), own)
+        assert (own - want).abs().max() > 1e-3 * want.abs().max()  # what rounding the inputs changes
 
 
 class RoundedProduct(torch.autograd.Function):
