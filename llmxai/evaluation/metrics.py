@@ -257,9 +257,11 @@ def infidelity(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -
 def soft_faithfulness(removal: SetFunction, scores: Scores, *, samples: int, seed: int) -> dict[str, float]:
     """Soft normalised comprehensiveness and sufficiency (Zhao & Aletras 2023, eqs. 4 to 7); larger is better for both.
 
-    Each element of a feature's embedding is kept with a probability equal to its score (sufficiency) or to 1 minus it
-    (comprehensiveness), with scores shifted and scaled to [0, 1]; the mean over `samples` draws. This removal belongs
-    to the metric, whatever the removal operator. Absent if p without any feature is no lower than p.
+    Each element of a feature's embedding is kept with a probability equal to its share (sufficiency) or to 1 minus it
+    (comprehensiveness); the mean over `samples` draws. Shares are scores shifted and scaled to [0, 1] and to a mean of
+    one half: otherwise methods that give large scores to many features keep more, and are rewarded for that (Huang &
+    Chan 2026, https://arxiv.org/abs/2601.03089). This removal belongs to the metric, whatever the removal operator.
+    Absent if p without any feature is no lower than p.
     """
     shares = as_shares(scores)
     generator = torch.Generator().manual_seed(seed)
@@ -287,9 +289,17 @@ def soft_faithfulness(removal: SetFunction, scores: Scores, *, samples: int, see
 
 
 def as_shares(scores: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
-    """Scores shifted and scaled to [0, 1]: smallest 0, largest 1; all 1/2 if they are equal."""
+    """A linear function of the scores in [0, 1] with the mean 1/2; all 1/2 if they are equal.
+
+    The smallest is 0 if the shares would otherwise be more than 1/2 on average, and the largest is 1 if they would be
+    less.
+    """
     low, high = scores.min(), scores.max()
-    return torch.full_like(scores, 0.5) if high == low else (scores - low) / (high - low)
+    if high == low:
+        return torch.full_like(scores, 0.5)
+    shares = (scores - low) / (high - low)
+    mean = shares.mean()
+    return shares / (2 * mean) if mean > 0.5 else 1 - (1 - shares) / (2 * (1 - mean))
 
 
 def _mask(n: int, chosen: list[int]) -> Bool[Tensor, " feature"]:

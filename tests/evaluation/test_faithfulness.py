@@ -126,8 +126,8 @@ def test_constant_scores_have_no_lds(removal: SetFunction) -> None:
 
 
 def test_soft_faithfulness_of_hard_scores(removal: SetFunction) -> None:
-    """Scores of 0 and 1 leave nothing to chance: whole embeddings are zeroed, and the definition is a plain sum."""
-    hard = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1], dtype=torch.float64)
+    """Half zeros and half ones leave nothing to chance: whole embeddings are zeroed, and the figure is a plain sum."""
+    hard = torch.tensor([1, 0, 0, 1, 0, 1, 0, 1], dtype=torch.float64)
 
     def p_with(kept: torch.Tensor) -> float:
         x = embeddings(removal)
@@ -147,6 +147,20 @@ def test_soft_faithfulness_of_hard_scores(removal: SetFunction) -> None:
 def test_shares() -> None:
     assert as_shares(torch.tensor([-2.0, 0.0, 2.0])).tolist() == [0, 0.5, 1]
     assert as_shares(torch.tensor([3.0, 3.0])).tolist() == [0.5, 0.5]
+    assert as_shares(torch.tensor([0.0, 0.0, 0.0, 4.0])).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
+    assert as_shares(torch.tensor([0.0, 4.0, 4.0, 4.0])).tolist() == pytest.approx([0, 2 / 3, 2 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_method_keeps_as_much(seed: int) -> None:
+    """Linear in the scores, in [0, 1], with the mean 1/2, whatever the mean of the scores."""
+    scores = torch.from_numpy(np.random.default_rng(seed).gamma(0.1 + seed, size=9))
+    for given in (scores, -scores, 1000 * scores - 5):
+        shares = as_shares(given)
+        assert float(shares.mean()) == pytest.approx(0.5)
+        assert 0 <= float(shares.min()) <= float(shares.max()) <= 1 + 1e-12
+        assert abs(float(np.corrcoef(shares, given)[0, 1])) == pytest.approx(1)
+        assert torch.equal(shares.argsort(), given.argsort())
 
 
 def test_random_weights_keep_embeddings_and_lose_the_rest() -> None:
