@@ -98,10 +98,20 @@ def read_rows(run: Path) -> tuple[RunRow, ...]:
 
 
 def record_folders(run: Path) -> list[Path]:
-    """The folders of single explanations in a run: `records/ID`, else its direct subfolders."""
-    place = run / "records" if (run / "records").is_dir() else run
+    """The folders of single explanations in a run: `records/ID`, else its direct subfolders.
+
+    Raises OutputError for a link among the records: it could lead outside the run.
+    """
+    records = run / "records"
+    place = records if records.is_dir() else run
     try:
-        return sorted(entry for entry in place.iterdir() if holds_explanation(entry))
+        entries = sorted(place.iterdir())
+        if place == records and (link := next((one for one in (records, *entries) if one.is_symlink()), None)):
+            raise OutputError(
+                f"{link} is a link, and the records of a run are folders. Put the folder itself there, or remove the "
+                f"link."
+            )
+        return [entry for entry in entries if holds_explanation(entry)]
     except OSError as error:
         raise OutputError(f"{run}: cannot be read ({error}). Give the folder of an explanation or of a run.") from error
 

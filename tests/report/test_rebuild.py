@@ -204,6 +204,16 @@ def test_intervals_against_the_normal_approximation() -> None:
     assert (one.at(0.0), one.at(0.5)) == (0.0, 100.0)
 
 
+@pytest.mark.parametrize("which", ["records", "records/0001"])
+def test_a_link_among_the_records_is_refused(tmp_path: Path, which: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / which).rename(tmp_path / "elsewhere")
+    (run / which).symlink_to(tmp_path / "elsewhere")
+    for work in (lambda: rebuild(run), lambda: export(run, tmp_path / "records.csv")):
+        with pytest.raises(OutputError, match=f"{which} is a link, and the records of a run are folders"):
+            work()
+
+
 def test_tables_hold_what_is_stored(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert export(run, tmp_path / "records.parquet") == 4
