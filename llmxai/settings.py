@@ -169,7 +169,7 @@ class DeletionPath:
     __pydantic_config__ = STRICT
 
     tolerance: Tolerance = Tolerance()
-    max_nodes: int = 64
+    max_nodes: int = 128
     """Gradient evaluations per target, at most."""
     n_steps: int | None = None
     """A fixed number of Gauss-Legendre nodes on the whole path, instead of adaptive panels."""
