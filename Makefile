@@ -89,7 +89,7 @@ convergence: setup ## compare quadrature rules on F along the path; print tables
 memory: setup ## compare the memory planner's estimates with measured peaks; print a table
 	$(BIN)/python benchmarks/memory.py
 
-calibrate: setup ## fit and check the thresholds of the status rule on planted sources; print tables
+calibrate: setup ## check the verdict (and refit its thresholds) on planted sources and fresh removals; print tables
 	$(BIN)/python benchmarks/calibrate.py
 
 bench-report: setup ## measure size and speed of the pages in Chromium; write benchmarks/REPORT.md
