@@ -415,7 +415,7 @@ def test_without_the_key_the_pages_are_made_and_nobody_signs(
 
 
 def test_old_logs_verify_as_before_and_what_they_do_not_name_is_listed(run: Run) -> None:
-    gallery = Path(__file__).parents[2] / "reports" / "gallery"
+    gallery = Path(__file__).parents[2] / "tests" / "earlier" / "gallery"
     ended = run("verify", gallery)
     assert ended.code == 0
     assert ended.out.splitlines()[0].startswith(f"whole: {gallery}, 8 records, unsigned")

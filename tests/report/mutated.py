@@ -28,7 +28,7 @@ from llmxai.store import read_folder
 from tests.report.run_sample import made_up, write_sample
 from tests.report.sample import hostile, measured, newest, sample
 
-GALLERY = Path(__file__).parents[2] / "reports" / "gallery" / "records"
+GALLERY = Path(__file__).parents[2] / "tests" / "earlier" / "gallery" / "records"
 DATA, MAPS, PAGE, ROWS, MANIFEST = (
     *("explanation.json", "maps.safetensors", "report.html"),
     *("rows.parquet", "manifest.json"),

@@ -37,7 +37,7 @@ from llmxai.text import csv_cell
 from tests.report.run_sample import made_up, write_run, write_sample
 from tests.report.sample import chat, hostile, newest, sample
 
-GALLERY = Path(__file__).parents[2] / "reports" / "gallery"
+GALLERY = Path(__file__).parents[2] / "tests" / "earlier" / "gallery"
 
 
 def test_a_row_is_what_the_explanation_says() -> None:

@@ -20,7 +20,7 @@ from llmxai.names import Status
 from llmxai.store import read_folder, to_json, to_maps, write_folder
 from llmxai.types import FullPrecision
 
-GALLERY = Path(__file__).parents[2] / "reports" / "gallery"
+GALLERY = Path(__file__).parents[2] / "tests" / "earlier" / "gallery"
 ALSO = ("lime", "leave_one_out", "max_head_rollout")
 FEW = Settings(gradients=IntegratedGradients(max_nodes=8))
 Change = Callable[[dict[str, Any], dict[str, np.ndarray]], object]
