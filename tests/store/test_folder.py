@@ -102,8 +102,8 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
 
 
 TARGET_KEYS = (
-    "position id text foil logprob replayed_logprob rank status reason verdict gap local_error tolerance nodes "
-    "deletion f_input f_baseline net converged agreement agreement_variant rollout rollout_variant curve referee "
+    "position id text foil logprob replayed_logprob f rank status reason verdict gap local_error tolerance nodes "
+    "deletion f_input f_baseline net converged floor agreement agreement_variant rollout rollout_variant curve referee "
     "sources"
 )
 AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
@@ -125,7 +125,7 @@ KEYS = {
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
     ("targets", 0, "verdict"): "sources attention reason attention_reason rule",
-    ("targets", 0, "deletion"): "f_input f_baseline gap local_error tolerance nodes converged",
+    ("targets", 0, "deletion"): "f_input f_baseline gap local_error tolerance nodes converged floor",
     ("effects",): "confidence units effect low high probability probability_without explained together",
     ("effects", "units", 0): "kind tokens text",
     ("targets", 0, "agreement"): AGREEMENT,
@@ -133,7 +133,7 @@ KEYS = {
     ("targets", 0, "rollout"): ROLLOUT,
     ("targets", 0, "rollout_variant"): ROLLOUT,
     ("targets", 0, "curve"): "sink_mass entropy null_divergence similarity",
-    ("targets", 0, "referee"): "better difference interval scores sources missed",
+    ("targets", 0, "referee"): "better difference interval scores sources missed read",
     ("targets", 0, "referee", "missed"): (
         "layer_integrated_gradients attention_rollout gradient_weighted_rollout deletion_path"
     ),
