@@ -83,6 +83,11 @@ def spearman(a: Values, b: Values) -> float | None:
     return float(stats.spearmanr(a, b).statistic) if comparable(a, b) else None
 
 
+def spearman_p(a: Values, b: Values) -> float:
+    """One-sided p-value of a positive rank correlation, by Student's t."""
+    return float(stats.spearmanr(a, b, alternative="greater").pvalue)
+
+
 def spearman_rows(a: Float[np.ndarray, "row value"], b: Float[np.ndarray, "row value"]) -> Float[np.ndarray, " row"]:
     """Spearman's correlation of each row of `a` with the same row of `b`; NaN if one is constant."""
     x, y = (stats.rankdata(side, axis=-1) for side in (a, b))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ended import Ended
-from tiny import GROUPED, answered, make_loaded, make_model, make_tokenizer
+from tiny import answered, make_loaded, make_tokenizer, save_wide
 
 from llmxai import Explanation, LoadedModel, compare_full, explain, load, save
 from llmxai.errors import OptionError
@@ -30,12 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes", "ign
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wide enough for the block sizes of bitsandbytes."""
-    folder = tmp_path_factory.mktemp("models") / "wide"
-    sizes = {**GROUPED, "hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
-    make_model("llama", **sizes).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return save_wide(tmp_path_factory.mktemp("models") / "wide")
 
 
 @pytest.fixture(scope="module")

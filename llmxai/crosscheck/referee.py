@@ -17,12 +17,11 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from llmxai.crosscheck.verdict import RULE, Rule
 from llmxai.methods.perturbation.removal import unit_sums
-from llmxai.stats import bootstrap_interval, spearman, spearman_rows
+from llmxai.stats import bootstrap_interval, spearman, spearman_p, spearman_rows
 from llmxai.types import Effects, RefereeVerdict, Score
 
 RESAMPLES = 1000
@@ -96,18 +95,13 @@ def methods_to_read(
     beyond = {
         name: score
         for name, score in lds.items()
-        if score is not None and chance_of(forecasts[name], f) <= (1 - CONFIDENCE) / len(lds)
+        if score is not None and spearman_p(forecasts[name], f) <= (1 - CONFIDENCE) / len(lds)
     }
     first, *others = sorted(beyond, key=lambda name: -beyond[name]) or [""]
     if not first:
         return ()
     intervals = {name: difference_interval(forecasts[first], forecasts[name], f, seed=seed) for name in others}
     return (first, *(name for name, interval in intervals.items() if interval is None or interval[0] <= 0))
-
-
-def chance_of(forecast: Float[np.ndarray, " mask"], f: Float[np.ndarray, " mask"]) -> float:
-    """One-sided p-value of a positive rank correlation."""
-    return float(stats.spearmanr(forecast, f, alternative="greater").pvalue)
 
 
 def sources_of(drop: Float[np.ndarray, " unit"]) -> tuple[int, ...]:

@@ -192,7 +192,7 @@ def _jumps(certificate: Certificate, t: int) -> str:
         return ""
     return (
         f" The model rounds its activations, so its own score jumps by about {float(certificate.floor[t]):.2g} nats "
-        f"between almost equal inputs. Load it in another format (4 bits, 16 bits) for a closer look."
+        f"between almost equal inputs. Compute in float32 (compute.precision, the default) for a closer look."
     )
 
 

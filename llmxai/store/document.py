@@ -111,10 +111,9 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
 
 def _target(explanation: Explanation, t: int) -> dict[str, Any]:
     generation, gradients = explanation.generation, explanation.gradients
-    certificate = gradients.certificate
-    assert certificate is not None
+    assert gradients.certificate is not None
+    figures, deletion = _figures(gradients.certificate, t), explanation.deletion.certificate
     check, position = explanation.checks[t], explanation.generation.prompt_len + t
-    f_input, f_baseline = float(certificate.f_input[t]), float(certificate.f_baseline[t])
     features, foil = gradients.features[t].numpy(), generation.foil_of(t)
     return {
         "position": position,
@@ -134,16 +133,9 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
             "attention_reason": check.attention_reason,
             "rule": RULE.version,
         },
-        "gap": float(certificate.gap[t]),
-        "local_error": float(certificate.local_error[t]),
-        "tolerance": float(certificate.tolerance[t]),
-        "nodes": certificate.nodes[t],
-        "deletion": _figures(explanation.deletion.certificate, t),
-        "f_input": f_input,
-        "f_baseline": f_baseline,
-        "net": f_input - f_baseline,
-        "converged": certificate.converged[t],
-        "floor": None if certificate.floor is None else float(certificate.floor[t]),
+        **figures,
+        "net": figures["f_input"] - figures["f_baseline"],
+        "deletion": None if deletion is None else _figures(deletion, t),
         "agreement": asdict(check.agreement),
         "agreement_variant": asdict(check.variant_agreement),
         "rollout": _row(check.dilution, explanation.rollout, t),
@@ -164,10 +156,8 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
     }
 
 
-def _figures(certificate: Certificate | None, t: int) -> dict[str, Any] | None:
-    """The error of a path method on one target; None if the method is refused."""
-    if certificate is None:
-        return None
+def _figures(certificate: Certificate, t: int) -> dict[str, Any]:
+    """The error of a path method on one target."""
     numbers = ("f_input", "f_baseline", "gap", "local_error", "tolerance")
     return {
         **{name: float(getattr(certificate, name)[t]) for name in numbers},

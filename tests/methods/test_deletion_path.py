@@ -19,7 +19,6 @@ from tiny import (
     ARCHITECTURES,
     CLASSIFIERS,
     ENCODER_DECODERS,
-    GROUPED,
     HYBRIDS,
     WINDOW,
     answered,
@@ -27,8 +26,8 @@ from tiny import (
     make_classifier,
     make_encoder_decoder,
     make_loaded,
-    make_model,
     make_tokenizer,
+    save_wide,
 )
 from torch import Tensor, nn
 from transformers import GPT2Config, PreTrainedModel
@@ -659,9 +658,7 @@ def test_a_source_of_one_token_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes", "ignore::FutureWarning:bitsandbytes")
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
 def test_quantised_weights_work_unchanged(quantize: Any, tmp_path: Path) -> None:
-    sizes = {**GROUPED, "hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
-    make_model("llama", **sizes).save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
+    save_wide(tmp_path)
     loaded, plain = load(tmp_path, quantize=quantize, dtype="float32"), load(tmp_path, dtype="float32")
     generation = answered(loaded)
     got, want = deletion_path(loaded, generation, n_steps=8), deletion_path(plain, generation, n_steps=8)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tiny import GROUPED, answered, make_loaded, make_model, make_tokenizer
+from tiny import answered, make_loaded, make_model, make_tokenizer, save_wide
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 import llmxai.models.finding
@@ -281,9 +281,7 @@ def test_the_embedded_model_by_name_and_by_path(smollm2: LoadedModel, monkeypatc
 
 @pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wide enough for the block sizes of bitsandbytes."""
-    sizes = {**GROUPED, "hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
-    return save_with_tokenizer(make_model("llama", **sizes), tmp_path_factory.mktemp("models") / "wide")
+    return save_wide(tmp_path_factory.mktemp("models") / "wide")
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])

@@ -15,12 +15,10 @@ import torch
 from tiny import (
     ARCHITECTURES,
     ENCODER_DECODERS,
-    GROUPED,
     answered,
     make_encoder_decoder,
     make_loaded,
-    make_model,
-    make_tokenizer,
+    save_wide,
 )
 from torch import nn
 
@@ -146,9 +144,7 @@ def test_a_bfloat16_model_converges_as_its_float32_copy_does() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes", "ignore::FutureWarning:bitsandbytes")
 def test_8_bit_layers_compute_with_their_weights_and_round_no_input(tmp_path: Path, seen: bool, bias: bool) -> None:
     """As a float32 model with the weights that the 8 bits stand for; before and after a pass of bitsandbytes."""
-    sizes = {**GROUPED, "hidden_size": 64, "intermediate_size": 128, "initializer_range": SCALE, "mlp_bias": bias}
-    make_model("llama", **sizes).save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
+    save_wide(tmp_path, mlp_bias=bias)
     loaded, float32 = load(tmp_path, quantize="8bit"), load(tmp_path, dtype="float32")
     ids = list(range(10, 18))
     own = logits(loaded, ids) if seen else None

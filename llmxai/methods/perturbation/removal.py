@@ -21,7 +21,7 @@ from llmxai.errors import NonFiniteError, OptionError
 from llmxai.methods.features import CONTENT, baseline_embedding
 from llmxai.methods.targets import Target, TargetRows
 from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval, prefix_cache
-from llmxai.models.memory import ChunkSize, within_memory
+from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import CHUNK_TOKENS, OPERATORS, UNITS, require_known
 from llmxai.text import sentences
@@ -201,22 +201,16 @@ class MaskedSequence:
         found = torch.empty(len(kept), len(self.rows.targets), dtype=torch.float64)
         done = 0
         for length in sorted(set(lengths.tolist())):
-            waiting = (lengths == length).nonzero()[:, 0]
-            while len(waiting):
-                chosen = waiting[: size.items(length)]
-                part = within_memory(
-                    lambda chosen=chosen, length=length: self.values(  # type: ignore[misc]
-                        self.embedded(present[chosen], kept[chosen], length)
-                    ),
-                    size=size,
-                    each=length,
-                    items=len(chosen),
-                )
-                if part is not None:
-                    found[chosen] = part
-                    waiting = waiting[len(chosen) :]
-                    done += len(chosen)
-                    progress(done, len(kept))
+            alike = (lengths == length).nonzero()[:, 0]
+
+            def part(chosen: slice, alike: Tensor = alike, length: int = length, done: int = done) -> Tensor:
+                masks = alike[chosen]
+                values = self.values(self.embedded(present[masks], kept[masks], length))
+                progress(done + chosen.stop, len(kept))
+                return values
+
+            found[alike] = in_chunks(part, size=size, each=length, items=len(alike))
+            done += len(alike)
         return found.T.contiguous()
 
     def stays(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
