@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -18,20 +18,27 @@ from llmxai.generation import answer, generate_many, replay
 from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of
 from llmxai.methods import (
     METHODS,
+    Target,
+    chosen_targets,
     estimated,
     measure_effects,
+    missing_rows,
     require_method,
-    token_targets,
+    traced,
 )
 from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
+from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
 from llmxai.models.precision import full_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Generation, Replay, Scores
+from llmxai.types import Effects, Generation, Replay, Scores
+
+AskedTargets = str | Target | Sequence[str | Target] | None
+"""What `explain` takes as targets."""
 
 STAGES = {
     GRADIENTS: "integrating gradients",
@@ -47,24 +54,31 @@ def explain(
     *,
     response: str | None = None,
     foil: str | None = None,
+    targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
 ) -> Explanation:
-    """Explain every generated token of one answer.
+    """Explain one answer: every token of it, or the given targets.
 
     `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
     text (passed to the model unchanged), chat messages (through the model's chat template), token ids, a tokenizer's
     output, or an existing answer (a `Generation`). `response` is explained instead of a generated answer; for a
     classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
-    a contrast. `max_new_tokens` overrides that of `decoding`.
+    a contrast. `targets`: what of the answer is explained, one or several of `token` (the default: each of them),
+    `word`, `sentence`, `answer` (all of it at once), `i:j` (a range of generated tokens) and any text of the answer. A
+    target of several tokens is their joint log-prob and costs as much as one token. `max_new_tokens` overrides that of
+    `decoding`.
+
+    Every target's sources are given twice: directly, and traced through the answer's own words to the prompt.
 
     If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
     the reason (`Scores.refused`), and everything else is computed. A model stored in 16 bits computes in float32
     (`Compute.precision`).
 
     >>> explain("smollm2", "The capital of France is", max_new_tokens=4)
+    >>> explain("smollm2", "The capital of France is", targets=["answer", "Paris"])
 
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
@@ -75,58 +89,49 @@ def explain(
     asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
     with full_precision(loaded) if settings.compute.precision == "float32" else nullcontext(loaded) as exact:
-        return explained(exact, generation, settings, environment=environment_of(loaded), progress=progress)
+        chosen = chosen_targets(generation, targets)
+        return explained(exact, generation, chosen, settings, environment=environment_of(loaded), progress=progress)
 
 
 def explained(
     loaded: LoadedModel,
     generation: Generation,
+    targets: tuple[Target, ...],
     settings: Settings,
     *,
     environment: Mapping[str, Any],
     progress: StageProgress = quiet,
 ) -> Explanation:
     """All measurements of an answer, in the precision of the given model."""
-    targets = token_targets(generation)
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
-    f_input = torch.tensor(replayed.f, dtype=torch.float64)
-    compute = planned(loaded, generation, settings.compute, progress)
-    known = {"targets": targets, "features": settings.features, "compute": compute, "f_input": f_input}
-
-    def computed(name: str, **options: Any) -> Scores:
-        entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
-        progress(stage, 0, 1)
-        given = {key: value for key, value in known.items() if entry.accepts(key)}
-        if entry.accepts("progress"):
-            given["progress"] = partial(progress, stage)
-        return entry.function(loaded, generation, **given, **options)
-
-    def scored(name: str, **options: Any) -> Scores:
-        return _or_refused(name, generation, partial(computed, name, **options))
-
-    asked = settings.rollout
-    gradients = computed(GRADIENTS, **vars(settings.gradients))
-    deletion = scored(DELETION, **vars(settings.deletion))
-    rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
-    scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}
-    for name in (asked.variant, *settings.also):
-        if name not in scores:
-            scores[name] = scored(name)
-    effects = None
-    if settings.removal is not None:
-        watched = partial(progress, "removing parts of the text")
-        watched(0, 1)
-        effects = measure_effects(
-            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
-        )
-        effects = estimated(effects, prior=deletion)
-    variant = scores[asked.variant]
+    rows = max(len(targets), len(missing_rows(generation, targets)))
+    compute = planned(loaded, generation, settings.compute, progress, targets=rows)
+    f_input = f_of(replayed, targets, generation)
+    scores = _scores(loaded, generation, targets, settings, compute, f_input, progress)
+    gradients, deletion, rollout = (scores[name] for name in (GRADIENTS, DELETION, ROLLOUT))
+    variant = scores[settings.rollout.variant]
+    measured = _measured(loaded, generation, targets, settings, deletion, replayed, progress)
+    stage = "tracing through the answer"
+    progress(stage, 0, 1)
+    trace = traced(
+        loaded,
+        generation,
+        targets,
+        deletion if deletion.refused is None else gradients,
+        units=prompt_units(generation)[0] if measured is None else measured.units,
+        effects=measured,
+        compute=compute,
+        progress=partial(progress, stage),
+    )
+    effects = None if measured is None else measured.of_first(len(targets))
     return Explanation(
         generation=generation,
+        targets=targets,
         replay=replayed,
         scores=scores,
         effects=effects,
+        trace=trace,
         checks=cross_check(
             generation,
             targets,
@@ -143,6 +148,74 @@ def explained(
         environment=environment,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _scores(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    compute: Compute,
+    f_input: torch.Tensor,
+    progress: StageProgress,
+) -> dict[str, Scores]:
+    """Both gradients, rollout, its variant and the methods of `settings.also`, by name."""
+    known = {"targets": targets, "features": settings.features, "compute": compute, "f_input": f_input}
+
+    def computed(name: str, **options: Any) -> Scores:
+        entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
+        progress(stage, 0, 1)
+        given = {key: value for key, value in known.items() if entry.accepts(key)}
+        if entry.accepts("progress"):
+            given["progress"] = partial(progress, stage)
+        return entry.function(loaded, generation, **given, **options)
+
+    def scored(name: str, **options: Any) -> Scores:
+        return _or_refused(name, generation, len(targets), partial(computed, name, **options))
+
+    asked = settings.rollout
+    gradients = computed(GRADIENTS, **vars(settings.gradients))
+    deletion = scored(DELETION, **vars(settings.deletion))
+    rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
+    scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}
+    for name in (asked.variant, *settings.also):
+        if name not in scores:
+            scores[name] = scored(name)
+    return scores
+
+
+def f_of(replayed: Replay, targets: Sequence[Target], generation: Generation) -> torch.Tensor:
+    """F of every target with the real input, float64."""
+    return torch.tensor([replayed.f_of(one, generation.prompt_len) for one in targets], dtype=torch.float64)
+
+
+def _measured(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    prior: Scores,
+    replayed: Replay,
+    progress: StageProgress,
+) -> Effects | None:
+    """The effects on the targets and, as a check of each traced step, on the answer's other units; None if not asked.
+
+    The latter cost no forward pass.
+    """
+    if settings.removal is None:
+        return None
+    watched = partial(progress, "removing parts of the text")
+    watched(0, 1)
+    everything = (*targets, *missing_rows(generation, targets))
+    effects = measure_effects(
+        loaded,
+        generation,
+        targets=everything,
+        removal=settings.removal,
+        f_input=f_of(replayed, everything, generation),
+        progress=watched,
+    )
+    return estimated(effects, prior=prior)
 
 
 def _precision(loaded: LoadedModel, generation: Generation, replayed: Replay) -> dict[str, Any]:
@@ -165,6 +238,7 @@ def explain_many(
     batch_size: int = 8,
     response: str | None = None,
     foil: str | None = None,
+    targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
@@ -199,7 +273,7 @@ def explain_many(
                 answers = [answer(loaded, one, response=response) for one in batch]
             for number, one in enumerate(answers, start=first + 1):
                 watched = partial(_numbered, progress, f"{number} of {len(asked)}")
-                yield explain(loaded, one, foil=foil, settings=settings, progress=watched)
+                yield explain(loaded, one, foil=foil, targets=targets, settings=settings, progress=watched)
 
     return explanations()
 
@@ -223,7 +297,14 @@ def variant_names() -> list[str]:
     return [*(variant.name for variant in VARIANTS), "gradient_weighted_rollout"]
 
 
-def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet) -> Compute:
+def planned(
+    loaded: LoadedModel,
+    generation: Generation,
+    compute: Compute,
+    progress: StageProgress = quiet,
+    *,
+    targets: int | None = None,
+) -> Compute:
     """`compute` with its open fields planned from the free memory.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
@@ -231,18 +312,18 @@ def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progr
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return compute
     tokens = len(generation.ids)
-    plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets, dtype=loaded.dtype)
+    plan = plan_for(loaded.model, tokens=tokens, targets=targets or generation.n_targets, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
     return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
-def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:
+def _or_refused(name: str, generation: Generation, targets: int, work: Callable[[], Scores]) -> Scores:
     """The scores or, if the method is not defined for the model, the reason."""
     try:
         return work()
     except (UnsupportedModelError, OptionError) as error:  # of options: the method's own defaults do not fit the model
-        nothing = torch.zeros(generation.n_targets, len(generation.ids), dtype=torch.float64)
+        nothing = torch.zeros(targets, len(generation.ids), dtype=torch.float64)
         reason = str(error)
         return Scores(name, nothing, nothing.bool(), signed=False, settings={"refused": reason}, refused=reason)
 

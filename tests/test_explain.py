@@ -132,6 +132,7 @@ def test_stages_are_reported_in_order(tiny_llama: LoadedModel) -> None:
     assert told == [
         *("generating", "replaying", "integrating gradients", "integrating the deletion path"),
         *("rolling out attention", "gradient weighted rollout", "removing parts of the text"),
+        "tracing through the answer",
     ]
     assert "GiB of working memory" in next(stage for stage in stages if stage.startswith("planned "))
 

@@ -18,7 +18,7 @@ from llmxai.names import CURRENT
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 from llmxai.text import quoted, trimmed
 
-TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
+TEXTS = ("prompt", "response", "foil", "target", "requester", "purpose", "key")
 """Options that the record does not store as settings: texts are kept apart from it and can be removed."""
 
 
@@ -72,6 +72,13 @@ def explain(
     foil: Annotated[
         str | None,
         typer.Option(help="Another answer: explain why the model chose its own instead, where they first differ."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to explain: token (each one, the default), word, sentence, answer (all at once), i:j (a range "
+            "of generated tokens) or a text of the answer; can be given several times."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
@@ -208,6 +215,7 @@ def explain(
                 turns if turns is not None else text or "",
                 response=response,
                 foil=foil,
+                targets=target or None,
                 decoding=decoding,
                 settings=chosen,
                 progress=report,
@@ -287,10 +295,15 @@ def _summary(explanation: Any) -> None:
         own = generation.texts[generation.prompt_len + foil.t]
         typer.echo(f"contrast: token {foil.t + 1} is {own!r} and not {foil.text!r}")
     counts = ((statuses.count(status), status) for status in map(str, CURRENT))
-    typer.echo(f"tokens: {', '.join(f'{count} {status}' for count, status in counts if count)}")
+    spans = any(len(target.ids) > 1 for target in explanation.targets)
+    typer.echo(
+        f"{'targets' if spans else 'tokens'}: {', '.join(f'{count} {status}' for count, status in counts if count)}"
+    )
     words = explanation.answer_words()
     for word in words[:MOST_WORDS]:
         typer.echo(f"  {quoted(trimmed(word.text))}: {word.status}{_first_source(explanation, word)}")
+        for line in _first_traced(explanation, word):
+            typer.echo(f"    {line}")
     if (more := len(words) - MOST_WORDS) > 0:
         typer.echo(f"  and {more} more words: see the report")
 
@@ -305,6 +318,15 @@ def _first_source(explanation: Any, word: Any) -> str:
     text, count, effect = found
     named = quoted(trimmed(text)) if count == 1 else f"all {count} mentions of {quoted(trimmed(text))}"
     return f", {effect:.2f} nats less without {named}"
+
+
+def _first_traced(explanation: Any, word: Any) -> list[str]:
+    """Where the word's first source goes through other words of the answer: its share, and the path."""
+    found = word.traced(1)
+    if not found or len(found[0].path) < 2:
+        return []
+    steps = " -> ".join(quoted(trimmed(explanation.text(step.tokens))) for step in found[0].path)
+    return [f"traced: {steps} -> {quoted(trimmed(word.text))}, {found[0].share:.0%} ({found[0].direct:.0%} directly)"]
 
 
 def _prompt_text(prompt: str | None, prompt_file: Path | None, messages: Path | None) -> str | None:
