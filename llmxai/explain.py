@@ -25,6 +25,7 @@ from llmxai.methods import (
     missing_rows,
     require_method,
     traced,
+    with_missing_rows,
 )
 from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
@@ -105,25 +106,20 @@ def explained(
     """All measurements of an answer, in the precision of the given model."""
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
-    rows = max(len(targets), len(missing_rows(generation, targets)))
-    compute = planned(loaded, generation, settings.compute, progress, targets=rows)
+    most = max(len(targets), len(missing_rows(generation, targets)))
+    compute = planned(loaded, generation, settings.compute, progress, targets=most)
     f_input = f_of(replayed, targets, generation)
     scores = _scores(loaded, generation, targets, settings, compute, f_input, progress)
     gradients, deletion, rollout = (scores[name] for name in (GRADIENTS, DELETION, ROLLOUT))
     variant = scores[settings.rollout.variant]
-    measured = _measured(loaded, generation, targets, settings, deletion, replayed, progress)
-    stage = "tracing through the answer"
+    judged, stage = deletion if deletion.refused is None else gradients, "tracing through the answer"
     progress(stage, 0, 1)
-    trace = traced(
-        loaded,
-        generation,
-        targets,
-        deletion if deletion.refused is None else gradients,
-        units=prompt_units(generation)[0] if measured is None else measured.units,
-        effects=measured,
-        compute=compute,
-        progress=partial(progress, stage),
-    )
+    watched = partial(progress, stage)
+    rows = with_missing_rows(loaded, generation, targets, judged, compute=compute, progress=watched)
+    prior = rows if judged is deletion else None
+    measured = _measured(loaded, generation, targets, settings, prior, replayed, progress)
+    units = prompt_units(generation)[0] if measured is None else measured.units
+    trace = traced(generation, targets, rows, units=units, effects=measured)
     effects = None if measured is None else measured.of_first(len(targets))
     return Explanation(
         generation=generation,
@@ -194,7 +190,7 @@ def _measured(
     generation: Generation,
     targets: tuple[Target, ...],
     settings: Settings,
-    prior: Scores,
+    prior: Scores | None,
     replayed: Replay,
     progress: StageProgress,
 ) -> Effects | None:

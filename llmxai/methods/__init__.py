@@ -26,7 +26,7 @@ from llmxai.methods.targets import (
     targets_of,
     token_targets,
 )
-from llmxai.methods.tracing import missing_rows, traced, traced_deletion_path
+from llmxai.methods.tracing import missing_rows, traced, traced_deletion_path, with_missing_rows
 
 __all__ = [
     "CONTENT",
@@ -64,4 +64,5 @@ __all__ = [
     "token_targets",
     "traced",
     "traced_deletion_path",
+    "with_missing_rows",
 ]

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from llmxai.methods.gradients.deletion_path import deletion_path
 from llmxai.methods.perturbation.removal import answer_units, prompt_units
@@ -60,64 +58,70 @@ def rows_of(targets: Sequence[Target], unit: Unit) -> list[int] | None:
     return found if len(found) == len(single) else None
 
 
-def traced(
+def with_missing_rows(
     loaded: LoadedModel,
     generation: Generation,
     targets: Sequence[Target],
     scores: Scores,
     *,
-    units: Sequence[Unit],
-    effects: Effects | None = None,
     compute: Compute = Compute(),
     progress: Progress = quiet,
-) -> Trace:
-    """The shares of `scores` (of `targets`), followed through the answer to the `units` of the prompt.
+) -> Scores:
+    """`scores` (of `targets`) without their certificate, and after them those of the `missing_rows`.
 
-    `effects`: those of `targets` and then of `missing_rows`; None if nothing was measured.
+    The latter with the features and the baseline of `scores`, and `ROW_NODES` nodes.
     """
     more = missing_rows(generation, targets)
-    everything, values = (*targets, *more), scores.values
-    if more:
-        values = torch.cat([values, _rows(loaded, generation, more, scores, compute=compute, progress=progress)])
+    if not more:
+        return scores
+    entry, said = METHODS[scores.method], scores.settings
+    options = {name: said[name] for name in ("features", "baseline") if name in entry.options and name in said}
+    found = entry.function(
+        loaded, generation, targets=more, n_steps=ROW_NODES, compute=compute, progress=progress, **options
+    )
+    return Scores(
+        method=scores.method,
+        values=torch.cat([scores.values, found.values]),
+        features=torch.cat([scores.features, found.features]),
+        signed=scores.signed,
+        settings=scores.settings,
+    )
+
+
+def traced(
+    generation: Generation,
+    targets: Sequence[Target],
+    rows: Scores,
+    *,
+    units: Sequence[Unit],
+    effects: Effects | None = None,
+) -> Trace:
+    """The shares of every target, followed through the answer to the `units` of the prompt.
+
+    `rows`: of `with_missing_rows`. `effects`: those on the same rows; None if nothing was measured.
+    """
+    everything = (*targets, *missing_rows(generation, targets))
     own = followed_units(generation)
     steps = torch.zeros(len(own), len(units) + len(own), dtype=torch.float64)
     measured = torch.full_like(steps, torch.nan)
     fallen = None if effects is None else falls(effects, (*units, *own))
     for number, unit in enumerate(own):
-        rows = rows_of(everything, unit)
-        if rows is not None:
+        made = rows_of(everything, unit)
+        if made is not None:
             before = len(units) + number
-            sums = values[rows].double().sum(dim=0)
+            sums = rows.values[made].double().sum(dim=0)
             sums[unit[0] : unit[1]] = 0.0  # how a word is spelt out is no source of it
             steps[number, :before] = unit_shares(sums[None], [*units, *own])[0, :before]
             if fallen is not None:
-                measured[number, :before] = fallen[rows, :before].sum(dim=0)
+                measured[number, :before] = fallen[made, :before].sum(dim=0)
     return Trace(
-        method=scores.method,
+        method=rows.method,
         units=(*units, *own),
         n_sources=len(units),
-        direct=unit_shares(scores.values, [*units, *own]),
+        direct=unit_shares(rows.values[: len(targets)], [*units, *own]),
         steps=steps,
         effects=measured,
     )
-
-
-def _rows(
-    loaded: LoadedModel,
-    generation: Generation,
-    targets: Sequence[Target],
-    scores: Scores,
-    *,
-    compute: Compute,
-    progress: Progress,
-) -> Float[Tensor, "row seq"]:
-    """Contributions to more targets by the method of `scores`, with its features and baseline and few nodes."""
-    entry, said = METHODS[scores.method], scores.settings
-    options = {name: said[name] for name in ("features", "baseline") if name in entry.options and name in said}
-    found = entry.function(
-        loaded, generation, targets=targets, n_steps=ROW_NODES, compute=compute, progress=progress, **options
-    )
-    return found.values
 
 
 @method(
@@ -146,7 +150,8 @@ def traced_deletion_path(
     targets = targets_of(generation, targets)
     scores = deletion_path(loaded, generation, targets=targets, features=features, n_steps=n_steps, compute=compute)
     chosen, kind = prompt_units(generation, units=units)
-    trace = traced(loaded, generation, targets, scores, units=chosen, compute=compute)
+    rows = with_missing_rows(loaded, generation, targets, scores, compute=compute)
+    trace = traced(generation, targets, rows, units=chosen)
     values = torch.zeros(len(targets), len(generation.ids), dtype=torch.float64)
     allowed = torch.zeros(values.shape, dtype=torch.bool)
     for (start, end), share in zip(chosen, trace.total.T, strict=True):

@@ -108,16 +108,16 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
 
 
 TARGET_KEYS = (
-    "position tokens id text foil logprob replayed_logprob f rank status reason verdict gap local_error tolerance nodes "
-    "deletion f_input f_baseline net converged floor agreement agreement_variant rollout rollout_variant curve referee "
-    "traced direct sources"
+    "position tokens id text foil logprob replayed_logprob f rank status reason verdict gap local_error "
+    "tolerance nodes deletion f_input f_baseline net converged floor agreement agreement_variant rollout "
+    "rollout_variant curve referee traced direct sources"
 )
 AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words targets trace verdict effects ablations refusals full_precision variant "
-        "scores settings computed environment warnings"
+        "schema created generation tokens words targets trace verdict effects ablations refusals full_precision "
+        "variant scores settings computed environment warnings"
     ),
     ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
     ("scores", "attention_rollout"): "source signed refused settings",

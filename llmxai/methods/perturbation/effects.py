@@ -157,15 +157,14 @@ def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
 def estimated(effects: Effects, prior: Scores | None) -> Effects:
     """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
 
-    From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores (of
-    the first targets; around 0 for the rest).
+    From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores.
     """
     if not len(effects.kept):
         return effects
     x = effects.kept.double().numpy()
     means = np.zeros((len(effects.f_full), len(effects.units)))
     if prior is not None and prior.refused is None:
-        means[: len(prior.values)] = unit_sums(prior.values, effects.units)
+        means = unit_sums(prior.values, effects.units)
     fits = [ridge_with_prior(x, f.numpy(), mean) for f, mean in zip(effects.f_masked, means, strict=True)]
     ends = [fit.interval(CONFIDENCE) for fit in fits]
     ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
