@@ -11,6 +11,7 @@ export TORCH_UNLOCKED ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
+FLASHTRACE := .venv-flashtrace
 TOOLS := .venv-tools
 NOTEBOOK := .venv-notebook
 INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -21,7 +22,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image docker-build docker-run clean docs bench-rollout bench-scale bench-survival
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image docker-build docker-run clean docs bench-rollout bench-scale bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -71,6 +72,15 @@ $(BENCH)/.made: requirements.lock locks/bench.lock locks/model.lock
 	$(BENCH)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
+bench-tracing: setup $(FLASHTRACE)/.made ## compare tracing through the answer with FlashTrace; write benchmarks/TRACING.md
+	$(FLASHTRACE)/bin/python benchmarks/tracing.py
+
+$(FLASHTRACE)/.made: requirements.lock locks/flashtrace.lock locks/model.lock
+	$(PYTHON) -m venv $(FLASHTRACE)
+	locks/install.sh $(FLASHTRACE) requirements.lock locks/flashtrace.lock locks/model.lock
+	$(FLASHTRACE)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
 bench-rollout: setup ## measure rollout on long prompts and its variants on planted questions; write benchmarks/ROLLOUT.md
 	$(BIN)/python benchmarks/rollout.py
 
@@ -114,6 +124,7 @@ eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded mod
 eval-planted: setup ## evaluate on known sources: a linear model, a trained one, the embedded model (10 minutes to an hour)
 	$(BIN)/llmxai run closed_form --out $(or $(EVAL_OUT),runs/eval-planted)/closed_form
 	$(BIN)/llmxai run marker --out $(or $(EVAL_OUT),runs/eval-planted)/marker
+	$(BIN)/llmxai run trace --out $(or $(EVAL_OUT),runs/eval-planted)/trace
 	$(BIN)/llmxai run planted --out $(or $(EVAL_OUT),runs/eval-planted)/smollm2
 
 eval-sanity: setup ## check that explanations depend on the weights and are stable under noise, on the trained model
@@ -170,4 +181,4 @@ docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUP
 	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(BENCH) $(TOOLS) $(NOTEBOOK) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(TOOLS) $(NOTEBOOK) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

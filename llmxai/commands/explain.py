@@ -301,9 +301,8 @@ def _summary(explanation: Any) -> None:
     )
     words = explanation.answer_words()
     for word in words[:MOST_WORDS]:
-        typer.echo(f"  {quoted(trimmed(word.text))}: {word.status}{_first_source(explanation, word)}")
-        for line in _first_traced(explanation, word):
-            typer.echo(f"    {line}")
+        told = f"{word.status}{_first_source(explanation, word)}{_first_traced(explanation, word)}"
+        typer.echo(f"  {quoted(trimmed(word.text))}: {told}")
     if (more := len(words) - MOST_WORDS) > 0:
         typer.echo(f"  and {more} more words: see the report")
 
@@ -320,13 +319,14 @@ def _first_source(explanation: Any, word: Any) -> str:
     return f", {effect:.2f} nats less without {named}"
 
 
-def _first_traced(explanation: Any, word: Any) -> list[str]:
-    """Where the word's first source goes through other words of the answer: its share, and the path."""
+def _first_traced(explanation: Any, word: Any) -> str:
+    """The first traced source, with the words of the answer on its path; empty if there is none."""
     found = word.traced(1)
-    if not found or len(found[0].path) < 2:
-        return []
-    steps = " -> ".join(quoted(trimmed(explanation.text(step.tokens))) for step in found[0].path)
-    return [f"traced: {steps} -> {quoted(trimmed(word.text))}, {found[0].share:.0%} ({found[0].direct:.0%} directly)"]
+    if not found:
+        return ""
+    source, *between = (quoted(trimmed(explanation.text(step.tokens))) for step in found[0].path)
+    through = f" through {' and '.join(between)} in the answer" if between else ""
+    return f"; traced to {source}{through}: {found[0].share:.0%}, {found[0].direct:.0%} directly"
 
 
 def _prompt_text(prompt: str | None, prompt_file: Path | None, messages: Path | None) -> str | None:

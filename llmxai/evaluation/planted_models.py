@@ -142,7 +142,7 @@ class Training:
 
 
 TRAINING = Training()
-TRACER = Training(version=1, hidden=64, layers=3, batch=64, steps=3000, learning_rate=0.003)
+TRACER = Training(version=1, hidden=64, batch=64, steps=4000)
 
 Batch = tuple[Int[Tensor, "row seq"], Bool[Tensor, "row seq"]]
 """Token ids, and which of them the model is to predict."""
@@ -212,10 +212,12 @@ def train_tracer(
         return ids, wanted
 
     def drawn(draw: Random) -> Batch:
-        return batch(draw, TRACER.batch, _length(draw, TRACER, least=6), draw.choice(TASKS), replaced=0.3)
+        task = draw.choice(TASKS)
+        length = _length(draw, TRACER, least=6 if task == "sum" else 3)
+        return batch(draw, TRACER.batch, length, task, replaced=0.2)
 
     held = Random(TRACER.seed + 1)
-    held_out = [batch(held, 64, 12, task, replaced=replaced) for task in TASKS for replaced in (0.0, 0.3)]
+    held_out = [batch(held, 64, 12, task, replaced=replaced) for task in TASKS for replaced in (0.0, 0.2)]
     return _trained("tracer", TRACER, tokenizer, drawn, held_out, report)
 
 
@@ -242,7 +244,7 @@ def _trained(
             for step in range(training.steps):
                 if step % training.check_every == 0:
                     report(f"training the {name} model", step, training.steps)
-                    if min(accuracy(model, *each) for each in held_out) >= training.enough:
+                    if min([accuracy(model, *each) for each in held_out]) >= training.enough:
                         return model.eval().requires_grad_(False), tokenizer
                 _step(model, optimiser, draw_batch(draw), step, training)
     finally:
