@@ -54,7 +54,7 @@ def test_the_page_traces_the_answer_then_its_sentences_then_its_words() -> None:
 
 
 def test_an_explanation_without_a_trace_has_a_page() -> None:
-    view = build_view(*newest(sample()))
+    view = build_view(*newest(sample(["<s>", " a"], [" b"])))
     assert view.trace is None
     assert "traced-head" not in render_report(view)
 
