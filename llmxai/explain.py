@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +27,7 @@ from llmxai.methods.features import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
-from llmxai.models.precision import full_precision
+from llmxai.models.precision import in_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
 from llmxai.types import Generation, Replay, Scores
@@ -74,7 +73,7 @@ def explain(
     progress("generating", 0, 1)
     asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
-    with full_precision(loaded) if settings.compute.precision == "float32" else nullcontext(loaded) as exact:
+    with in_precision(loaded, settings.compute.precision) as exact:
         return explained(exact, generation, settings, environment=environment_of(loaded), progress=progress)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,6 +32,11 @@ INT8 = 127
 """The largest whole number of 8 bits that LLM.int8 uses; a row's scale is its largest weight."""
 UNPACKED = frozenset({"Params4bit", "Int8Params"})
 """Parameters that bitsandbytes unpacks by itself."""
+
+
+def in_precision(loaded: LoadedModel, precision: str) -> AbstractContextManager[LoadedModel]:
+    """The model as `Compute.precision` asks: computing in float32, or in what it is stored in."""
+    return full_precision(loaded) if precision == "float32" else nullcontext(loaded)
 
 
 @contextmanager

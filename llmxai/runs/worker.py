@@ -161,6 +161,7 @@ def _context(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationConte
         samples=settings.samples,
         points=settings.points,
         seed=settings.seed,
+        precision=settings.precision,
     )
 
 
