@@ -35,7 +35,7 @@ UNPACKED = frozenset({"Params4bit", "Int8Params"})
 
 
 def in_precision(loaded: LoadedModel, precision: str) -> AbstractContextManager[LoadedModel]:
-    """The model as `Compute.precision` asks: computing in float32, or in what it is stored in."""
+    """The model as `Compute.precision` asks: computing in float32, or in its storage dtype."""
     return full_precision(loaded) if precision == "float32" else nullcontext(loaded)
 
 

@@ -141,7 +141,7 @@ class EvaluateSettings(Strict):
     removal: Literal["delete", "baseline", "mean"] = "delete"
     """How tokens are removed: deleted, or replaced by the neutral token's embedding (baseline) or the mean one."""
     precision: Literal["float32", "stored"] = "float32"
-    """What a model that is stored in 16, 8 or 4 bits computes in: float32, as in explanations, or as it is stored."""
+    """What a model stored in 16, 8 or 4 bits computes in: float32, as in explanations, or its `stored` dtype."""
     masks: Positive = 32
     """Random subsets for LDS and infidelity."""
     samples: Positive = 8
