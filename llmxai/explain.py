@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,8 +13,8 @@ import torch
 from llmxai.crosscheck import RULE, cross_check
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
-from llmxai.generation import answer, generate_many, replay
-from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of
+from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay
+from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of, require_alone
 from llmxai.methods import (
     METHODS,
     estimated,
@@ -30,7 +30,7 @@ from llmxai.models.memory import plan_for, require_fits
 from llmxai.models.precision import in_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Generation, Replay, Scores
+from llmxai.types import Generation, PromptTokens, Replay, Scores
 
 STAGES = {
     GRADIENTS: "integrating gradients",
@@ -46,6 +46,11 @@ def explain(
     *,
     response: str | None = None,
     foil: str | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
@@ -59,6 +64,12 @@ def explain(
     classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
     a contrast. `max_new_tokens` overrides that of `decoding`.
 
+    With messages may come `documents` ([{title, text}]; also with text), `tools` (JSON schemas or functions), variables
+    of the chat template (`chat_template_kwargs={"enable_thinking": False}`), and an assistant's turn to continue
+    (`continue_final_message`). Documents go to the chat template; if it takes none, or with `documents_in="user"`, they
+    stand before the text of the user's last message. What a template would leave out is refused. Which tokens carry
+    which document, turn or tool: `explanation.generation.parts`.
+
     If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
     the reason (`Scores.refused`), and everything else is computed. A model stored in 16 bits computes in float32
     (`Compute.precision`).
@@ -68,13 +79,27 @@ def explain(
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
     require_methods(settings)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     progress("generating", 0, 1)
-    asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
+    asked = _asked(loaded, prompt, chat)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
     with in_precision(loaded, settings.compute.precision) as exact:
         return explained(exact, generation, settings, environment=environment_of(loaded), progress=progress)
+
+
+def _asked(loaded: LoadedModel, prompt: AnyPrompt | Generation, chat: ChatInputs) -> PromptTokens | Generation:
+    if not isinstance(prompt, Generation):
+        return prompt_tokens(loaded, prompt, chat)
+    require_alone(chat, "an answer and its prompt")
+    return prompt
 
 
 def explained(
@@ -164,6 +189,11 @@ def explain_many(
     batch_size: int = 8,
     response: str | None = None,
     foil: str | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
@@ -172,19 +202,27 @@ def explain_many(
     """The explanations of several prompts in order, each as soon as it is ready; the same as one by one.
 
     `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
-    a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained
-    by itself. Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a PromptError
-    with its number at once; explanations before a later error are not lost.
+    a column `prompt`, `messages` or `text`, and maybe `documents` and `tools`. `batch_size` of them are answered
+    together, then each answer is explained by itself. Everything else is as in `explain`. All prompts are encoded
+    first, so an invalid one raises a PromptError with its number at once; explanations before a later error are not
+    lost.
 
     >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
     require_methods(settings)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     decoding = _decoding(decoding, max_new_tokens)
-    asked = prompts_of(loaded, prompts)
+    asked = prompts_of(loaded, prompts, chat)
 
     def explanations() -> Iterator[Explanation]:
         for first in range(0, len(asked), batch_size):

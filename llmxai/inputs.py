@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from llmxai.errors import OptionError, PromptError, UnsupportedModelError
-from llmxai.generation import encode, encode_ids
+from llmxai.generation import ChatInputs, chat_inputs, encode, encode_ids
 from llmxai.models import LoadedModel, ModelKind, frozen_eval, load, wrap
 from llmxai.models.families import kind_of
 from llmxai.text import quoted
@@ -130,38 +131,47 @@ def _no_model(model: object) -> str:
 # one prompt
 
 
-def prompt_tokens(loaded: LoadedModel, prompt: object) -> PromptTokens:
-    """The prompt as exact ids with roles.
+def prompt_tokens(loaded: LoadedModel, prompt: object, chat: ChatInputs = ChatInputs()) -> PromptTokens:
+    """The prompt as exact ids with roles; `chat`: what goes with messages, or documents with a text.
 
     Padding that an attention mask marks at either end is dropped: the model would not have seen it. Raises PromptError
     for anything that is not a prompt, or is several prompts at once.
     """
     prompt = _plain(prompt)
     if isinstance(prompt, PromptTokens):
+        require_alone(chat, "prompt tokens")
         return prompt
     if isinstance(prompt, str):
-        return encode(loaded, prompt)
+        return encode(loaded, prompt, chat)
     if isinstance(prompt, Mapping):
-        return _from_mapping(loaded, prompt)
+        return _from_mapping(loaded, prompt, chat)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise PromptError(_no_prompt(prompt))
     items = [_plain(item) for item in prompt]
     if len(items) == 1 and isinstance(items[0], list | tuple):
-        return prompt_tokens(loaded, items[0])  # a batch of one
+        return prompt_tokens(loaded, items[0], chat)  # a batch of one
     if items and isinstance(items[0], str | list | tuple):
         kind = "texts" if isinstance(items[0], str) else "prompts"
         raise PromptError(f"The prompt is a list of {len(items)} {kind}. Give one, or use explain_many for several.")
     if items and isinstance(items[0], int | float | Integral):
+        require_alone(chat, "token ids")
         return encode_ids(loaded, _whole(items))
     for number, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise PromptError(f"Message {number} is {_what(item)}; expected an object with `role` and `content`.")
-    return encode(loaded, items)
+    return encode(loaded, items, chat)
 
 
-def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any]) -> PromptTokens:
+def require_alone(chat: ChatInputs, what: str) -> None:
+    """Raise OptionError for anything that should go with a prompt that is already made."""
+    if given := list(chat.request()):
+        raise OptionError(f"{given[0]} was given with {what}, which are already made. Give text or messages with it.")
+
+
+def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any], chat: ChatInputs) -> PromptTokens:
     """A tokenizer's output, or a row of a data set."""
     if "input_ids" in row:
+        require_alone(chat, "token ids")
         sequences = _sequences(row)
         if len(sequences) != 1:
             raise PromptError(
@@ -172,12 +182,21 @@ def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any]) -> PromptTokens:
         raise PromptError("The prompt is one message. Put it into a list: [message].")
     for name in COLUMNS:
         if row.get(name) is not None:
-            return prompt_tokens(loaded, row[name])
+            return prompt_tokens(loaded, row[name], _of_row(row, chat))
     raise PromptError(
         f"The prompt is a mapping with {', '.join(map(repr, row)) or 'nothing'}; expected a tokenizer's output "
         f"('input_ids') or a row of a data set with a column {', '.join(COLUMNS)}. Rename the column, or give its "
         f"value alone."
     )
+
+
+def _of_row(row: Mapping[str, Any], chat: ChatInputs) -> ChatInputs:
+    """With the documents and tools of a data set's row, where it has some."""
+    own = {name: _plain(row[name]) for name in ("documents", "tools") if row.get(name) is not None}
+    if not own:
+        return chat
+    given = {each.name: getattr(chat, each.name) for each in fields(chat)}
+    return chat_inputs(**{**given, **own})
 
 
 def _no_prompt(prompt: object) -> str:
@@ -192,7 +211,9 @@ def _no_prompt(prompt: object) -> str:
 # several prompts
 
 
-def prompts_of(loaded: LoadedModel, prompts: object) -> list[PromptTokens | Generation]:
+def prompts_of(
+    loaded: LoadedModel, prompts: object, chat: ChatInputs = ChatInputs()
+) -> list[PromptTokens | Generation]:
     """Every prompt of an iterable or a data set; existing answers are kept.
 
     Raises PromptError for anything that is not a collection of prompts; for an invalid prompt, it gives its number.
@@ -200,7 +221,7 @@ def prompts_of(loaded: LoadedModel, prompts: object) -> list[PromptTokens | Gene
     found: list[PromptTokens | Generation] = []
     for number, one in enumerate(_each(prompts), start=1):
         try:
-            found.append(one if isinstance(one, Generation) else prompt_tokens(loaded, one))
+            found.append(one if isinstance(one, Generation) else prompt_tokens(loaded, one, chat))
         except PromptError as error:
             raise PromptError(f"Prompt {number}: {error}") from error
     return found

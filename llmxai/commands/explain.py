@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from llmxai.commands.console import progress, told_when_interrupted
-from llmxai.errors import OptionError, PromptError
+from llmxai.commands.prompts import asked_from, context_from
+from llmxai.errors import OptionError
 from llmxai.names import CURRENT
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 from llmxai.text import quoted, trimmed
 
-TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
+TEXTS = ("prompt", "response", "foil", "template_args", "requester", "purpose", "key")
 """Options that the record does not store as settings: texts are kept apart from it and can be removed."""
 
 
@@ -69,6 +70,21 @@ def explain(
         bool, typer.Option("--chat", help="Send the prompt as one user message through the chat template.")
     ] = False,
     response: Annotated[str | None, typer.Option(help="Explain this answer instead of a generated one.")] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(help="Documents: a .jsonl file of {title, text}, or a folder of text files named by title."),
+    ] = None,
+    documents_in: Annotated[
+        str, typer.Option(help="Where documents stand: template, user (before the user's text), or auto.")
+    ] = "auto",
+    tools: Annotated[Path | None, typer.Option(help="JSON file of what the model may call: a list of schemas.")] = None,
+    template_args: Annotated[
+        list[str] | None,
+        typer.Option("--template-arg", help="A variable of the chat template: enable_thinking=false. Repeatable."),
+    ] = None,
+    continue_final_message: Annotated[
+        bool, typer.Option("--continue-final-message", help="The answer continues the assistant's last message.")
+    ] = False,
     foil: Annotated[
         str | None,
         typer.Option(help="Another answer: explain why the model chose its own instead, where they first differ."),
@@ -181,10 +197,15 @@ def explain(
         attempt.options = asked
         attempt.signer = signing_key(key)
         attempt.private = secret_key() if private else None
-        text, turns = _prompt_text(prompt, prompt_file, messages), _read_messages(messages) if messages else None
-        if chat and text is not None:
-            text, turns = None, [{"role": "user", "content": text}]
-        attempt.request = {"prompt": text, "messages": turns, "response": response, "foil": foil}
+        text, turns = asked_from(prompt, prompt_file, messages, chat=chat, continues=continue_final_message)
+        given = context_from(
+            documents=documents,
+            documents_in=documents_in,
+            tools=tools,
+            template_args=template_args or (),
+            continue_final_message=continue_final_message,
+        )
+        attempt.request = {"prompt": text, "messages": turns, "response": response, "foil": foil, **given}
         require_replaceable(out)
         chosen = _settings(asked, also or (), assignments or (), removal=removal)
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
@@ -208,6 +229,7 @@ def explain(
                 turns if turns is not None else text or "",
                 response=response,
                 foil=foil,
+                **given,
                 decoding=decoding,
                 settings=chosen,
                 progress=report,
@@ -305,34 +327,6 @@ def _first_source(explanation: Any, word: Any) -> str:
     text, count, effect = found
     named = quoted(trimmed(text)) if count == 1 else f"all {count} mentions of {quoted(trimmed(text))}"
     return f", {effect:.2f} nats less without {named}"
-
-
-def _prompt_text(prompt: str | None, prompt_file: Path | None, messages: Path | None) -> str | None:
-    if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
-        raise OptionError("Give exactly one of --prompt, --prompt-file and --messages.")
-    return _read_text(prompt_file) if prompt_file else prompt
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-
-
-def _read_messages(path: Path) -> list[dict[str, Any]]:
-    from llmxai.generation.prompt import require_messages
-
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise PromptError(f"{path}: is not JSON ({error}). Expected a list of messages.") from error
-    if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        value = value["messages"]
-    if not isinstance(value, list):
-        raise PromptError(f"{path}: holds a JSON {type(value).__name__}; expected a list of messages.")
-    require_messages(value)
-    return value
 
 
 def _device_map(text: str | None) -> Any:

@@ -15,7 +15,7 @@ from llmxai.models.forward import input_device
 from llmxai.settings import FEATURES, require_baseline, require_known
 from llmxai.types import Generation, Role
 
-CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
+CONTENT = frozenset(Role) - {Role.BOS, Role.TEMPLATE}
 
 
 def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
@@ -40,8 +40,8 @@ def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
 def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
     """The tokens that a method may score.
 
-    `content`: tokens written by people and the model (system, user, tool, context, generated), without template and
-    BOS. `prompt`: every prompt token and no generated one (Captum's convention). `all`: every token.
+    `content`: tokens written by people and the model, all but template and BOS. `prompt`: every prompt token and no
+    generated one (Captum's convention). `all`: every token.
     """
     chosen: list[bool] = []
     if features == "content":

@@ -86,6 +86,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             "classes": list(generation.classes),
             "read_at": list(generation.read_at),
             "answer": "".join(generation.texts[generation.prompt_len :]),
+            "notes": list(generation.notes),
         },
         "tokens": [
             {"index": i, "id": token, "text": text, "role": str(role)}
@@ -94,6 +95,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             )
         ],
         "words": [list(word) for word in generation.words],
+        "parts": [{**vars(part), "spans": [list(span) for span in part.spans]} for part in generation.parts],
         "targets": [_target(explanation, t) for t in range(generation.n_targets)],
         "verdict": str(answer_verdict([view.status for view in explanation.answer_words()])),
         "effects": _measured(explanation),
@@ -383,7 +385,7 @@ def refusals_of(explanation: Explanation) -> dict[str, str]:
 def warnings_of(explanation: Explanation) -> list[str]:
     """Plain sentences that a reader must know besides the numbers."""
     generation = explanation.generation
-    warnings = []
+    warnings = list(generation.notes)
     if generation.stop == "length":
         warnings.append(f"The answer was cut off at {generation.n_targets} tokens, before the model ended it.")
     if generation.stop == "given":
