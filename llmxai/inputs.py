@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +21,9 @@ from transformers import (
 
 from llmxai.errors import OptionError, PromptError, UnsupportedModelError
 from llmxai.generation import ChatInputs, chat_inputs, encode, encode_ids
-from llmxai.models import LoadedModel, ModelKind, frozen_eval, load, wrap
+from llmxai.models import LoadedModel, ModelKind, load, wrap
 from llmxai.models.families import kind_of
+from llmxai.models.loading import adapted_layers, is_peft
 from llmxai.text import quoted
 from llmxai.types import Generation, PromptTokens
 
@@ -74,9 +74,9 @@ def _from_pair(model: Any, tokenizer: object) -> LoadedModel:
         hint = "Give its own: (model, processor.tokenizer)." if own else "AutoTokenizer.from_pretrained(...) gives one."
         raise OptionError(f"The tokenizer is {_what(tokenizer)}; expected a transformers tokenizer. {hint}")
     known: dict[str, Any] = {}
-    if _is_peft(model):
+    if is_peft(model):
         known["adapter"] = f"in memory: {', '.join(model.active_adapters)}"
-        model = _with_adapter_in_its_layers(model)
+        model = adapted_layers(model)
     if not isinstance(model, PreTrainedModel):
         raise OptionError(_no_model(model))
     if kind_of(model) is not ModelKind.CLASSIFIER and not model.can_generate():
@@ -89,34 +89,9 @@ def _from_pair(model: Any, tokenizer: object) -> LoadedModel:
     return wrap(model, tokenizer, **known)
 
 
-def _is_peft(model: Any) -> bool:
-    """Whether it is a PeftModel; PEFT is optional, and if it was never imported there is none."""
-    peft = sys.modules.get("peft")
-    return peft is not None and isinstance(model, peft.PeftModel)
-
-
-def _with_adapter_in_its_layers(model: Any) -> PreTrainedModel:
-    """The base of a PeftModel, whose layers hold the adapter.
-
-    Raises UnsupportedModelError if they do not; the base then computes something else (prompt tuning, X-LoRA).
-    """
-    base = cast(PreTrainedModel, model.get_base_model())
-    ids = torch.arange(3, device=base.device)[None]
-    with frozen_eval(model), torch.no_grad():
-        want, got = (each(input_ids=ids).logits.float() for each in (model, base))
-    if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-3, atol=1e-3, equal_nan=True):
-        kind = model.active_peft_config.peft_type
-        raise UnsupportedModelError(
-            f"The adapter of this {type(model).__name__} ({getattr(kind, 'value', kind)}) works outside the model's "
-            f"layers, where llmxai cannot see it. Adapters inside the layers (LoRA and its relatives) work; to "
-            f"explain the model without the adapter, give (model.get_base_model(), tokenizer)."
-        )
-    return base
-
-
 def _no_model(model: object) -> str:
     expected = "Expected a name or folder, load(...), (model, tokenizer), or a text-generation pipeline."
-    if isinstance(model, PreTrainedModel) or _is_peft(model):
+    if isinstance(model, PreTrainedModel) or is_peft(model):
         return f"{type(model).__name__} came without its tokenizer. {PAIR}"
     if isinstance(model, PreTrainedTokenizerBase):
         return f"A tokenizer came without its model. {PAIR}"

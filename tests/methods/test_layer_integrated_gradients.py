@@ -652,8 +652,8 @@ def test_out_of_memory_halves_the_chunk_and_says_so(tiny_llama: LoadedModel, mon
     forward = tiny_llama.model.forward
 
     def narrow(*arguments: object, **options: object) -> object:
-        embeds = options.get("inputs_embeds")
-        if isinstance(embeds, torch.Tensor) and len(embeds) > 3:
+        ids = options.get("input_ids")
+        if isinstance(ids, torch.Tensor) and len(ids) > 3:
             raise torch.OutOfMemoryError("out of memory")
         return forward(*arguments, **options)
 

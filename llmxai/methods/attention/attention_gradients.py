@@ -189,7 +189,8 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model, taken = loaded.model, _Taken()
     rows = TargetRows.of(targets)
-    embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
+    ids = generation.ids[: max(rows.positions) + 1]
+    embeds = embed(model, ids)[None]
     if not through_interface(model):
         require_eager_length(loaded, embeds.shape[1])
     calls: list[_LayerCall] = []
@@ -210,7 +211,7 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
         handles.append(layers[-1].register_forward_hook(cut))
         try:
             with torch.enable_grad():  # the weights are frozen, so the graph starts at the leaf
-                values = rows.values(forward_logits(model, embeds, positions=rows.positions))[0]
+                values = rows.values(forward_logits(model, embeds, ids=ids, positions=rows.positions))[0]
                 # in a language model, a position feeds only the targets that are predicted there
                 shared = loaded.kind is not ModelKind.CLASSIFIER and len(set(rows.positions)) == len(rows.positions)
                 parts = [values.sum()] if shared else list(values)

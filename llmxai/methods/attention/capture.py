@@ -22,9 +22,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import UnsupportedModelError
-from llmxai.models import LoadedModel, ModelKind, embed, keeps_logits, transformer_depth
+from llmxai.models import LoadedModel, ModelKind, transformer_depth
+from llmxai.models.embedding import input_device
 from llmxai.models.families import SCORE_BIAS, rollout_refusal
-from llmxai.models.forward import frozen_eval
+from llmxai.models.forward import frozen_eval, run
 
 ROWS = 256
 """Queries of a mask that are examined together."""
@@ -200,7 +201,7 @@ def capture_attention(
                 return output
 
             with attending(model, note):
-                run(model, embed(model, ids)[None])
+                read(model, ids)
             layers = [_fused(call, fuse) for call in calls]
         elif watch is not None:
             raise UnsupportedModelError(
@@ -264,14 +265,14 @@ def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> lis
         )
 
     with eager_maps(model, take):
-        run(model, embed(model, ids)[None])
+        read(model, ids)
     return layers
 
 
-def run(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> None:
+def read(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """One forward pass for its side effects, with as few logits as the model allows."""
-    few = {"logits_to_keep": 1} if keeps_logits(model) else {}
-    model(inputs_embeds=inputs_embeds, use_cache=False, **few)
+    row = torch.tensor([list(ids)], device=input_device(model))
+    run(model, input_ids=row, attention_mask=torch.ones_like(row), use_cache=False, logits_to_keep=1)
 
 
 @contextmanager

@@ -200,6 +200,7 @@ class PresencePath:
     two_way: bool
     """Whether the model reads in both directions, so other tokens can see the last one."""
     hidden: Hidden
+    ids: tuple[int, ...]
 
     def attached(self, model: PreTrainedModel) -> Any:
         """The model with hidden tokens in its attention."""
@@ -226,8 +227,15 @@ class PresencePath:
         places = [position - live.start for position in positions]
         with self.hidden.by(inputs):
             try:
-                found = forward_logits(loaded.model, embeds, positions=places, prefix=prefix, source=self.hidden.source)
-            except (TypeError, ValueError) as error:
+                found = forward_logits(
+                    loaded.model,
+                    embeds,
+                    ids=self.ids[live],
+                    positions=places,
+                    prefix=prefix,
+                    source=self.hidden.source,
+                )
+            except UnsupportedModelError as error:
                 raise UnsupportedModelError(
                     f"{loaded.name}: {type(loaded.model).__name__} refuses a mask that is added to its attention "
                     f"scores ({error}), so the deletion path is not defined for it; integrated gradients work."
@@ -267,12 +275,13 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
         raise OptionError(
             f"With features={features!r} the source is a single token, which the decoder must see. Give a longer one."
         )
-    x = embed(loaded.model, generation.ids).to(wide)
+    x = embed(loaded.model, generation.ids, source=source).to(wide)
     return PresencePath(
         input=x,
         moving=moving.to(x.device),
         two_way=loaded.kind is ModelKind.CLASSIFIER,
         hidden=Hidden(source=source),
+        ids=generation.ids,
     )
 
 

@@ -39,11 +39,8 @@ def score_tokens(
     targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
     with frozen_eval(loaded.model), seeded(seed, device=loaded.model.device):
-        x = embed(loaded.model, generation.ids)[None]
-        rows = [
-            work(_forward(loaded, target, source=generation.source_len), x).detach().double().cpu()
-            for target in targets
-        ]
+        x = embed(loaded.model, generation.ids, source=generation.source_len)[None]
+        rows = [work(_forward(loaded, generation, target), x).detach().double().cpu() for target in targets]
     return Scores(
         method=method,
         values=torch.stack(rows) * chosen,
@@ -53,12 +50,19 @@ def score_tokens(
     )
 
 
-def _forward(loaded: LoadedModel, target: Target, *, source: int) -> Forward:
+def _forward(loaded: LoadedModel, generation: Generation, target: Target) -> Forward:
     rows = TargetRows.of([target])
 
     def forward(embeddings: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, " batch"]:
-        seen = embeddings[:, : target.last + 1]
-        return rows.values(forward_logits(loaded.model, seen, positions=rows.positions, source=source))[:, 0]
+        end = target.last + 1
+        logits = forward_logits(
+            loaded.model,
+            embeddings[:, :end],
+            ids=generation.ids[:end],
+            positions=rows.positions,
+            source=generation.source_len,
+        )
+        return rows.values(logits)[:, 0]
 
     return forward
 

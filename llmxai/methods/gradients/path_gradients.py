@@ -34,6 +34,10 @@ class Path(Protocol):
     def moving(self) -> Bool[Tensor, " seq"]:
         """The tokens that change along the path."""
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The real tokens, which the model reads at every a."""
+
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """The context that the model needs during all passes along the path."""
 
@@ -67,6 +71,8 @@ class EmbeddingPath:
     input: Float[Tensor, "seq hidden"]
     baseline: Float[Tensor, "seq hidden"]
     moving: Bool[Tensor, " seq"]
+    ids: tuple[int, ...]
+    """What the model reads at every a: the real tokens."""
     source: int = 0
     """For an encoder-decoder: how many of the tokens go into the encoder."""
 
@@ -100,7 +106,9 @@ class EmbeddingPath:
     ) -> Float[Tensor, "node row vocab"]:
         """Logits with `inputs` in the sequence."""
         places = [position - live.start for position in positions]
-        return forward_logits(loaded.model, inputs, positions=places, prefix=prefix, source=self.source)
+        return forward_logits(
+            loaded.model, inputs, ids=self.ids[live], positions=places, prefix=prefix, source=self.source
+        )
 
     def slopes(
         self, gradient: Float[Tensor, "node live hidden"], alphas: Sequence[float], live: slice
@@ -118,10 +126,11 @@ class EmbeddingPath:
 def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> EmbeddingPath:
     """The path over the embeddings of a generation, in float32 (float64 for a float64 model)."""
     wide = torch.float64 if loaded.dtype == torch.float64 else torch.float32
-    x = embed(loaded.model, generation.ids).to(wide)
-    b = baseline_embedding(loaded, baseline, seq=len(generation.ids)).to(x)
+    source = generation.source_len
+    x = embed(loaded.model, generation.ids, source=source).to(wide)
+    b = baseline_embedding(loaded, baseline, seq=len(generation.ids), source=source).to(x)
     moving = moving_tokens(generation, features=features).to(x.device)
-    return EmbeddingPath(input=x, baseline=b.expand_as(x), moving=moving, source=generation.source_len)
+    return EmbeddingPath(input=x, baseline=b.expand_as(x), moving=moving, ids=generation.ids, source=source)
 
 
 Pullback = Callable[[Sequence[int], bool], Tensor]
@@ -261,7 +270,8 @@ def path_function(
     rows = TargetRows.of(targets)
     first = min(int(path.moving.nonzero()[0]), min(rows.positions))
     with exact_products():
-        prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
+        before = path.input[None, :first].to(loaded.dtype)
+        prefix = prefix_cache(loaded.model, before, path.ids[:first]) if cached else None
     return PathFunction(
         loaded=loaded,
         path=path,

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import encoder_message
-from llmxai.models.forward import cache_argument, frozen_eval, input_device, keeps_logits, transformer_layers
+from llmxai.models.embedding import input_device, replaced
+from llmxai.models.forward import cache_argument, frozen_eval, keeps_logits, own_errors, run, transformer_layers
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -44,8 +45,9 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
 
 def logits(
     model: PreTrainedModel,
-    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    inputs_embeds: Float[Tensor, "batch seq width"] | None,
     *,
+    ids: Int[Tensor, "batch seq"],
     positions: Sequence[int],
     prefix: DynamicCache | None,
     source: int,
@@ -53,15 +55,17 @@ def logits(
     """Logits at `positions`; the output head runs only there if the model allows it."""
     del source
     past: dict[str, object] = {"use_cache": False}
+    before = 0
     if prefix is not None:
         grown = copy.deepcopy(prefix)
-        grown.batch_repeat_interleave(len(inputs_embeds))
-        past = {"use_cache": True, cache_argument(model): grown}
-    keep = torch.tensor(list(positions), device=inputs_embeds.device)
-    if keeps_logits(model):
-        return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
-    output = model(inputs_embeds=inputs_embeds, **past)
-    return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
+        grown.batch_repeat_interleave(len(ids))
+        past, before = {"use_cache": True, cache_argument(model): grown}, grown.get_seq_length()
+    keep = torch.tensor(list(positions), device=ids.device)
+    mask = ids.new_ones(len(ids), before + ids.shape[1])
+    with replaced(model, ids, inputs_embeds):
+        output = run(model, input_ids=ids, attention_mask=mask, logits_to_keep=keep, **past)
+    found = torch.as_tensor(output.logits)
+    return found if keeps_logits(model) else found[:, keep.to(found.device)]
 
 
 def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
