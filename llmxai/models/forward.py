@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -71,9 +72,26 @@ def embedding_module(model: PreTrainedModel) -> nn.Module:
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """The device for token ids: the one on which the embedding runs, even if its weights are offloaded."""
-    hook = getattr(embedding_module(model), "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return torch.device(device) if device is not None else model.device
+    return device_of(embedding_module(model)) or model.device
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module computes: where Accelerate's hook brings its inputs, else where its weights are; None without."""
+    for part in module.modules():
+        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if place is not None:
+            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
+def indices(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"]:
+    """`positions` for indexing what the model computes.
+
+    For a model on several devices they stay on the CPU: such indices fit a tensor on any device, those on a GPU only
+    tensors on the same one.
+    """
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    return torch.tensor(list(positions), device="cpu" if spread else input_device(model))
 
 
 def embed(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "seq hidden"]:
@@ -94,6 +112,18 @@ def keys_and_values(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq 
     with torch.no_grad():
         model(inputs_embeds=inputs_embeds, use_cache=True, **{cache_argument(model): cache})
     return cache
+
+
+def repeated(prefix: DynamicCache, times: int) -> DynamicCache:
+    """`prefix` for a batch: views of its keys and values, to which a forward pass appends copies of its own.
+
+    `prefix` is not changed, since a layer of a cache replaces its tensors when it grows.
+    """
+    grown = copy.copy(prefix)
+    grown.layers = [copy.copy(layer) for layer in prefix.layers]
+    for layer in grown.layers:
+        layer.keys, layer.values = (kept.expand(times, -1, -1, -1) for kept in (layer.keys, layer.values))
+    return grown
 
 
 def cache_argument(model: PreTrainedModel) -> str:

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from llmxai.environment import version_of, versions_of
 from llmxai.errors import ModelLoadError
 from llmxai.models.finding import file_digest
+from llmxai.models.forward import input_device
 
 if TYPE_CHECKING:
     from llmxai.models.loading import LoadedModel
@@ -99,7 +100,7 @@ def environment_of(loaded: LoadedModel) -> dict[str, Any]:
             "architecture": type(model).__name__,
             "parameters": model.num_parameters(),
             "dtype": identity.dtype,
-            "device": str(model.device),
+            "device": str(input_device(model)),
             "quantization": identity.quantization,
             "adapter": loaded.adapter,
             "attention": model.config._attn_implementation,

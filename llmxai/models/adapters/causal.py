@@ -15,7 +15,15 @@ from transformers import DynamicCache, PreTrainedModel
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import encoder_message
-from llmxai.models.forward import cache_argument, frozen_eval, input_device, keeps_logits, transformer_layers
+from llmxai.models.forward import (
+    cache_argument,
+    frozen_eval,
+    indices,
+    input_device,
+    keeps_logits,
+    repeated,
+    transformer_layers,
+)
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -32,7 +40,7 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
     pairs = [[0, 1], [0, 2], [1, 2]]
     with frozen_eval(model):
         first, later, own = [
-            model(input_ids=torch.tensor([pair], device=model.device), use_cache=False).logits[0, 0].float()
+            model(input_ids=torch.tensor([pair], device=input_device(model)), use_cache=False).logits[0, 0].float()
             for pair in pairs
         ]
     if torch.allclose(first, later, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -54,10 +62,8 @@ def logits(
     del source
     past: dict[str, object] = {"use_cache": False}
     if prefix is not None:
-        grown = copy.deepcopy(prefix)
-        grown.batch_repeat_interleave(len(inputs_embeds))
-        past = {"use_cache": True, cache_argument(model): grown}
-    keep = torch.tensor(list(positions), device=inputs_embeds.device)
+        past = {"use_cache": True, cache_argument(model): repeated(prefix, len(inputs_embeds))}
+    keep = indices(model, positions)
     if keeps_logits(model):
         return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
     output = model(inputs_embeds=inputs_embeds, **past)

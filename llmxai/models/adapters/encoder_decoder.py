@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares, generated, generation_config
-from llmxai.models.forward import embed, frozen_eval, input_device
+from llmxai.models.forward import embed, frozen_eval, indices, input_device
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens, Role
 
@@ -46,7 +46,7 @@ def logits(
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` of the joint axis: the first `source` embeddings go to the encoder, the rest follow."""
     del prefix
-    keep = torch.tensor(list(positions), device=inputs_embeds.device)
+    keep = indices(model, positions)
     found = torch.as_tensor(model(**two_sided(inputs_embeds, source)).logits)
     return found[:, (keep - source).to(found.device)]
 
