@@ -115,8 +115,8 @@ def explained(
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
     f_input = torch.tensor(replayed.f, dtype=torch.float64)
-    compute = planned(loaded, generation, settings.compute, progress)
-    known = {"targets": targets, "features": settings.features, "compute": compute, "f_input": f_input}
+    require_room(loaded, generation, settings.compute, progress)
+    known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
 
     def computed(name: str, **options: Any) -> Scores:
         entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
@@ -260,18 +260,19 @@ def variant_names() -> list[str]:
     return [*(variant.name for variant in VARIANTS), "gradient_weighted_rollout"]
 
 
-def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet) -> Compute:
-    """`compute` with its open fields planned from the free memory.
+def require_room(
+    loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet
+) -> None:
+    """Report the plan for integrated gradients, unless the caller made one.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
-        return compute
+        return
     tokens = len(generation.ids)
     plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
-    return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
 def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:

@@ -37,9 +37,26 @@ def embedding_module(model: nn.Module) -> nn.Module:
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """The device for token ids: the one on which the embedding runs, even if its weights are offloaded."""
-    hook = getattr(embedding_module(model), "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return torch.device(device) if device is not None else model.device
+    return device_of(embedding_module(model)) or model.device
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module computes: where Accelerate's hook brings its inputs, else where its weights are; None without."""
+    for part in module.modules():
+        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if place is not None:
+            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
+def indices(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"]:
+    """`positions` for indexing what the model computes.
+
+    For a model on several devices they stay on the CPU: such indices fit a tensor on any device, those on a GPU only
+    tensors on the same one.
+    """
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    return torch.tensor(list(positions), device="cpu" if spread else input_device(model))
 
 
 def tables(model: PreTrainedModel, *, decoder: bool = False) -> list[nn.Module]:
@@ -84,7 +101,9 @@ def n_embeddings(model: PreTrainedModel, *, decoder: bool = False) -> int | None
     module = tables(model, decoder=decoder)[0]
     found = getattr(module, "num_embeddings", None)
     weight = getattr(module, "weight", None)
-    return int(found) if found is not None else len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else None
+    return (
+        int(found) if found is not None else len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else None
+    )
 
 
 def require_embedded(model: PreTrainedModel, ids: Sequence[int], *, name: str, texts: Any = None) -> None:

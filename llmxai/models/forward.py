@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Iterator
@@ -113,6 +114,18 @@ def keys_and_values(
     with torch.no_grad(), replaced(model, ids, inputs_embeds):
         run(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{cache_argument(model): cache})
     return cache
+
+
+def repeated(prefix: DynamicCache, times: int) -> DynamicCache:
+    """`prefix` for a batch: views of its keys and values, to which a forward pass appends copies of its own.
+
+    `prefix` is not changed, since a layer of a cache replaces its tensors when it grows.
+    """
+    grown = copy.copy(prefix)
+    grown.layers = [copy.copy(layer) for layer in prefix.layers]
+    for layer in grown.layers:
+        layer.keys, layer.values = (kept.expand(times, -1, -1, -1) for kept in (layer.keys, layer.values))
+    return grown
 
 
 def cache_argument(model: PreTrainedModel) -> str:

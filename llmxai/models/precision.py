@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmxai.models.embedding import input_device
 from llmxai.models.loading import LoadedModel
 from llmxai.models.memory import free_memory
 
@@ -65,7 +66,7 @@ def rounds_activations(loaded: LoadedModel) -> bool:
 def copy_fits(loaded: LoadedModel) -> bool:
     """Whether a float32 copy of the weights takes at most `COPY_SHARE` of the free memory of their device."""
     needed = 4 * sum(p.numel() for p in loaded.model.parameters())
-    return bool(needed <= COPY_SHARE * free_memory(loaded.model.device))
+    return bool(needed <= COPY_SHARE * free_memory(input_device(loaded.model)))
 
 
 def tf32_products() -> AbstractContextManager[None]:

@@ -16,6 +16,7 @@ from llmxai.methods.gradients.path_gradients import make_path
 from llmxai.methods.registry import at_least, between, method
 from llmxai.methods.targets import Target, TargetRows, kinds, targets_of
 from llmxai.models import LoadedModel, embed, forward_logits
+from llmxai.models.embedding import input_device
 from llmxai.models.forward import frozen_eval, seeded
 from llmxai.types import Generation, Scores
 
@@ -38,7 +39,7 @@ def score_tokens(
     """Run `work` for each target on F of the embeddings, with one seed, and keep the scores of its features."""
     targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
-    with frozen_eval(loaded.model), seeded(seed, device=loaded.model.device):
+    with frozen_eval(loaded.model), seeded(seed, device=input_device(loaded.model)):
         x = embed(loaded.model, generation.ids, source=generation.source_len)[None]
         rows = [work(_forward(loaded, generation, target), x).detach().double().cpu() for target in targets]
     return Scores(

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
+from llmxai.models.embedding import indices, input_device, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import encoder_message
-from llmxai.models.embedding import input_device, replaced
-from llmxai.models.forward import cache_argument, frozen_eval, keeps_logits, own_errors, run, transformer_layers
+from llmxai.models.forward import (
+    cache_argument,
+    frozen_eval,
+    keeps_logits,
+    repeated,
+    run,
+    transformer_layers,
+)
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -33,7 +40,7 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
     pairs = [[0, 1], [0, 2], [1, 2]]
     with frozen_eval(model):
         first, later, own = [
-            model(input_ids=torch.tensor([pair], device=model.device), use_cache=False).logits[0, 0].float()
+            model(input_ids=torch.tensor([pair], device=input_device(model)), use_cache=False).logits[0, 0].float()
             for pair in pairs
         ]
     if torch.allclose(first, later, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -57,10 +64,9 @@ def logits(
     past: dict[str, object] = {"use_cache": False}
     before = 0
     if prefix is not None:
-        grown = copy.deepcopy(prefix)
-        grown.batch_repeat_interleave(len(ids))
+        grown = repeated(prefix, len(ids))
         past, before = {"use_cache": True, cache_argument(model): grown}, grown.get_seq_length()
-    keep = torch.tensor(list(positions), device=ids.device)
+    keep = indices(model, positions)
     mask = ids.new_ones(len(ids), before + ids.shape[1])
     with replaced(model, ids, inputs_embeds):
         output = run(model, input_ids=ids, attention_mask=mask, logits_to_keep=keep, **past)
