@@ -57,9 +57,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": {
         *{
             *BASE,
+            "types",
             "models",
             "generation",
             "methods",
+            "explanation",
             "explain",
             "evidence",
             "store",
