@@ -144,7 +144,7 @@ class Answer:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each id when it was chosen; None if the answer was supplied."""
     stop: str
-    """`eos`, `length`, `given`, or `class`."""
+    """`eos`, `string` (one of the model's stop strings), `length`, `given`, or `class`."""
     classes: tuple[str, ...] = ()
     read_at: tuple[int, ...] = ()
 
@@ -175,7 +175,7 @@ class Generation:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each generated id, recorded while generating; None if the response was supplied."""
     stop: str
-    """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
+    """Why the text ends: `eos`, `string` (a stop string), `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
     """The request, unchanged: `prompt` or `messages`, and `response` if one was supplied."""
     decoding: Mapping[str, Any] = field(default_factory=dict)

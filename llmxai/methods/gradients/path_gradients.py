@@ -17,6 +17,7 @@ from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
+from llmxai.models.forward import own_errors
 from llmxai.models.memory import ChunkSize, in_chunks, within_memory
 from llmxai.models.precision import exact_products
 from llmxai.types import Generation
@@ -216,6 +217,12 @@ class PathFunction:
         self, indices: Sequence[int], nodes: Sequence[Node]
     ) -> list[tuple[int, int, Float[Tensor, " seq"]]]:
         alphas = [node.alpha for node in nodes]
+        with own_errors(self.loaded.model, what="be differentiated along this path"):
+            return self._slopes_by_target(indices, nodes, alphas)
+
+    def _slopes_by_target(
+        self, indices: Sequence[int], nodes: Sequence[Node], alphas: Sequence[float]
+    ) -> list[tuple[int, int, Float[Tensor, " seq"]]]:
         pull = self._pullback(self._inputs(alphas).requires_grad_())
         passes = max(len(node.targets) for node in nodes)
         found = []

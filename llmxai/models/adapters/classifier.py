@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import NonFiniteError, PromptError, UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares
 from llmxai.models.embedding import input_device, replaced
-from llmxai.models.finding import require_one_class
+from llmxai.models.finding import require_one_class, require_one_stack
 from llmxai.models.forward import frozen_eval, run, transformer_layers
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
@@ -24,8 +24,11 @@ NO_TOKEN = -1
 
 
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError if the logits are not a distribution over mutually exclusive classes."""
+    """Raise UnsupportedModelError if the logits are not a distribution over mutually exclusive classes, or two stacks
+    give them.
+    """
     require_one_class(model.config, name=name)
+    require_one_stack(model.config, type(model).__name__, name=name)
 
 
 def logits(
@@ -86,10 +89,16 @@ def initial_rows(
 
 
 def answers(
-    model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+    model: PreTrainedModel,
+    *,
+    name: str,
+    prompts: Sequence[PromptTokens],
+    decoding: Decoding,
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Answer]:
     """The most likely class of every prompt."""
-    del decoding, room
+    del decoding, room, tokenizer
     return [classified(model, prompt, name=name, label=None) for prompt in prompts]
 
 
