@@ -17,21 +17,21 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import make_piece_tokenizer, make_tokenizer
+from tiny import make_tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from llmxai import IntegratedGradients, Removal, Settings, explain
-from llmxai.settings import DeletionPath
-from llmxai.errors import UserError
-from llmxai.generation import encode_ids, force_response
+from llmxai.errors import PromptError, UserError
+from llmxai.generation import encode_ids, force_response, replay
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.families import AUTO_CLASSES, ModelKind
+from llmxai.settings import DeletionPath
 
 TOLERANCE = 1e-4
 """Largest difference (nats) between a log-prob from ids in transformers and ours; relative above 10 nats."""
@@ -47,10 +47,19 @@ VOCABULARY = "vocabulary"
 KINDS_OF_LAYERS = r".*layer_types|layers_block_type|attn_layers|attention_layers"
 NO_SIZE = ("token_id", "token_index")
 SIZES: tuple[tuple[str, int | str], ...] = (
-    (r"((encoder|decoder|src|tgt|semantic)_)?vocab_size(_per_layer_input)?|(unpadded|padded)_vocab_size|n_words", VOCABULARY),
-    (r"(num|n)_(key_value|kv|global_key_value|swa_key_value|head)_?(heads|kv)|num_query_groups|swa_num_key_value_heads", 2),
+    (
+        r"((encoder|decoder|src|tgt|semantic)_)?vocab_size(_per_layer_input)?|(unpadded|padded)_vocab_size|n_words",
+        VOCABULARY,
+    ),
+    (
+        r"((num|n)|swa_num)_(key_value|kv|global_key_value|swa_key_value|head)_?(heads|kv)|num_query_groups",
+        2,
+    ),
     (r"(num_)?((hidden|encoder|decoder|transformer)_)?layers|n_layers?|depth|num_(encoder|decoder)?_?blocks", LAYERS),
-    (r"(num_)?((encoder|decoder)_)?(attention_|attn_)?heads?|n_heads?|(encoder|decoder|swa)_num_attention_heads", HEADS),
+    (
+        r"(num_)?((encoder|decoder)_)?(attention_|attn_)?heads?|n_heads?|(encoder|decoder|swa)_num_attention_heads",
+        HEADS,
+    ),
     (r"num_(encoder|decoder|swa)_attention_heads", HEADS),
     (r"((global|swa|index|qk_rope|qk_nope|v|swa_v|attention)_)?head_(dim|size)|d_kv|kv_channels", HEAD),
     (r"((encoder|decoder)_)?ffn_(dim|size)|intermediate_size|d_ff|d_inner|n_inner|hidden_dim|dim_feedforward", 48),
@@ -62,7 +71,10 @@ SIZES: tuple[tuple[str, int | str], ...] = (
     (r"n_group|topk_group|num_expert_group|(n|num)_shared_experts|first_k_dense_replace|num_zero_experts", 1),
     (r"(q|kv|o)_lora_rank|index_n_heads|laurel_rank|o_groups|(linear_)?(key|value)_head_dim", 8),
     (r"linear_(num_)?(key|value)_(head_dim|heads)|linear_num_(key|value)_heads", 4),
-    (r"(max_)?((encoder|decoder|target|source)_)?(max_)?position(_embedding)?s|n_positions|n_ctx|max_seq_len", POSITIONS),
+    (
+        r"(max_)?((encoder|decoder|target|source)_)?(max_)?position(_embedding)?s|n_positions|n_ctx|max_seq_len",
+        POSITIONS,
+    ),
     (r"sliding_window|attention_window|local_attention|window_size|attention_chunk_size", WINDOW),
 )
 """Fields of configurations by name, and their tiny values."""
@@ -81,8 +93,8 @@ class Row:
     """Largest, nats, over both sequences."""
     alone: float | None = None
     """The same for transformers' own pass from embeddings without ids; None if it takes none."""
-    converged: str = ""
     rollout: str = ""
+    """Why attention rollout is refused."""
     why: str = ""
     seconds: float = 0.0
 
@@ -134,7 +146,10 @@ def build(
     """A model of the class with every weight random."""
     fields = config_class().to_dict()
     own = {**shrunk(fields, vocabulary=len(made)), **OWN.get(config_class.model_type, {})}
-    ids = {f"{name}_token_id": getattr(made, f"{name}_token_id") for name in ("pad", "eos", "bos", "mask", "cls", "sep")}
+    own = {name: len(made) if value == VOCABULARY else value for name, value in own.items()}
+    ids = {
+        f"{name}_token_id": getattr(made, f"{name}_token_id") for name in ("pad", "eos", "bos", "mask", "cls", "sep")
+    }
     own |= {**ids, "num_labels": 3} if kind is ModelKind.CLASSIFIER else ids
     own["decoder_start_token_id"] = made.pad_token_id
     if kind is ModelKind.CAUSAL:
@@ -159,30 +174,66 @@ MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_s
 OWN: dict[str, dict[str, Any]] = {
     "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
     "bailing_hybrid": {"linear_head_dim": 8, "linear_num_heads": 4, "num_expert_group": 1},
-    "blt": {},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "esm": {"vocab_size": VOCABULARY, "token_dropout": True},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "visual_embed": False},
     "codegen": {"rotary_dim": 8},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
     "gemma3n_text": {
         **{"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "num_kv_shared_layers": 0},
         **{"hidden_size_per_layer_input": 8, "activation_sparsity_pattern": [0.0] * 4, "altup_num_inputs": 2},
+        "intermediate_size": [48] * 4,
     },
     "gemma4_text": {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "global_head_dim": 8},
     "gptj": {"rotary_dim": 8},
-    "granitemoehybrid": MAMBA,
+    "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention"] * 3 + ["full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4, "use_mamba_kernels": False},
     "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 16},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
-    "mistral4": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "mistral4": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 64,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
     "reformer": {
         **{"hidden_size": 32, "axial_pos_embds_dim": [8, 24], "axial_pos_shape": [8, 8], "feed_forward_size": 48},
         **{"attn_layers": ["local", "lsh", "local", "lsh"], "is_decoder": True, "num_buckets": 4},
     },
-    "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20, "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
-    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 4, "attention_hidden_size": 64, "attention_head_dim": 16, "hybrid_layer_ids": [3], "adapter_rank": 4, "mamba_d_state": 8, "chunk_size": 8},
+    "roc_bert": {
+        "pronunciation_vocab_size": 20,
+        "shape_vocab_size": 20,
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+    },
+    "qwen4_exp_text": {
+        **{"indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": 8, "indexer_budget": 8},
+        **{"indexer_compress_ratio": 2, "hc_lowrank": 8},
+    },
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "zamba": {
+        **{"layers_block_type": ["linear_attention", "hybrid"] * 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+        **{"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4},
+    },
+    "zamba2": {
+        "mamba_headdim": 16,
+        "n_mamba_heads": 4,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "hybrid_layer_ids": [3],
+        "adapter_rank": 4,
+        "mamba_d_state": 8,
+        "chunk_size": 8,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 """By model type: fields whose values depend on each other."""
@@ -190,9 +241,11 @@ OWN: dict[str, dict[str, Any]] = {
 
 # comparing
 
-PROMPT, RESPONSE = "The capital of France is Paris, and the capital of Italy", " is Rome"
+PROMPT, RESPONSE = "The capital of France is Paris.", " A person is Rome"
 FEW = Settings(
-    gradients=IntegratedGradients(n_steps=2), deletion=DeletionPath(n_steps=2), removal=Removal(units="sentence", subsets=2)
+    gradients=IntegratedGradients(n_steps=2),
+    deletion=DeletionPath(n_steps=2),
+    removal=Removal(units="sentence", subsets=1),
 )
 
 
@@ -210,7 +263,9 @@ def sequences(kind: ModelKind, made: PreTrainedTokenizerFast) -> list[list[int]]
     return [plain, [*plain[:3], pad, *plain[3:-1], made.mask_token_id, plain[-1], pad]]
 
 
-def from_ids(model: PreTrainedModel, prompt: list[int], answer: list[int], start: list[int], *, alone: bool = False) -> list[float]:
+def from_ids(
+    model: PreTrainedModel, prompt: list[int], answer: list[int], start: list[int], *, alone: bool = False
+) -> list[float]:
     """Log-probs (nats) of the answer's ids by transformers' own forward; `alone`: from embeddings without ids."""
     kind = KINDS[type(model)]
     ids = torch.tensor([prompt if kind is not ModelKind.CAUSAL else [*prompt, *answer]])
@@ -252,28 +307,21 @@ def examine(kind: ModelKind, config_class: type[PreTrainedConfig], model_class: 
     worst, alone = 0.0, None
     try:
         loaded = wrap(model, made, name=model_class.__name__)
+        require_edge(loaded, made)
         for prompt, want in zip((first, second), wants, strict=True):
-            result = explain(loaded, given_answer(loaded, prompt, answer), settings=FEW)
-            pairs = zip(want, result.replay.logprobs, strict=True)
-            worst = max(worst, *(abs(a - b) / max(1.0, abs(a) / 10) for a, b in pairs))
-            try:
+            found = replay(loaded, given_answer(loaded, prompt, answer)).logprobs
+            worst = max(worst, *(abs(a - b) / max(1.0, abs(a) / 10) for a, b in zip(want, found, strict=True)))
+            with suppress(Exception):  # it takes no embeddings
                 apart = from_ids(model, prompt, answer, start, alone=True)
                 alone = max(alone or 0.0, *(abs(a - b) for a, b in zip(want, apart, strict=True)))
-            except Exception:  # it takes no embeddings
-                pass
-        if worst <= TOLERANCE:
-            explain(loaded, PROMPT, max_new_tokens=2, settings=FEW)
+        if worst > TOLERANCE:
+            return row("wrong", difference=worst, alone=alone)
+        rollout = explain(loaded, PROMPT, max_new_tokens=2, settings=FEW).rollout.refused or ""
     except UserError as error:
-        return row("refused" if worst <= TOLERANCE else "wrong", difference=worst or None, why=str(error))
+        return row("refused", difference=worst or None, alone=alone, why=str(error))
     except Exception:
         return row("traceback", difference=worst, why=traceback.format_exc())
-    refused = result.rollout.refused
-    return row(
-        "same" if worst <= TOLERANCE else "wrong",
-        difference=worst,
-        alone=alone,
-        rollout="yes" if refused is None else refused,
-    )
+    return row("same", difference=worst, alone=alone, rollout=rollout)
 
 
 def given_answer(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Any:
@@ -282,6 +330,21 @@ def given_answer(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> A
     found = force_response(loaded, tokens, response=str(answer[0]) if loaded.kind is ModelKind.CLASSIFIER else RESPONSE)
     assert list(found.generated_ids) == answer
     return found
+
+
+def require_edge(loaded: LoadedModel, made: PreTrainedTokenizerFast) -> None:
+    """As many tokens as the model takes run in transformers, and one more is refused."""
+    limit = loaded.context_length
+    if limit is None or loaded.kind is ModelKind.ENCODER_DECODER:
+        return
+    row = torch.full((1, limit), made("a")["input_ids"][0])
+    with torch.no_grad():
+        loaded.model(input_ids=row)
+    try:
+        encode_ids(loaded, [1] * (limit + 1))
+    except PromptError:
+        return
+    raise AssertionError(f"{limit + 1} tokens were taken")
 
 
 def in_one_line(error: BaseException) -> str:
@@ -338,8 +401,9 @@ def main() -> int:
 def line(row: Row) -> str:
     number = "" if row.difference is None else f"{row.difference:.0e}"
     alone = "" if row.alone is None else f"{row.alone:.0e}"
-    note = "" if row.outcome == "traceback" else row.why or (row.rollout if row.rollout != "yes" else "")
-    return f"{row.kind:16}{row.name:48}{row.outcome:10}{number:>7}{alone:>7} {row.seconds:5.1f} s  {' '.join(note.split())[:250]}"
+    note = "" if row.outcome == "traceback" else row.why or row.rollout
+    note = " ".join(note.split())[:250]
+    return f"{row.kind:16}{row.name:48}{row.outcome:10}{number:>7}{alone:>7} {row.seconds:5.1f} s  {note}"
 
 
 if __name__ == "__main__":

@@ -167,9 +167,9 @@ def require_embedded(loaded: LoadedModel, ids: Sequence[int]) -> None:
     strange = [token for token in ids if size is not None and not 0 <= token < size]
     if strange:
         raise PromptError(
-            f"Token {strange[0]} ({loaded.tokenizer.decode([strange[0]])!r}) has no embedding: {loaded.name} has {size} of "
-            f"them, so its tokenizer knows tokens that the model does not. Leave that token out, or use the tokenizer that "
-            f"the model was trained with."
+            f"Token {strange[0]} ({loaded.tokenizer.decode([strange[0]])!r}) has no embedding: {loaded.name} has "
+            f"{size} of them, so its tokenizer knows tokens that the model does not. Leave that token out, or use the "
+            "tokenizer that the model was trained with."
         )
 
 

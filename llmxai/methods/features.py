@@ -68,9 +68,10 @@ def baseline_embedding(
 
     `width` is that of `embed`; for an encoder-decoder, the first `source` rows are the encoder's.
 
-    `space`: a single space token, neutral and in distribution (where the tokenizer drops spaces, as BERT's does, the mask
-    token; where it has neither, as one of DNA's letters, the mean over the vocabulary); `zero`; `eos`, `pad`, `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token
-    N; `token:TEXT`: the single token that TEXT encodes to. Raises OptionError for anything else.
+    `space`: a single space token, neutral and in distribution (where the tokenizer drops spaces, as BERT's does, the
+    mask token; where it has neither, as one of DNA's letters, the mean over the vocabulary); `zero`; `eos`, `pad`,
+    `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token N; `token:TEXT`: the single token
+    that TEXT encodes to. Raises OptionError for anything else.
     """
     width = int(embed(loaded.model, [0]).shape[-1])
     if isinstance(baseline, Tensor):

@@ -8,7 +8,7 @@ and only what its embedding tables give is replaced: embeddings are moved where 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,8 @@ def tables(model: PreTrainedModel, *, decoder: bool = False) -> list[nn.Module]:
     """
     first = embedding_module(model)
     if kind_of(model) is ModelKind.ENCODER_DECODER:
-        try:
+        with suppress(UnsupportedModelError):  # else its sides share the model's
             first = embedding_module(model.get_decoder() if decoder else model.get_encoder())
-        except UnsupportedModelError:
-            pass  # its sides share the model's
     names = family_of(model.config).tables
     return [first, *(part for name, part in model.named_modules() if name.rpartition(".")[2] in names)]
 
@@ -72,11 +70,16 @@ def looked_up(model: PreTrainedModel, ids: Sequence[int], *, decoder: bool = Fal
     """The same for one side."""
     first, *further = tables(model, decoder=decoder)
     row = torch.tensor([list(ids)], device=input_device(model))
-    found = [torch.as_tensor(first(row))[0]]
+    found = [_embeds(first(row))[0]]
     for table in further:
         known = int(getattr(table, "num_embeddings", 1 + max(ids)))
-        found.append(torch.as_tensor(table(torch.where(row < known, row, 0)))[0].to(found[0].device))
+        found.append(_embeds(table(torch.where(row < known, row, 0)))[0].to(found[0].device))
     return torch.cat(found, dim=-1) if further else found[0]
+
+
+def _embeds(output: Any) -> Tensor:
+    """What a table gives, alone or first in a tuple (I-BERT)."""
+    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)
 
 
 def n_embeddings(model: PreTrainedModel, *, decoder: bool = False) -> int | None:
@@ -84,7 +87,9 @@ def n_embeddings(model: PreTrainedModel, *, decoder: bool = False) -> int | None
     module = tables(model, decoder=decoder)[0]
     found = getattr(module, "num_embeddings", None)
     weight = getattr(module, "weight", None)
-    return int(found) if found is not None else len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else None
+    return (
+        int(found) if found is not None else len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else None
+    )
 
 
 @dataclass
@@ -133,8 +138,8 @@ def replaced(
 ) -> Iterator[None]:
     """Inside, the model's tables give `embeds` wherever it embeds `ids`; the hooks are removed afterwards.
 
-    With None, nothing is replaced. For an encoder-decoder, the first `source` of them belong to the encoder. Raises UnsupportedModelError if the model
-    ran and did not embed these ids with its tables.
+    With None, nothing is replaced. For an encoder-decoder, the first `source` of them belong to the encoder. Raises
+    UnsupportedModelError if the model ran and did not embed these ids with its tables.
     """
     if embeds is None:
         yield
@@ -147,14 +152,15 @@ def replaced(
         for number, table in enumerate(tables(model, decoder=bool(decoder)))
     ]
 
-    def put(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], own: Tensor) -> Tensor | None:
+    def put(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], own: Any) -> Any:
         called = next((each for each in (*arguments, *options.values()) if isinstance(each, Tensor)), None)
         mine = [] if called is None else [one for one in awaited if one.asked(module, called)]
         if called is None or not mine:
             return None
         one = next((each for each in mine if not each.given), mine[-1])  # both sides may embed the same ids
         one.given = True
-        return one.output(called, own)
+        given = one.output(called, _embeds(own))
+        return (given, *own[1:]) if isinstance(own, tuple) else given
 
     handles = [
         table.register_forward_hook(put, with_kwargs=True) for table in {id(a.table): a.table for a in awaited}.values()
@@ -166,6 +172,6 @@ def replaced(
             handle.remove()
     if not all(one.given for one in awaited):
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not look its token ids up in its embedding table, so their embeddings cannot be "
-            f"moved along a path."
+            f"{type(model).__name__} does not look its token ids up in its embedding table, so their embeddings "
+            "cannot be moved along a path."
         )

@@ -93,6 +93,15 @@ def family_of(config: PreTrainedConfig) -> Family:
     return FAMILIES.get(config.get_text_config().model_type, Family())
 
 
+def field_of(config: PreTrainedConfig, name: str, default: Any = None) -> Any:
+    """A field of a configuration; of one whose layers differ in it, the largest layer's."""
+    try:
+        return getattr(config, name, default)
+    except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
+        values = [getattr(layer, name, None) for layer in config.per_layer_config]
+        return max((value for value in values if isinstance(value, int)), default=default)
+
+
 def residual_multiplier(config: PreTrainedConfig) -> float:
     """The factor on a block's output before it is added to the residual stream (Granite); else 1."""
     return float(getattr(config.get_text_config(), "residual_multiplier", 1.0))
@@ -125,7 +134,11 @@ def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
     text = config.get_text_config()
     if (types := getattr(text, "layer_types", None)) is not None:
         return Counter(kind for kind in types if kind not in SOFTMAX_LAYERS)
-    return Counter({"linear_attention": int(text.num_hidden_layers)} if family_of(config).recurrent else {})
+    if family_of(config).recurrent or field_of(text, "num_attention_heads") is None:  # Mamba, FNet
+        return Counter(
+            {"linear_attention" if family_of(config).recurrent else "attention-free": text.num_hidden_layers}
+        )
+    return Counter()
 
 
 def rollout_refusal(config: PreTrainedConfig) -> str | None:

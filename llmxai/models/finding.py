@@ -169,7 +169,7 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
 
 
 def base_of_adapter(name: str) -> str | None:
-    """What a folder or a name on the hub with a PEFT adapter names as its base, "" for nothing; None: it has no adapter.
+    """What a folder or hub name with a PEFT adapter names as its base, "" for nothing; None: there is no adapter.
 
     A folder that is a model as well counts as one.
     """
@@ -299,9 +299,9 @@ def require_one_stack(config: PreTrainedConfig, architecture: str, *, name: str)
     """Raise UnsupportedModelError for a classifier with an encoder and a decoder."""
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
-            f"{name}: {architecture} is a classifier with an encoder and a decoder, and both read the whole text, so there "
-            f"is no single place where a token could be moved. Give a classifier with one stack (BERT's and its "
-            f"relatives', or a decoder's), or a model that generates (...ForConditionalGeneration)."
+            f"{name}: {architecture} is a classifier with an encoder and a decoder, and both read the whole text, so "
+            "there is no single place where a token could be moved. Give a classifier with one stack (BERT's and its "
+            "relatives', or a decoder's), or a model that generates (...ForConditionalGeneration)."
         )
 
 
@@ -319,8 +319,8 @@ def _no_text_in_and_out(config: PreTrainedConfig, architecture: str, *, name: st
     """Why an encoder-decoder's answer cannot be explained."""
     if architecture in classes_for(AutoModelForSpeechSeq2Seq, config):
         return (
-            f"{name}: {architecture} turns speech into text: it reads sound, not tokens, so there are no words to which its "
-            f"answer could be attributed. Give a model that reads text."
+            f"{name}: {architecture} turns speech into text: it reads sound, not tokens, so there are no words to "
+            "which its answer could be attributed. Give a model that reads text."
         )
     return (
         f"{name}: {architecture} is an encoder-decoder model without a language-modelling head for text. Give one that "

@@ -181,5 +181,10 @@ def seeded(seed: int, *, device: torch.device) -> Iterator[None]:
 
 
 def first_of(output: Any) -> Tensor:
-    """A layer's hidden states, whether it returns them alone or first in a tuple."""
-    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)
+    """A layer's hidden states, whether it returns them alone or first in a tuple or list."""
+    return torch.as_tensor(output[0] if isinstance(output, tuple | list) else output)
+
+
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """The same output of a layer with other hidden states."""
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden

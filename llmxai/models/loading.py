@@ -186,8 +186,8 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise UnsupportedModelError(
-            f"{loaded.name}: {type(model).__name__} reads {model.main_input_name}, not token ids, so there are no words to "
-            f"which its answer could be attributed. Give a model that reads text."
+            f"{loaded.name}: {type(model).__name__} reads {model.main_input_name}, not token ids, so there are no "
+            "words to which its answer could be attributed. Give a model that reads text."
         )
     adapter_of(model).require_explainable(model, name=loaded.name)
     return loaded
@@ -354,8 +354,8 @@ def _require_whole(told: Any, adapter: str) -> None:
         extra = sorted(told.unexpected_keys)
         foreign = f"hold {len(extra)} that this model has no place for ({extra[0]!r}, ...)" if extra else ""
         raise ModelLoadError(
-            f"{adapter}: its files {' and '.join(filter(None, (absent, foreign)))}, so it is incomplete or was made for "
-            f"another model. Give the complete adapter, or the base model that it was made for."
+            f"{adapter}: its files {' and '.join(filter(None, (absent, foreign)))}, so it is incomplete or was made "
+            "for another model. Give the complete adapter, or the base model that it was made for."
         )
 
 
@@ -383,8 +383,8 @@ def adapted_layers(model: Any) -> PreTrainedModel:
 
 def _outside_its_layers(what: str, kind: Any) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{what} ({getattr(kind, 'value', kind)}) works outside the model's layers, where llmxai cannot see it: it puts "
-        f"learned vectors in front of the text or its keys and values, or mixes several passes. Adapters inside the "
-        f"layers (LoRA and its relatives) work; to explain the model without the adapter, give the base model alone "
-        f"(in Python, model.get_base_model() with the tokenizer)."
+        f"{what} ({getattr(kind, 'value', kind)}) works outside the model's layers, where llmxai cannot see it: it "
+        "puts learned vectors in front of the text or its keys and values, or mixes several passes. Adapters inside "
+        "the layers (LoRA and its relatives) work; to explain the model without the adapter, give the base model "
+        "alone (in Python, model.get_base_model() with the tokenizer)."
     )

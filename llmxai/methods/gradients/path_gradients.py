@@ -237,7 +237,8 @@ class PathFunction:
 
     def _pullback(self, inputs: Float[Tensor, "node live *width"]) -> Pullback:
         """One forward pass; then gradients with respect to `inputs`, one target per node at a time."""
-        if not keeps_logits(self.loaded.model):
+        model = self.loaded.model
+        if not keeps_logits(model) or model.get_output_embeddings() is None:
             with torch.enable_grad():
                 values = self.rows.values(self._logits(inputs))
 

@@ -96,9 +96,7 @@ def forward_logits(
     """
     rows = torch.as_tensor(ids, device=input_device(model))
     rows = torch.atleast_2d(rows) if inputs_embeds is None else rows.expand(len(inputs_embeds), -1)
-    return adapter_of(model).logits(
-        model, inputs_embeds, ids=rows, positions=positions, prefix=prefix, source=source
-    )
+    return adapter_of(model).logits(model, inputs_embeds, ids=rows, positions=positions, prefix=prefix, source=source)
 
 
 def layer_stacks(model: PreTrainedModel) -> list[nn.ModuleList]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
+from llmxai.models.embedding import input_device, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import encoder_message
-from llmxai.models.embedding import input_device, replaced
 from llmxai.models.forward import (
     cache_argument,
     frozen_eval,
