@@ -115,6 +115,7 @@ def layers_compiled(model: PreTrainedModel) -> Iterator[None]:
 
 def compilation_failed(error: Exception) -> bool:
     """Whether the error is the compiler's; then it is not used again in this process."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error  # as `own_errors` raises it
     if is_out_of_memory(error) or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return False
     _broken.append(f"{type(error).__name__}: {error}")

@@ -32,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from llmxai.errors import InsufficientMemoryError, UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
 from llmxai.models.embedding import device_of
-from llmxai.models.families import KEPT_BY_ACTIVATION, family_of
+from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of
 from llmxai.models.forward import is_out_of_memory
 from llmxai.settings import CHUNK_TOKENS
 
@@ -330,7 +330,7 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in names if isinstance(value := field_of(config, name), int)), None)
 
 
 def _first_text(config: PreTrainedConfig, *names: str) -> str | None:

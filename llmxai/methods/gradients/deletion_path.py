@@ -34,7 +34,7 @@ from llmxai.methods.gradients.integrated_gradients import certified, integrate
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
-from llmxai.models.families import softmax_refusal
+from llmxai.models.families import field_of, softmax_refusal
 from llmxai.models.memory import score_maps_of
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
@@ -293,7 +293,7 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
 def kept_maps(loaded: LoadedModel, compute: Compute, *, tokens: int) -> int:
     """Attention weights that the graph of one chunk keeps without checkpointing."""
     layers = sum(len(stack) for stack in layer_stacks(loaded.model))
-    heads = loaded.model.config.get_text_config().num_attention_heads
+    heads = field_of(loaded.model.config.get_text_config(), "num_attention_heads", 1)
     chunk = max(compute.chunk_tokens or CHUNK_TOKENS, tokens)
     return int(MAPS * layers * heads * tokens * chunk)
 

@@ -227,12 +227,13 @@ class MaskedSequence:
     def present(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
         """Which positions of the sequence are occupied, by a real token or a replacement.
 
-        If deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token remains.
+        If deletion would leave nothing to predict from (a raw prompt without BOS, or a whole source), one neutral token
+        remains.
         """
         if self.substitute is not None:
             return torch.ones(len(kept), len(self.owner), dtype=torch.bool)
         stays = self.stays(kept)
-        before = min(self.rows.positions) - self.first + 1
+        before = self.source or min(self.rows.positions) - self.first + 1
         stays[:, 0] |= ~stays[:, :before].any(dim=1)
         return stays
 
