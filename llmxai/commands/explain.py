@@ -21,7 +21,7 @@ from llmxai.commands.terminal import first_lines, link, print_lines, summary
 from llmxai.errors import OptionError, OutputError, PromptError
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 
-TEXTS = ("question", "prompt", "response", "foil", "template_args", "requester", "purpose", "key")
+TEXTS = ("question", "prompt", "response", "foil", "target", "template_args", "requester", "purpose", "key")
 """Options that the record does not store as settings: texts are kept apart from it and can be removed."""
 
 
@@ -118,6 +118,13 @@ def explain(
     foil: Annotated[
         str | None,
         ask_option(help="Another answer: explain why the model chose its own instead, where they first differ."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        ask_option(
+            help="What to explain: token (each one, the default), word, sentence, answer (all at once), i:j (a range "
+            "of generated tokens) or a text of the answer; can be given several times."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, answer_option(help="Longest answer to generate.")] = 64,
     temperature: Annotated[float, answer_option(help="0 is greedy; above 0 samples.")] = 0.0,
@@ -263,6 +270,7 @@ def explain(
                 response=response,
                 foil=foil,
                 **given,
+                targets=target or None,
                 decoding=decoding,
                 settings=chosen,
                 progress=report,

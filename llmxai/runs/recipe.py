@@ -37,8 +37,8 @@ class ModelSettings(Strict):
     """Which model, as `llmxai.load` takes it."""
 
     name: str = "smollm2"
-    """smollm2, a .gguf file, a local folder or a hub name; or one of the suites' own models: marker (trained locally on
-    a planted task) or closed_form (linear, with attributions in closed form)."""
+    """smollm2, a .gguf file, a local folder or a hub name; or one of the suites' own models: marker and tracer (trained
+    locally on planted tasks) or closed_form (linear, with attributions in closed form)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] | None = "float32"
     device_map: str | dict[str, int | str] | None = None
     quantize: Literal["4bit", "8bit"] | None = None
@@ -191,7 +191,10 @@ class Recipe(Strict):
     decoding: Decoding = Decoding()
     """How answers are generated for rows without one."""
     explain: Settings | None = Settings()
-    """How every generated token is explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
+    """How answers are explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
+    targets: Annotated[list[str], Field(min_length=1)] = ["token"]
+    """What of every answer is explained: token (each of them), word, sentence, answer (all at once), i:j (a range of
+    generated tokens), or a text that every answer holds. A suite's row with a target of its own keeps it."""
     evaluate: EvaluateSettings | None = None
     workers: WorkerSettings = WorkerSettings()
 

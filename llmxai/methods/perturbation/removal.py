@@ -87,11 +87,7 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
     The answer's last word has nothing behind it. Longer answers are cut into sentences, as prompts are. Mentions are
     words with the same letters and digits, whatever their case, in the prompt's content or the answer.
     """
-    first = generation.prompt_len
-    words = [word for word in generation.words if generation.roles[word[0]] in CONTENT]
-    own = [word for word in words if word[0] >= first and word[1] < len(generation.ids)]
-    if len(own) > MOST_UNITS:
-        own, _ = _not_too_many(generation, own)
+    words = _content_words(generation)
     mentions: dict[str, list[Unit]] = {}
     for start, end in words:
         text = "".join(c for c in "".join(generation.texts[start:end]).casefold() if c.isalnum())
@@ -99,7 +95,18 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
             mentions.setdefault(text, []).append((start, end))
     repeated = [tuple(places) for places in mentions.values() if len(places) > 1]
     repeated.sort(key=len, reverse=True)
-    return (*((word,) for word in own), *repeated[:MOST_UNITS])
+    return (*((unit,) for unit in answer_units(generation)), *repeated[:MOST_UNITS])
+
+
+def answer_units(generation: Generation) -> tuple[Unit, ...]:
+    """The words of the answer that have something behind them; of a longer answer its sentences, or runs of them."""
+    first, n = generation.prompt_len, len(generation.ids)
+    own = [word for word in _content_words(generation) if word[0] >= first and word[1] < n]
+    return tuple(_not_too_many(generation, own)[0] if len(own) > MOST_UNITS else own)
+
+
+def _content_words(generation: Generation) -> list[Unit]:
+    return [word for word in generation.words if generation.roles[word[0]] in CONTENT]
 
 
 def unit_sums(
