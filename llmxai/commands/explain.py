@@ -53,6 +53,7 @@ removal_option = partial(typer.Option, rich_help_panel="What is removed")
 output_option = partial(typer.Option, rich_help_panel="What is written")
 record_option = partial(typer.Option, rich_help_panel="The record")
 """An option in one of the panels of `--help`."""
+DEMO = "Which city is the capital of France?"
 EXAMPLES = """Examples:
 
 llmxai explain "Which city is the capital of France?"
@@ -288,6 +289,14 @@ def explain(
     _tell(explanation, attempt, place, as_json=as_json)
     if open_report:
         webbrowser.open((place / "report.html").resolve().as_uri())
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo in it is replaced.")] = Path("runs/demo"),
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+) -> None:
+    """Explain an answer of the embedded model: "Which city is the capital of France?"."""
+    explain(DEMO, max_new_tokens=24, out=out, overwrite=True, open_report=open_report)
 
 
 def _begin(place: Path, asked: Mapping[str, Any], *, private: bool, key: Path | None, **who: str | None) -> Attempt:
