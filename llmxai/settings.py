@@ -218,15 +218,16 @@ class Removal:
     baseline: str = "space"
     """The neutral token of the operator `baseline`, named as in `IntegratedGradients`."""
     seed: int = 0
-    chunk_tokens: int = CHUNK_TOKENS
-    """Tokens that go through the model at once; halved if memory runs out."""
+    chunk_tokens: int | None = None
+    """Tokens that go through the model at once, halved if memory runs out; None: planned from the free memory."""
 
     def __post_init__(self) -> None:
         require_known("removal units", self.units, UNITS)
         require_known("removal operator", self.operator, OPERATORS)
         require_baseline(self.baseline)
         require_least("subsets", self.subsets, 0)
-        require_least("chunk_tokens", self.chunk_tokens, 1)
+        if self.chunk_tokens is not None:
+            require_least("chunk_tokens", self.chunk_tokens, 1)
 
 
 @checked

@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import InsufficientMemoryError, UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.embedding import device_of
+from llmxai.models.embedding import device_of, input_device
 from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of
 from llmxai.models.forward import is_out_of_memory
 from llmxai.settings import CHUNK_TOKENS
@@ -262,6 +262,13 @@ def plan_for(
         checkpoint=checkpoint,
         offloaded=away,
     )
+
+
+def forward_tokens(model: PreTrainedModel, *, tokens: int, targets: int) -> int:
+    """How many tokens go through the model at once without gradients: what fits with them fits without."""
+    if input_device(model).type == "cpu":
+        return CHUNK_TOKENS
+    return plan_for(model, tokens=tokens, targets=targets).chunk_tokens
 
 
 def _largest_layer(model: PreTrainedModel) -> int:

@@ -18,7 +18,7 @@ from llmxai.methods.perturbation.removal import f_of_masks, hidden_sets, prompt_
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, targets_of
 from llmxai.models import LoadedModel, frozen_eval
-from llmxai.models.memory import ChunkSize, in_chunks
+from llmxai.models.memory import ChunkSize, forward_tokens, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
 from llmxai.stats import LinearFit, acting_together, ridge_with_prior
@@ -56,7 +56,8 @@ def measure_effects(
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
     whole = torch.ones(int(f_input is None), len(units), dtype=torch.bool)
-    size = ChunkSize(removal.chunk_tokens)
+    planned = forward_tokens(loaded.model, tokens=len(generation.ids), targets=len(targets))
+    size = ChunkSize(removal.chunk_tokens or planned)
     f = f_of_masks(
         loaded,
         generation,
