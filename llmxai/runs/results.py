@@ -30,6 +30,8 @@ ROW_SCHEMA = {
     "error": pa.string(),
     "prompt": pa.string(),
     "answer": pa.string(),
+    "sources": pa.string(),
+    "probability": pa.float64(),
     "n_tokens": pa.int64(),
     "n_targets": pa.int64(),
     **{str(status): pa.int64() for status in CURRENT},
