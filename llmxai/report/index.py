@@ -75,7 +75,7 @@ def build_index(
     *,
     name: str,
     place: str = "records/",
-    pages: frozenset[str] | None = None,
+    pages: Mapping[str, str] | None = None,
     evaluation: str | None = None,
     manifest: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -84,10 +84,10 @@ def build_index(
 ) -> IndexView:
     """The index of the run `name`.
 
-    `place`: where the records' folders are, relative to the index. `pages`: the ids that have a page; None: all that
-    did not fail. `evaluation`: a page to link to. `manifest` (what the run was) and `provenance`
-    (llmxai/report/provenance.py) are shown unchanged. `records`: ids in the evidence log, by row id; `reviews`:
-    reviewers' decisions in it, by the same.
+    `place`: where the records' folders are, relative to the index. `pages`: the names of the pages, by id; None: all
+    that did not fail have `report.html`. `evaluation`: a page to link to. `manifest` (what the run was) and
+    `provenance` (llmxai/report/provenance.py) are shown unchanged. `records`: ids in the evidence log, by row id;
+    `reviews`: reviewers' decisions in it, by the same.
     """
     statuses = statuses_of(rows)
     return IndexView(
@@ -112,17 +112,17 @@ def build_index(
 def _row(
     row: RunRow,
     place: str,
-    pages: frozenset[str] | None,
+    pages: Mapping[str, str] | None,
     record: str,
     reviews: Sequence[str],
     statuses: Sequence[Status],
 ) -> IndexRow:
     failed = row.status == FAILED
-    has_page = not failed if pages is None else row.id in pages
+    page = ("" if failed else "report.html") if pages is None else pages.get(row.id, "")
     return IndexRow(
         id=label(row.id),
         record=label(record) if record else (),
-        href=f"{place}{quote(row.id, safe='', errors='replace')}/report.html" if has_page else None,
+        href=f"{place}{quote(row.id, safe='', errors='replace')}/{page}" if page else None,
         prompt=label(row.prompt) if row.prompt else (),
         answer=label(row.error or "failed, no reason recorded") if failed else label(row.answer or "(nothing)"),
         sources=label(row.sources) if row.sources else (),

@@ -145,7 +145,7 @@ def write_index(
     """
     rows = read_rows(run)
     place = "records/" if (run / "records").is_dir() else ""
-    explained = frozenset(folder.name for folder in record_folders(run) if (folder / PAGE).is_file())
+    explained = {folder.name: page for folder in record_folders(run) if (page := _page_of(folder))}
     view = build_index(
         rows,
         name=run.resolve().name,
@@ -163,6 +163,11 @@ def write_index(
     index = _replace(run / INDEX, pages.page, changing)
     _remove_others(run / DATA, {Path(name).name for name in pages.data}, changing)
     return index
+
+
+def _page_of(folder: Path) -> str:
+    """The name of the newest page of an explanation; empty if there is none."""
+    return next((name for name in (REBUILT, PAGE) if (folder / name).is_file()), "")
 
 
 def _remove_others(folder: Path, kept: Collection[str], changing: Changing) -> None:

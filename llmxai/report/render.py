@@ -277,6 +277,11 @@ def _text(text: Text) -> str | list[str | list[str]]:
     return [[piece.text] if piece.mark else piece.text for piece in text]
 
 
+def page_style() -> str:
+    """The style sheet that all pages share."""
+    return _static("report.css")
+
+
 def _static(name: str) -> str:
     return files("llmxai.report").joinpath("static", name).read_text(encoding="utf-8")
 

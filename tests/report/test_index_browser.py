@@ -13,6 +13,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from llmxai.report import RunRow, build_index, rebuild, render_index, to_columns
+from llmxai.runs import find_recipe, read_recipe
+from llmxai.runs.results import write_pages
+from llmxai.runs.tables import tabulate
 from tests.report.conftest import Open, assert_accessible, look, move
 from tests.report.run_sample import hostile_rows, made_up, write_run
 
@@ -211,7 +214,7 @@ class TestLongRun:
 
     def test_it_does_what_one_page_does(self, run: Path, open_page: Open) -> None:
         """Whatever is done to it, the same records are listed as by an index that holds all of them."""
-        whole = open_page(index(made_up(self.N), pages=frozenset()))
+        whole = open_page(index(made_up(self.N), pages={}))
         page = open_page(run / "index.html")
         assert len(self.pages_of(run)) == 7
         assert page.locator("iframe").count() == 0, "nothing is read before it is needed"
@@ -362,4 +365,32 @@ def test_the_index_on_a_phone_has_a_block_for_each_record(open_page: Open) -> No
     before = page.locator("td[data-name=asked]").first.evaluate("e => getComputedStyle(e, '::before').content")
     assert "asked" in page.locator("td[data-name=asked]").first.get_attribute("data-name")
     assert before != "none"
+    assert_accessible(page)
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["wide", "phone"])
+def test_the_evaluation_page_has_the_look_of_the_others_and_begins_with_the_winner(
+    open_page: Open, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    methods = {"gradients": 0.8, "attention": 0.2, "random": 0.1, "leave_one_out": 0.7}
+    lines = [
+        {"id": str(i), "source": f"suite {i % 2}", "method": method, "figure": figure, "value": value + i / 50}
+        | {"seconds": 1.0, "nodes": 40, "converged": True, "error": ""}
+        for method, value in methods.items()
+        for figure in ("mrr", "lds")
+        for i in range(6)
+    ]
+    write_pages(tmp_path, read_recipe(find_recipe("smoke")), tabulate(lines, resamples=200, seed=0), ok=6, failed=0)
+    page = open_page(tmp_path / "evaluation.html", viewport={"width": size[0], "height": size[1]})
+    first = page.locator("main p").first.inner_text()
+    assert first.startswith("Best at predicting what removals do (LDS, a rank correlation): gradients, 0.85 (")
+    assert "It leads attention, the next, by 0.60 (0.60 to 0.60): more than chance." in first
+    assert page.locator("main p").first.bounding_box()["y"] < 300
+    card = page.locator("section").first.evaluate("e => getComputedStyle(e).borderRadius")
+    other = open_page(index(made_up(3)), viewport={"width": size[0], "height": size[1]})
+    assert other.locator("section").first.evaluate("e => getComputedStyle(e).borderRadius") == card
+    for folded in page.locator("section.fold > details").all():
+        folded.locator("summary").click()
+    look(page, f"evaluation-{size[0]}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
     assert_accessible(page)
