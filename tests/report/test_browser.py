@@ -549,10 +549,18 @@ def test_a_panel_opens_with_what_was_measured(open_page: Open) -> None:
     first = max((part for part, value in enumerate(row) if value is not None), key=lambda part: abs(row[part]))
     best = row[first]
     assert f"{'−' if best < 0 else '+'}{abs(best):.2f} nats" in shown
+    page.get_by_role("region", name="Measured effects").locator("details").evaluate_all(
+        "all => all.forEach(each => { each.open = true })"
+    )
+    page.wait_for_timeout(50)
+    shown = page.get_by_role("region", name="Measured effects").inner_text()
     assert "earlier in the answer" in shown
     assert "all 2 mentions" in shown
     before, after = effects["probability"][1], effects["probability_without"][1][first]
     name = effects["units"][first]["text"].strip()
+    figures = page.get_by_role("region", name="Contributions").locator("li .num").all_inner_texts()
+    assert figures
+    assert all(re.fullmatch(r"[+−]\d\.\d{3} · \d+\.\d%", figure) for figure in figures), figures
     assert f"without {name} {rounded(before)} → {rounded(after)}" in " ".join(shown.split())
     assert page.locator("#given .source, #answer .source").count() > 0
     views(page).get_by_role("radio", name="contributions").check()

@@ -168,7 +168,7 @@
   };
   const partName = (part) => [data.removal.parts[part][0], ""];
   /** A ranked list: name and numbers on one line, a bar below; signed bars start in the middle. */
-  function bars(pairs, { scale, signed, share = null, named = unitName, write = signed ? nats : percent, detail = null, before = "" }) {
+  function bars(pairs, { scale, signed, share = null, named = unitName, write = signed ? (value) => nats(value) : percent, detail = null, before = "", faint = 0 }) {
     const most = largest(pairs), item = (pair) => {
       const [number, whole] = pair, value = whole / scale, [text, note] = named(number);
       const bar = make("span", { class: `bar${signed ? " signed" : ""}`, "aria-hidden": "true" });
@@ -180,9 +180,10 @@
         ...(detail ? [make("span", { class: "detail soft" }, ...detail(pair))] : []), bar);
     };
     if (!pairs.length) return [make("p", { class: "soft" }, "No source above rounding.")];
-    const list = make("ol", { class: "bars" }, ...pairs.slice(0, BARS).map(item));
-    if (pairs.length <= BARS) return [list];
-    return [list, folded("rest", `${pairs.length - BARS} more`, () => [make("ol", { class: "bars", start: BARS + 1 }, ...pairs.slice(BARS).map(item))])];
+    const n = Math.min(BARS, pairs.filter(([, value]) => Math.abs(value) >= faint * most).length); // the others are folded
+    const list = make("ol", { class: "bars" }, ...pairs.slice(0, n).map(item));
+    if (pairs.length <= n) return [list];
+    return [list, folded("rest", `${pairs.length - n} more`, () => [make("ol", { class: "bars", start: n + 1 }, ...pairs.slice(n).map(item))])];
   }
 
   function facts(title, rows) {
@@ -291,7 +292,7 @@
     const write = (value, [, , , , without]) => becomes(target, value, without);
     return [make("section", { "aria-label": "Measured effects", class: "effects" }, make("h4", {}, term("effect", "Measured effects")),
       make("p", { class: "unit-note" }, `${target.contrast ? "its lead over the foil" : "its probability"} without the part; below, the fall of the log-probability, with its ${data.effects.confidence} interval where it was measured more than once`),
-      ...bars(target.effects, { scale: 1, signed: true, named, write, detail, before: "without " }))];
+      ...bars(target.effects, { scale: 1, signed: true, named, write, detail, before: "without ", faint: 0.05 }))];
   }
 
   function deletion(target) {
