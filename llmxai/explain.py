@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,8 +13,8 @@ import torch
 from llmxai.crosscheck import RULE, cross_check
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
-from llmxai.generation import answer, generate_many, replay
-from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of
+from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay
+from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of, require_alone
 from llmxai.methods import (
     METHODS,
     estimated,
@@ -28,10 +27,10 @@ from llmxai.methods.features import require_path_options
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
-from llmxai.models.precision import full_precision
+from llmxai.models.precision import in_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Generation, Replay, Scores
+from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
 
 STAGES = {
     GRADIENTS: "integrating gradients",
@@ -40,6 +39,9 @@ STAGES = {
 }
 """What progress calls the methods that are always computed."""
 
+Found = Callable[[Generation, Replay, Effects | None], None]
+"""Called with the answer as soon as it is replayed (effects None), and again once removals are measured."""
+
 
 def explain(
     model: AnyModel,
@@ -47,10 +49,16 @@ def explain(
     *,
     response: str | None = None,
     foil: str | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
     """Explain every generated token of one answer.
 
@@ -58,7 +66,14 @@ def explain(
     text (passed to the model unchanged), chat messages (through the model's chat template), token ids, a tokenizer's
     output, or an existing answer (a `Generation`). `response` is explained instead of a generated answer; for a
     classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
-    a contrast. `max_new_tokens` overrides that of `decoding`.
+    a contrast. `max_new_tokens` overrides that of `decoding`. Removals are measured first: `found` is called with the
+    answer once it is replayed, and again with their effects, long before the gradients are done.
+
+    With messages may come `documents` ([{title, text}]; also with text), `tools` (JSON schemas or functions), variables
+    of the chat template (`chat_template_kwargs={"enable_thinking": False}`), and an assistant's turn to continue
+    (`continue_final_message`). Documents go to the chat template; if it takes none, or with `documents_in="user"`, they
+    stand before the text of the user's last message. What a template would leave out is refused. Which tokens carry
+    which document, turn or tool: `explanation.generation.parts`.
 
     If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
     the reason (`Scores.refused`), and everything else is computed. A model stored in 16 bits computes in float32
@@ -69,13 +84,29 @@ def explain(
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
     require_methods(settings)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     progress("generating", 0, 1)
-    asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
+    asked = _asked(loaded, prompt, chat)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
-    with full_precision(loaded) if settings.compute.precision == "float32" else nullcontext(loaded) as exact:
-        return explained(exact, generation, settings, environment=environment_of(loaded), progress=progress)
+    with in_precision(loaded, settings.compute.precision) as exact:
+        return explained(
+            exact, generation, settings, environment=environment_of(loaded), progress=progress, found=found
+        )
+
+
+def _asked(loaded: LoadedModel, prompt: AnyPrompt | Generation, chat: ChatInputs) -> PromptTokens | Generation:
+    if not isinstance(prompt, Generation):
+        return prompt_tokens(loaded, prompt, chat)
+    require_alone(chat, "an answer and its prompt")
+    return prompt
 
 
 def explained(
@@ -85,14 +116,16 @@ def explained(
     *,
     environment: Mapping[str, Any],
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
     """All measurements of an answer, in the precision of the given model."""
     targets = token_targets(generation)
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
+    found(generation, replayed, None)
     f_input = torch.tensor(replayed.f, dtype=torch.float64)
-    compute = planned(loaded, generation, settings.compute, progress)
-    known = {"targets": targets, "features": settings.features, "compute": compute, "f_input": f_input}
+    require_room(loaded, generation, settings.compute, progress)
+    known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
 
     def computed(name: str, **options: Any) -> Scores:
         entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
@@ -105,6 +138,14 @@ def explained(
     def scored(name: str, **options: Any) -> Scores:
         return _or_refused(name, generation, partial(computed, name, **options))
 
+    effects = None
+    if settings.removal is not None:
+        watched = partial(progress, "removing parts of the text")
+        watched(0, 1)
+        effects = measure_effects(
+            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
+        )
+        found(generation, replayed, effects)
     asked = settings.rollout
     gradients = computed(GRADIENTS, **vars(settings.gradients))
     deletion = scored(DELETION, **vars(settings.deletion))
@@ -113,13 +154,7 @@ def explained(
     for name in (asked.variant, *settings.also):
         if name not in scores:
             scores[name] = scored(name)
-    effects = None
-    if settings.removal is not None:
-        watched = partial(progress, "removing parts of the text")
-        watched(0, 1)
-        effects = measure_effects(
-            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
-        )
+    if effects is not None:
         effects = estimated(effects, prior=deletion)
     variant = scores[asked.variant]
     return Explanation(
@@ -165,6 +200,11 @@ def explain_many(
     batch_size: int = 8,
     response: str | None = None,
     foil: str | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
@@ -173,19 +213,27 @@ def explain_many(
     """The explanations of several prompts in order, each as soon as it is ready; the same as one by one.
 
     `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
-    a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained
-    by itself. Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a PromptError
-    with its number at once; explanations before a later error are not lost.
+    a column `prompt`, `messages` or `text`, and maybe `documents` and `tools`. `batch_size` of them are answered
+    together, then each answer is explained by itself. Everything else is as in `explain`. All prompts are encoded
+    first, so an invalid one raises a PromptError with its number at once; explanations before a later error are not
+    lost.
 
     >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
     require_methods(settings)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     decoding = _decoding(decoding, max_new_tokens)
-    asked = prompts_of(loaded, prompts)
+    asked = prompts_of(loaded, prompts, chat)
 
     def explanations() -> Iterator[Explanation]:
         for first in range(0, len(asked), batch_size):
@@ -223,18 +271,19 @@ def variant_names() -> list[str]:
     return [*(variant.name for variant in VARIANTS), "gradient_weighted_rollout"]
 
 
-def planned(loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet) -> Compute:
-    """`compute` with its open fields planned from the free memory.
+def require_room(
+    loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet
+) -> None:
+    """Report the plan for integrated gradients, unless the caller made one.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
-        return compute
+        return
     tokens = len(generation.ids)
     plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
-    return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
 def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:

@@ -26,8 +26,9 @@ class Role(StrEnum):
     """Where a token comes from.
 
     `bos`: the model's beginning-of-sequence token at position 0. `template`: added by the chat template or the
-    tokenizer. `system`, `user`, `tool`: the content of such a message; the text of a raw prompt is `user`. `context`:
-    earlier assistant turns and retrieved documents. `generated`: the answer that is explained.
+    tokenizer. `system`, `user`, `tool`: the content of such a message; the text of a raw prompt is `user`, and the
+    definition of a tool is `tool`. `context`: earlier assistant turns. `document`: a given document. `thinking`:
+    reasoning between think tags, of earlier turns and of the answer. `generated`: the rest of the explained answer.
     """
 
     BOS = "bos"
@@ -36,6 +37,8 @@ class Role(StrEnum):
     USER = "user"
     TOOL = "tool"
     CONTEXT = "context"
+    DOCUMENT = "document"
+    THINKING = "thinking"
     GENERATED = "generated"
 
 

@@ -126,6 +126,41 @@ def predicting_position(prompt_len: int, t: int) -> int:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Something that the user gave as one piece, and the tokens of the prompt that carry its text.
+
+    >>> first, last = 12, 15  # tokens
+    >>> start, end = part.characters(first, last); part.text[start:end]
+    """
+
+    kind: str
+    """`prompt` (a raw one), `turn`, `thinking` (the reasoning field of an assistant's turn), `call` (of a tool, by the
+    assistant), `document` or `tool` (what the model may call)."""
+    source: int
+    """Which of the messages (of a turn, thinking, call), documents or tools of the request it is."""
+    title: str
+    """The turn's role, the document's title (with a number, if an earlier one has the same), or the tool's name."""
+    text: str
+    """The original text, unchanged; of a call's arguments and of a tool, the JSON."""
+    first: int
+    """The tokens of the part lie in [first, last); others may lie between them. Both 0 if the template leaves the part
+    out."""
+    last: int
+    spans: tuple[tuple[int, int, int], ...]
+    """(token, start, end), in the order of tokens: the token carries the characters [start, end) of `text`. A token may
+    also carry characters of the template or of a neighbour; several tokens may carry one character."""
+
+    def characters(self, first: int, last: int) -> tuple[int, int] | None:
+        """The smallest range of characters of `text` with all that the tokens [first, last) carry; None if nothing."""
+        carried = [(start, end) for token, start, end in self.spans if first <= token < last]
+        return (min(start for start, _ in carried), max(end for _, end in carried)) if carried else None
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The tokens that carry any of the characters [start, end) of `text`."""
+        return tuple(dict.fromkeys(token for token, a, b in self.spans if a < end and start < b))
+
+
+@dataclass(frozen=True)
 class PromptTokens:
     """The model's input: ids, the role of each, and the request they came from."""
 
@@ -134,6 +169,12 @@ class PromptTokens:
     request: Mapping[str, Any]
     source_len: int = 0
     """For an encoder-decoder: how many of them the encoder reads."""
+    parts: tuple[Part, ...] = ()
+    """What the user gave, in the order of turns, documents and tools; empty for token ids."""
+    thinks: str = ""
+    """The mark that ends the reasoning which the prompt has begun (`</think>`); empty if it has begun none."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader on how the prompt was made."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +218,8 @@ class Generation:
     stop: str
     """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
-    """The request, unchanged: `prompt` or `messages`, and `response` if one was supplied."""
+    """The request, unchanged: `prompt`, `messages` or `input_ids`; and what was supplied of `response`, `foil`,
+    `documents`, `documents_in`, `tools`, `chat_template_kwargs` and `continue_final_message`."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Decoding settings and seed; empty if the response was supplied."""
     source_len: int = 0
@@ -188,6 +230,10 @@ class Generation:
     """The positions that a classifier's head reads (BERT: `[CLS]`); empty if unknown."""
     foil: Foil | None = None
     """The foil of one generated token; the other tokens are explained by their own log-prob."""
+    parts: tuple[Part, ...] = ()
+    """The turns, documents and tools of the prompt, with their tokens; empty for token ids and in older folders."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader on how prompt and answer were put together; they are among the warnings."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -206,6 +252,14 @@ class Generation:
     @property
     def n_targets(self) -> int:
         return len(self.ids) - self.prompt_len
+
+    def part(self, kind: str, source: int) -> Part:
+        """The part of this kind and number, such as `("document", 0)`. Raises LookupError if there is none."""
+        found = next((part for part in self.parts if (part.kind, part.source) == (kind, source)), None)
+        if found is None:
+            known = ", ".join(f"{part.kind} {part.source}" for part in self.parts) or "none"
+            raise LookupError(f"There is no {kind} {source}. There are: {known}.")
+        return found
 
     def foil_of(self, t: int) -> Foil | None:
         """The foil of generated token `t`, or None."""

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
     from llmxai.evidence.record import Record, RecordKind
-    from llmxai.evidence.recorder import Attempt, Draft, announce, begin, drafting, evaluated, explained, recording
+    from llmxai.evidence.recorder import (
+        Attempt,
+        Draft,
+        announce,
+        begin,
+        drafting,
+        evaluated,
+        explained,
+        keeping,
+        recording,
+    )
     from llmxai.evidence.redaction import (
         Mark,
         Review,
@@ -59,6 +69,7 @@ __all__ = [
     "explained",
     "export_bundle",
     "import_review",
+    "keeping",
     "open_log",
     "prune",
     "public_key",
@@ -81,7 +92,10 @@ if not TYPE_CHECKING:
             "keys": ["public_key", "secret_key", "signing_key"],
             "log": ["EvidenceLog", "Receipt", "append", "open_log"],
             "record": ["Record", "RecordKind"],
-            "recorder": ["Attempt", "Draft", "announce", "begin", "drafting", "evaluated", "explained", "recording"],
+            "recorder": [
+                *("Attempt", "Draft", "announce", "begin", "drafting"),
+                *("evaluated", "explained", "keeping", "recording"),
+            ],
             "redaction": [
                 *(
                     "Mark",

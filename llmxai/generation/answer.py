@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from llmxai.errors import OptionError, PromptError
-from llmxai.generation.prompt import WINDOW, Prompt, encode, require_fits, require_text, token_texts
+from llmxai.generation.chat import require_text
+from llmxai.generation.prompt import WINDOW, Prompt, encode, require_fits, token_texts
+from llmxai.generation.template import thoughts_in
 from llmxai.models import LoadedModel, ModelKind, adapter_of
 from llmxai.models.adapters.classifier import class_number, classified, label_names
 from llmxai.settings import Decoding
@@ -171,10 +173,10 @@ def _generation(
 ) -> Generation:
     """Prompt and answer as one sequence with texts, roles and words."""
     ids = (*prompt.ids, *given.ids)
-    roles = prompt.roles + (Role.GENERATED,) * len(given.ids)
     # the two sides of an encoder-decoder are separate texts; a class is not a token of the tokenizer
     sides = (prompt.ids,) if given.classes else (ids[: prompt.source_len], ids[prompt.source_len :])
     texts = tuple(text for side in sides for text in token_texts(loaded.tokenizer, side))
+    roles = (*prompt.roles, *_answer_roles(texts[len(prompt.ids) :] or [""] * len(given.ids), opened=prompt.thinks))
     words = group_words(texts, roles[: len(texts)])
     if given.classes:
         texts, words = (*texts, given.classes[given.ids[0]]), (*words, (len(texts), len(ids)))
@@ -189,5 +191,17 @@ def _generation(
         request=dict(prompt.request) | ({} if response is None else {"response": response}),
         decoding=decoding or {},
         source_len=prompt.source_len,
+        parts=prompt.parts,
+        notes=prompt.notes,
     )
     return replace(generation, classes=given.classes, read_at=given.read_at) if given.classes else generation
+
+
+def _answer_roles(texts: Sequence[str], *, opened: str) -> list[Role]:
+    """`thinking` for tokens of the answer that begin in reasoning or in its marks, `generated` for the rest."""
+    spans = thoughts_in("".join(texts), opened=opened).spans
+    starts = accumulate((len(text) for text in texts), initial=0)
+    return [
+        Role.THINKING if any(start <= at < end for start, end in spans) else Role.GENERATED
+        for at, _ in zip(starts, texts, strict=False)
+    ]

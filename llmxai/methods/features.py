@@ -10,12 +10,12 @@ from torch import Tensor
 
 from llmxai.errors import OptionError
 from llmxai.methods.targets import Target, seen_by
-from llmxai.models import LoadedModel, embed, embedding_module
-from llmxai.models.forward import input_device
+from llmxai.models import LoadedModel, embed
+from llmxai.models.embedding import input_device, looked_up, n_embeddings
 from llmxai.settings import FEATURES, require_baseline, require_known
 from llmxai.types import Generation, Role
 
-CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
+CONTENT = frozenset(Role) - {Role.BOS, Role.TEMPLATE}
 
 
 def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
@@ -40,8 +40,8 @@ def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
 def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
     """The tokens that a method may score.
 
-    `content`: tokens written by people and the model (system, user, tool, context, generated), without template and
-    BOS. `prompt`: every prompt token and no generated one (Captum's convention). `all`: every token.
+    `content`: tokens written by people and the model, all but template and BOS. `prompt`: every prompt token and no
+    generated one (Captum's convention). `all`: every token.
     """
     chosen: list[bool] = []
     if features == "content":
@@ -60,8 +60,12 @@ def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
     return torch.tensor(chosen)
 
 
-def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int) -> Float[Tensor, "... hidden"]:
-    """The embeddings where the path starts: [hidden], or [seq, hidden] for a tensor of that shape.
+def baseline_embedding(
+    loaded: LoadedModel, baseline: str | Tensor, *, seq: int, source: int = 0
+) -> Float[Tensor, "... width"]:
+    """The embeddings where the path starts: [width], or [seq, width] for a tensor of that shape and for two sides.
+
+    `width` is that of `embed`; for an encoder-decoder, the first `source` rows are the encoder's.
 
     `space`: a single space token, neutral and in distribution (the mask token if the tokenizer drops spaces, as
     BERT's does); `zero`; `eos`, `pad`, `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token
@@ -77,8 +81,10 @@ def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int)
     if baseline == "zero":
         return torch.zeros(width, device=input_device(loaded.model))
     if baseline == "mean":
-        return _mean_embedding(loaded)
-    return embed(loaded.model, [baseline_token(loaded, baseline)])[0]
+        rows = torch.stack([_mean_embedding(loaded, decoder=decoder) for decoder in (False, True)[: 1 + bool(source)]])
+    else:
+        rows = embed(loaded.model, [baseline_token(loaded, baseline)] * (1 + bool(source)), source=int(bool(source)))
+    return rows.repeat_interleave(torch.tensor([source, seq - source], device=rows.device), 0) if source else rows[0]
 
 
 def baseline_token(loaded: LoadedModel, baseline: str) -> int:
@@ -92,7 +98,7 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int:
             raise OptionError(f"{loaded.name} has no {baseline} token. Use baseline space, zero or mean.")
         return int(token)
     kind, _, what = baseline.partition(":")
-    vocabulary = int(getattr(embedding_module(loaded.model), "num_embeddings", len(tokenizer)))
+    vocabulary = n_embeddings(loaded.model) or len(tokenizer)
     if kind == "id":
         if int(what) >= vocabulary:
             raise OptionError(f"Baseline {baseline!r}: the vocabulary ends at id {vocabulary - 1}.")
@@ -110,12 +116,12 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int:
     raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
 
 
-def _mean_embedding(loaded: LoadedModel) -> Float[Tensor, " hidden"]:
+def _mean_embedding(loaded: LoadedModel, *, decoder: bool) -> Float[Tensor, " width"]:
     """Mean over the vocabulary, computed through the module, since its weights may be offloaded or scaled."""
-    size = int(getattr(embedding_module(loaded.model), "num_embeddings", len(loaded.tokenizer)))
+    size = n_embeddings(loaded.model, decoder=decoder) or len(loaded.tokenizer)
     total: Tensor | None = None
     for first in range(0, size, 8192):
-        part = embed(loaded.model, range(first, min(first + 8192, size))).double().sum(dim=0)
+        part = looked_up(loaded.model, range(first, min(first + 8192, size)), decoder=decoder).double().sum(dim=0)
         total = part if total is None else total + part
     assert total is not None
     return total / size

@@ -23,7 +23,7 @@ from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of, rollout_ref
 from llmxai.models.finding import find_model, knows_text, quantization_config, quantization_of
 from llmxai.models.forward import keeps_logits, transformer_depth
 from llmxai.models.loading import stored_dtype
-from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_maps_of, weight_bytes
+from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_maps_of, useful_tokens, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,14 @@ def check_model(
     model.tie_weights()
     quantized = quantize or quantization_of(found.config)
     weights, share = weight_bytes(model, dtype=width, quantize=quantized)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = plan_memory(
         found.config,
         tokens=tokens,
         targets=answer_tokens,
         dtype=width,
-        free=free_memory(torch.device("cuda") if torch.cuda.is_available() else None),
+        free=free_memory(device),
+        useful=useful_tokens(found.config, device=device, itemsize=width.itemsize),
         weights=weights,
         score_maps=score_maps_of(model),
     )

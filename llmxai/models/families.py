@@ -45,13 +45,19 @@ class Family:
     """Whether the attention module returns its output with the residual stream added to it."""
     recurrent: bool = False
     """Whether every layer keeps a recurrent state, in a configuration without `layer_types`."""
+    tables: tuple[str, ...] = ()
+    """Names of modules that embed token ids a second time, beside the input embedding; at most one per model."""
 
+
+PER_LAYER = ("embed_tokens_per_layer",)
 
 FAMILIES: dict[str, Family] = {
     "bloom": Family(own_maps=1, attention_adds_residual=True),
     "falcon": Family(own_maps=1),
     "gemma2": Family(norms=4),
     "gemma3_text": Family(norms=4),
+    "gemma3n_text": Family(tables=PER_LAYER),
+    "gemma4_text": Family(tables=PER_LAYER),
     "glm4": Family(norms=4),
     "gpt_oss": Family(experts_keep=6),
     "rwkv": Family(recurrent=True),

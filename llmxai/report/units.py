@@ -41,8 +41,10 @@ ROLE_NAMES = {
     Role.TEMPLATE: "Start mark and chat template (added automatically)",
     Role.SYSTEM: "System instruction",
     Role.USER: "User",
-    Role.TOOL: "Tool result",
-    Role.CONTEXT: "Earlier turns and documents",
+    Role.TOOL: "Tool or its result",
+    Role.CONTEXT: "Earlier turns of the model",
+    Role.DOCUMENT: "Document",
+    Role.THINKING: "Reasoning of the model",
     Role.GENERATED: "Answer of the model",
 }
 

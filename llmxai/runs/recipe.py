@@ -140,6 +140,8 @@ class EvaluateSettings(Strict):
     """What is explained: the first generated token, or the whole answer as one sum of log-probs."""
     removal: Literal["delete", "baseline", "mean"] = "delete"
     """How tokens are removed: deleted, or replaced by the neutral token's embedding (baseline) or the mean one."""
+    precision: Literal["float32", "stored"] = "float32"
+    """What a model stored in 16, 8 or 4 bits computes in: float32, as in explanations, or its `stored` dtype."""
     masks: Positive = 32
     """Random subsets for LDS and infidelity."""
     samples: Positive = 8

@@ -164,6 +164,7 @@ def _context(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationConte
         samples=settings.samples,
         points=settings.points,
         seed=settings.seed,
+        precision=settings.precision,
     )
 
 

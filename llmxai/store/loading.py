@@ -120,6 +120,8 @@ def _generation(document: Mapping[str, Any]) -> Generation:
             "words": document["words"],
             "logprobs": None if None in recorded else recorded,
             "foil": foils[0] if foils else None,
+            "parts": document.get("parts", ()),  # older folders have neither
+            "notes": told.get("notes", ()),
             **{name: told[name] for name in GENERATION},
         },
     )

@@ -46,6 +46,7 @@ class _Generation(_Part):
     classes: list[str] = Field(default_factory=list)
     read_at: list[Whole] = Field(default_factory=list)
     answer: str
+    notes: list[str] = Field(default_factory=list)
 
 
 class _Token(_Part):
@@ -53,6 +54,18 @@ class _Token(_Part):
     id: Whole
     text: str
     role: Word[Role]
+
+
+class _PromptPart(_Part):
+    """A turn, document or tool, and the tokens that carry its text."""
+
+    kind: str
+    source: Whole
+    title: str
+    text: str
+    first: Whole
+    last: Whole
+    spans: list[Annotated[list[Whole], Field(min_length=3, max_length=3)]]
 
 
 class _Foil(_Part):
@@ -236,6 +249,7 @@ class Document(_Part):
     generation: _Generation
     tokens: list[_Token] = Field(min_length=1)
     words: list[Range]
+    parts: list[_PromptPart] = Field(default_factory=list)
     targets: list[_Target] = Field(min_length=1)
     verdict: Word[Status] | None
     effects: _Effects | None
@@ -317,6 +331,7 @@ def _quoted(value: Any) -> str:
 
 def _faults(document: Document) -> Iterator[str]:
     yield from _faults_of_text(document)
+    yield from _faults_of_parts(document)
     yield from _faults_of_removal(document)
     for t, target in enumerate(document.targets):
         yield from _faults_of_target(document, t, target)
@@ -356,6 +371,15 @@ def _faults_of_text(document: Document) -> Iterator[str]:
         if (target.position, target.id, target.text) != (first + t, own.id, own.text):
             said = f"token {target.position} with the id {target.id}"
             yield f"targets.{t} is {said}; expected token {first + t}, with the id {own.id} and its text."
+
+
+def _faults_of_parts(document: Document) -> Iterator[str]:
+    for i, part in enumerate(document.parts):
+        if not part.first <= part.last <= document.generation.prompt_len:
+            yield f"parts.{i} is of the tokens {part.first} to {part.last}; expected a range of the prompt's tokens."
+        for token, start, end in part.spans:
+            if not (part.first <= token < part.last and start < end <= len(part.text)):
+                yield f"parts.{i}.spans has [{token}, {start}, {end}]; expected a token and characters of the part."
 
 
 def _faults_of_removal(document: Document) -> Iterator[str]:

@@ -110,8 +110,8 @@ AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overla
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words targets verdict effects ablations refusals full_precision variant "
-        "scores settings computed environment warnings"
+        "schema created generation tokens words parts targets verdict effects ablations refusals full_precision "
+        "variant scores settings computed environment warnings"
     ),
     ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
     ("scores", "attention_rollout"): "source signed refused settings",
@@ -121,7 +121,7 @@ KEYS = {
         "panels_computed_again_in_dtype chunk_tokens chunk_halvings checkpoint rollout crosscheck replay_tolerance "
         "precision"
     ),
-    ("generation",): "prompt_len stop request decoding source_len classes read_at answer",
+    ("generation",): "prompt_len stop request decoding source_len classes read_at answer notes",
     ("tokens", 0): "index id text role",
     ("targets", 0): TARGET_KEYS,
     ("targets", 0, "verdict"): "sources attention reason attention_reason rule",

@@ -35,6 +35,7 @@ from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
 from llmxai.models.families import softmax_refusal
+from llmxai.models.memory import score_maps_of
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
 from llmxai.types import Generation, Scores
@@ -44,9 +45,9 @@ POWER = 3
 SCOUTS = 8
 """Intervals of the grid on which F is evaluated first; along this path F bends little."""
 MAP_NUMBERS = 2**28
-"""Most attention weights that the graph of one chunk may keep (1 GiB in float32); above it, layers are checkpointed.
+"""Most attention weights that the graph of one chunk may keep on a CPU (1 GiB in float32), else it is checkpointed.
 
-On the CPU, the kernels that keep none give no gradient with respect to a mask.
+The kernels that keep none give no gradient with respect to a mask. On a GPU the planner counts them.
 """
 MAPS = 2
 """Maps [head, query, key] that a layer keeps for the backward pass."""
@@ -86,7 +87,8 @@ def deletion_path(
     spec = DeletionPath(tolerance=tolerance, max_nodes=max_nodes, n_steps=n_steps)  # raises OptionError
     targets = targets_of(generation, targets)
     path = presence_path(loaded, generation, features=features)
-    if kept_maps(loaded, compute, tokens=1 + max(target.last for target in targets)) > MAP_NUMBERS:
+    on_cpu = path.input.device.type == "cpu"
+    if on_cpu and kept_maps(loaded, compute, tokens=1 + max(target.last for target in targets)) > MAP_NUMBERS:
         compute = replace(compute, checkpoint=True)
     found = integrate(loaded, path, targets, spec, compute=compute, f_input=f_input, progress=progress, scouts=SCOUTS)
     return certified("deletion_path", found, {"features": features, "path": f"presence u^{POWER}", **found.settings})
@@ -200,10 +202,15 @@ class PresencePath:
     two_way: bool
     """Whether the model reads in both directions, so other tokens can see the last one."""
     hidden: Hidden
+    ids: tuple[int, ...]
 
     def attached(self, model: PreTrainedModel) -> Any:
         """The model with hidden tokens in its attention."""
         return hiding(model, self.hidden)
+
+    def score_maps(self, model: PreTrainedModel) -> int:
+        """Scores and weights, since the kernels that keep none give no gradient with respect to a mask."""
+        return max(MAPS, score_maps_of(model))
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live"]:
         """log a, in float32 or wider; exactly 0 if a token is seen and -inf if it is hidden."""
@@ -226,8 +233,15 @@ class PresencePath:
         places = [position - live.start for position in positions]
         with self.hidden.by(inputs):
             try:
-                found = forward_logits(loaded.model, embeds, positions=places, prefix=prefix, source=self.hidden.source)
-            except (TypeError, ValueError) as error:
+                found = forward_logits(
+                    loaded.model,
+                    embeds,
+                    ids=self.ids[live],
+                    positions=places,
+                    prefix=prefix,
+                    source=self.hidden.source,
+                )
+            except UnsupportedModelError as error:
                 raise UnsupportedModelError(
                     f"{loaded.name}: {type(loaded.model).__name__} refuses a mask that is added to its attention "
                     f"scores ({error}), so the deletion path is not defined for it; integrated gradients work."
@@ -236,11 +250,10 @@ class PresencePath:
         return found
 
     def slopes(
-        self, gradient: Float[Tensor, "node live"], alphas: Sequence[float], live: slice
+        self, gradient: Float[Tensor, "node live"], alphas: Float[Tensor, " node"], live: slice
     ) -> Float[Tensor, "node live"]:
         """dF/da_i p'(u) = dF/d(log a_i) p'(u) / p(u), with p'/p = POWER / u."""
-        u = torch.tensor(list(alphas), dtype=gradient.dtype, device=gradient.device)
-        return torch.where(self.moving[live], gradient * (POWER / u)[:, None], 0.0)
+        return torch.where(self.moving[live], gradient * (POWER / alphas)[:, None], 0.0)
 
     def features(self, targets: Sequence[Target]) -> Bool[Tensor, "target seq"]:
         """The moving tokens that another token up to a target's last predicting position can see."""
@@ -267,12 +280,13 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
         raise OptionError(
             f"With features={features!r} the source is a single token, which the decoder must see. Give a longer one."
         )
-    x = embed(loaded.model, generation.ids).to(wide)
+    x = embed(loaded.model, generation.ids, source=source).to(wide)
     return PresencePath(
         input=x,
         moving=moving.to(x.device),
         two_way=loaded.kind is ModelKind.CLASSIFIER,
         hidden=Hidden(source=source),
+        ids=generation.ids,
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -144,8 +144,10 @@ class MaskedSequence:
     first: int
     prefix: DynamicCache | None
     real: Float[Tensor, "live hidden"]
+    ids: Tensor
+    """[live]: deleted tokens take theirs along; where only the embedding is replaced, the id stays."""
     baseline: str
-    substitute: Float[Tensor, " hidden"] | None
+    substitute: Float[Tensor, "*seq hidden"] | None
     """What replaces removed tokens; None if they are deleted."""
     owner: Tensor
     """[live]: the unit of each token, or -1."""
@@ -164,27 +166,31 @@ class MaskedSequence:
         baseline: str,
     ) -> MaskedSequence:
         rows = TargetRows.of(targets)
-        x = embed(loaded.model, generation.ids[: max(rows.positions) + 1])
+        source = generation.source_len
+        ids = generation.ids[: max(rows.positions) + 1]
+        x = embed(loaded.model, ids, source=source)
         # one token before the units is recomputed every time, so that no sequence is empty
         first = max(0, min((start for start, _ in units), default=generation.prompt_len) - 1)
-        prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype))
+        prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype), ids[:first])
         first = first if prefix is not None else 0
         owner = torch.full((len(x),), -1)
         for unit, (start, end) in enumerate(units):
             owner[start:end] = unit
         substitute = None
         if operator != "delete":
-            substitute = baseline_embedding(loaded, "mean" if operator == "mean" else baseline, seq=len(x)).to(x)
+            neutral = "mean" if operator == "mean" else baseline
+            substitute = baseline_embedding(loaded, neutral, seq=len(x), source=source).to(x)
         return cls(
             loaded=loaded,
             rows=rows,
             first=first,
             prefix=prefix,
             real=x[first:],
+            ids=torch.tensor(ids[first:]),
             baseline=baseline,
             substitute=substitute,
             owner=owner[first:],
-            source=generation.source_len,
+            source=source,
         )
 
     @torch.no_grad()
@@ -205,7 +211,7 @@ class MaskedSequence:
 
             def part(chosen: slice, alike: Tensor = alike, length: int = length, done: int = done) -> Tensor:
                 masks = alike[chosen]
-                values = self.values(self.embedded(present[masks], kept[masks], length))
+                values = self.values(*self.embedded(present[masks], kept[masks], length))
                 progress(done + chosen.stop, len(kept))
                 return values
 
@@ -232,24 +238,28 @@ class MaskedSequence:
 
     def embedded(
         self, present: Bool[Tensor, "chosen live"], kept: Bool[Tensor, "chosen unit"], length: int
-    ) -> Float[Tensor, "chosen length hidden"]:
-        """The embeddings of the sequence under masks that leave `length` tokens each."""
+    ) -> tuple[Float[Tensor, "chosen length hidden"], Int[Tensor, "chosen length"]]:
+        """The embeddings and ids of the sequence under masks that leave `length` tokens each."""
         where = present.nonzero()[:, 1].reshape(len(present), length).to(self.real.device)
+        ids = self.ids[where.cpu()]
         removed = ~self.stays(kept).to(self.real.device).gather(1, where)
         if not removed.any():
-            return self.real[where]
+            return self.real[where], ids
         neutral = self.substitute
         if neutral is None:  # deletion left nothing else
             neutral = baseline_embedding(self.loaded, self.baseline, seq=length).to(self.real)
-        return torch.where(removed[..., None], neutral, self.real[where])
+        return torch.where(removed[..., None], neutral, self.real[where]), ids
 
     @torch.no_grad()
-    def values(self, x: Float[Tensor, "chosen length hidden"]) -> Float[Tensor, "chosen target"]:
+    def values(
+        self, x: Float[Tensor, "chosen length hidden"], ids: Int[Tensor, "... length"]
+    ) -> Float[Tensor, "chosen target"]:
         """F with `x` from `first` on; if it is shorter than the original, tokens before the targets were deleted."""
         gone = len(self.owner) - x.shape[1]
         logits = forward_logits(
             self.loaded.model,
             x.to(self.loaded.dtype),
+            ids=ids,
             positions=[position - self.first - gone for position in self.rows.positions],
             prefix=self.prefix,
             source=max(0, self.source - gone),  # units are in the source, if there is one
@@ -331,7 +341,7 @@ class SetFunction:
         """F with `x` in place of `real`."""
         self.forwards += len(x)
         with frozen_eval(self.loaded.model):
-            return self.parts.values(x)[:, 0]
+            return self.parts.values(x, self.parts.ids)[:, 0]
 
 
 def removal_forward(removal: SetFunction) -> Callable[[Float[Tensor, "batch feature"]], Float[Tensor, " batch"]]:

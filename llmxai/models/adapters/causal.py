@@ -8,14 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
+from llmxai.models.embedding import indices, input_device, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import encoder_message
-from llmxai.models.forward import cache_argument, frozen_eval, input_device, keeps_logits, transformer_layers
+from llmxai.models.forward import (
+    cache_argument,
+    frozen_eval,
+    keeps_logits,
+    repeated,
+    run,
+    transformer_layers,
+)
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -32,7 +40,7 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
     pairs = [[0, 1], [0, 2], [1, 2]]
     with frozen_eval(model):
         first, later, own = [
-            model(input_ids=torch.tensor([pair], device=model.device), use_cache=False).logits[0, 0].float()
+            model(input_ids=torch.tensor([pair], device=input_device(model)), use_cache=False).logits[0, 0].float()
             for pair in pairs
         ]
     if torch.allclose(first, later, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -44,8 +52,9 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
 
 def logits(
     model: PreTrainedModel,
-    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    inputs_embeds: Float[Tensor, "batch seq width"] | None,
     *,
+    ids: Int[Tensor, "batch seq"],
     positions: Sequence[int],
     prefix: DynamicCache | None,
     source: int,
@@ -53,15 +62,16 @@ def logits(
     """Logits at `positions`; the output head runs only there if the model allows it."""
     del source
     past: dict[str, object] = {"use_cache": False}
+    before = 0
     if prefix is not None:
-        grown = copy.deepcopy(prefix)
-        grown.batch_repeat_interleave(len(inputs_embeds))
-        past = {"use_cache": True, cache_argument(model): grown}
-    keep = torch.tensor(list(positions), device=inputs_embeds.device)
-    if keeps_logits(model):
-        return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
-    output = model(inputs_embeds=inputs_embeds, **past)
-    return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
+        grown = repeated(prefix, len(ids))
+        past, before = {"use_cache": True, cache_argument(model): grown}, grown.get_seq_length()
+    keep = indices(model, positions)
+    mask = ids.new_ones(len(ids), before + ids.shape[1])
+    with replaced(model, ids, inputs_embeds):
+        output = run(model, input_ids=ids, attention_mask=mask, logits_to_keep=keep, **past)
+    found = torch.as_tensor(output.logits)
+    return found if keeps_logits(model) else found[:, keep.to(found.device)]
 
 
 def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:

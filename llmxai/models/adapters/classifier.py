@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, PromptError, UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares
+from llmxai.models.embedding import input_device, replaced
 from llmxai.models.finding import require_one_class
-from llmxai.models.forward import embed, frozen_eval, input_device, transformer_layers
+from llmxai.models.forward import frozen_eval, run, transformer_layers
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
+
+NO_TOKEN = -1
+"""An id that no token has."""
 
 
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
@@ -25,15 +30,36 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
 
 def logits(
     model: PreTrainedModel,
-    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    inputs_embeds: Float[Tensor, "batch seq width"] | None,
     *,
+    ids: Int[Tensor, "batch seq"],
     positions: Sequence[int],
     prefix: DynamicCache | None,
     source: int,
 ) -> Float[Tensor, "batch position vocab"]:
     """The single row of logits for the whole sequence, returned for any position."""
     del prefix, source
-    return torch.as_tensor(model(inputs_embeds=inputs_embeds).logits)[:, None].expand(-1, len(positions), -1)
+    with replaced(model, ids, inputs_embeds):
+        return class_logits(model, ids)[:, None].expand(-1, len(positions), -1)
+
+
+def class_logits(model: PreTrainedModel, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch class"]:
+    """The model's logits, every token seen."""
+    with padding_named(model):
+        return torch.as_tensor(run(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
+
+
+@contextmanager
+def padding_named(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model without padding names an id that no text has: it refuses batches otherwise, and pads nothing."""
+    config = model.config.get_text_config()
+    before = getattr(config, "pad_token_id", None)
+    try:
+        if before is None:
+            config.pad_token_id = NO_TOKEN
+        yield
+    finally:
+        config.pad_token_id = before
 
 
 def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
@@ -73,9 +99,8 @@ def classified(model: PreTrainedModel, prompt: PromptTokens, *, name: str, label
     The id is the class's number. Raises PromptError for a label that the model does not have and NonFiniteError if the
     logits hold NaN.
     """
-    ids = torch.tensor([prompt.ids], device=input_device(model))
     with frozen_eval(model), torch.no_grad():
-        values = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double()
+        values = class_logits(model, torch.tensor([prompt.ids], device=input_device(model)))[0].double()
         try:
             read = positions_read(model, prompt.ids)
         except UnsupportedModelError:
@@ -128,7 +153,7 @@ def positions_read(model: PreTrainedModel, ids: Sequence[int]) -> tuple[int, ...
     handle = transformer_layers(model)[-1].register_forward_hook(cut)
     try:
         with torch.enable_grad():
-            values = model(inputs_embeds=embed(model, ids)[None]).logits
+            values = class_logits(model, torch.tensor([list(ids)], device=input_device(model)))
             (gradient,) = torch.autograd.grad(values.float().square().sum(), leaves[0])
     finally:
         handle.remove()
