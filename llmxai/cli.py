@@ -50,9 +50,10 @@ models.command()(check)
 app.add_typer(models, name="models")
 for command in (
     *(evidence.verify, evidence.prove, evidence.consistency, evidence.export),
-    *(evidence.redact, evidence.review, evidence.replay),
+    *(evidence.redact, evidence.replay),
 ):
     app.command()(command)
+app.add_typer(evidence.reviews, name="review")
 app.add_typer(evidence.keys, name="keys")
 app.add_typer(evidence.evidence, name="evidence")
 app.command()(report)

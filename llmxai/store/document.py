@@ -16,7 +16,7 @@ from llmxai.errors import NonFiniteError
 from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
-from llmxai.names import Unit
+from llmxai.names import SUPPLIED, Unit
 from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.store.traced import TOP_SOURCES, shares_of, trace_of
 from llmxai.types import (
@@ -430,7 +430,7 @@ def warnings_of(explanation: Explanation) -> list[str]:
     if generation.stop == "length":
         warnings.append(f"The answer was cut off at {generation.n_targets} tokens, before the model ended it.")
     if generation.stop == "given":
-        warnings.append("The answer was supplied, not generated: the model might never have given it by itself.")
+        warnings.append(SUPPLIED)
     if generation.classes:
         warnings.append(
             f"The model is a classifier: the only token of the answer is its class {generation.generated_ids[0]} "
