@@ -30,7 +30,7 @@ from llmxai.models.memory import plan_for, require_fits
 from llmxai.models.precision import in_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Generation, PromptTokens, Replay, Scores
+from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
 
 STAGES = {
     GRADIENTS: "integrating gradients",
@@ -38,6 +38,9 @@ STAGES = {
     ROLLOUT: "rolling out attention",
 }
 """What progress calls the methods that are always computed."""
+
+Found = Callable[[Generation, Replay, Effects | None], None]
+"""Called with the answer as soon as it is replayed (effects None), and again once removals are measured."""
 
 
 def explain(
@@ -55,6 +58,7 @@ def explain(
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
     """Explain every generated token of one answer.
 
@@ -62,7 +66,8 @@ def explain(
     text (passed to the model unchanged), chat messages (through the model's chat template), token ids, a tokenizer's
     output, or an existing answer (a `Generation`). `response` is explained instead of a generated answer; for a
     classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
-    a contrast. `max_new_tokens` overrides that of `decoding`.
+    a contrast. `max_new_tokens` overrides that of `decoding`. Removals are measured first: `found` is called with the
+    answer once it is replayed, and again with their effects, long before the gradients are done.
 
     With messages may come `documents` ([{title, text}]; also with text), `tools` (JSON schemas or functions), variables
     of the chat template (`chat_template_kwargs={"enable_thinking": False}`), and an assistant's turn to continue
@@ -92,7 +97,9 @@ def explain(
     asked = _asked(loaded, prompt, chat)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
     with in_precision(loaded, settings.compute.precision) as exact:
-        return explained(exact, generation, settings, environment=environment_of(loaded), progress=progress)
+        return explained(
+            exact, generation, settings, environment=environment_of(loaded), progress=progress, found=found
+        )
 
 
 def _asked(loaded: LoadedModel, prompt: AnyPrompt | Generation, chat: ChatInputs) -> PromptTokens | Generation:
@@ -109,11 +116,13 @@ def explained(
     *,
     environment: Mapping[str, Any],
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
     """All measurements of an answer, in the precision of the given model."""
     targets = token_targets(generation)
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
+    found(generation, replayed, None)
     f_input = torch.tensor(replayed.f, dtype=torch.float64)
     require_room(loaded, generation, settings.compute, progress)
     known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
@@ -129,6 +138,14 @@ def explained(
     def scored(name: str, **options: Any) -> Scores:
         return _or_refused(name, generation, partial(computed, name, **options))
 
+    effects = None
+    if settings.removal is not None:
+        watched = partial(progress, "removing parts of the text")
+        watched(0, 1)
+        effects = measure_effects(
+            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
+        )
+        found(generation, replayed, effects)
     asked = settings.rollout
     gradients = computed(GRADIENTS, **vars(settings.gradients))
     deletion = scored(DELETION, **vars(settings.deletion))
@@ -137,13 +154,7 @@ def explained(
     for name in (asked.variant, *settings.also):
         if name not in scores:
             scores[name] = scored(name)
-    effects = None
-    if settings.removal is not None:
-        watched = partial(progress, "removing parts of the text")
-        watched(0, 1)
-        effects = measure_effects(
-            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
-        )
+    if effects is not None:
         effects = estimated(effects, prior=deletion)
     variant = scores[asked.variant]
     return Explanation(

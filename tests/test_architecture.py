@@ -58,9 +58,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": {
         *{
             *BASE,
+            "types",
             "models",
             "generation",
             "methods",
+            "explanation",
             "explain",
             "evidence",
             "store",

@@ -15,18 +15,21 @@ TEXT_FILES = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".csv", ".jso
 
 
 def asked_from(
-    prompt: str | None, prompt_file: Path | None, messages: Path | None, *, chat: bool, continues: bool
-) -> tuple[str | None, list[dict[str, Any]] | None]:
-    """The raw prompt or the messages; with `chat`, a prompt is the message of a user.
-
-    Raises OptionError unless exactly one of them is given, and PromptError for a file that does not hold it.
-    """
-    if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
-        raise OptionError("Give exactly one of --prompt, --prompt-file and --messages.")
+    given: Sequence[str | None], prompt_file: Path | None, messages: Path | None, *, raw: bool, chat: bool
+) -> dict[str, Any]:
+    """What is asked, as the record keeps it: `prompt` or `messages`; `raw` and `chat` say how a prompt is meant."""
+    if sum(source is not None for source in (*given, prompt_file, messages)) != 1:
+        raise OptionError('Give exactly one of PROMPT (llmxai explain "..."), --prompt, --prompt-file and --messages.')
+    if raw and chat:
+        raise OptionError("--raw passes the prompt unchanged and --chat through the chat template. Leave one out.")
     if messages is not None:
-        return None, read_messages(messages, continues=continues)
-    text = read_text(prompt_file) if prompt_file else prompt
-    return (None, [{"role": "user", "content": text}]) if chat else (text, None)
+        if raw:
+            raise OptionError("--messages goes through the chat template. Leave out --raw, or give a prompt as text.")
+        return {"messages": read_messages(messages)}
+    text = read_text(prompt_file) if prompt_file else next(text for text in given if text is not None)
+    if not text:
+        raise PromptError("The prompt is empty. Give some text: there is nothing to attribute an answer to.")
+    return {"prompt": text, "raw": raw, "chat": chat}
 
 
 def read_text(path: Path) -> str:
@@ -37,16 +40,13 @@ def read_text(path: Path) -> str:
         raise PromptError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
 
 
-def read_messages(path: Path, *, continues: bool) -> list[dict[str, Any]]:
+def read_messages(path: Path) -> list[dict[str, Any]]:
     """The messages of a chat. Raises PromptError if the file holds none."""
-    from llmxai.generation.chat import require_messages
-
     value = _json(path)
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]
     if not isinstance(value, list):
         raise PromptError(f"{path}: holds a JSON {type(value).__name__}; expected a list of messages.")
-    require_messages(value, continues=continues)
     return value
 
 

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
     from llmxai.evidence.record import Record, RecordKind
-    from llmxai.evidence.recorder import Attempt, Draft, announce, begin, drafting, evaluated, explained, recording
+    from llmxai.evidence.recorder import (
+        Attempt,
+        Draft,
+        announce,
+        begin,
+        drafting,
+        evaluated,
+        explained,
+        keeping,
+        recording,
+    )
     from llmxai.evidence.redaction import Vouching, clean_up, prune, redact, review, vouched, withdraw
     from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
@@ -44,6 +54,7 @@ __all__ = [
     "evaluated",
     "explained",
     "export_bundle",
+    "keeping",
     "open_log",
     "prune",
     "public_key",
@@ -65,7 +76,10 @@ if not TYPE_CHECKING:
             "keys": ["public_key", "secret_key", "signing_key"],
             "log": ["EvidenceLog", "Receipt", "append", "open_log"],
             "record": ["Record", "RecordKind"],
-            "recorder": ["Attempt", "Draft", "announce", "begin", "drafting", "evaluated", "explained", "recording"],
+            "recorder": [
+                *("Attempt", "Draft", "announce", "begin", "drafting"),
+                *("evaluated", "explained", "keeping", "recording"),
+            ],
             "redaction": ["Vouching", "clean_up", "prune", "redact", "review", "vouched", "withdraw"],
             "sealing": ["SecretKey"],
             "verifier.check": ["verify"],

@@ -136,7 +136,7 @@ def recording(
     so. Raises EvidenceError at once if the log is damaged.
     """
     attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
-    with _kept(attempt):
+    with keeping(attempt):
         if attempt.log is None:
             attempt.signer = signer or signing_key()
         yield attempt
@@ -157,13 +157,17 @@ def drafting(folder: Path, *, id: str, entry: Entry, purpose: str, signed_by: st
         drafts=True,
         signed_by=signed_by,
     )
-    with _kept(attempt):
+    with keeping(attempt):
         yield attempt
 
 
 @contextmanager
-def _kept(attempt: Attempt) -> Iterator[None]:
-    """Record an error before it propagates; an attempt that saved nothing is an error too."""
+def keeping(attempt: Attempt) -> Iterator[None]:
+    """The work inside leaves exactly one record of an attempt that began earlier: an error is recorded before it
+    propagates, and an attempt that saved nothing is an error too.
+
+    What comes before it, such as finding the model, leaves no record if it fails.
+    """
     try:
         yield
         if not attempt.kept:

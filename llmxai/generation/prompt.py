@@ -126,6 +126,15 @@ def encode_messages(loaded: LoadedModel, messages: Sequence[Message], chat: Chat
     return _finish(loaded, PromptTokens(tuple(ids), tuple(roles), request, 0, parts, found.thinks, found.notes))
 
 
+def as_chat(loaded: LoadedModel, text: str, *, required: bool = False) -> Prompt:
+    """`text` as one user message, if the model generates from left to right and has a chat template; else the text.
+
+    With `required` it is a message in any case, which `encode` refuses without a template.
+    """
+    chats = loaded.kind is ModelKind.CAUSAL and bool(getattr(loaded.tokenizer, "chat_template", None))
+    return [{"role": "user", "content": text}] if chats or required else text
+
+
 def encode_ids(loaded: LoadedModel, ids: Sequence[int]) -> PromptTokens:
     """Token ids unchanged; special tokens get the role `template`, the others `user`.
 

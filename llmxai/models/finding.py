@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from transformers import (
     AutoConfig,
@@ -217,6 +218,7 @@ def _resolve(name: str) -> tuple[str, str | None]:
 
 
 def _config(place: str, *, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    _require_reachable(place, name=name, revision=revision)
     try:
         document, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
         _require_sane(document)
@@ -229,6 +231,30 @@ def _config(place: str, *, name: str, revision: str | None, trust_remote_code: b
             f"{name}: its configuration asks for the attention kernel {kernel!r}, which is foreign code."
         )
     return config
+
+
+UNREACHABLE = (
+    *("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "ConnectError", "ConnectTimeout"),
+)
+"""Answers of the hub, or the lack of one, after which asking again is of no use."""
+PATIENCE = 10.0
+"""Seconds to wait for the hub's first answer."""
+
+
+def _require_reachable(place: str, *, name: str, revision: str | None) -> None:
+    """Raise ModelLoadError if the hub, asked once, has no such model or does not answer, and no cache has it either.
+
+    The hub's client would ask six times, with a warning and a longer pause each time.
+    """
+    if Path(place).exists() or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        if isinstance(huggingface_hub.try_to_load_from_cache(place, "config.json", revision=revision), str):
+            return
+        huggingface_hub.model_info(place, revision=revision, timeout=PATIENCE)
+    except Exception as error:  # of the client's own HTTP library
+        if any(type(cause).__name__ in UNREACHABLE for cause in _chain(error)):
+            raise not_found(name, error) from error
 
 
 LARGEST_NUMBER = 2**31

@@ -120,7 +120,7 @@ def load(
 
     Raises ModelLoadError, UnsupportedModelError or OptionError; each message suggests a fix.
     """
-    _require_options(dtype=dtype, device_map=device_map, quantize=quantize)
+    require_options(dtype=dtype, device_map=device_map, quantize=quantize)
     found = find_model(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     name, config = found.name, found.config
     if device_map is None and torch.cuda.is_available():
@@ -199,7 +199,7 @@ def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
     return replace(loaded, model=model)
 
 
-def _require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:
+def require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:
     """Raise OptionError for what no model is loaded with, before anything is looked for."""
     quantization_config(quantize, dtype=_dtype(dtype))
     if isinstance(device_map, str) and not DEVICE.fullmatch(device_map):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -21,6 +21,8 @@ from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.types import Certificate, Dilution, DilutionCurve, Effects, Generation, RefereeVerdict, Scores
 
 BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
+LEAST_FALL = 0.01
+"""Nats: a smaller fall changes a probability by less than a hundredth of itself."""
 TOP_SOURCES = 20
 """Sources listed per target and method; the maps have all of them."""
 
@@ -253,21 +255,28 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
     }
 
 
-def first_measured(explanation: Explanation, tokens: Unit) -> tuple[str, int, float] | None:
-    """The part of the text whose removal lowers a run of generated tokens most: text, mentions and fall in nats.
+@dataclass(frozen=True)
+class Fall:
+    """A part of the text, and how far a run of generated tokens falls without it."""
 
-    None if nothing was measured or nothing lowers it.
+    text: str
+    mentions: int
+    nats: float
+
+
+def falls_of(generation: Generation, effects: Effects, tokens: Unit) -> list[Fall]:
+    """The parts of the text without which a run of generated tokens falls, each taken away alone, largest fall first.
+
+    Falls below `LEAST_FALL` are left out; of several parts with the same text, the first is kept.
     """
-    effects = explanation.effects
-    if effects is None:
-        return None
-    falls = torch.cat([effects.estimates[0], effects.hidden_drop], dim=1)[slice(*tokens)].sum(dim=0)
-    falls = falls.nan_to_num(-math.inf)  # not defined for one of the tokens
-    if not len(falls) or falls.max() <= 0:
-        return None
-    best = int(falls.argmax())
-    _, ranges = _parts(effects)[best]
-    return _text_of(explanation.generation, ranges), len(ranges), float(falls[best])
+    drop = torch.cat([effects.drop, effects.hidden_drop], dim=1)[slice(*tokens)].sum(dim=0)
+    parts = _parts(effects)
+    falls: dict[str, Fall] = {}
+    for i in drop.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist():  # NaN: not defined there
+        if drop[i] >= LEAST_FALL:
+            text = _text_of(generation, parts[i][1])
+            falls.setdefault(text.strip(), Fall(text, len(parts[i][1]), float(drop[i])))
+    return list(falls.values())
 
 
 def _parts(effects: Effects) -> list[tuple[str, tuple[Unit, ...]]]:

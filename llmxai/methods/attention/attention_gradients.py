@@ -31,6 +31,7 @@ from llmxai.methods.attention.capture import (
     require_every_layer,
     through_interface,
     visible_in_map,
+    widest,
 )
 from llmxai.methods.attention.dilution import shares
 from llmxai.methods.attention.encoder_decoder import weighted_steps
@@ -123,6 +124,7 @@ class Descent:
         with torch.enable_grad():
             hidden = self.calls[layer].hidden.detach().requires_grad_()
             output = self.calls[layer].again(hidden)
+        rows, mass = mass, mass.to(output.device, widest(output.device))
         moved = torch.zeros_like(mass)
         if self.taken.maps:
             weights, visible = self.taken.maps[0], visible_in_map(self.taken.maps[0])
@@ -145,7 +147,7 @@ class Descent:
                 )
                 cotangents[t] = past + through
         self.taken.clear()
-        return moved, visible
+        return moved.to(rows), visible
 
 
 def _through_attention(
@@ -156,8 +158,9 @@ def _through_attention(
     inner = [
         (torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value)) for _ in gradients
     ]
+    busy = torch.stack([g[0].flatten(1).any(dim=1) for g in gradients]).cpu()  # [target, query]
     for queries, keys in call.blocks():
-        users = [t for t, g in enumerate(gradients) if g[:, queries].any()]
+        users = busy[:, queries].any(dim=1).nonzero()[:, 0].tolist()
         if not users:
             continue
         places = (queries, keys, keys)
@@ -176,7 +179,7 @@ def _through_attention(
 
 def _weighted(gradient: Tensor, weights: Tensor) -> Float[Tensor, "query key"]:
     product = at_least_float32(gradient.detach()[0]) * weights.detach()[0]
-    return product.clamp_(min=0).mean(dim=0).double().cpu()
+    return product.clamp_(min=0).mean(dim=0).to(widest(product.device))
 
 
 @contextmanager

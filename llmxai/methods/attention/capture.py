@@ -11,13 +11,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -26,6 +27,7 @@ from llmxai.models import LoadedModel, ModelKind, transformer_depth
 from llmxai.models.embedding import input_device
 from llmxai.models.families import SCORE_BIAS, rollout_refusal
 from llmxai.models.forward import frozen_eval, run
+from llmxai.models.memory import free_memory
 
 ROWS = 256
 """Queries of a mask that are examined together."""
@@ -93,7 +95,11 @@ def visible_keys(mask: Tensor | None, n: int, *, keys: int | None = None) -> Vis
 
 CAPTURE = "llmxai_capture"
 BLOCK_NUMBERS = 2**24
-"""Attention weights (heads x queries x keys) that exist at once: 64 MiB in float32, before copies."""
+"""Attention weights (heads x queries x keys) that exist at once on a CPU: 64 MiB in float32, before copies."""
+GPU_NUMBERS = 2**26
+"""... and at most on a GPU, where few large products are faster; fewer if less than `COPIES` of them are free."""
+COPIES = 64
+"""Bytes per weight: a dozen copies in float32, of which half exist for a moment, and room for the rest."""
 EAGER_LIMIT = 4096
 """Longest sequence for architectures outside the interface, whose [head, query, key] maps exist one layer at a time."""
 
@@ -105,25 +111,44 @@ class AttentionCall:
     module: nn.Module
     query: Float[Tensor, "1 head query channel"]
     key: Float[Tensor, "1 kv_head key channel"]
-    value: Float[Tensor, "1 kv_head key channel"]
+    value: Float[Tensor, "1 kv_head key value_channel"]
     mask: Tensor | None
     """[1, 1, query, key], True where a query sees a key (additive if the model makes its own mask)."""
     options: Mapping[str, Any]
     visible: Visible
 
+    whole: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    """The model's own fused kernel, if it has one: the output without the weights."""
+
     def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Blocks of queries, and the keys that any of them sees."""
-        size = max(1, BLOCK_NUMBERS // (self.query.shape[1] * self.key.shape[2]))
-        n = self.query.shape[2]
-        for first in range(0, n, size):
-            queries = slice(first, min(first + size, n))
+        """Blocks of queries, and the keys that any of them sees; the fewer keys, the more queries."""
+        n, heads, numbers = self.query.shape[2], self.query.shape[1], block_numbers(self.query.device)
+        first = 0
+        while first < n:
+            least = self.visible.keys(slice(first, first + 1))
+            size = min(n - first, max(1, numbers // (heads * (least.stop - least.start))))
+            keys = self.visible.keys(slice(first, first + size))
+            size = min(size, max(1, numbers // (heads * (keys.stop - keys.start))))
+            queries = slice(first, first + size)
             yield queries, self.visible.keys(queries)
+            first += size
+
+    def seen(self, queries: slice, keys: slice) -> Tensor | None:
+        """The part of the mask, boolean or additive; None if every query sees every key."""
+        if self.mask is not None:
+            return self.mask[:, :, queries, keys]
+        first, end = self.visible.first[queries, None], self.visible.end[queries, None]
+        if bool((first <= keys.start).all() and (end >= keys.stop).all()):
+            return None
+        device = self.query.device
+        key = torch.arange(keys.start, keys.stop, device=device)
+        return ((key >= first.to(device)) & (key < end.to(device)))[None, None]
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, queries: slice, keys: slice
-    ) -> tuple[Float[Tensor, "1 query head channel"], Float[Tensor, "1 head query key"]]:
+    ) -> tuple[Float[Tensor, "1 query head value_channel"], Float[Tensor, "1 head query key"]]:
         """The architecture's own (output, weights) for tensors already cut to `queries` and `keys`."""
-        mask = None if self.mask is None else self.mask[:, :, queries, keys]
+        mask = self.seen(queries, keys)
         if mask is not None and mask.dtype == torch.bool:
             least = torch.finfo(query.dtype).min
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, least)
@@ -139,9 +164,11 @@ class AttentionCall:
             cut = self.query[:, :, queries], self.key[:, :, keys], self.value[:, :, keys, :1]
             return at_least_float32(self.attend(*cut, queries, keys)[1][0])
 
-    def output(self) -> Float[Tensor, "1 query head channel"]:
+    def output(self) -> Float[Tensor, "1 query head value_channel"]:
         """The output of the layer's attention, without a graph."""
         with torch.no_grad():
+            if self.whole is not None:
+                return self.whole(self.module, self.query, self.key, self.value, self.mask, **self.options)[0]
             return torch.cat(
                 [
                     self.attend(self.query[:, :, q], self.key[:, :, k], self.value[:, :, k], q, k)[0]
@@ -149,6 +176,13 @@ class AttentionCall:
                 ],
                 dim=1,
             )
+
+
+def block_numbers(device: torch.device) -> int:
+    """How many attention weights may exist at once on a device."""
+    if device.type == "cpu":
+        return BLOCK_NUMBERS
+    return max(1, min(GPU_NUMBERS, free_memory(device) // COPIES))
 
 
 Fuse = Callable[[Float[Tensor, "head query key"], AttentionCall | None, slice], Float[Tensor, "query key"]]
@@ -194,10 +228,11 @@ def capture_attention(
             calls: list[AttentionCall] = []
 
             def note(call: AttentionCall) -> Tensor:
-                calls.append(call)
                 output = call.output()
                 if watch is not None:
                     watch(call, output)
+                # one column of the values is enough for the weights
+                calls.append(call if watch is not None else replace(call, value=call.value[..., :1].clone()))
                 return output
 
             with attending(model, note):
@@ -238,6 +273,11 @@ def require_eager_length(loaded: LoadedModel, n: int) -> None:
             f"so its maps are computed whole, which is limited to {EAGER_LIMIT} tokens; there are {n}. "
             f"Shorten the prompt."
         )
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: a rollout multiplies as many matrices as there are layers."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -291,11 +331,13 @@ def attending(
             keys = None if causal else key.shape[2]
             seen[case] = attention_mask, visible_keys(attention_mask, query.shape[2], keys=keys)
         visible = seen[case][1]
-        return output(AttentionCall(module, query, key, value, attention_mask, options, visible)), None
+        return output(AttentionCall(module, query, key, value, attention_mask, options, visible, whole)), None
 
     before = model.config._attn_implementation
+    fused = before == "sdpa"
+    whole = sdpa_attention_forward if fused else None
     AttentionInterface.register(CAPTURE, attend)
-    AttentionMaskInterface.register(CAPTURE, _whole_mask)
+    AttentionMaskInterface.register(CAPTURE, sdpa_mask if fused else _whole_mask)
     try:
         model.set_attn_implementation(CAPTURE)
         yield

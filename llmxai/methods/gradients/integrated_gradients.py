@@ -33,6 +33,8 @@ from llmxai.types import Certificate, Generation, Scores
 
 SHARED = 4
 """Cost of a group of targets besides its backward passes (grid, forward passes), in units of one target."""
+USUAL_NODES = 40
+"""Nodes that a target usually takes (benchmarks/RESULTS.md)."""
 
 
 @method(
@@ -114,8 +116,10 @@ def integrate(
         for number, group in enumerate(groups):
             chosen = [targets[t] for t in group]
             cached = not compute.checkpoint
-            slow = path_function(exact, path, chosen, size=size, cached=cached)
-            quick = slow if fast is exact else path_function(fast, path, chosen, size=size, cached=cached)
+            pairs = 0 if compute.checkpoint else len(group) * (spec.n_steps or USUAL_NODES)
+            function = partial(path_function, path=path, targets=chosen, size=size, cached=cached)
+            slow = function(exact, pairs=pairs if fast is exact else 0)
+            quick = slow if fast is exact else function(fast, pairs=pairs)
             watched = _overall(progress, parts, later=sum(len(g) for g in groups[number + 1 :]), own=len(group))
             known = None if f_input is None else f_input[group]
             if spec.n_steps is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
+from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
 from llmxai.models.memory import ChunkSize, in_chunks, score_maps_of, within_memory
 from llmxai.models.precision import exact_products
 from llmxai.types import Generation
@@ -112,10 +113,9 @@ class EmbeddingPath:
         prefix: DynamicCache | None,
     ) -> Float[Tensor, "node row vocab"]:
         """Logits with `inputs` in the sequence."""
-        places = [position - live.start for position in positions]
-        return forward_logits(
-            loaded.model, inputs, ids=self.ids[live], positions=places, prefix=prefix, source=self.source
-        )
+        places, ids = [position - live.start for position in positions], self.ids[live]
+        ids += ids[-1:] * (inputs.shape[1] - len(ids))  # for padding behind them
+        return forward_logits(loaded.model, inputs, ids=ids, positions=places, prefix=prefix, source=self.source)
 
     def slopes(
         self, gradient: Float[Tensor, "node live hidden"], alphas: Float[Tensor, " node"], live: slice
@@ -148,6 +148,10 @@ ALIKE = 0.8
 """Nodes of one chunk serve at least this share of the targets that its busiest node serves ..."""
 LEAST = 4
 """... unless the chunk would shrink below chunk_tokens / LEAST, where matrix products get slow."""
+
+
+FIXED = 0.25
+"""Share of the tokens before the first moving one up to which layers are compiled, and those tokens computed again."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +187,14 @@ class PathFunction:
     """The tokens that are computed at every node."""
     prefix: DynamicCache | None
     """Keys and values of the tokens before them."""
+    padding: Padding | None = None
+    """The shape for which layers are compiled, if they are."""
 
     @property
     def chunk(self) -> int:
         """Nodes that go through the model at once."""
-        return self.size.items(self._length)
+        most = self.size.items(self._length)
+        return most if self.padding is None else min(most, self.padding.nodes)
 
     def values(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
         """F at every a, for every target, float64 on the CPU, from forward passes only."""
@@ -230,21 +237,39 @@ class PathFunction:
     def _inputs(self, alphas: Sequence[float]) -> Float[Tensor, "node live *width"]:
         return self.path.inputs(self.loaded, alphas, self.live)
 
-    def _logits(self, inputs: Float[Tensor, "node live *width"]) -> Float[Tensor, "node row vocab"]:
+    def _logits(self, inputs: Float[Tensor, "node live *width"], *, extra: int = 0) -> Float[Tensor, "node row vocab"]:
+        if extra:
+            inputs = nn.functional.pad(inputs, (0, 0, 0, extra))
         return self.path.logits(self.loaded, inputs, positions=self.rows.positions, live=self.live, prefix=self.prefix)
 
     def _sums_of_chunk(
         self, nodes: Sequence[Node], done: int, progress: Callable[[int], None]
     ) -> tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]:
         """(panel, target) of every pair that is needed, and the part of its sum that these nodes give."""
+        padding = self.padding
+        if padding is not None and FULL * padding.nodes <= len(nodes) and can_compile(self.loaded):
+            more = [replace(nodes[-1], targets=(), panel=-1)] * (padding.nodes - len(nodes))
+            extra = padding.tokens - self._length
+            try:
+                with layers_compiled(self.loaded.model):
+                    return self._pairs([*nodes, *more], done, progress, extra=extra)
+            except Exception as error:
+                if not compilation_failed(error):
+                    raise
+        return self._pairs(nodes, done, progress)
+
+    def _pairs(
+        self, nodes: Sequence[Node], done: int, progress: Callable[[int], None], *, extra: int = 0
+    ) -> tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]:
+        """The same, with `extra` tokens after the last."""
         inputs = self._inputs([node.alpha for node in nodes]).requires_grad_()
         numbers = self.path.input.new_tensor
         alphas = numbers([node.alpha for node in nodes])
-        panels = {node.panel: node.targets for node in nodes}
+        panels = {node.panel: node.targets for node in nodes if node.targets}
         weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]
         passes = max(map(len, panels.values()))
         carried = [[node.targets[k] if k < len(node.targets) else -1 for node in nodes] for k in range(passes)]
-        pull, slopes = self._pullback(inputs), []
+        pull, slopes = self._pullback(inputs, extra=extra), []
         for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
             slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
             done += sum(t >= 0 for t in carried[k])
@@ -265,11 +290,11 @@ class PathFunction:
             found[pair] = found[pair] + row if pair in found else row
         return found
 
-    def _pullback(self, inputs: Float[Tensor, "node live *width"]) -> Pullback:
+    def _pullback(self, inputs: Float[Tensor, "node live *width"], *, extra: int) -> Pullback:
         """One forward pass; then gradients with respect to `inputs`, one target per node at a time."""
         if not keeps_logits(self.loaded.model):
             with torch.enable_grad():
-                values = self.rows.values(self._logits(inputs))
+                values = self.rows.values(self._logits(inputs, extra=extra))
 
             numbers = torch.arange(values.shape[1], device=values.device)
 
@@ -280,7 +305,7 @@ class PathFunction:
             return through_model
 
         with torch.enable_grad(), split_at_head(self.loaded) as split:
-            total = self.rows.values(self._logits(inputs)).sum()
+            total = self.rows.values(self._logits(inputs, extra=extra)).sum()
             # each row of hidden states feeds only one target, so one backward through the head serves them all
             (at_rows,) = torch.autograd.grad(total, split.leaf)
         owner = torch.tensor(self.rows.owner, device=at_rows.device)
@@ -302,21 +327,37 @@ class PathFunction:
 
 
 def path_function(
-    loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize, cached: bool = True
+    loaded: LoadedModel,
+    path: Path,
+    targets: Sequence[Target],
+    *,
+    size: ChunkSize,
+    cached: bool = True,
+    pairs: int = 0,
 ) -> PathFunction:
-    """Compute once what is the same at every node, if `cached` allows it. Call inside `frozen_eval(model)`."""
+    """Compute once what is the same at every node, if `cached` allows it. Call inside `frozen_eval(model)`.
+
+    `pairs`: about how many gradients will be needed, if layers may be compiled for them.
+    """
     rows = TargetRows.of(targets)
-    first = min(int(path.moving.nonzero()[0]), min(rows.positions))
-    with exact_products():
-        before = path.input[None, :first].to(loaded.dtype)
-        prefix = prefix_cache(loaded.model, before, path.ids[:first]) if cached else None
+    first, end = min(int(path.moving.nonzero()[0]), min(rows.positions)), max(rows.positions) + 1
+    padding = None
+    if pairs and isinstance(path, EmbeddingPath) and first <= FIXED * end:
+        most = size.items(end)
+        padding = padding_for(loaded, tokens=end, most=most, pairs=pairs, dtype=loaded.dtype)
+    prefix = None
+    if cached and padding is None:  # compiled layers take no cache: its index would make every layer another code
+        with exact_products():
+            before = path.input[None, :first].to(loaded.dtype)
+            prefix = prefix_cache(loaded.model, before, path.ids[:first])
     return PathFunction(
         loaded=loaded,
         path=path,
         rows=rows,
         size=size,
-        live=slice(first if prefix is not None else 0, max(rows.positions) + 1),
+        live=slice(first if prefix is not None else 0, end),
         prefix=prefix,
+        padding=padding,
     )
 
 
