@@ -136,7 +136,7 @@ def from_coarse_to_fine(
         f_masked=masked[:, : len(targets)].T.contiguous(),
         settings=_settings(removal, size, "piece"),
         context=context,
-        **_hidden(loaded, generation, targets, removal, size=size, units=units, start=meter.hides_from, prefix=prefix),
+        **_hidden(loaded, generation, targets, removal, size=size, units=units, reader=meter.hides_from, prefix=prefix),
     )
 
 
@@ -159,7 +159,7 @@ def _hidden(
     *,
     size: ChunkSize,
     units: Sequence[Unit] | None = None,
-    start: int | None = None,
+    reader: int | None = None,
     prefix: DynamicCache | None = None,
 ) -> dict[str, Any]:
     """The fields of `Effects` about what is hidden; with `units`, of the mentions only those of a unit."""
@@ -168,7 +168,7 @@ def _hidden(
         sets = tuple(one for one in sets if len(one) == 1 or not set(units).isdisjoint(one))
     if not sets:
         return {}
-    found = f_of_hidden(loaded, generation, targets, sets, size=size, start=start or 0, prefix=prefix)
+    found = f_of_hidden(loaded, generation, targets, sets, size=size, reader=reader or 0, prefix=prefix)
     return {} if found is None else {"hidden": sets, "f_hidden": found}
 
 
@@ -179,12 +179,12 @@ def f_of_hidden(
     sets: Sequence[Sequence[Unit]],
     *,
     size: ChunkSize,
-    start: int = 0,
+    reader: int = 0,
     prefix: DynamicCache | None = None,
 ) -> Float[Tensor, "target hidden"] | None:
     """F of every target with each set of ranges hidden from the tokens behind it; None where a model allows no mask.
 
-    With `prefix`, the keys and values of the tokens before `start`, only from the tokens from `start` on.
+    With `prefix`, the keys and values of the tokens before `reader`, only from the tokens from `reader` on.
 
     NaN for a target in front of a set, and for one inside a word of it: a target's own word always stays. One forward
     pass per set serves all targets.
@@ -201,7 +201,7 @@ def f_of_hidden(
             presence[number, start:end] = -torch.inf
 
     def values(chosen: slice) -> Tensor:
-        logits = path.logits(loaded, presence[chosen], positions=rows.positions, live=slice(start, seen), prefix=prefix)
+        logits = path.logits(loaded, presence[chosen], positions=rows.positions, live=slice(reader, seen), prefix=prefix)
         return rows.values(logits).double().cpu()
 
     try:
