@@ -262,8 +262,8 @@ def take_apart(
     while left >= 2:
         opening: dict[Piece, tuple[Piece, ...]] = {}
         for piece in _that_matter(units, figures, full, at_least_one=first):
-            inner = in_runs(pieces_of(generation, piece), left)
-            if 2 <= len(inner) <= left:
+            inner = in_runs(pieces_of(generation, piece), left) if left >= 2 else ()
+            if len(inner) >= 2:
                 opening[piece] = inner
                 left -= len(inner)
         if not opening:

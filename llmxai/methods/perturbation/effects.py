@@ -201,7 +201,9 @@ def f_of_hidden(
             presence[number, start:end] = -torch.inf
 
     def values(chosen: slice) -> Tensor:
-        logits = path.logits(loaded, presence[chosen], positions=rows.positions, live=slice(reader, seen), prefix=prefix)
+        logits = path.logits(
+            loaded, presence[chosen], positions=rows.positions, live=slice(reader, seen), prefix=prefix
+        )
         return rows.values(logits).double().cpu()
 
     try:
