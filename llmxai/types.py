@@ -19,6 +19,8 @@ from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
 from llmxai.names import Unit
+from llmxai.pieces import ContextEffects as ContextEffects
+from llmxai.pieces import Piece as Piece
 from llmxai.text import quoted
 
 
@@ -425,7 +427,8 @@ class Effects:
     """
 
     operator: str
-    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding) or `mean` (mean embedding)."""
+    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding), `mean` (mean embedding), or `hide`
+    (of a long prompt: see `ContextEffects.how`)."""
     units: tuple[Unit, ...]
     """Of the prompt."""
     kept: Bool[Tensor, "mask unit"]
@@ -450,6 +453,8 @@ class Effects:
     """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
     pair: tuple[tuple[int, int] | None, ...] = ()
     """The two units that most clearly act together: the subsets show more than the sum of their single effects."""
+    context: ContextEffects | None = None
+    """The documents and turns as wholes; None where the prompt is one turn and short."""
 
     def __repr__(self) -> str:
         sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"

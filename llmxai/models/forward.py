@@ -128,6 +128,17 @@ def repeated(prefix: DynamicCache, times: int) -> DynamicCache:
     return grown
 
 
+def shortened(prefix: DynamicCache, length: int) -> DynamicCache | None:
+    """Views of the keys and values of the first `length` tokens; None if a layer has dropped some (sliding windows)."""
+    if any(getattr(layer, "is_sliding", False) for layer in prefix.layers):
+        return None
+    cut = copy.copy(prefix)
+    cut.layers = [copy.copy(layer) for layer in prefix.layers]
+    for layer in cut.layers:
+        layer.keys, layer.values = (kept[..., :length, :] for kept in (layer.keys, layer.values))
+    return cut
+
+
 def cache_argument(model: PreTrainedModel) -> str:
     """transformers renamed `past_key_values` to `cache` within version 5."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
