@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,8 +13,8 @@ import torch
 from llmxai.crosscheck import RULE, cross_check
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
-from llmxai.generation import answer, generate_many, replay
-from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of
+from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay
+from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of, require_alone
 from llmxai.methods import (
     METHODS,
     Target,
@@ -33,10 +32,10 @@ from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
-from llmxai.models.precision import full_precision
+from llmxai.models.precision import in_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Effects, Generation, Replay, Scores
+from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
 
 AskedTargets = str | Target | Sequence[str | Target] | None
 """What `explain` takes as targets."""
@@ -48,6 +47,9 @@ STAGES = {
 }
 """What progress calls the methods that are always computed."""
 
+Found = Callable[[Generation, Sequence[Target], Replay, Effects | None], None]
+"""Called with the answer and its targets once it is replayed (effects None), and again once removals are measured."""
+
 
 def explain(
     model: AnyModel,
@@ -55,11 +57,17 @@ def explain(
     *,
     response: str | None = None,
     foil: str | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
     targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
     """Explain one answer: every token of it, or the given targets.
 
@@ -70,7 +78,14 @@ def explain(
     a contrast. `targets`: what of the answer is explained, one or several of `token` (the default: each of them),
     `word`, `sentence`, `answer` (all of it at once), `i:j` (a range of generated tokens) and any text of the answer. A
     target of several tokens is their joint log-prob and costs as much as one token. `max_new_tokens` overrides that of
-    `decoding`.
+    `decoding`. Removals are measured first: `found` is called with the answer and its targets once it is replayed, and
+    again with their effects, long before the gradients are done.
+
+    With messages may come `documents` ([{title, text}]; also with text), `tools` (JSON schemas or functions), variables
+    of the chat template (`chat_template_kwargs={"enable_thinking": False}`), and an assistant's turn to continue
+    (`continue_final_message`). Documents go to the chat template; if it takes none, or with `documents_in="user"`, they
+    stand before the text of the user's last message. What a template would leave out is refused. Which tokens carry
+    which document, turn or tool: `explanation.generation.parts`.
 
     Every target's sources are given twice: directly, and traced through the answer's own words to the prompt.
 
@@ -84,14 +99,30 @@ def explain(
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
     require_methods(settings)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     progress("generating", 0, 1)
-    asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
+    asked = _asked(loaded, prompt, chat)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
-    with full_precision(loaded) if settings.compute.precision == "float32" else nullcontext(loaded) as exact:
-        chosen = chosen_targets(generation, targets)
-        return explained(exact, generation, chosen, settings, environment=environment_of(loaded), progress=progress)
+    chosen = chosen_targets(generation, targets)
+    with in_precision(loaded, settings.compute.precision) as exact:
+        return explained(
+            exact, generation, chosen, settings, environment=environment_of(loaded), progress=progress, found=found
+        )
+
+
+def _asked(loaded: LoadedModel, prompt: AnyPrompt | Generation, chat: ChatInputs) -> PromptTokens | Generation:
+    if not isinstance(prompt, Generation):
+        return prompt_tokens(loaded, prompt, chat)
+    require_alone(chat, "an answer and its prompt")
+    return prompt
 
 
 def explained(
@@ -102,22 +133,26 @@ def explained(
     *,
     environment: Mapping[str, Any],
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
     """All measurements of an answer, in the precision of the given model."""
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
+    found(generation, targets, replayed, None)
     most = max(len(targets), len(missing_rows(generation, targets)))
-    compute = planned(loaded, generation, settings.compute, progress, targets=most)
-    f_input = f_of(replayed, targets, generation)
-    scores = _scores(loaded, generation, targets, settings, compute, f_input, progress)
+    require_room(loaded, generation, settings.compute, progress, targets=most)
+    measured = _measured(loaded, generation, targets, settings, replayed, progress)
+    if measured is not None:
+        found(generation, targets, replayed, measured.of_first(len(targets)))
+    scores = _scores(loaded, generation, targets, settings, f_of(replayed, targets, generation), progress)
     gradients, deletion, rollout = (scores[name] for name in (GRADIENTS, DELETION, ROLLOUT))
     variant = scores[settings.rollout.variant]
     judged, stage = deletion if deletion.refused is None else gradients, "tracing through the answer"
     progress(stage, 0, 1)
     watched = partial(progress, stage)
-    rows = with_missing_rows(loaded, generation, targets, judged, compute=compute, progress=watched)
-    prior = rows if judged is deletion else None
-    measured = _measured(loaded, generation, targets, settings, prior, replayed, progress)
+    rows = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
+    if measured is not None:
+        measured = estimated(measured, prior=rows if judged is deletion else None)
     units = prompt_units(generation)[0] if measured is None else measured.units
     trace = traced(generation, targets, rows, units=units, effects=measured)
     effects = None if measured is None else measured.of_first(len(targets))
@@ -151,12 +186,11 @@ def _scores(
     generation: Generation,
     targets: tuple[Target, ...],
     settings: Settings,
-    compute: Compute,
     f_input: torch.Tensor,
     progress: StageProgress,
 ) -> dict[str, Scores]:
     """Both gradients, rollout, its variant and the methods of `settings.also`, by name."""
-    known = {"targets": targets, "features": settings.features, "compute": compute, "f_input": f_input}
+    known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
 
     def computed(name: str, **options: Any) -> Scores:
         entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
@@ -190,7 +224,6 @@ def _measured(
     generation: Generation,
     targets: tuple[Target, ...],
     settings: Settings,
-    prior: Scores | None,
     replayed: Replay,
     progress: StageProgress,
 ) -> Effects | None:
@@ -203,7 +236,7 @@ def _measured(
     watched = partial(progress, "removing parts of the text")
     watched(0, 1)
     everything = (*targets, *missing_rows(generation, targets))
-    effects = measure_effects(
+    return measure_effects(
         loaded,
         generation,
         targets=everything,
@@ -211,7 +244,6 @@ def _measured(
         f_input=f_of(replayed, everything, generation),
         progress=watched,
     )
-    return estimated(effects, prior=prior)
 
 
 def _precision(loaded: LoadedModel, generation: Generation, replayed: Replay) -> dict[str, Any]:
@@ -234,6 +266,11 @@ def explain_many(
     batch_size: int = 8,
     response: str | None = None,
     foil: str | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
     targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
@@ -243,19 +280,27 @@ def explain_many(
     """The explanations of several prompts in order, each as soon as it is ready; the same as one by one.
 
     `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
-    a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained
-    by itself. Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a PromptError
-    with its number at once; explanations before a later error are not lost.
+    a column `prompt`, `messages` or `text`, and maybe `documents` and `tools`. `batch_size` of them are answered
+    together, then each answer is explained by itself. Everything else is as in `explain`. All prompts are encoded
+    first, so an invalid one raises a PromptError with its number at once; explanations before a later error are not
+    lost.
 
     >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
     require_methods(settings)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     decoding = _decoding(decoding, max_new_tokens)
-    asked = prompts_of(loaded, prompts)
+    asked = prompts_of(loaded, prompts, chat)
 
     def explanations() -> Iterator[Explanation]:
         for first in range(0, len(asked), batch_size):
@@ -293,25 +338,24 @@ def variant_names() -> list[str]:
     return [*(variant.name for variant in VARIANTS), "gradient_weighted_rollout"]
 
 
-def planned(
+def require_room(
     loaded: LoadedModel,
     generation: Generation,
     compute: Compute,
     progress: StageProgress = quiet,
     *,
     targets: int | None = None,
-) -> Compute:
-    """`compute` with its open fields planned from the free memory.
+) -> None:
+    """Report the plan for integrated gradients, unless the caller made one.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
-        return compute
+        return
     tokens = len(generation.ids)
     plan = plan_for(loaded.model, tokens=tokens, targets=targets or generation.n_targets, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
-    return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
 def _or_refused(name: str, generation: Generation, targets: int, work: Callable[[], Scores]) -> Scores:

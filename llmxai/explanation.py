@@ -20,7 +20,7 @@ from llmxai.settings import Settings, require_known, require_least
 from llmxai.tables import Effect, Source, asked_line, long_table, one_line, wide_table
 from llmxai.text import character_units, places, quoted, sentences, trimmed
 from llmxai.trace import Trace, TracedSource, falls, unit_shares
-from llmxai.types import CrossCheck, Effects, FullPrecision, Generation, Replay, Scores, Target
+from llmxai.types import CrossCheck, Effects, FullPrecision, Generation, Replay, Scores, Target, rows_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -271,14 +271,7 @@ class Explanation:
 
     def rows_in(self, tokens: Unit) -> list[int]:
         """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
-        own, first = [target.tokens for target in self.targets], self.generation.prompt_len
-        start, end = (place + first for place in tokens)
-        inside = [row for row, (a, b) in enumerate(own) if start <= a and b <= end]
-        largest: list[int] = []
-        for row in sorted(inside, key=lambda row: (own[row][0], -own[row][1])):
-            if not largest or own[row][0] >= own[largest[-1]][1]:
-                largest.append(row)
-        return largest
+        return rows_in(self.targets, self.generation.prompt_len, tokens)
 
     def text(self, tokens: Unit) -> str:
         """The text of a range of token indices."""

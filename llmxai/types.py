@@ -6,7 +6,7 @@ Units: log-probs and attributions are in nats, rollout rows are shares of 1, LDS
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
 from llmxai.names import Unit
+from llmxai.pieces import ContextEffects as ContextEffects
+from llmxai.pieces import Piece as Piece
 from llmxai.text import quoted
 
 
@@ -165,6 +167,52 @@ class Target:
         return predicted_token(min(self.positions)), predicted_token(self.last) + 1
 
 
+def rows_in(targets: Sequence[Target], prompt_len: int, tokens: Unit) -> list[int]:
+    """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
+    own, (start, end) = [target.tokens for target in targets], (place + prompt_len for place in tokens)
+    inside = [row for row, (a, b) in enumerate(own) if start <= a and b <= end]
+    largest: list[int] = []
+    for row in sorted(inside, key=lambda row: (own[row][0], -own[row][1])):
+        if not largest or own[row][0] >= own[largest[-1]][1]:
+            largest.append(row)
+    return largest
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that the user gave as one piece, and the tokens of the prompt that carry its text.
+
+    >>> first, last = 12, 15  # tokens
+    >>> start, end = part.characters(first, last); part.text[start:end]
+    """
+
+    kind: str
+    """`prompt` (a raw one), `turn`, `thinking` (the reasoning field of an assistant's turn), `call` (of a tool, by the
+    assistant), `document` or `tool` (what the model may call)."""
+    source: int
+    """Which of the messages (of a turn, thinking, call), documents or tools of the request it is."""
+    title: str
+    """The turn's role, the document's title (with a number, if an earlier one has the same), or the tool's name."""
+    text: str
+    """The original text, unchanged; of a call's arguments and of a tool, the JSON."""
+    first: int
+    """The tokens of the part lie in [first, last); others may lie between them. Both 0 if the template leaves the part
+    out."""
+    last: int
+    spans: tuple[tuple[int, int, int], ...]
+    """(token, start, end), in the order of tokens: the token carries the characters [start, end) of `text`. A token may
+    also carry characters of the template or of a neighbour; several tokens may carry one character."""
+
+    def characters(self, first: int, last: int) -> tuple[int, int] | None:
+        """The smallest range of characters of `text` with all that the tokens [first, last) carry; None if nothing."""
+        carried = [(start, end) for token, start, end in self.spans if first <= token < last]
+        return (min(start for start, _ in carried), max(end for _, end in carried)) if carried else None
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The tokens that carry any of the characters [start, end) of `text`."""
+        return tuple(dict.fromkeys(token for token, a, b in self.spans if a < end and start < b))
+
+
 @dataclass(frozen=True)
 class PromptTokens:
     """The model's input: ids, the role of each, and the request they came from."""
@@ -174,6 +222,12 @@ class PromptTokens:
     request: Mapping[str, Any]
     source_len: int = 0
     """For an encoder-decoder: how many of them the encoder reads."""
+    parts: tuple[Part, ...] = ()
+    """What the user gave, in the order of turns, documents and tools; empty for token ids."""
+    thinks: str = ""
+    """The mark that ends the reasoning which the prompt has begun (`</think>`); empty if it has begun none."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader on how the prompt was made."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +238,7 @@ class Answer:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each id when it was chosen; None if the answer was supplied."""
     stop: str
-    """`eos`, `length`, `given`, or `class`."""
+    """`eos`, `string` (one of the model's stop strings), `length`, `given`, or `class`."""
     classes: tuple[str, ...] = ()
     read_at: tuple[int, ...] = ()
 
@@ -215,9 +269,10 @@ class Generation:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each generated id, recorded while generating; None if the response was supplied."""
     stop: str
-    """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
+    """Why the text ends: `eos`, `string` (a stop string), `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
-    """The request, unchanged: `prompt` or `messages`, and `response` if one was supplied."""
+    """The request, unchanged: `prompt`, `messages` or `input_ids`; and what was supplied of `response`, `foil`,
+    `documents`, `documents_in`, `tools`, `chat_template_kwargs` and `continue_final_message`."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Decoding settings and seed; empty if the response was supplied."""
     source_len: int = 0
@@ -228,6 +283,10 @@ class Generation:
     """The positions that a classifier's head reads (BERT: `[CLS]`); empty if unknown."""
     foil: Foil | None = None
     """The foil of one generated token; the other tokens are explained by their own log-prob."""
+    parts: tuple[Part, ...] = ()
+    """The turns, documents and tools of the prompt, with their tokens; empty for token ids and in older folders."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader on how prompt and answer were put together; they are among the warnings."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -246,6 +305,14 @@ class Generation:
     @property
     def n_targets(self) -> int:
         return len(self.ids) - self.prompt_len
+
+    def part(self, kind: str, source: int) -> Part:
+        """The part of this kind and number, such as `("document", 0)`. Raises LookupError if there is none."""
+        found = next((part for part in self.parts if (part.kind, part.source) == (kind, source)), None)
+        if found is None:
+            known = ", ".join(f"{part.kind} {part.source}" for part in self.parts) or "none"
+            raise LookupError(f"There is no {kind} {source}. There are: {known}.")
+        return found
 
     def foil_of(self, t: int) -> Foil | None:
         """The foil of generated token `t`, or None."""
@@ -360,7 +427,8 @@ class Effects:
     """
 
     operator: str
-    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding) or `mean` (mean embedding)."""
+    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding), `mean` (mean embedding), or `hide`
+    (of a long prompt: see `ContextEffects.how`)."""
     units: tuple[Unit, ...]
     """Of the prompt."""
     kept: Bool[Tensor, "mask unit"]
@@ -385,6 +453,8 @@ class Effects:
     """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
     pair: tuple[tuple[int, int] | None, ...] = ()
     """The two units that most clearly act together: the subsets show more than the sum of their single effects."""
+    context: ContextEffects | None = None
+    """The documents and turns as wholes; None where the prompt is one turn and short."""
 
     def __repr__(self) -> str:
         sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"

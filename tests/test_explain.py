@@ -254,7 +254,9 @@ def real_inputs(
 
     def counted(model: Any, inputs_embeds: torch.Tensor, *, prefix: Any, **options: Any) -> torch.Tensor:
         before = 0 if prefix is None else prefix.get_seq_length()
-        if model.config._attn_implementation != PRESENCE:  # else tokens are hidden from each other
+        if (
+            inputs_embeds is not None and model.config._attn_implementation != PRESENCE
+        ):  # else tokens are hidden from each other
             passes.append((stage, before, inputs_embeds.detach().clone()))
         return logits(model, inputs_embeds, prefix=prefix, **options)
 

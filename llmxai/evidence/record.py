@@ -158,8 +158,8 @@ class Link:
 class Record:
     """One event. Times are UTC, ISO 8601 with milliseconds, by the machine's own clock.
 
-    `digests` maps the name of each text (input, input_ids, output, output_ids, foil, error, note) to its HMAC-SHA256,
-    under a salt that is stored with the text or, for a private record, under the secret key.
+    `digests` maps the name of each text (input, context, input_ids, output, output_ids, foil, error, note) to its
+    HMAC-SHA256, under a salt that is stored with the text or, for a private record, under the secret key.
     """
 
     id: str

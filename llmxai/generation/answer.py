@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from llmxai.errors import OptionError, PromptError
-from llmxai.generation.prompt import WINDOW, Prompt, encode, require_fits, require_text, token_texts
+from llmxai.generation.chat import require_text
+from llmxai.generation.prompt import WINDOW, Prompt, encode, require_embedded, require_fits, token_texts
+from llmxai.generation.template import thoughts_in
 from llmxai.models import LoadedModel, ModelKind, adapter_of
 from llmxai.models.adapters.classifier import class_number, classified, label_names
 from llmxai.settings import Decoding
@@ -43,6 +45,7 @@ def _class(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
 def _token(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
     said = generation.texts[generation.prompt_len :]
     ids, texts = _encoded(loaded, generation, foil)
+    require_embedded(loaded, ids)
     pairs = zip(generation.generated_ids, said, ids, texts, strict=False)
     for t, (own, own_text, other, other_text) in enumerate(pairs):
         spelt_alike = own_text.strip() and own_text.strip() == other_text.strip()
@@ -130,7 +133,14 @@ def generate_many(
         for first in range(0, len(chosen), batch_size):
             part = chosen[first : first + batch_size]
             batch = [prompts[i] for i in part]
-            answers = adapter.answers(loaded.model, name=loaded.name, prompts=batch, decoding=decoding, room=room)
+            answers = adapter.answers(
+                loaded.model,
+                name=loaded.name,
+                prompts=batch,
+                decoding=decoding,
+                room=room,
+                tokenizer=loaded.tokenizer,
+            )
             used = asdict(decoding) | {"max_new_tokens": room, "do_sample": decoding.temperature > 0}
             for i, one in zip(part, answers, strict=True):
                 found[i] = _generation(loaded, prompts[i], one, decoding={} if one.classes else used)
@@ -139,7 +149,7 @@ def generate_many(
 
 def room_for(loaded: LoadedModel, prompt: PromptTokens, decoding: Decoding) -> int:
     """Most tokens that the answer may have: the requested number, within the model's context."""
-    limit = loaded.context_length
+    limit = loaded.answer_length
     own = len(prompt.ids) - prompt.source_len  # on the side that generates
     return decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - own)
 
@@ -157,7 +167,8 @@ def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) 
     if not ids:
         raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
     own = len(prompt.ids) - prompt.source_len
-    require_fits(loaded, own + len(ids), what="The prompt with the response")
+    require_fits(loaded.answer_length, own + len(ids), what="The prompt with the response", name=loaded.name)
+    require_embedded(loaded, ids)
     return _generation(loaded, prompt, Answer(ids=tuple(ids), logprobs=None, stop="given"), response=response)
 
 
@@ -171,10 +182,10 @@ def _generation(
 ) -> Generation:
     """Prompt and answer as one sequence with texts, roles and words."""
     ids = (*prompt.ids, *given.ids)
-    roles = prompt.roles + (Role.GENERATED,) * len(given.ids)
     # the two sides of an encoder-decoder are separate texts; a class is not a token of the tokenizer
     sides = (prompt.ids,) if given.classes else (ids[: prompt.source_len], ids[prompt.source_len :])
     texts = tuple(text for side in sides for text in token_texts(loaded.tokenizer, side))
+    roles = (*prompt.roles, *_answer_roles(texts[len(prompt.ids) :] or [""] * len(given.ids), opened=prompt.thinks))
     words = group_words(texts, roles[: len(texts)])
     if given.classes:
         texts, words = (*texts, given.classes[given.ids[0]]), (*words, (len(texts), len(ids)))
@@ -189,5 +200,17 @@ def _generation(
         request=dict(prompt.request) | ({} if response is None else {"response": response}),
         decoding=decoding or {},
         source_len=prompt.source_len,
+        parts=prompt.parts,
+        notes=prompt.notes,
     )
     return replace(generation, classes=given.classes, read_at=given.read_at) if given.classes else generation
+
+
+def _answer_roles(texts: Sequence[str], *, opened: str) -> list[Role]:
+    """`thinking` for tokens of the answer that begin in reasoning or in its marks, `generated` for the rest."""
+    spans = thoughts_in("".join(texts), opened=opened).spans
+    starts = accumulate((len(text) for text in texts), initial=0)
+    return [
+        Role.THINKING if any(start <= at < end for start, end in spans) else Role.GENERATED
+        for at, _ in zip(starts, texts, strict=False)
+    ]

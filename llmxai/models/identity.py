@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from llmxai.environment import version_of, versions_of
 from llmxai.errors import ModelLoadError
+from llmxai.models.embedding import input_device
 from llmxai.models.finding import file_digest
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def environment_of(loaded: LoadedModel) -> dict[str, Any]:
             "architecture": type(model).__name__,
             "parameters": model.num_parameters(),
             "dtype": identity.dtype,
-            "device": str(model.device),
+            "device": str(input_device(model)),
             "quantization": identity.quantization,
             "adapter": loaded.adapter,
             "attention": model.config._attn_implementation,

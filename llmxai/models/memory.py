@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,6 @@ from typing import TypeVar
 
 import psutil
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
@@ -28,9 +29,11 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmxai.errors import InsufficientMemoryError
+from llmxai.errors import InsufficientMemoryError, UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.families import KEPT_BY_ACTIVATION, family_of
+from llmxai.models.embedding import device_of, input_device
+from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of
+from llmxai.models.forward import is_out_of_memory
 from llmxai.settings import CHUNK_TOKENS
 
 GIB = 2**30
@@ -38,6 +41,10 @@ SHARE = 0.85
 """Share of the free memory that a plan may use; the rest covers what the estimate does not see."""
 BLOCK_NUMBERS = 2**24
 """Most attention weights of all heads that rollout holds at once; four copies of them exist for a moment."""
+USEFUL_NUMBERS = 2**26
+"""Numbers (tokens x hidden) that keep a GPU busy: 32,768 tokens of width 2,048; more are hardly faster."""
+USEFUL_ON_CPU = {4: CHUNK_TOKENS, 2: 4 * CHUNK_TOKENS}
+"""Tokens at once on a CPU, by bytes per number; more are slower in float32 (benchmarks/RESULTS.md)."""
 BITS = {"4bit": 4.5, "8bit": 8.5}
 """Bits per weight of the quantised layers, including their scales."""
 
@@ -170,6 +177,13 @@ def score_maps_of(model: PreTrainedModel) -> int:
     return family_of(model.config).own_maps or eager
 
 
+def useful_tokens(config: PreTrainedConfig, *, device: torch.device, itemsize: int) -> int:
+    """How many tokens at once are worth their memory on a device."""
+    if device.type == "cpu":
+        return USEFUL_ON_CPU.get(itemsize, CHUNK_TOKENS)
+    return max(CHUNK_TOKENS, USEFUL_NUMBERS // Shape.of(config).hidden)
+
+
 def plan_memory(
     config: PreTrainedConfig,
     *,
@@ -179,61 +193,95 @@ def plan_memory(
     free: int,
     weights: int = 0,
     score_maps: int = 0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    useful: int = CHUNK_TOKENS,
+    checkpoint: bool | None = None,
     offloaded: bool = False,
 ) -> MemoryPlan:
-    """The fastest settings that fit into SHARE of `free`: smaller chunks first, then checkpointing; else the least.
+    """The fastest settings that fit into SHARE of `free`: as many nodes at once as are useful and fit, none of them
+    checkpointed; else checkpointed; else the least.
 
-    `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. With `offloaded`
-    layers, checkpointing is not a choice: a graph would keep their weights alive. Whether the plan fits is for the
-    caller to ask (`require_fits`).
+    `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. `useful`: see
+    `useful_tokens`. `offloaded` layers are checkpointed unless the caller says otherwise: a graph would keep their
+    weights alive. Whether the plan fits is for the caller to ask (`require_fits`).
     """
     shape = Shape.of(config)
-    plan = None
-    for checkpoint in (True,) if offloaded else (False, True):
-        chunk = max(chunk_tokens, tokens)
-        while True:
-            working = working_bytes(
-                shape,
-                tokens=tokens,
-                targets=targets,
-                itemsize=dtype.itemsize,
-                chunk_tokens=chunk,
-                checkpoint=checkpoint,
-                score_maps=score_maps,
-            )
-            plan = MemoryPlan(weights, working, free, chunk, checkpoint)
-            if plan.fits:
-                return plan
-            if chunk <= tokens:
-                break
-            chunk = max(chunk // 2, tokens)
-    assert plan is not None
-    return plan
+
+    def plan(nodes: int, checkpoint: bool) -> MemoryPlan:
+        working = working_bytes(
+            shape,
+            tokens=tokens,
+            targets=targets,
+            itemsize=dtype.itemsize,
+            chunk_tokens=nodes * tokens,
+            checkpoint=checkpoint,
+            score_maps=score_maps,
+        )
+        return MemoryPlan(weights, working, free, nodes * tokens if nodes < most else max(useful, tokens), checkpoint)
+
+    most = max(1, useful // tokens)
+    choices = (checkpoint,) if checkpoint is not None else (True,) if offloaded else (False, True)
+    for choice in choices:
+        # what nodes need grows with their number
+        fitting = bisect_left(range(1, most + 1), True, key=lambda nodes: not plan(nodes, choice).fits)
+        if fitting:
+            return plan(fitting, choice)
+    return plan(1, choices[-1])
 
 
-def plan_for(model: PreTrainedModel, *, tokens: int, targets: int, dtype: torch.dtype | None = None) -> MemoryPlan:
-    """The plan for a model whose weights are in memory, on whatever devices its layers lie."""
-    places = set(getattr(model, "hf_device_map", {"": model.device}).values())
-    devices = [torch.device("cuda", place) if isinstance(place, int) else place for place in places - {"disk"}]
-    accelerators = [d for d in map(torch.device, devices) if d.type not in ("cpu", "meta")]
-    offloaded = "disk" in places or bool(accelerators and places & {"cpu", torch.device("cpu")})
+def plan_for(
+    model: PreTrainedModel,
+    *,
+    tokens: int,
+    targets: int,
+    dtype: torch.dtype | None = None,
+    score_maps: int | None = None,
+    checkpoint: bool | None = None,
+) -> MemoryPlan:
+    """The plan for a model whose weights are in memory, on whatever devices its layers lie.
+
+    `score_maps`: how many maps of all heads a layer keeps, if not as many as the model's own attention.
+    """
+    where = Counter(device_of(layer) or model.device for layer in _layers(model) or [model])
+    places = set(getattr(model, "hf_device_map", {}).values())
+    accelerators = {device: share for device, share in where.items() if device.type not in ("cpu", "meta")}
+    away = "disk" in places or bool(accelerators and places & {"cpu", torch.device("cpu")})
+    if accelerators:  # each holds the activations of its own layers
+        free = min(free_memory(device) * sum(where.values()) // own for device, own in accelerators.items())
+    else:
+        free = free_memory(torch.device("cpu"))
+    dtype = dtype or model.dtype
     return plan_memory(
         model.config,
         tokens=tokens,
         targets=targets,
-        dtype=dtype or model.dtype,
-        weights=_largest_layer(model) if offloaded else 0,
-        free=sum(free_memory(device) for device in accelerators or [torch.device("cpu")]),
-        score_maps=score_maps_of(model),
-        offloaded=offloaded,
+        dtype=dtype,
+        weights=_largest_layer(model) if away else 0,
+        free=free,
+        score_maps=score_maps_of(model) if score_maps is None else score_maps,
+        useful=useful_tokens(model.config, device=next(iter(accelerators or where)), itemsize=dtype.itemsize),
+        checkpoint=checkpoint,
+        offloaded=away,
     )
+
+
+def forward_tokens(model: PreTrainedModel, *, tokens: int, targets: int) -> int:
+    """How many tokens go through the model at once without gradients: what fits with them fits without."""
+    if input_device(model).type == "cpu":
+        return CHUNK_TOKENS
+    return plan_for(model, tokens=tokens, targets=targets).chunk_tokens
 
 
 def _largest_layer(model: PreTrainedModel) -> int:
     """Bytes of the weights of the largest layer; only one offloaded layer is in memory at a time."""
-    layers = [layer for stack in layer_stacks(model) for layer in stack]
-    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
+    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in _layers(model))
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    """All layers of all stacks; none if they cannot be identified, which is no reason not to plan."""
+    try:
+        return [layer for stack in layer_stacks(model) for layer in stack]
+    except UnsupportedModelError:
+        return []
 
 
 def require_fits(plan: MemoryPlan, *, name: str, tokens: int, dtype: torch.dtype) -> None:
@@ -263,9 +311,10 @@ def weight_bytes(model: PreTrainedModel, *, dtype: torch.dtype, quantize: str | 
 
 
 def free_memory(device: torch.device | None = None) -> int:
-    """Free bytes on a device; on the CPU, at most what the container's limit leaves."""
+    """Free bytes on a device, with what torch keeps for reuse; on the CPU, at most what a container's limit leaves."""
     if device is not None and device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     return min([int(psutil.virtual_memory().available), *_container_limits()])
 
 
@@ -288,7 +337,7 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in names if isinstance(value := field_of(config, name), int)), None)
 
 
 def _first_text(config: PreTrainedConfig, *names: str) -> str | None:
@@ -296,10 +345,6 @@ def _first_text(config: PreTrainedConfig, *names: str) -> str | None:
 
 
 T = TypeVar("T")
-
-
-OUT_OF_MEMORY = ("CUDA error: out of memory", "DefaultCPUAllocator: not enough memory")
-"""Messages that Accelerate's test misses: from CUDA's own calls, and from PyTorch's CPU allocator on Windows."""
 
 
 @dataclass
@@ -319,13 +364,6 @@ class ChunkSize:
     def halve(self) -> None:
         self.tokens //= 2
         self.halvings += 1
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the error means that memory of a device or of the machine ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return bool(should_reduce_batch_size(error)) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: int) -> T | None:

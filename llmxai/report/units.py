@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import AttentionStatus, Role
+from llmxai.report.focus import focus_units
 from llmxai.report.removal import (
     TOP,
     Effect,
@@ -40,8 +41,10 @@ ROLE_NAMES = {
     Role.TEMPLATE: "Start mark and chat template (added automatically)",
     Role.SYSTEM: "System instruction",
     Role.USER: "User",
-    Role.TOOL: "Tool result",
-    Role.CONTEXT: "Earlier turns and documents",
+    Role.TOOL: "Tool or its result",
+    Role.CONTEXT: "Earlier turns of the model",
+    Role.DOCUMENT: "Document",
+    Role.THINKING: "Reasoning of the model",
     Role.GENERATED: "Answer of the model",
 }
 
@@ -207,6 +210,8 @@ class Level:
     """For each part of the input that was removed, the units [first, end) that it touches."""
     measured: tuple[tuple[tuple[int, int], ...], ...]
     """For each measured part of the text, the units [first, end) that its ranges touch."""
+    focus: tuple[tuple[int, float], ...]
+    """(unit, value) of what the page opens on, strongest first."""
 
 
 def build_also(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> tuple[AlsoView, ...]:
@@ -266,7 +271,14 @@ def build_level(
             figures = _figures(own, units[number].status, explanation["computed"], parts)
             built.append(TargetView(unit=number, **figures, **sources))
     measured = tuple(covered(part.ranges, groups) for part in effects.parts) if effects else ()
-    return Level(units, _turns(units), tuple(built), covered(parts.ranges if parts else (), groups), measured)
+    return Level(
+        units=units,
+        turns=_turns(units),
+        targets=tuple(built),
+        parts=covered(parts.ranges if parts else (), groups),
+        measured=measured,
+        focus=focus_units(explanation, maps, groups),
+    )
 
 
 def joined_groups(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llmxai.names import CURRENT, AttentionStatus, Role, Status
+from llmxai.names import AttentionStatus, Role, Status
 from llmxai.report.removal import Effect, build_effects, count_referee
 from llmxai.report.visible import Text, label, percent, shorten, visible
 
@@ -170,6 +170,7 @@ class VerdictView:
     contrast: Contrast | None
     """The token that has a foil, and the foil."""
     sentences: tuple[str, ...]
+    """On trust, before rule 4; since then see `llmxai.report.summary`."""
     not_proof: str
 
 
@@ -189,9 +190,7 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         counts=_counts(word_status(own) for own in words) if measured else _counts(_statuses(explanation["targets"])),
         counted=_counted(explanation, len(words)),
         contrast=build_contrast(explanation["targets"]),
-        sentences=(*_trust(explanation, words), *_chosen(explanation))
-        if measured
-        else (*_chosen(explanation), *_sentences(explanation["targets"], explanation["computed"])),
+        sentences=() if measured else _sentences(explanation["targets"], explanation["computed"]),
         not_proof=NOT_PROOF,
     )
 
@@ -361,62 +360,6 @@ def _main_effects(
     return tuple(found)
 
 
-def _trust(explanation: Mapping[str, Any], words: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[str, ...]:
-    """One sentence on the sources and one on attention."""
-    n, statuses = len(words), [word_status(own) for own in words]
-    accurate = n - statuses.count(Status.UNCONVERGED)
-    said = f"Computed accurately: {_some_words(accurate, n)}."
-    if explanation["ablations"] is None:
-        said += " Nothing was taken away, so none could be confirmed or contradicted."
-    else:
-        parts = ("confirmed by taking words away", "contradicted", "undecided")
-        counts = [(part, statuses.count(status)) for part, status in zip(parts, CURRENT, strict=False)]
-        told = "; ".join(f"{part}: {count}" for part, count in counts if count)
-        said += f" {told[:1].upper()}{told[1:]}." if told else ""
-    return said, _attention_line([_word_attention(own) for own in words])
-
-
-def _word_attention(own: Sequence[Mapping[str, Any]]) -> str:
-    told = [target["verdict"]["attention"] for target in own]
-    return next(status for status in reversed(AttentionStatus) if status in told)
-
-
-def _attention_line(attention: Sequence[str]) -> str:
-    n, readable = len(attention), attention.count(AttentionStatus.READABLE)
-    if attention.count(AttentionStatus.REFUSED) == n:
-        return "Attention cannot be read on this model: attention rollout is not defined for it."
-    if readable == 0:
-        return (
-            "Attention cannot be read on this model: for every word of this answer it says no more than it would for "
-            "any text."
-        )
-    if readable == n:
-        return f"Attention can be read for {_all_words(n)}."
-    return f"Attention can be read for {_some_words(readable, n)}; for the others it says no more than for any text."
-
-
-def _all_words(n: int) -> str:
-    return "the only word" if n == 1 else f"all {n} words"
-
-
-def _some_words(count: int, n: int) -> str:
-    return _all_words(n) if count == n else f"{count} of the {n} words"
-
-
-def _chosen(explanation: Mapping[str, Any]) -> tuple[str, ...]:
-    """How many tokens are the model's own first choice, for supplied and sampled answers."""
-    generation, ranks = explanation["generation"], [target["rank"] for target in explanation["targets"]]
-    first = sum(rank == 1 for rank in ranks)
-    if generation["stop"] == "given":
-        return (
-            f"The model did not write this answer: it was supplied, and the page explains the probability that the "
-            f"model gives it. {first} of its {len(ranks)} tokens would have been the model’s own first choice.",
-        )
-    if not generation["decoding"].get("do_sample"):
-        return ()
-    return (f"The answer was sampled: {first} of its {len(ranks)} tokens were the model’s first choice.",)
-
-
 def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[str, ...]:
     n = len(targets)
     converged = sum(target["converged"] for target in targets)
@@ -448,16 +391,21 @@ def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
             f"Attention rollout is refused for this model, so for {_some(unchecked, n)} no second method checks the "
             f"gradients. The note below says why."
         )
-    referee = count_referee(targets)
-    if asked := sum(referee.values()):
-        said.append(
-            f"The referee removed parts of the input and measured the effect. This supports the gradients for "
-            f"{referee['gradients']} of {_of(asked)}, attention for {referee['attention']}, and neither for "
-            f"{referee['neither']}."
-        )
+    if asked := sum(count_referee(targets).values()):
+        said.append(_refereed(targets, settings, asked))
     if any(target["referee"] is None for target in targets):
         said.append("No referee was asked: nothing was removed from the input to see which method is right.")
     return tuple(said)
+
+
+def _refereed(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], asked: int) -> str:
+    """What removal supports; attention only where it can be read, since the page says not to read it elsewhere."""
+    readable = [target for target in targets if not is_diluted(target, settings)]
+    gradients, attention = count_referee(targets)["gradients"], count_referee(readable)["attention"]
+    counts = [("the gradients", gradients), ("attention", attention), ("neither", asked - gradients - attention)]
+    told = [f"{name} for {count}" for name, count in counts if count]
+    listed = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    return f"The referee removed parts of the input and measured the effect. Of {_of(asked)}, this supports {listed}."
 
 
 def _most(share: float) -> str:

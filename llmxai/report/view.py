@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.names import Role, Status
+from llmxai.names import SUPPLIED, Role, Status
+from llmxai.report.focus import in_words
 from llmxai.report.removal import DELETION, ROLLOUT, Effects, RemovalView, build_effects, build_removal, method_name
+from llmxai.report.summary import Summary, build_summary
 from llmxai.report.tables import (
     SHOWN,
     Row,
@@ -23,8 +25,8 @@ from llmxai.report.tables import (
     signed,
 )
 from llmxai.report.units import AlsoView, Level, build_also, build_level, joined_groups
-from llmxai.report.verdict import EARLIER_LIMITS, LIMITS, STATUS_TEXT, VerdictView, answer_text, build_verdict
-from llmxai.report.visible import Text, characters, label, percent, plain, shorten, visible
+from llmxai.report.verdict import EARLIER_LIMITS, LIMITS, STATUS_TEXT, VerdictView, build_verdict
+from llmxai.report.visible import Text, characters, label, percent, shorten, visible
 from llmxai.store import upgraded
 from llmxai.text import sentences
 
@@ -179,9 +181,29 @@ PASSAGES = 120
 """Passages whose sources the page lists; the exported table has all of them."""
 LONGEST_PASSAGE = 200
 """Characters of a passage that the page quotes."""
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What a reviewer's marks refer to; both empty for a page without a record."""
+
+    record: str
+    explanation: str
+    """SHA-256 of explanation.json."""
+
+
+def build_reviewed(provenance: Mapping[str, Any] | None) -> Reviewed:
+    """From the mapping of `build_provenance_box`."""
+    told = provenance or {}
+    digests = told.get("sha256")
+    return Reviewed(
+        record=str(told.get("record", "")),
+        explanation=str(digests.get("explanation.json", "")) if isinstance(digests, Mapping) else "",
+    )
+
+
 LONG = 400
 """From this many tokens on, sentences are also offered as units."""
-LONGEST_TITLE = 60
 
 
 @dataclass(frozen=True)
@@ -189,13 +211,15 @@ class ReportView:
     """Everything the page shows."""
 
     title: str
-    headline: Text
-    """The answer on one line, shortened."""
+    summary: Summary
+    """The first screen."""
     verdict: VerdictView
     warnings: tuple[Text, ...]
     levels: Mapping[str, Level]
     """`words` first, then `tokens`, `sentences` if the text is long, and `passages` where targets hold others. A
     target of several words is one unit everywhere."""
+    ends: tuple[int, ...]
+    """The word that is the answer's end mark, if there is one."""
     statuses: tuple[str, ...]
     """Those that a token of the answer has."""
     rows: tuple[Row, ...]
@@ -226,6 +250,7 @@ class ReportView:
     origin: tuple[Setting, ...]
     """Model, versions, machine and decoding."""
     provenance: Provenance | None
+    reviewed: Reviewed
     home: str | None
     """Address of the run's index, relative to the page."""
 
@@ -256,13 +281,15 @@ def build_view(
     groups = {name: joined_groups(own, targets) for name, own in groups.items()}
     if (outer := joined_groups(words, targets, outer=True)) != groups["words"]:
         groups["passages"] = outer
-    answer = shorten(" ".join(answer_text(explanation).split()), limit=LONGEST_TITLE)
+    verdict = build_verdict(explanation, maps)
+    summary = build_summary(explanation, maps, verdict.sentences)
     return ReportView(
-        title=f"Where the answer “{plain(visible(answer))}” came from",
-        headline=visible(answer),
-        verdict=build_verdict(explanation, maps),
-        warnings=tuple(visible(warning) for warning in explanation["warnings"]),
+        title=in_words(summary.title, quoted=verdict.contrast is None),
+        summary=summary,
+        verdict=verdict,
+        warnings=tuple(visible(warning) for warning in explanation["warnings"] if warning != SUPPLIED),
         levels={name: build_level(explanation, maps, groups=own) for name, own in groups.items()},
+        ends=(len(groups["words"]) - 1,) if explanation["generation"]["stop"] == "eos" else (),
         statuses=tuple(s for s in STATUS_TEXT if any(target["status"] == s for target in explanation["targets"])),
         rows=build_rows(explanation, also=also),
         trace=build_trace(explanation),
@@ -280,5 +307,6 @@ def build_view(
         settings=build_computed(explanation),
         origin=build_origin(explanation),
         provenance=build_provenance_box(provenance),
+        reviewed=build_reviewed(provenance),
         home=home,
     )

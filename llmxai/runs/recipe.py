@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -140,6 +141,8 @@ class EvaluateSettings(Strict):
     """What is explained: the first generated token, or the whole answer as one sum of log-probs."""
     removal: Literal["delete", "baseline", "mean"] = "delete"
     """How tokens are removed: deleted, or replaced by the neutral token's embedding (baseline) or the mean one."""
+    precision: Literal["float32", "stored"] = "float32"
+    """What a model stored in 16, 8 or 4 bits computes in: float32, as in explanations, or its `stored` dtype."""
     masks: Positive = 32
     """Random subsets for LDS and infidelity."""
     samples: Positive = 8
@@ -233,20 +236,22 @@ def json_schema() -> dict[str, Any]:
 SUFFIXES = (".yaml", ".yml")
 
 
-def recipes_folder() -> Path:
-    """`recipes/` in the current directory, else the one next to the package in a clone."""
-    here = Path("recipes")
-    return here if here.is_dir() else Path(__file__).parents[2] / "recipes"
+def recipe_folders() -> list[Path]:
+    """`recipes/` in the current directory, and the installed one (in a clone it is next to the package)."""
+    package = Path(str(resources.files("llmxai")))
+    installed = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
+    return [place for place in (Path("recipes"), installed) if place.is_dir()]
 
 
 def list_recipes(folder: Path | None = None) -> list[Path]:
-    """The recipe files of a folder, sorted by name."""
-    folder = folder or recipes_folder()
-    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+    """The recipe files of a folder or, of several with the same name, the first of `recipe_folders`; sorted by name."""
+    folders = [folder] if folder else recipe_folders()
+    found = {path.stem: path for place in reversed(folders) for path in place.glob("*") if path.suffix in SUFFIXES}
+    return [found[name] for name in sorted(found)]
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or, in `recipes/`, by its stem."""
+    """The file of a recipe given by path or, in `recipe_folders`, by its stem."""
     path = Path(name)
     if path.is_file():
         return path

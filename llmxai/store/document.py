@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ from llmxai.errors import NonFiniteError
 from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
-from llmxai.names import Unit
+from llmxai.names import SUPPLIED, Unit
 from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.store.traced import TOP_SOURCES, shares_of, trace_of
 from llmxai.types import (
@@ -31,6 +31,8 @@ from llmxai.types import (
 )
 
 BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
+LEAST_FALL = 0.01
+"""Nats: a smaller fall changes a probability by less than a hundredth of itself."""
 
 
 def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
@@ -99,6 +101,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             "classes": list(generation.classes),
             "read_at": list(generation.read_at),
             "answer": "".join(generation.texts[generation.prompt_len :]),
+            "notes": list(generation.notes),
         },
         "tokens": [
             {"index": i, "id": token, "text": text, "role": str(role), **_replayed(explanation, i)}
@@ -107,6 +110,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             )
         ],
         "words": [list(word) for word in generation.words],
+        "parts": [{**vars(part), "spans": [list(span) for span in part.spans]} for part in generation.parts],
         "targets": [_target(explanation, t) for t in range(len(explanation.targets))],
         "trace": trace_of(explanation),
         "verdict": str(answer_verdict([view.status for view in explanation.answer_words()])),
@@ -282,21 +286,28 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
     }
 
 
-def first_measured(explanation: Explanation, tokens: Unit) -> tuple[str, int, float] | None:
-    """The part of the text whose removal lowers a run of generated tokens most: text, mentions and fall in nats.
+@dataclass(frozen=True)
+class Fall:
+    """A part of the text, and how far some targets fall together without it."""
 
-    None if nothing was measured or nothing lowers it.
+    text: str
+    mentions: int
+    nats: float
+
+
+def falls_of(generation: Generation, effects: Effects, rows: Sequence[int]) -> list[Fall]:
+    """The parts of the text without which the targets `rows` fall, each taken away alone, largest fall first.
+
+    Falls below `LEAST_FALL` are left out; of several parts with the same text, the first is kept.
     """
-    effects = explanation.effects
-    if effects is None:
-        return None
-    falls = torch.cat([effects.estimates[0], effects.hidden_drop], dim=1)[explanation.rows_in(tokens)].sum(dim=0)
-    falls = falls.nan_to_num(-math.inf)  # not defined for one of the tokens
-    if not len(falls) or falls.max() <= 0:
-        return None
-    best = int(falls.argmax())
-    _, ranges = _parts(effects)[best]
-    return _text_of(explanation.generation, ranges), len(ranges), float(falls[best])
+    drop = torch.cat([effects.drop, effects.hidden_drop], dim=1)[list(rows)].sum(dim=0)
+    parts = _parts(effects)
+    falls: dict[str, Fall] = {}
+    for i in drop.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist():  # NaN: not defined there
+        if drop[i] >= LEAST_FALL:
+            text = _text_of(generation, parts[i][1])
+            falls.setdefault(text.strip(), Fall(text, len(parts[i][1]), float(drop[i])))
+    return list(falls.values())
 
 
 def _parts(effects: Effects) -> list[tuple[str, tuple[Unit, ...]]]:
@@ -415,11 +426,11 @@ def refusals_of(explanation: Explanation) -> dict[str, str]:
 def warnings_of(explanation: Explanation) -> list[str]:
     """Plain sentences that a reader must know besides the numbers."""
     generation = explanation.generation
-    warnings = []
+    warnings = list(generation.notes)
     if generation.stop == "length":
         warnings.append(f"The answer was cut off at {generation.n_targets} tokens, before the model ended it.")
     if generation.stop == "given":
-        warnings.append("The answer was supplied, not generated: the model might never have given it by itself.")
+        warnings.append(SUPPLIED)
     if generation.classes:
         warnings.append(
             f"The model is a classifier: the only token of the answer is its class {generation.generated_ids[0]} "

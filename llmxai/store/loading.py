@@ -163,6 +163,8 @@ def _generation(document: Mapping[str, Any]) -> Generation:
             "words": document["words"],
             "logprobs": None if None in recorded else recorded,
             "foil": foils[0] if foils else None,
+            "parts": document.get("parts", ()),  # older folders have neither
+            "notes": told.get("notes", ()),
             **{name: told[name] for name in GENERATION},
         },
     )
@@ -232,7 +234,7 @@ def _effects(document: Mapping[str, Any], maps: Maps) -> Effects | None:
     measured = document["effects"]
     hidden = [unit["tokens"] for unit in measured["units"] if unit["kind"] != "prompt"]
     estimated = bool(maps.keys() & set(ENDS.values()))
-    ends = {field: _double(maps[name]) for field, name in ENDS.items()} if estimated else {}
+    ends: dict[str, Any] = {field: _double(maps[name]) for field, name in ENDS.items()} if estimated else {}
     return Effects(
         operator=_read(str, told["operator"]),
         units=units,

@@ -47,6 +47,7 @@ class _Generation(_Part):
     classes: list[str] = Field(default_factory=list)
     read_at: list[Whole] = Field(default_factory=list)
     answer: str
+    notes: list[str] = Field(default_factory=list)
 
 
 class _Token(_Part):
@@ -57,6 +58,18 @@ class _Token(_Part):
     logprob: LogProb | None = None
     replayed_logprob: LogProb | None = None
     rank: Whole | None = None
+
+
+class _PromptPart(_Part):
+    """A turn, document or tool, and the tokens that carry its text."""
+
+    kind: str
+    source: Whole
+    title: str
+    text: str
+    first: Whole
+    last: Whole
+    spans: list[Annotated[list[Whole], Field(min_length=3, max_length=3)]]
 
 
 class _Foil(_Part):
@@ -280,6 +293,7 @@ class Document(_Part):
     generation: _Generation
     tokens: list[_Token] = Field(min_length=1)
     words: list[Range]
+    parts: list[_PromptPart] = Field(default_factory=list)
     targets: list[_Target] = Field(min_length=1)
     trace: _Trace | None
     verdict: Word[Status] | None
@@ -362,6 +376,7 @@ def _quoted(value: Any) -> str:
 
 def _faults(document: Document) -> Iterator[str]:
     yield from _faults_of_text(document)
+    yield from _faults_of_parts(document)
     yield from _faults_of_removal(document)
     for t, target in enumerate(document.targets):
         yield from _faults_of_target(document, t, target)
@@ -426,6 +441,15 @@ def _faults_of_trace(document: Document, trace: _Trace) -> Iterator[str]:
         named = [*shares.direct, *shares.traced, *(step for source in shares.traced for step in source.path)]
         if any(share.unit >= n for share in named):
             yield f"{place} names a traced unit beyond the {n} of trace.units; expected one below {n}."
+
+
+def _faults_of_parts(document: Document) -> Iterator[str]:
+    for i, part in enumerate(document.parts):
+        if not part.first <= part.last <= document.generation.prompt_len:
+            yield f"parts.{i} is of the tokens {part.first} to {part.last}; expected a range of the prompt's tokens."
+        for token, start, end in part.spans:
+            if not (part.first <= token < part.last and start < end <= len(part.text)):
+                yield f"parts.{i}.spans has [{token}, {start}, {end}]; expected a token and characters of the part."
 
 
 def _faults_of_removal(document: Document) -> Iterator[str]:

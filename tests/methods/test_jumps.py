@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from llmxai import Settings, explain, load_explanation
 from llmxai.methods.gradients.adaptive import SCOUTS, Integral, integrate_adaptively, plan_panels, scout_grid
 from llmxai.methods.gradients.integrated_gradients import allowed_error
-from llmxai.methods.gradients.path_gradients import Node, PathFunction
+from llmxai.methods.gradients.path_gradients import Node, PathFunction, Sums
 from llmxai.models.precision import rounds_activations
 from llmxai.names import quiet
 from llmxai.settings import Compute, Tolerance
@@ -53,11 +53,14 @@ class Jumping(PathFunction):
         rows = [[rise(a) + self.jump * hashed(a, t) for t in self.rows.targets] for a in alphas]
         return torch.tensor(rows, dtype=torch.float64)
 
-    def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Tensor]]:
-        for k, node in enumerate(nodes):
+    def sums(self, nodes: Sequence[Node], progress: Callable[[int], None] = lambda _done: None) -> Sums:
+        progress(sum(len(node.targets) for node in nodes))
+        found: dict[tuple[int, int], Tensor] = {}
+        for node in nodes:
             for t in node.targets:
-                found = slope(node.alpha) * (1 + self.jump * hashed(node.alpha, 100 + t))
-                yield k, t, torch.tensor([found], dtype=torch.float64)
+                part = node.weight * slope(node.alpha) * (1 + self.jump * hashed(node.alpha, 100 + t))
+                found[node.panel, t] = found.get((node.panel, t), torch.zeros(1, dtype=torch.float64)) + part
+        return found
 
 
 def integrated(function: Jumping, *, jumps: bool, max_nodes: int = 512) -> Integral:

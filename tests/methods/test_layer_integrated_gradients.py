@@ -607,7 +607,8 @@ def test_progress_counts_every_gradient(llama64: LoadedModel) -> None:
         llama64, chat(llama64), progress=lambda done, wanted: calls.append((done, wanted))
     )
     nodes = sum(certificate_of(result).nodes)
-    assert [done for done, _ in calls] == list(range(1, nodes + 1))
+    counts = [done for done, _ in calls]
+    assert counts == sorted(set(counts))
     assert calls[-1] == (nodes, nodes)
     assert all(done <= wanted for done, wanted in calls)
 
@@ -652,8 +653,8 @@ def test_out_of_memory_halves_the_chunk_and_says_so(tiny_llama: LoadedModel, mon
     forward = tiny_llama.model.forward
 
     def narrow(*arguments: object, **options: object) -> object:
-        embeds = options.get("inputs_embeds")
-        if isinstance(embeds, torch.Tensor) and len(embeds) > 3:
+        ids = options.get("input_ids")
+        if isinstance(ids, torch.Tensor) and len(ids) > 3:
             raise torch.OutOfMemoryError("out of memory")
         return forward(*arguments, **options)
 

@@ -98,6 +98,35 @@ def test_the_plan_of_an_offloaded_model_is_to_checkpoint(
     assert (got.rollout.values - want.rollout.values).abs().max() < 1e-6
 
 
+PARTS = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+AWAY: dict[str, dict[str, str]] = {
+    "all on disk": {"": "disk"},
+    "the embedding on disk": {**dict.fromkeys(PARTS, "cpu"), "model.embed_tokens": "disk"},
+    "embedding and head on disk": {**dict.fromkeys(PARTS, "cpu"), "model.embed_tokens": "disk", "lm_head": "disk"},
+}
+
+
+@pytest.mark.parametrize("device_map", AWAY.values(), ids=AWAY)
+def test_an_embedding_that_is_not_in_memory(
+    model_folder: Path,
+    tiny_llama: LoadedModel,
+    device_map: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ids go where the embedding runs; the model's own device is `meta` there."""
+    monkeypatch.chdir(tmp_path)
+    loaded = load(model_folder, device_map=device_map)
+    assert loaded.model.device.type == "meta"
+    settings = Settings(gradients=IntegratedGradients(max_nodes=8), also=("smoothgrad", "lime"))
+    got, want = (explain(m, "The capital of", response=" Paris", settings=settings) for m in (loaded, tiny_llama))
+    assert set(got.scores) == set(want.scores)
+    for name, scores in want.scores.items():
+        assert scores.refused is None
+        assert (got.scores[name].values - scores.values).abs().max() < 1e-4 * scores.values.abs().max().clamp(min=1)
+    assert got.environment["model"]["device"] == "cpu"
+
+
 @pytest.mark.parametrize("device_map", ["balanced", "balanced_low_0", "sequential", "auto"])
 def test_maps_that_accelerate_makes(model_folder: Path, tiny_llama: LoadedModel, device_map: str) -> None:
     loaded = load(model_folder, device_map=device_map)

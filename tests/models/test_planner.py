@@ -21,9 +21,11 @@ from llmxai.models.memory import (
     free_memory,
     plan_memory,
     require_fits,
+    useful_tokens,
     weight_bytes,
     working_bytes,
 )
+from llmxai.settings import CHUNK_TOKENS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,7 +54,7 @@ def test_less_room_gives_smaller_chunks_first_then_checkpointing_then_a_refusal(
     plans = [plan(free) for free in range(600, 10, -5)]
     kinds = [(p.checkpoint, -p.chunk_tokens) for p in plans if p.fits]
     assert kinds == sorted(kinds)
-    assert {p.chunk_tokens for p in plans if not p.checkpoint} == {1024, 512, 256}
+    assert {p.chunk_tokens for p in plans if not p.checkpoint} == {1024, 768, 512, 256}
     assert any(p.checkpoint for p in plans if p.fits)
     assert all(p.total <= 0.85 * p.free for p in plans if p.fits)
     assert not plans[-1].fits
@@ -103,3 +105,64 @@ def test_a_containers_limit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert planner._container_limits(tmp_path / "none") == []
     monkeypatch.setattr(planner, "_container_limits", lambda: [7])
     assert free_memory() == 7
+
+
+# devices
+
+
+ONE_B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+CUDA = torch.device("cuda", 0)
+
+
+def test_memory_that_torch_keeps_for_reuse_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 GiB reserved and 2 allocated on a card with 14 GiB left: 76 are free."""
+    for name, gib in {"mem_get_info": 14, "memory_reserved": 64, "memory_allocated": 2}.items():
+        answer = (gib * planner.GIB, 80 * planner.GIB) if name == "mem_get_info" else gib * planner.GIB
+        monkeypatch.setattr(torch.cuda, name, lambda _device, answer=answer: answer)
+    assert free_memory(CUDA) == 76 * planner.GIB
+
+
+@pytest.mark.parametrize("free", [4, 10, 20, 40, 70, 140])
+@pytest.mark.parametrize("tokens", [64, 576, 4096, 32768])
+def test_a_gpu_is_filled(free: int, tokens: int) -> None:
+    """One node more would not fit, or more tokens than are useful would go through at once."""
+    config, room = llama(**ONE_B), free * planner.GIB
+    useful = useful_tokens(config, device=CUDA, itemsize=4)
+    assert useful == 32768
+    chosen = plan_memory(config, tokens=tokens, targets=16, dtype=torch.float32, free=room, useful=useful)
+    if not chosen.fits:
+        assert (chosen.chunk_tokens, chosen.checkpoint) == (tokens, True)
+        return
+    nodes = chosen.chunk_tokens // tokens
+    shape = {"tokens": tokens, "targets": 16, "itemsize": 4, "checkpoint": chosen.checkpoint}
+    more = working_bytes(Shape.of(config), chunk_tokens=(nodes + 1) * tokens, **shape)
+    assert more > 0.85 * room or (nodes + 1) * tokens > useful
+    assert nodes * tokens <= max(useful, tokens)
+
+
+def test_width_and_dtype_decide_how_many_tokens_are_useful() -> None:
+    cpu = torch.device("cpu")
+    assert [useful_tokens(llama(), device=cpu, itemsize=size) for size in (2, 4, 8)] == [4096, 1024, 1024]
+    assert useful_tokens(llama(hidden_size=4096), device=CUDA, itemsize=2) == 16384
+
+
+def test_the_fullest_of_several_devices_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of eight layers on a card with 10 GiB free, five on one with 40: as 80/3 and 64 GiB for all of them."""
+    model = make_model("llama", num_hidden_layers=8)
+    places = [torch.device("cuda", 0)] * 3 + [torch.device("cuda", 1)] * 5
+    for layer, place in zip(model.model.layers, places, strict=True):
+        layer._hf_hook = SimpleNamespace(execution_device=place.index)
+    model.hf_device_map = {"": 0}
+    free = {torch.device("cuda", 0): 10 * planner.GIB, torch.device("cuda", 1): 40 * planner.GIB}
+    monkeypatch.setattr(planner, "free_memory", free.__getitem__)
+    found = planner.plan_for(model, tokens=100, targets=2)
+    assert found.free == 10 * planner.GIB * 8 // 3
+    assert not found.checkpoint
+    assert found.chunk_tokens > 100 * CHUNK_TOKENS
+
+
+def test_what_the_caller_chose_stays() -> None:
+    for checkpoint in (False, True):
+        assert plan(8000, checkpoint=checkpoint).checkpoint is checkpoint
+        assert plan(8000, checkpoint=checkpoint, offloaded=True).checkpoint is checkpoint
+    assert plan(8000, offloaded=True).checkpoint is True

@@ -116,7 +116,7 @@ AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overla
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words targets trace verdict effects ablations refusals full_precision "
+        "schema created generation tokens words parts targets trace verdict effects ablations refusals full_precision "
         "variant scores settings computed environment warnings"
     ),
     ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
@@ -127,7 +127,7 @@ KEYS = {
         "panels_computed_again_in_dtype chunk_tokens chunk_halvings checkpoint rollout crosscheck replay_tolerance "
         "precision"
     ),
-    ("generation",): "prompt_len stop request decoding source_len classes read_at answer",
+    ("generation",): "prompt_len stop request decoding source_len classes read_at answer notes",
     ("tokens", 0): "index id text role",
     ("tokens", -1): "index id text role logprob replayed_logprob rank",
     ("trace",): "method units rest passages",

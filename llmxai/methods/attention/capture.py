@@ -11,20 +11,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import UnsupportedModelError
-from llmxai.models import LoadedModel, ModelKind, embed, keeps_logits, transformer_depth
+from llmxai.models import LoadedModel, ModelKind, layer_stacks, transformer_depth
+from llmxai.models.embedding import input_device
 from llmxai.models.families import SCORE_BIAS, rollout_refusal
-from llmxai.models.forward import frozen_eval
+from llmxai.models.forward import first_of, frozen_eval, own_errors, run
+from llmxai.models.memory import free_memory
 
 ROWS = 256
 """Queries of a mask that are examined together."""
@@ -92,7 +96,11 @@ def visible_keys(mask: Tensor | None, n: int, *, keys: int | None = None) -> Vis
 
 CAPTURE = "llmxai_capture"
 BLOCK_NUMBERS = 2**24
-"""Attention weights (heads x queries x keys) that exist at once: 64 MiB in float32, before copies."""
+"""Attention weights (heads x queries x keys) that exist at once on a CPU: 64 MiB in float32, before copies."""
+GPU_NUMBERS = 2**26
+"""... and at most on a GPU, where few large products are faster; fewer if less than `COPIES` of them are free."""
+COPIES = 64
+"""Bytes per weight: a dozen copies in float32, of which half exist for a moment, and room for the rest."""
 EAGER_LIMIT = 4096
 """Longest sequence for architectures outside the interface, whose [head, query, key] maps exist one layer at a time."""
 
@@ -104,32 +112,52 @@ class AttentionCall:
     module: nn.Module
     query: Float[Tensor, "1 head query channel"]
     key: Float[Tensor, "1 kv_head key channel"]
-    value: Float[Tensor, "1 kv_head key channel"]
+    value: Float[Tensor, "1 kv_head key value_channel"]
     mask: Tensor | None
     """[1, 1, query, key], True where a query sees a key (additive if the model makes its own mask)."""
     options: Mapping[str, Any]
     visible: Visible
 
+    whole: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    """The model's own fused kernel, if it has one: the output without the weights."""
+
     def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Blocks of queries, and the keys that any of them sees."""
-        size = max(1, BLOCK_NUMBERS // (self.query.shape[1] * self.key.shape[2]))
-        n = self.query.shape[2]
-        for first in range(0, n, size):
-            queries = slice(first, min(first + size, n))
+        """Blocks of queries, and the keys that any of them sees; the fewer keys, the more queries."""
+        n, heads, numbers = self.query.shape[2], self.query.shape[1], block_numbers(self.query.device)
+        first = 0
+        while first < n:
+            least = self.visible.keys(slice(first, first + 1))
+            size = min(n - first, max(1, numbers // (heads * (least.stop - least.start))))
+            keys = self.visible.keys(slice(first, first + size))
+            size = min(size, max(1, numbers // (heads * (keys.stop - keys.start))))
+            queries = slice(first, first + size)
             yield queries, self.visible.keys(queries)
+            first += size
+
+    def seen(self, queries: slice, keys: slice) -> Tensor | None:
+        """The part of the mask, boolean or additive; None if every query sees every key."""
+        if self.mask is not None:
+            return self.mask[:, :, queries, keys]
+        first, end = self.visible.first[queries, None], self.visible.end[queries, None]
+        if bool((first <= keys.start).all() and (end >= keys.stop).all()):
+            return None
+        device = self.query.device
+        key = torch.arange(keys.start, keys.stop, device=device)
+        return ((key >= first.to(device)) & (key < end.to(device)))[None, None]
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, queries: slice, keys: slice
-    ) -> tuple[Float[Tensor, "1 query head channel"], Float[Tensor, "1 head query key"]]:
+    ) -> tuple[Float[Tensor, "1 query head value_channel"], Float[Tensor, "1 head query key"]]:
         """The architecture's own (output, weights) for tensors already cut to `queries` and `keys`."""
-        mask = None if self.mask is None else self.mask[:, :, queries, keys]
+        mask = self.seen(queries, keys)
         if mask is not None and mask.dtype == torch.bool:
             least = torch.finfo(query.dtype).min
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, least)
         options = dict(self.options)
         if isinstance(bias := options.get(SCORE_BIAS), Tensor):
             options[SCORE_BIAS] = bias[:, :, queries, keys]
-        output, weights = own_attention(self.module)(self.module, query, key, value, mask, **options)
+        with own_errors(self.module, what="attend eagerly"):
+            output, weights = own_attention(self.module)(self.module, query, key, value, mask, **options)
         return output, weights
 
     def weights(self, queries: slice, keys: slice) -> Float[Tensor, "head query key"]:
@@ -138,9 +166,11 @@ class AttentionCall:
             cut = self.query[:, :, queries], self.key[:, :, keys], self.value[:, :, keys, :1]
             return at_least_float32(self.attend(*cut, queries, keys)[1][0])
 
-    def output(self) -> Float[Tensor, "1 query head channel"]:
+    def output(self) -> Float[Tensor, "1 query head value_channel"]:
         """The output of the layer's attention, without a graph."""
         with torch.no_grad():
+            if self.whole is not None:
+                return self.whole(self.module, self.query, self.key, self.value, self.mask, **self.options)[0]
             return torch.cat(
                 [
                     self.attend(self.query[:, :, q], self.key[:, :, k], self.value[:, :, k], q, k)[0]
@@ -148,6 +178,13 @@ class AttentionCall:
                 ],
                 dim=1,
             )
+
+
+def block_numbers(device: torch.device) -> int:
+    """How many attention weights may exist at once on a device."""
+    if device.type == "cpu":
+        return BLOCK_NUMBERS
+    return max(1, min(GPU_NUMBERS, free_memory(device) // COPIES))
 
 
 Fuse = Callable[[Float[Tensor, "head query key"], AttentionCall | None, slice], Float[Tensor, "query key"]]
@@ -176,9 +213,9 @@ def capture_attention(
 ) -> list[LayerAttention]:
     """Every layer's attention over `ids`, first layer first.
 
-    Raises UnsupportedModelError if a layer has no softmax attention (linear attention, state space), and for an
-    architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or if calls must
-    be watched.
+    Raises UnsupportedModelError if a layer has no softmax attention (linear attention, state space), if tokens reach
+    each other by anything else than attention (convolutions), and for an architecture outside transformers' attention
+    interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or if calls must be watched.
     """
     if (refusal := rollout_refusal(loaded.model.config)) is not None:
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
@@ -189,18 +226,22 @@ def capture_attention(
             f"single stack of layers. Use attention_rollout or gradient_weighted_rollout, which cover both stacks."
         )
     with frozen_eval(model), torch.no_grad():
+        require_attention_alone(loaded, ids)
         if through_interface(model):
             calls: list[AttentionCall] = []
 
             def note(call: AttentionCall) -> Tensor:
-                calls.append(call)
                 output = call.output()
                 if watch is not None:
                     watch(call, output)
+                # one column of the values is enough for the weights
+                calls.append(call if watch is not None else replace(call, value=call.value[..., :1].clone()))
                 return output
 
             with attending(model, note):
-                run(model, embed(model, ids)[None])
+                read(model, ids)
+            for call in calls:
+                require_tokens(model, (call.query.shape[2], call.key.shape[2]), len(ids))
             layers = [_fused(call, fuse) for call in calls]
         elif watch is not None:
             raise UnsupportedModelError(
@@ -239,6 +280,11 @@ def require_eager_length(loaded: LoadedModel, n: int) -> None:
         )
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: a rollout multiplies as many matrices as there are layers."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -256,6 +302,7 @@ def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> lis
     layers: list[LayerAttention] = []
 
     def take(weights: Tensor) -> None:
+        require_map(model, weights, len(ids))
         fused = fuse(at_least_float32(weights[0].detach()), None, whole)
         layers.append(
             LayerAttention(
@@ -264,14 +311,85 @@ def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> lis
         )
 
     with eager_maps(model, take):
-        run(model, embed(model, ids)[None])
+        read(model, ids)
     return layers
 
 
-def run(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> None:
+PROBE = 8
+"""Tokens on which `require_attention_alone` tries a model."""
+
+
+def require_attention_alone(loaded: LoadedModel, ids: Sequence[int]) -> None:
+    """Raise UnsupportedModelError if a token's states depend on another token by more than softmax attention.
+
+    Convolutions over several tokens and recurrent layers are found by their modules. Where attention goes through the
+    interface, it is replaced by zeros, and another first token must leave the last layer's other positions as they are.
+    Call inside `frozen_eval(model)`.
+    """
+    model = loaded.model
+    stacks = layer_stacks(model)
+    parts = [part for stack in stacks for part in stack.modules()]
+    mixing = sorted({type(part).__name__ for part in parts if _mixes_tokens(part)})
+    if not mixing and through_interface(model) and len(stacks) == 1 and len(ids) > 1:
+        first, second = (_without_attention(model, [start, *ids[1:PROBE]]) for start in (ids[0], ids[1]))
+        same = torch.allclose(first[0, 1:].float(), second[0, 1:].float(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        mixing = [] if same else ["something else in its layers"]
+    if mixing:
+        raise UnsupportedModelError(
+            f"{loaded.name}: in {type(model).__name__}, tokens reach each other not only by attention but by "
+            f"{' and '.join(mixing)} as well, so attention rollout is not defined for it; integrated gradients are."
+        )
+
+
+def _mixes_tokens(part: nn.Module) -> bool:
+    kernel = getattr(part, "kernel_size", ())
+    convolves = isinstance(part, nn.modules.conv._ConvNd | nn.Unfold) and max(np.atleast_1d(kernel)) > 1
+    return convolves or isinstance(part, nn.RNNBase)
+
+
+def _without_attention(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "1 seq hidden"]:
+    """The last layer's output with all attention replaced by zeros."""
+    found: list[Tensor] = []
+    handle = layer_stacks(model)[0][-1].register_forward_hook(lambda *given: found.append(first_of(given[2]).detach()))
+    try:
+        with attending(model, lambda call: call.query.new_zeros(_output_shape(call))):
+            read(model, ids)
+    finally:
+        handle.remove()
+    return found[0] if len(found) == 1 and found[0].dim() == 3 else torch.zeros(1, len(ids), 1)
+
+
+def _output_shape(call: AttentionCall) -> tuple[int, ...]:
+    batch, heads, n, _ = call.query.shape
+    return batch, n, heads, call.value.shape[-1]
+
+
+def require_tokens(model: PreTrainedModel, shape: tuple[int, int], n: int) -> None:
+    """Raise UnsupportedModelError unless an attention has one query and one key per token."""
+    if shape != (n, n):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} attends from {shape[0]} queries to {shape[1]} keys, and there are {n} tokens: it "
+            "pools them, or adds some of its own. So attention rollout is not defined for it; integrated gradients "
+            "are."
+        )
+
+
+def require_map(model: PreTrainedModel, weights: Tensor, n: int) -> None:
+    """Raise UnsupportedModelError unless these are weights [1, head, query, key] whose rows sum to at most 1."""
+    whole = weights.dim() == 4 and len(weights) == 1
+    require_tokens(model, (weights.shape[2], weights.shape[3]) if whole else (0, 0), n)
+    sums = weights.detach().float().sum(dim=-1)
+    if not (sums.max() < 1.01 and weights.min() >= 0):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returns attention whose rows are no shares of 1 (up to {float(sums.max()):.3g}), "
+            "so attention rollout is not defined for it; integrated gradients are."
+        )
+
+
+def read(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """One forward pass for its side effects, with as few logits as the model allows."""
-    few = {"logits_to_keep": 1} if keeps_logits(model) else {}
-    model(inputs_embeds=inputs_embeds, use_cache=False, **few)
+    row = torch.tensor([list(ids)], device=input_device(model))
+    run(model, input_ids=row, attention_mask=torch.ones_like(row), use_cache=False, logits_to_keep=1)
 
 
 @contextmanager
@@ -290,11 +408,13 @@ def attending(
             keys = None if causal else key.shape[2]
             seen[case] = attention_mask, visible_keys(attention_mask, query.shape[2], keys=keys)
         visible = seen[case][1]
-        return output(AttentionCall(module, query, key, value, attention_mask, options, visible)), None
+        return output(AttentionCall(module, query, key, value, attention_mask, options, visible, whole)), None
 
     before = model.config._attn_implementation
+    fused = before == "sdpa"
+    whole = sdpa_attention_forward if fused else None
     AttentionInterface.register(CAPTURE, attend)
-    AttentionMaskInterface.register(CAPTURE, _whole_mask)
+    AttentionMaskInterface.register(CAPTURE, sdpa_mask if fused else _whole_mask)
     try:
         model.set_attn_implementation(CAPTURE)
         yield

@@ -16,7 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmxai.errors import OptionError, UnsupportedModelError
-from llmxai.methods.attention.capture import AttentionCall, Fuse, LayerAttention, capture_attention, mean_of_heads
+from llmxai.methods.attention.capture import (
+    AttentionCall,
+    Fuse,
+    LayerAttention,
+    capture_attention,
+    mean_of_heads,
+    widest,
+)
 from llmxai.methods.attention.dilution import CurveRecorder
 from llmxai.methods.attention.encoder_decoder import rollout_steps
 from llmxai.methods.attention.weighting import measured_residual, projections_watched, value_norms
@@ -264,13 +271,18 @@ def carry(
     mass: Float[Tensor, "target seq"],
     change: Callable[[Tensor, slice, slice], Tensor],
 ) -> Float[Tensor, "target seq"]:
-    """`mass` times the layer's attention matrix, block by block; blocks of queries without mass are skipped."""
-    moved = torch.zeros_like(mass)
+    """`mass` times the layer's attention matrix, block by block on its device; blocks without mass are skipped."""
+    busy = mass.any(dim=0)
+    here = moved = None
     for queries, keys in layer.blocks():
-        if mass[:, queries].any():
-            rows = change(layer.rows(queries, keys), queries, keys)
-            moved[:, keys] += mass[:, queries] @ rows.double().cpu()
-    return moved
+        if not busy[queries].any():
+            continue
+        rows = change(layer.rows(queries, keys), queries, keys)
+        if here is None or moved is None:
+            here = mass.to(rows.device, widest(rows.device))
+            moved = torch.zeros_like(here)
+        moved[:, keys] += here[:, queries] @ rows.to(here.dtype)
+    return torch.zeros_like(mass) if moved is None else moved.to(mass)
 
 
 def unchanged(rows: Tensor, _queries: slice, _keys: slice) -> Tensor:

@@ -184,25 +184,24 @@ class _State:
         """Integrate each panel for the targets that need it."""
         self.look_up(edge for panel in work for edge in (panel.lo, panel.hi))
         function = self.exact if exact else self.fast
+        panels = list(work)
         nodes = [
-            Node(alpha=alpha, targets=tuple(users)) for panel, users in work.items() for alpha in panel.rule(order)[0]
+            Node(alpha=alpha, targets=tuple(work[panel]), weight=weight, panel=number)
+            for number, panel in enumerate(panels)
+            for alpha, weight in zip(*panel.rule(order), strict=True)
         ]
-        places = [(panel, weight) for panel in work for weight in panel.rule(order)[1]]
-        sums: dict[tuple[int, Panel], Tensor] = {}
-        done, wanted = sum(self.nodes), sum(self.nodes) + sum(len(node.targets) for node in nodes)
+        before = sum(self.nodes)
+        wanted = before + sum(len(node.targets) for node in nodes)
         try:
-            for k, t, slope in function.slopes(nodes):
-                done += 1
-                self.progress(done, wanted)
-                panel, weight = places[k]
-                sums[t, panel] = sums.get((t, panel), 0) + weight * slope
+            sums = function.sums(nodes, lambda done: self.progress(before + done, wanted))
         except NonFiniteError:
             if function is self.exact:
                 raise
             self.repeated += len(work)
             self.integrate(work, order=order, exact=True)
             return
-        for (t, panel), values in sums.items():
+        for (number, t), values in sums.items():
+            panel = panels[number]
             change = float(self.f[panel.hi][t] - self.f[panel.lo][t])
             self.pieces[t][panel] = _Piece(
                 values=values,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel, checkpointed, frozen_eval, in_dtype
 from llmxai.models.loading import torch_dtype
-from llmxai.models.memory import ChunkSize
+from llmxai.models.memory import ChunkSize, plan_for
 from llmxai.models.precision import rounds_activations
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, IntegratedGradients, Tolerance
@@ -33,6 +33,8 @@ from llmxai.types import Certificate, Generation, Scores
 
 SHARED = 4
 """Cost of a group of targets besides its backward passes (grid, forward passes), in units of one target."""
+USUAL_NODES = 40
+"""Nodes that a target usually takes (benchmarks/RESULTS.md)."""
 
 
 @method(
@@ -105,6 +107,7 @@ def integrate(
 
     Raises NonFiniteError if the model gives NaN on the path.
     """
+    compute = planned(loaded, path, targets, compute)
     size = ChunkSize(compute.chunk_tokens or CHUNK_TOKENS)
     jumps = rounds_activations(loaded)
     groups = position_groups(targets, first=int(path.moving.nonzero()[0]))
@@ -113,8 +116,10 @@ def integrate(
         for number, group in enumerate(groups):
             chosen = [targets[t] for t in group]
             cached = not compute.checkpoint
-            slow = path_function(exact, path, chosen, size=size, cached=cached)
-            quick = slow if fast is exact else path_function(fast, path, chosen, size=size, cached=cached)
+            pairs = 0 if compute.checkpoint else len(group) * (spec.n_steps or USUAL_NODES)
+            function = partial(path_function, path=path, targets=chosen, size=size, cached=cached)
+            slow = function(exact, pairs=pairs if fast is exact else 0)
+            quick = slow if fast is exact else function(fast, pairs=pairs)
             watched = _overall(progress, parts, later=sum(len(g) for g in groups[number + 1 :]), own=len(group))
             known = None if f_input is None else f_input[group]
             if spec.n_steps is not None:
@@ -148,6 +153,21 @@ def integrate(
         "checkpoint": bool(compute.checkpoint),
     }
     return Integrated(whole=whole, path=path, targets=tuple(targets), spec=spec, settings=settings)
+
+
+def planned(loaded: LoadedModel, path: Path, targets: Sequence[Target], compute: Compute) -> Compute:
+    """`compute` with its open fields planned from the free memory of the devices."""
+    if compute.chunk_tokens is not None:
+        return compute
+    plan = plan_for(
+        loaded.model,
+        tokens=len(path.moving),
+        targets=len(targets),
+        dtype=loaded.dtype if compute.gradient_dtype is None else torch_dtype(compute.gradient_dtype),
+        score_maps=path.score_maps(loaded.model),
+        checkpoint=compute.checkpoint,
+    )
+    return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
 
 def held_positions(path: Path) -> list[int]:

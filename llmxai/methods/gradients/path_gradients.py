@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,7 +17,9 @@ from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
-from llmxai.models.memory import ChunkSize, in_chunks, within_memory
+from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
+from llmxai.models.forward import own_errors
+from llmxai.models.memory import ChunkSize, in_chunks, score_maps_of, within_memory
 from llmxai.models.precision import exact_products
 from llmxai.types import Generation
 
@@ -34,8 +36,15 @@ class Path(Protocol):
     def moving(self) -> Bool[Tensor, " seq"]:
         """The tokens that change along the path."""
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The real tokens, which the model reads at every a."""
+
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """The context that the model needs during all passes along the path."""
+
+    def score_maps(self, model: PreTrainedModel) -> int:
+        """How many maps [head, query, key] a layer keeps for a backward pass along the path."""
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live *width"]:
         """The inputs at every a, with respect to which gradients are taken."""
@@ -52,7 +61,7 @@ class Path(Protocol):
         """Logits at `positions` of the sequence, differentiable in `inputs`."""
 
     def slopes(
-        self, gradient: Float[Tensor, "node live *width"], alphas: Sequence[float], live: slice
+        self, gradient: Float[Tensor, "node live *width"], alphas: Float[Tensor, " node"], live: slice
     ) -> Float[Tensor, "node live"]:
         """Each token's part of dF/da, from the gradient with respect to `inputs`."""
 
@@ -67,10 +76,12 @@ class EmbeddingPath:
     input: Float[Tensor, "seq hidden"]
     baseline: Float[Tensor, "seq hidden"]
     moving: Bool[Tensor, " seq"]
+    ids: tuple[int, ...]
+    """What the model reads at every a: the real tokens."""
     source: int = 0
     """For an encoder-decoder: how many of the tokens go into the encoder."""
 
-    @property
+    @cached_property
     def delta(self) -> Float[Tensor, "seq hidden"]:
         """input - baseline; 0 for held tokens."""
         return (self.input - self.baseline) * self.moving[:, None]
@@ -84,6 +95,10 @@ class EmbeddingPath:
         """Nothing: the model runs as usual."""
         del model
         return nullcontext()
+
+    def score_maps(self, model: PreTrainedModel) -> int:
+        """Those of the model's own attention."""
+        return score_maps_of(model)
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live hidden"]:
         """x(a) in the model's dtype."""
@@ -99,11 +114,12 @@ class EmbeddingPath:
         prefix: DynamicCache | None,
     ) -> Float[Tensor, "node row vocab"]:
         """Logits with `inputs` in the sequence."""
-        places = [position - live.start for position in positions]
-        return forward_logits(loaded.model, inputs, positions=places, prefix=prefix, source=self.source)
+        places, ids = [position - live.start for position in positions], self.ids[live]
+        ids += ids[-1:] * (inputs.shape[1] - len(ids))  # for padding behind them
+        return forward_logits(loaded.model, inputs, ids=ids, positions=places, prefix=prefix, source=self.source)
 
     def slopes(
-        self, gradient: Float[Tensor, "node live hidden"], alphas: Sequence[float], live: slice
+        self, gradient: Float[Tensor, "node live hidden"], alphas: Float[Tensor, " node"], live: slice
     ) -> Float[Tensor, "node live"]:
         """<dF/dx_i, input_i - baseline_i>."""
         del alphas
@@ -118,13 +134,14 @@ class EmbeddingPath:
 def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> EmbeddingPath:
     """The path over the embeddings of a generation, in float32 (float64 for a float64 model)."""
     wide = torch.float64 if loaded.dtype == torch.float64 else torch.float32
-    x = embed(loaded.model, generation.ids).to(wide)
-    b = baseline_embedding(loaded, baseline, seq=len(generation.ids)).to(x)
+    source = generation.source_len
+    x = embed(loaded.model, generation.ids, source=source).to(wide)
+    b = baseline_embedding(loaded, baseline, seq=len(generation.ids), source=source).to(x)
     moving = moving_tokens(generation, features=features).to(x.device)
-    return EmbeddingPath(input=x, baseline=b.expand_as(x), moving=moving, source=generation.source_len)
+    return EmbeddingPath(input=x, baseline=b.expand_as(x), moving=moving, ids=generation.ids, source=source)
 
 
-Pullback = Callable[[Sequence[int], bool], Tensor]
+Pullback = Callable[[Tensor, bool], Tensor]
 """From (the target of each node, or -1; whether another call follows) to the gradient at the path's inputs."""
 
 
@@ -134,12 +151,25 @@ LEAST = 4
 """... unless the chunk would shrink below chunk_tokens / LEAST, where matrix products get slow."""
 
 
+FIXED = 0.25
+"""Share of the tokens before the first moving one up to which layers are compiled, and those tokens computed again."""
+
+
 @dataclass(frozen=True)
 class Node:
-    """A point of the path and the targets whose gradient is needed there."""
+    """A point of the path and the targets whose gradient is needed there.
+
+    The nodes of a panel need the same targets; `weight` is that of the node in the panel's sum.
+    """
 
     alpha: float
     targets: tuple[int, ...]
+    weight: float = 1.0
+    panel: int = 0
+
+
+Sums = Mapping[tuple[int, int], Float[Tensor, " seq"]]
+"""For (panel, target): the sum over the panel's nodes of weight x every token's part of dF/da; float64 on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -158,39 +188,47 @@ class PathFunction:
     """The tokens that are computed at every node."""
     prefix: DynamicCache | None
     """Keys and values of the tokens before them."""
+    padding: Padding | None = None
+    """The shape for which layers are compiled, if they are."""
 
     @property
     def chunk(self) -> int:
         """Nodes that go through the model at once."""
-        return self.size.items(self._length)
+        most = self.size.items(self._length)
+        return most if self.padding is None else min(most, self.padding.nodes)
 
     def values(self, alphas: Sequence[float]) -> Float[Tensor, "node target"]:
         """F at every a, for every target, float64 on the CPU, from forward passes only."""
 
         @torch.no_grad()
         def of_chunk(chosen: slice) -> Tensor:
-            return self.rows.values(self._logits(self._inputs(alphas[chosen]))).double().cpu()
+            return self.rows.values(self._logits(self._inputs(alphas[chosen])))
 
         with exact_products():
-            return self._finite(in_chunks(of_chunk, size=self.size, each=self._length, items=len(alphas)))
+            found = in_chunks(of_chunk, size=self.size, each=self._length, items=len(alphas))
+        return self._finite(found.cpu().double())
 
-    def slopes(self, nodes: Sequence[Node]) -> Iterator[tuple[int, int, Float[Tensor, " seq"]]]:
-        """(index of a node, target, every token's part of dF/da), in no particular order.
+    def sums(self, nodes: Sequence[Node], progress: Callable[[int], None] = lambda _done: None) -> Sums:
+        """The sums of all panels; nothing leaves the device before the last backward pass.
 
-        float64 on the CPU. Nodes that serve the same number of targets go through together, and a backward pass carries
-        a different target for every node, so no pass is wasted on a pair that is not needed.
+        Nodes that serve about the same number of targets go through together, and a backward pass carries a different
+        target for every node, so few passes are wasted on a pair that is not needed. `progress` gets the number of
+        gradients so far.
         """
-        order = sorted(range(len(nodes)), key=lambda k: -len(nodes[k].targets))
+        order = sorted(nodes, key=lambda node: -len(node.targets))
+        done, parts = 0, []
         while order:
-            most = len(nodes[order[0]].targets)
-            alike = sum(len(nodes[k].targets) >= ALIKE * most for k in order[: self.chunk])
+            most = len(order[0].targets)
+            alike = sum(len(node.targets) >= ALIKE * most for node in order[: self.chunk])
             size = max(alike, min(self.chunk, self.chunk // LEAST))
             chosen = order[:size]
-            work = partial(self._slopes_of_chunk, chosen, [nodes[k] for k in chosen])
+            work = partial(self._sums_of_chunk, chosen, done, progress)
             part = within_memory(work, size=self.size, each=self._length, items=size)
             if part is not None:
-                yield from part
+                parts.append(part)
+                done += sum(len(node.targets) for node in chosen)
                 order = order[size:]
+        return self._gathered(parts)
 
     @property
     def _length(self) -> int:
@@ -200,46 +238,83 @@ class PathFunction:
     def _inputs(self, alphas: Sequence[float]) -> Float[Tensor, "node live *width"]:
         return self.path.inputs(self.loaded, alphas, self.live)
 
-    def _logits(self, inputs: Float[Tensor, "node live *width"]) -> Float[Tensor, "node row vocab"]:
+    def _logits(self, inputs: Float[Tensor, "node live *width"], *, extra: int = 0) -> Float[Tensor, "node row vocab"]:
+        if extra:
+            inputs = nn.functional.pad(inputs, (0, 0, 0, extra))
         return self.path.logits(self.loaded, inputs, positions=self.rows.positions, live=self.live, prefix=self.prefix)
 
-    def _slopes_of_chunk(
-        self, indices: Sequence[int], nodes: Sequence[Node]
-    ) -> list[tuple[int, int, Float[Tensor, " seq"]]]:
-        alphas = [node.alpha for node in nodes]
-        pull = self._pullback(self._inputs(alphas).requires_grad_())
-        passes = max(len(node.targets) for node in nodes)
-        found = []
-        for k in range(passes):
-            carried = [node.targets[k] if k < len(node.targets) else -1 for node in nodes]
-            grad = pull(carried, k < passes - 1)
-            live = self._finite(self.path.slopes(grad, alphas, self.live).double().cpu())
-            slopes = torch.zeros(len(nodes), len(self.path.moving), dtype=torch.float64)
-            slopes[:, self.live] = live
-            found += [(k, t, slope) for k, t, slope in zip(indices, carried, slopes, strict=True) if t >= 0]
+    def _sums_of_chunk(
+        self, nodes: Sequence[Node], done: int, progress: Callable[[int], None]
+    ) -> tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]:
+        """(panel, target) of every pair that is needed, and the part of its sum that these nodes give."""
+        padding = self.padding
+        if padding is not None and FULL * padding.nodes <= len(nodes) and can_compile(self.loaded):
+            more = [replace(nodes[-1], targets=(), panel=-1)] * (padding.nodes - len(nodes))
+            extra = padding.tokens - self._length
+            try:
+                with layers_compiled(self.loaded.model):
+                    return self._pairs([*nodes, *more], done, progress, extra=extra)
+            except Exception as error:
+                if not compilation_failed(error):
+                    raise
+        with own_errors(self.loaded.model, what="be differentiated along this path"):
+            return self._pairs(nodes, done, progress)
+
+    def _pairs(
+        self, nodes: Sequence[Node], done: int, progress: Callable[[int], None], *, extra: int = 0
+    ) -> tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]:
+        """The same, with `extra` tokens after the last."""
+        inputs = self._inputs([node.alpha for node in nodes]).requires_grad_()
+        numbers = self.path.input.new_tensor
+        alphas = numbers([node.alpha for node in nodes])
+        panels = {node.panel: node.targets for node in nodes if node.targets}
+        weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]
+        passes = max(map(len, panels.values()))
+        carried = [[node.targets[k] if k < len(node.targets) else -1 for node in nodes] for k in range(passes)]
+        pull, slopes = self._pullback(inputs, extra=extra), []
+        for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
+            slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
+            done += sum(t >= 0 for t in carried[k])
+            progress(done)
+        with exact_products():  # in a fixed order, so that a GPU gives the same bits again
+            sums = torch.einsum("pn,knl->pkl", numbers(weights), torch.stack(slopes))
+        pairs = [(panel, t) for panel, targets in panels.items() for t in targets]
+        needed = [p * passes + k for p, targets in enumerate(panels.values()) for k in range(len(targets))]
+        return pairs, sums.flatten(0, 1)[torch.tensor(needed, device=sums.device)]
+
+    def _gathered(self, parts: Sequence[tuple[Sequence[tuple[int, int]], Tensor]]) -> Sums:
+        """All parts in one transfer; a panel whose nodes went through in several chunks has several."""
+        live = self._finite(torch.cat([part for _, part in parts]).cpu().double())
+        rows = torch.zeros(len(live), len(self.path.moving), dtype=torch.float64)
+        rows[:, self.live] = live
+        found: dict[tuple[int, int], Tensor] = {}
+        for pair, row in zip((pair for pairs, _ in parts for pair in pairs), rows, strict=True):
+            found[pair] = found[pair] + row if pair in found else row
         return found
 
-    def _pullback(self, inputs: Float[Tensor, "node live *width"]) -> Pullback:
+    def _pullback(self, inputs: Float[Tensor, "node live *width"], *, extra: int) -> Pullback:
         """One forward pass; then gradients with respect to `inputs`, one target per node at a time."""
-        if not keeps_logits(self.loaded.model):
+        model = self.loaded.model
+        if not keeps_logits(model) or model.get_output_embeddings() is None:
             with torch.enable_grad():
-                values = self.rows.values(self._logits(inputs))
+                values = self.rows.values(self._logits(inputs, extra=extra))
 
-            def through_model(carried: Sequence[int], again: bool) -> Tensor:
-                chosen = torch.tensor(carried, device=values.device)[:, None]
-                wanted = (torch.arange(values.shape[1], device=values.device) == chosen).to(values.dtype)
+            numbers = torch.arange(values.shape[1], device=values.device)
+
+            def through_model(carried: Tensor, again: bool) -> Tensor:
+                wanted = (numbers == carried.to(values.device)[:, None]).to(values.dtype)
                 return torch.autograd.grad(values, inputs, grad_outputs=wanted, retain_graph=again)[0]
 
             return through_model
 
         with torch.enable_grad(), split_at_head(self.loaded) as split:
-            total = self.rows.values(self._logits(inputs)).sum()
+            total = self.rows.values(self._logits(inputs, extra=extra)).sum()
             # each row of hidden states feeds only one target, so one backward through the head serves them all
             (at_rows,) = torch.autograd.grad(total, split.leaf)
         owner = torch.tensor(self.rows.owner, device=at_rows.device)
 
-        def from_head(carried: Sequence[int], again: bool) -> Tensor:
-            mine = owner == torch.tensor(carried, device=at_rows.device)[:, None]  # [node, row]
+        def from_head(carried: Tensor, again: bool) -> Tensor:
+            mine = owner == carried.to(owner.device)[:, None]  # [node, row]
             cotangent = at_rows * mine[..., None]
             return torch.autograd.grad(split.hidden, inputs, grad_outputs=cotangent, retain_graph=again)[0]
 
@@ -255,20 +330,37 @@ class PathFunction:
 
 
 def path_function(
-    loaded: LoadedModel, path: Path, targets: Sequence[Target], *, size: ChunkSize, cached: bool = True
+    loaded: LoadedModel,
+    path: Path,
+    targets: Sequence[Target],
+    *,
+    size: ChunkSize,
+    cached: bool = True,
+    pairs: int = 0,
 ) -> PathFunction:
-    """Compute once what is the same at every node, if `cached` allows it. Call inside `frozen_eval(model)`."""
+    """Compute once what is the same at every node, if `cached` allows it. Call inside `frozen_eval(model)`.
+
+    `pairs`: about how many gradients will be needed, if layers may be compiled for them.
+    """
     rows = TargetRows.of(targets)
-    first = min(int(path.moving.nonzero()[0]), min(rows.positions))
-    with exact_products():
-        prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype)) if cached else None
+    first, end = min(int(path.moving.nonzero()[0]), min(rows.positions)), max(rows.positions) + 1
+    padding = None
+    if pairs and isinstance(path, EmbeddingPath) and first <= FIXED * end:
+        most = size.items(end)
+        padding = padding_for(loaded, tokens=end, most=most, pairs=pairs, dtype=loaded.dtype)
+    prefix = None
+    if cached and padding is None:  # compiled layers take no cache: its index would make every layer another code
+        with exact_products():
+            before = path.input[None, :first].to(loaded.dtype)
+            prefix = prefix_cache(loaded.model, before, path.ids[:first])
     return PathFunction(
         loaded=loaded,
         path=path,
         rows=rows,
         size=size,
-        live=slice(first if prefix is not None else 0, max(rows.positions) + 1),
+        live=slice(first if prefix is not None else 0, end),
         prefix=prefix,
+        padding=padding,
     )
 
 

@@ -17,6 +17,7 @@ from llmxai.methods.perturbation.removal import SetFunction, removal_forward
 from llmxai.methods.registry import at_least, method
 from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel
+from llmxai.models.embedding import input_device
 from llmxai.models.forward import seeded
 from llmxai.types import Generation, Scores
 
@@ -49,7 +50,7 @@ def score_by_removal(
     for t, target in enumerate(targets):
         places = tuple(chosen[t].nonzero()[:, 0].tolist())
         removal = SetFunction(loaded, generation, target, places, operator)
-        with seeded(seed, device=loaded.model.device):
+        with seeded(seed, device=input_device(loaded.model)):
             values[t, list(places)] = fit(removal).double().cpu()
         forwards += removal.forwards
     return Scores(

@@ -7,55 +7,51 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares, generated, generation_config
-from llmxai.models.forward import embed, frozen_eval, input_device
+from llmxai.models.embedding import embed, indices, input_device, replaced
+from llmxai.models.forward import frozen_eval, run
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens, Role
 
 
 @torch.no_grad()
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError if embeddings give different logits than their ids.
-
-    Encoder and decoder then embed differently or scale the embeddings (Marian), and one path cannot serve both.
-    """
-    ids = list(range(3))
+    """Raise UnsupportedModelError for a model that does not run from tokens on both sides."""
+    del name
+    ids = torch.arange(3, device=input_device(model)).repeat(1, 2)
     with frozen_eval(model):
-        token_ids = torch.tensor([ids], device=input_device(model))
-        want = model(input_ids=token_ids, decoder_input_ids=token_ids, use_cache=False).logits
-        got = logits(model, embed(model, ids + ids)[None], positions=[3, 4, 5], prefix=None, source=3)
-    if not torch.allclose(want.float(), got.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise UnsupportedModelError(
-            f"{name}: {type(model).__name__} gives different logits from embeddings than from ids (its two sides "
-            f"embed differently, or it scales the embeddings), so its embeddings cannot be moved along a path."
-        )
+        logits(model, embed(model, ids[0].tolist(), source=3)[None], ids=ids, positions=[5], prefix=None, source=3)
 
 
 def logits(
     model: PreTrainedModel,
-    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    inputs_embeds: Float[Tensor, "batch seq width"] | None,
     *,
+    ids: Int[Tensor, "batch seq"],
     positions: Sequence[int],
     prefix: DynamicCache | None,
     source: int,
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` of the joint axis: the first `source` embeddings go to the encoder, the rest follow."""
     del prefix
-    keep = torch.tensor(list(positions), device=inputs_embeds.device)
-    found = torch.as_tensor(model(**two_sided(inputs_embeds, source)).logits)
+    keep = indices(model, positions)
+    with replaced(model, ids, inputs_embeds, source=source):
+        found = torch.as_tensor(run(model, **two_sided(ids, source)).logits)
     return found[:, (keep - source).to(found.device)]
 
 
-def two_sided(inputs_embeds: Float[Tensor, "batch seq hidden"], source: int) -> dict[str, Any]:
-    """The arguments for one sequence: its first `source` embeddings and the decoder's."""
+def two_sided(ids: Int[Tensor, "batch seq"], source: int) -> dict[str, Any]:
+    """The arguments for sequences whose first `source` ids are the encoder's and whose others are the decoder's."""
+    mask = torch.ones_like(ids[:, :source])
     return {
-        "inputs_embeds": inputs_embeds[:, :source],
-        "decoder_inputs_embeds": inputs_embeds[:, source:],
+        "input_ids": ids[:, :source],
+        "attention_mask": mask,
+        "decoder_input_ids": ids[:, source:],
         "use_cache": False,
     }
 
@@ -86,7 +82,13 @@ def initial_rows(
 
 
 def answers(
-    model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+    model: PreTrainedModel,
+    *,
+    name: str,
+    prompts: Sequence[PromptTokens],
+    decoding: Decoding,
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Answer]:
     """The decoder's output for each source, one source at a time."""
     config, device, found = generation_config(model, decoding, room), input_device(model), []
@@ -94,7 +96,7 @@ def answers(
         source = torch.tensor([prompt.ids[: prompt.source_len]], device=device)
         begin = torch.tensor([prompt.ids[prompt.source_len :]], device=device)
         inputs = {"inputs": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": begin}
-        found += generated(model, name=name, config=config, inputs=inputs, seed=decoding.seed)
+        found += generated(model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed)
     return found
 
 

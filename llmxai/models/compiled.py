@@ -1,0 +1,124 @@
+"""Decoder layers compiled one by one, where the work saved is longer than the compilation.
+
+All layers of a stack have the same code, so one compilation serves them all, every copy of the model and every later
+explanation: torch keys compiled code by the code and the shapes, not by the module. Few shapes are compiled: lengths
+are rounded up to `TOKENS`, numbers of nodes down to `NODES`, and chunks are padded to them. What a decoder computes for
+a position does not depend on later ones, nor on other rows of the batch, so padding changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._dynamo import config as dynamo
+from torch._functorch import config as functorch
+from transformers import PreTrainedModel
+
+from llmxai.models.families import ModelKind
+from llmxai.models.forward import is_out_of_memory, transformer_layers
+from llmxai.models.loading import LoadedModel
+from llmxai.models.speed import layer_operations, product_rate
+
+BACKEND = "inductor"
+DEVICES = ("cuda",)
+"""Where layers are compiled. On a CPU it takes minutes and saves little."""
+COMPILATION = 10.0
+"""Seconds that a new shape takes: 6 to 10 on an H100 (benchmarks/GPU.md)."""
+SAVED = {2: 0.35, 4: 0.2}
+"""Share of the time that compiled layers save, by bytes per number: on the same card 0.39 at 1B and 0.25 at 8B
+parameters in bfloat16, 0.25 at 1B in float32 with TF32 products."""
+EAGER = 0.33
+"""Share of the rate of large matrix products at which layers run uncompiled."""
+TOKENS = 32
+"""Lengths are rounded up to a multiple of this."""
+NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+FULL = 0.85
+"""A chunk with a smaller share of the nodes runs uncompiled, without padding."""
+SHAPES = 64
+"""Compiled shapes that torch keeps at most; its own limit is 8."""
+
+_done: set[Hashable] = set()
+_spent: dict[Hashable, float] = {}
+"""Estimated seconds of uncompiled work, by shape, of all explanations so far."""
+_broken: list[str] = []
+"""Why compilation failed once; then nothing is compiled any more."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The shape to which chunks are padded."""
+
+    nodes: int
+    tokens: int
+
+
+def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtype: torch.dtype) -> Padding | None:
+    """The shape to compile for `pairs` backward passes of a node of `tokens` tokens; None if it does not pay.
+
+    `most`: the nodes that fit into memory. A shape is compiled once what it would have saved, in this work and all
+    before it, is longer than its compilation.
+    """
+    if not can_compile(loaded):
+        return None
+    device = loaded.model.device
+    length = -(-tokens // TOKENS) * TOKENS
+    nodes = NODES[bisect_right(NODES, max(1, most * tokens // length)) - 1]
+    layer = transformer_layers(loaded.model)[0]
+    weights = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
+    shape = (type(layer), weights, device, dtype, torch.get_float32_matmul_precision(), nodes, length)
+    if shape not in _done:
+        operations = layer_operations(loaded.model, tokens=length)
+        seconds = pairs * operations / (EAGER * product_rate(device, dtype))
+        _spent[shape] = _spent.get(shape, 0.0) + seconds
+        if SAVED.get(dtype.itemsize, 0.0) * _spent[shape] < COMPILATION:
+            return None
+        _done.add(shape)
+    return Padding(nodes=nodes, tokens=length)
+
+
+def can_compile(loaded: LoadedModel) -> bool:
+    """Whether the layers are plain ones of a decoder on a single device, computing with their own weights."""
+    if loaded.model.device.type not in DEVICES or _broken:
+        return False
+    several = len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1
+    plain = loaded.quantization is None and loaded.computing is None and not several
+    return plain and loaded.kind is ModelKind.CAUSAL and not getattr(loaded.model, "_is_stateful", False)
+
+
+@contextmanager
+def layers_compiled(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, every layer runs compiled for the shapes that come; afterwards the model is as before.
+
+    The compiled graph keeps its buffers, so that several backward passes can start from one forward pass.
+    """
+    layers = list(transformer_layers(model))
+    before = [layer.__dict__.get("_compiled_call_impl") for layer in layers]
+    try:
+        for layer in layers:
+            layer.compile(dynamic=False, backend=BACKEND)
+        limits: dict[str, Any] = {"recompile_limit": SHAPES, "accumulated_recompile_limit": 4 * SHAPES}
+        with dynamo.patch(limits), functorch.patch(donated_buffer=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's advice on the code of transformers
+            yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.__dict__.pop("_compiled_call_impl", None)
+            if own is not None:
+                layer._compiled_call_impl = own
+
+
+def compilation_failed(error: Exception) -> bool:
+    """Whether the error is the compiler's; then it is not used again in this process."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error  # as `own_errors` raises it
+    if is_out_of_memory(error) or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return False
+    _broken.append(f"{type(error).__name__}: {error}")
+    logging.getLogger(__name__).warning("layers run uncompiled, since compilation failed: %s", _broken[0][:300])
+    return True

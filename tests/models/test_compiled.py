@@ -1,0 +1,156 @@
+"""Compiled layers: the same numbers, few shapes, only where it pays, and no mark on the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import answered, make_encoder_decoder, make_loaded
+from torch import nn
+
+from llmxai.methods import layer_integrated_gradients
+from llmxai.models import compiled, speed
+from llmxai.models.compiled import NODES, TOKENS, can_compile, layers_compiled, padding_for
+from llmxai.settings import Compute
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Compilation on the CPU, without a code generator, whatever it saves; gives the calls captured per compilation."""
+    captured: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        captured.append(len(graph.graph.nodes))
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "DEVICES", ("cpu",))
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(compiled, "COMPILATION", 0.0)
+    monkeypatch.setattr(compiled, "_done", set())
+    monkeypatch.setattr(compiled, "_spent", {})
+    monkeypatch.setattr(compiled, "_broken", [])
+    yield captured
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "mistral"])
+@pytest.mark.parametrize("n_steps", [5, None])
+def test_compiled_layers_and_padding_change_rounding_only(
+    architecture: str, n_steps: int | None, compiling: list[int]
+) -> None:
+    loaded = make_loaded(architecture, dtype=torch.float64)
+    generation = answered(loaded)
+    options: dict[str, Any] = {"n_steps": n_steps, "max_nodes": 16, "features": "all"}
+    got = layer_integrated_gradients(loaded, generation, **options, compute=Compute(chunk_tokens=4 * TOKENS))
+    assert compiling, "nothing was compiled"
+    compiled.DEVICES = ()
+    want = layer_integrated_gradients(loaded, generation, **options)
+    assert got.certificate is not None
+    assert want.certificate is not None
+    assert got.certificate.nodes == want.certificate.nodes
+    assert (got.values - want.values).abs().max() < 1e-6 * want.values.abs().max()
+
+
+def test_one_compilation_serves_all_layers_copies_and_later_explanations(compiling: list[int]) -> None:
+    loaded = make_loaded("llama", num_hidden_layers=6)
+    generation = answered(loaded)
+    compute = Compute(chunk_tokens=4 * TOKENS)
+    layer_integrated_gradients(loaded, generation, n_steps=4, features="all", compute=compute)
+    first = len(compiling)
+    assert first <= 2  # layers that share a mask, or whose kernels are asked for otherwise
+    again = replace(loaded, model=copy.deepcopy(loaded.model))
+    layer_integrated_gradients(again, generation, n_steps=4, features="all", compute=compute)
+    assert len(compiling) == first
+
+
+@pytest.mark.usefixtures("compiling")
+def test_no_mark_is_left_and_an_own_compilation_stays() -> None:
+    loaded = make_loaded("llama")
+    layers = loaded.model.model.layers
+    layers[1].compile(backend="eager")
+    own = layers[1]._compiled_call_impl
+    for fails in (False, True):
+        try:
+            with layers_compiled(loaded.model):
+                assert all(layer._compiled_call_impl not in (None, own) for layer in layers)
+                assert not fails
+        except AssertionError:
+            assert fails
+        assert [layer.__dict__.get("_compiled_call_impl") for layer in layers] == [None, own, None]
+    assert torch._functorch.config.donated_buffer == donated
+
+
+donated = torch._functorch.config.donated_buffer
+
+
+@pytest.mark.usefixtures("compiling")
+def test_a_failing_compiler_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(_graph: Any, _inputs: Any) -> Any:
+        raise RuntimeError("no code generator here")
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    loaded = make_loaded("llama", dtype=torch.float64)
+    generation = answered(loaded)
+    compute = Compute(chunk_tokens=4 * TOKENS)
+    got = layer_integrated_gradients(loaded, generation, n_steps=4, features="all", compute=compute)
+    assert len(compiled._broken) == 1
+    assert not can_compile(loaded)
+    want = layer_integrated_gradients(loaded, generation, n_steps=4, features="all")
+    assert (got.values - want.values).abs().max() < 1e-9
+
+
+@pytest.mark.usefixtures("compiling")
+def test_shapes_are_few_and_compiled_once_they_have_cost_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama")
+    monkeypatch.setattr(compiled, "COMPILATION", 10.0)
+    operations = speed.layer_operations(loaded.model, tokens=2 * TOKENS)
+    second = operations / compiled.EAGER  # at this rate a pass takes a second
+    monkeypatch.setattr(compiled, "product_rate", lambda _device, _dtype: second)
+    pairs = round(0.4 * 10 / compiled.SAVED[4])  # 4 of the 10 seconds that a compilation takes would be saved
+    found = [padding_for(loaded, tokens=TOKENS + 1, most=30, pairs=pairs, dtype=torch.float32) for _ in range(4)]
+    assert [one is not None for one in found] == [False, False, True, True]
+    assert found[2] is not None
+    assert found[2].tokens == 2 * TOKENS
+    assert found[2].nodes in NODES
+    assert found[2].nodes * found[2].tokens <= 30 * (TOKENS + 1)
+    other = padding_for(loaded, pairs=1, tokens=TOKENS + 9, most=27, dtype=torch.float32)
+    assert other == found[2]  # another length and another number of nodes, the same shape
+
+
+@pytest.mark.usefixtures("compiling")
+def test_which_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama")
+    assert can_compile(loaded)
+    assert not can_compile(replace(loaded, computing=torch.float32))
+    assert not can_compile(replace(loaded, quantization="bitsandbytes 4bit"))
+    assert not can_compile(make_encoder_decoder("t5"))
+    loaded.model.hf_device_map = {"model": 0, "lm_head": "disk"}
+    assert not can_compile(loaded)
+    monkeypatch.setattr(compiled, "DEVICES", ("cuda",))
+    assert not can_compile(make_loaded("llama"))
+
+
+def test_operations_are_those_of_the_matrices() -> None:
+    loaded = make_loaded("llama", attn_implementation="eager")  # the counter knows no other attention on a CPU
+    layers = loaded.model.model.layers
+    matrices = sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear))
+    assert speed.layer_weights(loaded.model) == matrices
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        loaded.model.model(inputs_embeds=torch.randn(1, 50, 32), use_cache=False)
+    # the counter takes attention over all keys, of which a causal mask leaves half
+    attention = 2 * 3 * 32 * 50**2
+    assert counter.get_total_flops() == pytest.approx(
+        speed.layer_operations(loaded.model, tokens=50) + attention, rel=0.02
+    )
+
+
+def test_the_rate_of_products_is_measured_once_and_draws_no_random_number() -> None:
+    state = torch.get_rng_state()
+    rates = [speed.product_rate(torch.device("cpu"), torch.float32) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert rates[0] == rates[1] > 1e8
