@@ -35,7 +35,7 @@ from llmxai.models.memory import plan_for, require_fits
 from llmxai.models.precision import in_precision
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
+from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores, rows_in
 
 AskedTargets = str | Target | Sequence[str | Target] | None
 """What `explain` takes as targets."""
@@ -152,7 +152,9 @@ def explained(
     watched = partial(progress, stage)
     rows = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
     if measured is not None:
-        measured = estimated(measured, prior=rows if judged is deletion else None)
+        everything = (*targets, *missing_rows(generation, targets))
+        answer_rows = rows_in(everything, generation.prompt_len, (0, generation.n_targets))
+        measured = estimated(measured, prior=rows if judged is deletion else None, answer=answer_rows)
     units = prompt_units(generation)[0] if measured is None else measured.units
     trace = traced(generation, targets, rows, units=units, effects=measured)
     effects = None if measured is None else measured.of_first(len(targets))

@@ -245,10 +245,11 @@ def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
     return not inside and min(start for start, _ in ranges) <= position
 
 
-def estimated(effects: Effects, prior: Scores | None) -> Effects:
+def estimated(effects: Effects, prior: Scores | None, *, answer: Sequence[int] | None = None) -> Effects:
     """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
 
     From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores.
+    `answer`: the targets that make up the whole answer; by default all of them.
     """
     if not len(effects.kept):
         return effects
@@ -256,9 +257,10 @@ def estimated(effects: Effects, prior: Scores | None) -> Effects:
     means = np.zeros((len(effects.f_full), len(effects.units)))
     if prior is not None and prior.refused is None:
         means = unit_sums(prior.values, effects.units)
+    whole = means if answer is None else means[list(answer)]
     fits = [ridge_with_prior(x, f.numpy(), mean) for f, mean in zip(effects.f_masked, means, strict=True)]
     ends = [fit.interval(CONFIDENCE) for fit in fits]
-    context = effects.context and _context_estimated(effects, effects.context, x, means.sum(axis=0))
+    context = effects.context and _context_estimated(effects, effects.context, x, whole.sum(axis=0))
     ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
     left = [effects.f_masked[t].numpy() - x @ fit.mean for t, fit in enumerate(fits)]
     return replace(
