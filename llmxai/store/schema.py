@@ -6,13 +6,13 @@ a later version may add some.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmxai.names import AttentionStatus, Role, Status
-from llmxai.store.reading import others_of, stored_name
+from llmxai.store.reading import beyond, faults_of_trace, others_of, stored_name
 
 LARGEST = 1e30
 """Of any number: sums over a text stay finite, in float32 too."""
@@ -383,9 +383,8 @@ def _faults(document: Document) -> Iterator[str]:
     if document.effects is not None:
         yield from _faults_of_effects(document, document.effects)
     if document.trace is not None:
-        yield from _faults_of_trace(document, document.trace)
-    lengths = {len(each) for target in document.targets for each in _curves(target)}
-    if len(lengths) > 1:
+        yield from faults_of_trace(document, document.trace)
+    if len(lengths := {len(each) for target in document.targets for each in _curves(target)}) > 1:
         yield f"curve has lists of {' and '.join(map(str, sorted(lengths)))} layers; expected one number of layers."
     if document.full_precision is not None and len(document.full_precision.targets) != len(document.targets):
         yield (
@@ -426,23 +425,6 @@ def _faults_of_text(document: Document) -> Iterator[str]:
             yield f"targets.{t} is {said}; expected token {start}, with the id {tokens[start].id} and its text."
 
 
-def _faults_of_trace(document: Document, trace: _Trace) -> Iterator[str]:
-    """Its units, and every list of shares that names them."""
-    n, kinds = len(trace.units), [unit.kind for unit in trace.units]
-    if kinds != sorted(kinds, reverse=True):
-        yield "trace.units has units of the answer before some of the prompt; expected those of the prompt first."
-    for name, parts in (("units", trace.units), ("passages", trace.passages)):
-        yield from _beyond(f"trace.{name}", [part.tokens for part in parts], len(document.tokens))
-    if len(trace.rest) != len(document.targets):
-        yield f"trace.rest is a list of {len(trace.rest)}; expected one for each of {len(document.targets)} targets."
-    places: list[tuple[str, _Shares]] = [(f"targets.{t}", target) for t, target in enumerate(document.targets)]
-    places += [(f"trace.passages.{i}", passage) for i, passage in enumerate(trace.passages)]
-    for place, shares in places:
-        named = [*shares.direct, *shares.traced, *(step for source in shares.traced for step in source.path)]
-        if any(share.unit >= n for share in named):
-            yield f"{place} names a traced unit beyond the {n} of trace.units; expected one below {n}."
-
-
 def _faults_of_parts(document: Document) -> Iterator[str]:
     for i, part in enumerate(document.parts):
         if not part.first <= part.last <= document.generation.prompt_len:
@@ -454,21 +436,15 @@ def _faults_of_parts(document: Document) -> Iterator[str]:
 
 def _faults_of_removal(document: Document) -> Iterator[str]:
     units = [] if document.ablations is None else document.ablations.units
-    yield from _beyond("ablations.units", units, len(document.tokens))
+    yield from beyond("ablations.units", units, len(document.tokens))
     if document.effects is None:
         return
     if document.ablations is None:
         yield "ablations is None; expected a mapping, since effects were measured."
     for i, unit in enumerate(document.effects.units):
-        yield from _beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
+        yield from beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
     if [unit.tokens for unit in document.effects.units if unit.kind == "prompt"] != [[unit] for unit in units]:
         yield "effects.units of the kind prompt are not the units of ablations; expected the same, in order."
-
-
-def _beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
-    for i, (start, stop) in enumerate(ranges):
-        if not start < stop <= n:
-            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."
 
 
 def _faults_of_target(document: Document, t: int, target: _Target) -> Iterator[str]:
