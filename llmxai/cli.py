@@ -13,7 +13,7 @@ from llmxai.commands import evidence
 from llmxai.commands.console import Terminated, log
 from llmxai.commands.explain import EXAMPLES, demo, explain
 from llmxai.commands.offline import check, methods, report, table
-from llmxai.commands.run import recipes, run
+from llmxai.commands.run import gate, recipes, run
 from llmxai.errors import UserError
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ app.add_typer(evidence.evidence, name="evidence")
 app.command()(report)
 app.command()(table)
 app.command()(run)
+app.command()(gate)
 app.add_typer(recipes, name="recipes")
 
 

@@ -194,6 +194,14 @@ class Recipe(Strict):
     evaluate: EvaluateSettings | None = None
     workers: WorkerSettings = WorkerSettings()
 
+    @property
+    def evaluated(self) -> list[str]:
+        """The names of the methods in the tables of the evaluation, controls included; empty without one."""
+        if self.evaluate is None:
+            return []
+        names = [method.name for method in self.evaluate.methods] + [control.name for control in CONTROLS]
+        return list(dict.fromkeys(names))
+
     @model_validator(mode="after")
     def _some_work(self) -> Recipe:
         if self.explain is None and self.evaluate is None:
