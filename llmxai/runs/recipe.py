@@ -70,7 +70,7 @@ class Source(Strict):
     options: dict[str, OptionValue] = {}
     """Options of the suite."""
     path: str | None = None
-    """A .jsonl, .json, .csv or .parquet file; relative paths start at the recipe's folder."""
+    """A .jsonl, .json, .csv or .parquet file, or a log of Inspect (.eval); relative to the recipe's folder."""
     saved: str | None = None
     """A folder written by datasets' save_to_disk."""
     hub: str | None = None
