@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 BENCH := .venv-bench
 FLASHTRACE := .venv-flashtrace
 TOOLS := .venv-tools
+EXCHANGE := .venv-exchange
 NOTEBOOK := .venv-notebook
 INSTALL := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(INSTALL) --require-hashes --no-deps
@@ -22,7 +23,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image docker-build docker-run clean docs bench-rollout bench-scale bench-survival bench-tracing
+.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs bench-rollout bench-scale bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -162,6 +163,16 @@ $(NOTEBOOK)/.made: locks/notebook.lock docker/jupyter_guard.py docker/install.sh
 	docker/install.sh guard $(NOTEBOOK)
 	@touch $@
 
+exchange: $(EXCHANGE)/.made ## create .venv-exchange with OpenTelemetry, MLflow, Inspect and Inseq, for the tests of llmxai send
+
+# On top of .venv, whose packages a line in a .pth file adds
+$(EXCHANGE)/.made: locks/exchange.lock locks/bench.lock $(STAMP)
+	@test -x $(EXCHANGE)/bin/python || $(PYTHON) -m venv $(EXCHANGE)
+	$(EXCHANGE)/bin/python $(LOCKED) -r locks/exchange.lock
+	$(EXCHANGE)/bin/python $(LOCKED) -r locks/bench.lock
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(EXCHANGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	@touch $@
+
 sshd: ## install Debian's OpenSSH for the tests of the image (needs root; for CI: it is not started, but enabled for the next boot)
 	@test -x /usr/sbin/sshd || { policy=/usr/sbin/policy-rc.d; \
 	  test -e $$policy || { printf '#!/bin/sh\nexit 101\n' > $$policy && chmod 755 $$policy && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }; \
@@ -181,4 +192,4 @@ docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUP
 	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(TOOLS) $(NOTEBOOK) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(TOOLS) $(NOTEBOOK) $(EXCHANGE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
