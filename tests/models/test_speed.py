@@ -83,9 +83,7 @@ def test_explain_says_so_if_it_takes_more_than_a_minute(monkeypatch: pytest.Monk
     loaded = make_loaded("llama")
     pipeline = importlib.import_module("llmxai.explain")  # the package has a function of that name
     for rate, said in ((1e3, True), (1e15, False)):
-        monkeypatch.setattr(
-            importlib.import_module("llmxai.explain"), "SHORT", 0
-        )  # the package has a function so named
+        monkeypatch.setattr(pipeline, "SHORT", 0)
         monkeypatch.setattr(speed, "product_rate", lambda _device, _dtype, rate=rate: rate)
         stages: list[str] = []
         explain(loaded, "Hello", response=" Paris", progress=lambda stage, _done, _all, to=stages: to.append(stage))
