@@ -7,7 +7,7 @@ Units: log-probs and attributions are in nats, rollout rows are shares of 1, LDS
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
 from llmxai.names import Unit
+from llmxai.pieces import ContextEffects as ContextEffects
+from llmxai.pieces import Piece as Piece
+from llmxai.target import Target as Target
+from llmxai.target import TargetKind as TargetKind
+from llmxai.target import predicted_token as predicted_token
+from llmxai.target import predicting_position as predicting_position
+from llmxai.target import rows_in as rows_in
 from llmxai.text import quoted
 
 
@@ -117,14 +124,6 @@ class CrossCheck:
     """None if nothing was removed."""
 
 
-def predicting_position(prompt_len: int, t: int) -> int:
-    """The position whose logits predict generated token `t` (0-based), which itself sits at `prompt_len + t`.
-
-    This is the position rule; it is written nowhere else in llmxai.
-    """
-    return prompt_len + t - 1
-
-
 @dataclass(frozen=True)
 class Part:
     """Something that the user gave as one piece, and the tokens of the prompt that carry its text.
@@ -185,7 +184,7 @@ class Answer:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each id when it was chosen; None if the answer was supplied."""
     stop: str
-    """`eos`, `length`, `given`, or `class`."""
+    """`eos`, `string` (one of the model's stop strings), `length`, `given`, or `class`."""
     classes: tuple[str, ...] = ()
     read_at: tuple[int, ...] = ()
 
@@ -216,7 +215,7 @@ class Generation:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each generated id, recorded while generating; None if the response was supplied."""
     stop: str
-    """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
+    """Why the text ends: `eos`, `string` (a stop string), `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
     """The request, unchanged: `prompt`, `messages` or `input_ids`; and what was supplied of `response`, `foil`,
     `documents`, `documents_in`, `tools`, `chat_template_kwargs` and `continue_final_message`."""
@@ -268,6 +267,14 @@ class Generation:
     @property
     def generated_ids(self) -> tuple[int, ...]:
         return self.ids[self.prompt_len :]
+
+    @property
+    def answer_tokens(self) -> tuple[int, ...]:
+        """The generated tokens (0-based) that a reader sees as the answer: without the end mark and, if the answer is
+        given after a thought, without the thought. All of them if nothing would be left."""
+        end = self.n_targets - (self.stop == "eos")
+        chosen = tuple(t for t in range(end) if self.roles[self.prompt_len + t] is Role.GENERATED)
+        return chosen or tuple(range(self.n_targets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,7 +373,8 @@ class Effects:
     """
 
     operator: str
-    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding) or `mean` (mean embedding)."""
+    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding), `mean` (mean embedding), or `hide`
+    (of a long prompt: see `ContextEffects.how`)."""
     units: tuple[Unit, ...]
     """Of the prompt."""
     kept: Bool[Tensor, "mask unit"]
@@ -391,11 +399,20 @@ class Effects:
     """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
     pair: tuple[tuple[int, int] | None, ...] = ()
     """The two units that most clearly act together: the subsets show more than the sum of their single effects."""
+    context: ContextEffects | None = None
+    """The documents and turns as wholes; None where the prompt is one turn and short."""
 
     def __repr__(self) -> str:
         sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"
         largest = float(self.drop.max()) if self.drop.numel() else 0.0
         return f"Effects({self.operator}, {sizes}, largest drop {largest:.3g} nats)"
+
+    def of_first(self, n: int) -> Effects:
+        """Those on the first `n` targets."""
+        ends = {"effect": self.effect, "low": self.low, "high": self.high, "f_hidden": self.f_hidden}
+        first: dict[str, Any] = {name: None if part is None else part[:n] for name, part in ends.items()}
+        first |= {name: getattr(self, name)[:n] for name in ("f_full", "f_masked", "f_without", "ceiling", "pair")}
+        return replace(self, **first)
 
     @property
     def drop(self) -> Float[Tensor, "target unit"]:
@@ -425,11 +442,21 @@ class Replay:
 
     logprobs: tuple[float, ...]
     f: tuple[float, ...]
-    """F of every target with the real input, which all methods compare against: the log-prob, or the lead over the
-    foil."""
+    """F of every generated token with the real input, which all methods compare against: the log-prob, or the lead
+    over the foil."""
     ranks: tuple[int, ...]
     tolerance: float | None
     """The allowed difference from the recorded log-probs; None if none were recorded."""
+
+    def f_of(self, target: Target, prompt_len: int) -> float:
+        """F of a target of log-probs, or of the contrast with the answer's foil."""
+        if target.kind == "contrast":
+            return sum(self.f[predicted_token(position) - prompt_len] for position in target.positions)
+        return self.logprob_of(target, prompt_len)
+
+    def logprob_of(self, target: Target, prompt_len: int) -> float:
+        """The joint log-prob of a target's tokens."""
+        return sum(self.logprobs[predicted_token(position) - prompt_len] for position in target.positions)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -187,13 +188,23 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         by="contributions (deletion path)" if "deletion_path" in maps else "integrated gradients",
         removed_sources=_removed_sources(explanation, maps),
         counts=_counts(word_status(own) for own in words) if measured else _counts(_statuses(explanation["targets"])),
-        counted=f"Of {'the only word' if len(words) == 1 else f'the {len(words)} words'} in the answer"
-        if measured
-        else f"Of the {len(explanation['targets'])} tokens (pieces of words) in the answer",
+        counted=_counted(explanation, len(words)),
         contrast=build_contrast(explanation["targets"]),
         sentences=() if measured else _sentences(explanation["targets"], explanation["computed"]),
         not_proof=NOT_PROOF,
     )
+
+
+def _counted(explanation: Mapping[str, Any], n: int) -> str:
+    targets = explanation["targets"]
+    if not is_measured(explanation):
+        return f"Of the {len(targets)} tokens (pieces of words) in the answer"
+    first, end = explanation["generation"]["prompt_len"], len(explanation["tokens"])
+    if sum(stop - start for start, stop in {tuple(one["tokens"]) for one in targets}) != len(targets) or len(
+        targets
+    ) < end - first - (explanation["generation"]["stop"] == "eos"):
+        return "Of the only passage explained" if n == 1 else f"Of the {n} passages explained"
+    return f"Of {'the only word' if n == 1 else f'the {n} words'} in the answer"
 
 
 def answer_text(explanation: Mapping[str, Any]) -> str:
@@ -261,20 +272,41 @@ def is_measured(explanation: Mapping[str, Any]) -> bool:
     return explanation["verdict"] is not None
 
 
-def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+def by_place(targets: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
+    """(first token, minus the end, number) of every target, in the order of the text, larger ones first."""
+    return sorted((target["tokens"][0], -target["tokens"][1], row) for row, target in enumerate(targets))
+
+
+def rows_inside(placed: Sequence[tuple[int, int, int]], first: int, end: int) -> list[int]:
+    """The targets (`by_place`) inside a range of tokens, each as large as possible, none inside another."""
+    found: list[int] = []
+    reached = first
+    for start, minus, row in placed[bisect_left(placed, (first,)) : bisect_left(placed, (end,))]:
+        if start >= reached and -minus <= end:
+            found.append(row)
+            reached = -minus
+    return found
+
+
+def answer_rows(explanation: Mapping[str, Any]) -> list[list[int]]:
     """The targets of each word of the answer that says something: not its end mark, nor punctuation alone.
 
-    Where there is none, of every word.
+    Where there is none, of every word; where words were no targets, each target by itself.
     """
     first, targets = explanation["generation"]["prompt_len"], explanation["targets"]
     words = [(max(start, first), end) for start, end in explanation["words"] if end > first]
-    said = {
-        (start, end): "".join(target["text"] for target in targets[start - first : end - first]) for start, end in words
-    }
-    if explanation["generation"]["stop"] == "eos":
-        said.pop(words[-1], None)
-    worded = [word for word, text in said.items() if any(c.isalnum() for c in text)]
-    return [targets[start - first : end - first] for start, end in worded or words]
+    placed = by_place(targets)
+    made = [(word, rows) for word in words if (rows := rows_inside(placed, *word))]
+    mark = words[-1] if explanation["generation"]["stop"] == "eos" else None
+    worded = [
+        rows for word, rows in made if word != mark and any(c.isalnum() for row in rows for c in targets[row]["text"])
+    ]
+    return worded or [rows for _, rows in made] or [[row] for row in range(len(targets))]
+
+
+def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """The targets of `answer_rows`."""
+    return [[explanation["targets"][row] for row in rows] for rows in answer_rows(explanation)]
 
 
 def word_status(own: Sequence[Mapping[str, Any]]) -> Status:
@@ -303,8 +335,8 @@ def _main_effects(
     if effects is None:
         return ()
     best: dict[int, tuple[Effect, Sequence[Mapping[str, Any]]]] = {}
-    for own in words:
-        for effect in effects.on([target["position"] - first for target in own]):
+    for own, rows in zip(words, answer_rows(explanation), strict=True):
+        for effect in effects.on(rows):
             known = best.get(effect.part)
             if effect.low > 0 and (known is None or effect.value > known[0].value):
                 best[effect.part] = effect, own

@@ -110,6 +110,7 @@ class Worker:
             row.asked,
             response=row.response,
             foil=row.foil,
+            targets=self.recipe.targets if row.target is None else row.target,
             decoding=self.recipe.decoding,
             settings=settings,
         )

@@ -6,13 +6,13 @@ a later version may add some.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmxai.names import AttentionStatus, Role, Status
-from llmxai.store.reading import others_of, stored_name
+from llmxai.store.reading import beyond, faults_of_trace, others_of, stored_name
 
 LARGEST = 1e30
 """Of any number: sums over a text stay finite, in float32 too."""
@@ -26,6 +26,7 @@ LogProb = Annotated[float, Field(ge=-LARGEST, le=1e-4)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Range = Annotated[list[Whole], Field(min_length=2, max_length=2)]
 """Half-open, of tokens."""
+Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]
 Any_ = TypeVar("Any_")
 Word = Annotated[Any_, Field(strict=False)]
 """One of the words of an enumeration."""
@@ -54,6 +55,9 @@ class _Token(_Part):
     id: Whole
     text: str
     role: Word[Role]
+    logprob: LogProb | None = None
+    replayed_logprob: LogProb | None = None
+    rank: Whole | None = None
 
 
 class _PromptPart(_Part):
@@ -162,8 +166,48 @@ class _Sources(_Part):
     __pydantic_extra__: dict[str, list[_Source]]
 
 
-class _Target(_Certified):
+class _Share(_Part):
+    unit: Whole
+    text: str
+    share: Share
+
+
+class _Step(_Share):
+    effect: Figure
+
+
+class _Traced(_Share):
+    direct: Share
+    path: list[_Step] = Field(min_length=1)
+
+
+class _Shares(_Part):
+    traced: list[_Traced]
+    direct: list[_Share]
+
+
+class _Passage(_Shares):
+    kind: str
+    tokens: Range
+    text: str
+
+
+class _TracedUnit(_Part):
+    kind: Literal["prompt", "answer"]
+    tokens: Range
+    text: str
+
+
+class _Trace(_Part):
+    method: str
+    units: list[_TracedUnit]
+    rest: list[Share]
+    passages: list[_Passage]
+
+
+class _Target(_Certified, _Shares):
     position: Whole
+    tokens: Range
     id: Whole
     text: str
     foil: _Foil | None
@@ -251,6 +295,7 @@ class Document(_Part):
     words: list[Range]
     parts: list[_PromptPart] = Field(default_factory=list)
     targets: list[_Target] = Field(min_length=1)
+    trace: _Trace | None
     verdict: Word[Status] | None
     effects: _Effects | None
     ablations: _Ablations | None
@@ -337,8 +382,9 @@ def _faults(document: Document) -> Iterator[str]:
         yield from _faults_of_target(document, t, target)
     if document.effects is not None:
         yield from _faults_of_effects(document, document.effects)
-    lengths = {len(each) for target in document.targets for each in _curves(target)}
-    if len(lengths) > 1:
+    if document.trace is not None:
+        yield from faults_of_trace(document, document.trace)
+    if len(lengths := {len(each) for target in document.targets for each in _curves(target)}) > 1:
         yield f"curve has lists of {' and '.join(map(str, sorted(lengths)))} layers; expected one number of layers."
     if document.full_precision is not None and len(document.full_precision.targets) != len(document.targets):
         yield (
@@ -360,17 +406,23 @@ def _faults_of_text(document: Document) -> Iterator[str]:
         end = stop
     if end != len(tokens):
         yield f"words end at token {end}; expected {len(tokens)}, the number of tokens."
-    if first + len(document.targets) != len(tokens):
+    single = {target.tokens[0] for target in document.targets if target.tokens[1] == target.tokens[0] + 1}
+    unplayed = [token.index for token in tokens[first:] if token.replayed_logprob is None or token.rank is None]
+    if first >= len(tokens) or not single.issuperset(unplayed):  # older folders: every generated token is a target
         yield (
-            f"generation.prompt_len is {first} and there are {len(document.targets)} targets; expected {len(tokens)} "
-            f"in all, the number of tokens."
+            f"generation.prompt_len is {first}: of the {len(tokens)} tokens, one behind it has no replayed_logprob and "
+            f"is no target, or there is none; expected one of the two for each."
         )
         return
     for t, target in enumerate(document.targets):
-        own = tokens[first + t]
-        if (target.position, target.id, target.text) != (first + t, own.id, own.text):
+        start, stop = target.tokens
+        if not first <= start < stop <= len(tokens):
+            yield f"targets.{t}.tokens is [{start}, {stop}]; expected a range of the generated tokens from {first} on."
+            continue
+        text = "".join(token.text for token in tokens[start:stop])
+        if (target.position, target.id, target.text) != (start, tokens[start].id, text):
             said = f"token {target.position} with the id {target.id}"
-            yield f"targets.{t} is {said}; expected token {first + t}, with the id {own.id} and its text."
+            yield f"targets.{t} is {said}; expected token {start}, with the id {tokens[start].id} and its text."
 
 
 def _faults_of_parts(document: Document) -> Iterator[str]:
@@ -384,21 +436,15 @@ def _faults_of_parts(document: Document) -> Iterator[str]:
 
 def _faults_of_removal(document: Document) -> Iterator[str]:
     units = [] if document.ablations is None else document.ablations.units
-    yield from _beyond("ablations.units", units, len(document.tokens))
+    yield from beyond("ablations.units", units, len(document.tokens))
     if document.effects is None:
         return
     if document.ablations is None:
         yield "ablations is None; expected a mapping, since effects were measured."
     for i, unit in enumerate(document.effects.units):
-        yield from _beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
+        yield from beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
     if [unit.tokens for unit in document.effects.units if unit.kind == "prompt"] != [[unit] for unit in units]:
         yield "effects.units of the kind prompt are not the units of ablations; expected the same, in order."
-
-
-def _beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
-    for i, (start, stop) in enumerate(ranges):
-        if not start < stop <= n:
-            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."
 
 
 def _faults_of_target(document: Document, t: int, target: _Target) -> Iterator[str]:

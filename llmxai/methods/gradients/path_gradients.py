@@ -18,6 +18,7 @@ from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
 from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
+from llmxai.models.forward import own_errors
 from llmxai.models.memory import ChunkSize, in_chunks, score_maps_of, within_memory
 from llmxai.models.precision import exact_products
 from llmxai.types import Generation
@@ -189,6 +190,8 @@ class PathFunction:
     """Keys and values of the tokens before them."""
     padding: Padding | None = None
     """The shape for which layers are compiled, if they are."""
+    exact: bool = False
+    """Whether gradients are computed without TF32 products, even where the process allows them."""
 
     @property
     def chunk(self) -> int:
@@ -256,7 +259,8 @@ class PathFunction:
             except Exception as error:
                 if not compilation_failed(error):
                     raise
-        return self._pairs(nodes, done, progress)
+        with own_errors(self.loaded.model, what="be differentiated along this path"):
+            return self._pairs(nodes, done, progress)
 
     def _pairs(
         self, nodes: Sequence[Node], done: int, progress: Callable[[int], None], *, extra: int = 0
@@ -269,11 +273,13 @@ class PathFunction:
         weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]
         passes = max(map(len, panels.values()))
         carried = [[node.targets[k] if k < len(node.targets) else -1 for node in nodes] for k in range(passes)]
-        pull, slopes = self._pullback(inputs, extra=extra), []
-        for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
-            slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
-            done += sum(t >= 0 for t in carried[k])
-            progress(done)
+        slopes: list[Tensor] = []
+        with exact_products() if self.exact else nullcontext():
+            pull = self._pullback(inputs, extra=extra)
+            for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
+                slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
+                done += sum(t >= 0 for t in carried[k])
+                progress(done)
         with exact_products():  # in a fixed order, so that a GPU gives the same bits again
             sums = torch.einsum("pn,knl->pkl", numbers(weights), torch.stack(slopes))
         pairs = [(panel, t) for panel, targets in panels.items() for t in targets]
@@ -292,7 +298,8 @@ class PathFunction:
 
     def _pullback(self, inputs: Float[Tensor, "node live *width"], *, extra: int) -> Pullback:
         """One forward pass; then gradients with respect to `inputs`, one target per node at a time."""
-        if not keeps_logits(self.loaded.model):
+        model = self.loaded.model
+        if not keeps_logits(model) or model.get_output_embeddings() is None:
             with torch.enable_grad():
                 values = self.rows.values(self._logits(inputs, extra=extra))
 
