@@ -269,7 +269,7 @@ def _part_texts(content: Any) -> list[str]:
 def _segments(text: str, role: Role, part: int, offset: int, *, shift: int) -> Iterator[_Segment]:
     """A turn's own text; in an assistant's, text between think tags is reasoning."""
     at = 0
-    for start, end in thoughts_in(text).spans if role == Role.CONTEXT else ():
+    for start, end in thoughts_in(text, whole=True).spans if role == Role.CONTEXT else ():
         yield _Segment(shift + at, shift + start, role, part, offset + at)
         yield _Segment(shift + start, shift + end, Role.THINKING, part, offset + start)
         at = end

@@ -343,8 +343,13 @@ class Thoughts:
     """The mark that would end the last span, if the text does not."""
 
 
-def thoughts_in(text: str, *, opened: str = "") -> Thoughts:
-    """The reasoning in a text; `opened`: the closing mark of reasoning that begins before it."""
+def thoughts_in(text: str, *, opened: str = "", whole: bool = False) -> Thoughts:
+    """The reasoning in a text; `opened`: the closing mark of reasoning that begins before it.
+
+    In a `whole` answer, a closing mark without an opening one ends reasoning that began before it.
+    """
+    if whole and not opened:
+        opened = _closed_first(text)
     spans, at, closing = list[tuple[int, int]](), 0, opened
     while True:
         if not closing:
@@ -361,6 +366,15 @@ def thoughts_in(text: str, *, opened: str = "") -> Thoughts:
         at = end + len(closing)
         spans.append((start, at))
         closing = ""
+
+
+def _closed_first(text: str) -> str:
+    """The closing mark that comes before any opening one; only of marks that nothing else is written with."""
+    for first, last in THOUGHTS:
+        end = text.find(last) if "/" in last else -1
+        if end >= 0 and not 0 <= text.find(first) < end:
+            return last
+    return ""
 
 
 @dataclass(frozen=True)
