@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmxai.errors import OptionError, PromptError
 from llmxai.generation.chat import require_text
-from llmxai.generation.prompt import WINDOW, Prompt, encode, require_fits, token_texts
+from llmxai.generation.prompt import WINDOW, Prompt, encode, require_embedded, require_fits, token_texts
 from llmxai.generation.replay import replay
 from llmxai.generation.template import thoughts_in
 from llmxai.models import LoadedModel, ModelKind, adapter_of
@@ -54,6 +54,7 @@ def _class(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
 def _token(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
     said = generation.texts[generation.prompt_len :]
     ids, texts = _encoded(loaded, generation, foil)
+    require_embedded(loaded, ids)
     pairs = zip(generation.generated_ids, said, ids, texts, strict=False)
     for t, (own, own_text, other, other_text) in enumerate(pairs):
         spelt_alike = own_text.strip() and own_text.strip() == other_text.strip()
@@ -138,7 +139,14 @@ def generate_many(
         for first in range(0, len(chosen), batch_size):
             part = chosen[first : first + batch_size]
             batch = [prompts[i] for i in part]
-            answers = adapter.answers(loaded.model, name=loaded.name, prompts=batch, decoding=decoding, room=room)
+            answers = adapter.answers(
+                loaded.model,
+                name=loaded.name,
+                prompts=batch,
+                decoding=decoding,
+                room=room,
+                tokenizer=loaded.tokenizer,
+            )
             used = asdict(decoding) | {"max_new_tokens": room, "do_sample": decoding.temperature > 0}
             for i, one in zip(part, answers, strict=True):
                 found[i] = _generation(loaded, prompts[i], one, decoding={} if one.classes else used)
@@ -147,7 +155,7 @@ def generate_many(
 
 def room_for(loaded: LoadedModel, prompt: PromptTokens, decoding: Decoding) -> int:
     """Most tokens that the answer may have: the requested number, within the model's context."""
-    limit = loaded.context_length
+    limit = loaded.answer_length
     own = len(prompt.ids) - prompt.source_len  # on the side that generates
     return decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - own)
 
@@ -171,7 +179,8 @@ def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) 
         raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
     ways = found.exact or (found.plain,)
     own = len(prompt.ids) - prompt.source_len
-    require_fits(loaded, own + min(map(len, ways)), what="The prompt with the response")
+    require_fits(loaded.answer_length, own + min(map(len, ways)), what="The prompt with the response", name=loaded.name)
+    require_embedded(loaded, found.plain)
     if not found.exact:
         said = "".join(_texts_after(loaded.tokenizer, before, found.plain))
         note = f"The tokenizer of {loaded.name} cannot write the response exactly: its tokens read {quoted(said, 80)}."
@@ -183,7 +192,7 @@ def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) 
 
 def _most_probable(loaded: LoadedModel, generations: Sequence[Generation]) -> Generation:
     """Of the same text in different tokens."""
-    room = loaded.context_length
+    room = loaded.answer_length
     fit = [each for each in generations if room is None or len(each.ids) - each.source_len <= room]
     scored = sorted(((sum(replay(loaded, each).logprobs), i) for i, each in enumerate(fit)), reverse=True)
     best, chosen = scored[0]

@@ -7,7 +7,7 @@ a later version may add some.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,7 @@ LogProb = Annotated[float, Field(ge=-LARGEST, le=1e-4)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Range = Annotated[list[Whole], Field(min_length=2, max_length=2)]
 """Half-open, of tokens."""
+Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]
 Any_ = TypeVar("Any_")
 Word = Annotated[Any_, Field(strict=False)]
 """One of the words of an enumeration."""
@@ -54,6 +55,9 @@ class _Token(_Part):
     id: Whole
     text: str
     role: Word[Role]
+    logprob: LogProb | None = None
+    replayed_logprob: LogProb | None = None
+    rank: Whole | None = None
 
 
 class _PromptPart(_Part):
@@ -162,8 +166,48 @@ class _Sources(_Part):
     __pydantic_extra__: dict[str, list[_Source]]
 
 
-class _Target(_Certified):
+class _Share(_Part):
+    unit: Whole
+    text: str
+    share: Share
+
+
+class _Step(_Share):
+    effect: Figure
+
+
+class _Traced(_Share):
+    direct: Share
+    path: list[_Step] = Field(min_length=1)
+
+
+class _Shares(_Part):
+    traced: list[_Traced]
+    direct: list[_Share]
+
+
+class _Passage(_Shares):
+    kind: str
+    tokens: Range
+    text: str
+
+
+class _TracedUnit(_Part):
+    kind: Literal["prompt", "answer"]
+    tokens: Range
+    text: str
+
+
+class _Trace(_Part):
+    method: str
+    units: list[_TracedUnit]
+    rest: list[Share]
+    passages: list[_Passage]
+
+
+class _Target(_Certified, _Shares):
     position: Whole
+    tokens: Range
     id: Whole
     text: str
     foil: _Foil | None
@@ -251,6 +295,7 @@ class Document(_Part):
     words: list[Range]
     parts: list[_PromptPart] = Field(default_factory=list)
     targets: list[_Target] = Field(min_length=1)
+    trace: _Trace | None
     verdict: Word[Status] | None
     effects: _Effects | None
     ablations: _Ablations | None
@@ -337,6 +382,8 @@ def _faults(document: Document) -> Iterator[str]:
         yield from _faults_of_target(document, t, target)
     if document.effects is not None:
         yield from _faults_of_effects(document, document.effects)
+    if document.trace is not None:
+        yield from _faults_of_trace(document, document.trace)
     lengths = {len(each) for target in document.targets for each in _curves(target)}
     if len(lengths) > 1:
         yield f"curve has lists of {' and '.join(map(str, sorted(lengths)))} layers; expected one number of layers."
@@ -360,17 +407,40 @@ def _faults_of_text(document: Document) -> Iterator[str]:
         end = stop
     if end != len(tokens):
         yield f"words end at token {end}; expected {len(tokens)}, the number of tokens."
-    if first + len(document.targets) != len(tokens):
+    single = {target.tokens[0] for target in document.targets if target.tokens[1] == target.tokens[0] + 1}
+    unplayed = [token.index for token in tokens[first:] if token.replayed_logprob is None or token.rank is None]
+    if first >= len(tokens) or not single.issuperset(unplayed):  # older folders: every generated token is a target
         yield (
-            f"generation.prompt_len is {first} and there are {len(document.targets)} targets; expected {len(tokens)} "
-            f"in all, the number of tokens."
+            f"generation.prompt_len is {first}: of the {len(tokens)} tokens, one behind it has no replayed_logprob and "
+            f"is no target, or there is none; expected one of the two for each."
         )
         return
     for t, target in enumerate(document.targets):
-        own = tokens[first + t]
-        if (target.position, target.id, target.text) != (first + t, own.id, own.text):
+        start, stop = target.tokens
+        if not first <= start < stop <= len(tokens):
+            yield f"targets.{t}.tokens is [{start}, {stop}]; expected a range of the generated tokens from {first} on."
+            continue
+        text = "".join(token.text for token in tokens[start:stop])
+        if (target.position, target.id, target.text) != (start, tokens[start].id, text):
             said = f"token {target.position} with the id {target.id}"
-            yield f"targets.{t} is {said}; expected token {first + t}, with the id {own.id} and its text."
+            yield f"targets.{t} is {said}; expected token {start}, with the id {tokens[start].id} and its text."
+
+
+def _faults_of_trace(document: Document, trace: _Trace) -> Iterator[str]:
+    """Its units, and every list of shares that names them."""
+    n, kinds = len(trace.units), [unit.kind for unit in trace.units]
+    if kinds != sorted(kinds, reverse=True):
+        yield "trace.units has units of the answer before some of the prompt; expected those of the prompt first."
+    for name, parts in (("units", trace.units), ("passages", trace.passages)):
+        yield from _beyond(f"trace.{name}", [part.tokens for part in parts], len(document.tokens))
+    if len(trace.rest) != len(document.targets):
+        yield f"trace.rest is a list of {len(trace.rest)}; expected one for each of {len(document.targets)} targets."
+    places: list[tuple[str, _Shares]] = [(f"targets.{t}", target) for t, target in enumerate(document.targets)]
+    places += [(f"trace.passages.{i}", passage) for i, passage in enumerate(trace.passages)]
+    for place, shares in places:
+        named = [*shares.direct, *shares.traced, *(step for source in shares.traced for step in source.path)]
+        if any(share.unit >= n for share in named):
+            yield f"{place} names a traced unit beyond the {n} of trace.units; expected one below {n}."
 
 
 def _faults_of_parts(document: Document) -> Iterator[str]:

@@ -21,6 +21,7 @@ from llmxai.errors import NonFiniteError, OptionError
 from llmxai.methods.features import CONTENT, baseline_embedding
 from llmxai.methods.targets import Target, TargetRows
 from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval, prefix_cache
+from llmxai.models.forward import shortened
 from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import CHUNK_TOKENS, OPERATORS, UNITS, require_known
@@ -31,6 +32,11 @@ MOST_UNITS = 64
 """`auto` merges more pieces than this, since each costs a forward pass."""
 FEWEST_SENTENCES = 16
 """With fewer sentences than this, `auto` uses runs of words: so few sentences are too coarse."""
+
+
+def content_words(generation: Generation) -> list[Unit]:
+    """The words of the prompt and the answer that people or the model wrote."""
+    return [word for word in generation.words if generation.roles[word[0]] in CONTENT]
 
 
 def prompt_units(generation: Generation, *, units: str = "auto") -> tuple[tuple[Unit, ...], str]:
@@ -87,11 +93,7 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
     The answer's last word has nothing behind it. Longer answers are cut into sentences, as prompts are. Mentions are
     words with the same letters and digits, whatever their case, in the prompt's content or the answer.
     """
-    first = generation.prompt_len
-    words = [word for word in generation.words if generation.roles[word[0]] in CONTENT]
-    own = [word for word in words if word[0] >= first and word[1] < len(generation.ids)]
-    if len(own) > MOST_UNITS:
-        own, _ = _not_too_many(generation, own)
+    words = content_words(generation)
     mentions: dict[str, list[Unit]] = {}
     for start, end in words:
         text = "".join(c for c in "".join(generation.texts[start:end]).casefold() if c.isalnum())
@@ -99,7 +101,14 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
             mentions.setdefault(text, []).append((start, end))
     repeated = [tuple(places) for places in mentions.values() if len(places) > 1]
     repeated.sort(key=len, reverse=True)
-    return (*((word,) for word in own), *repeated[:MOST_UNITS])
+    return (*((unit,) for unit in answer_units(generation)), *repeated[:MOST_UNITS])
+
+
+def answer_units(generation: Generation) -> tuple[Unit, ...]:
+    """The words of the answer that have something behind them; of a longer answer its sentences, or runs of them."""
+    first, n = generation.prompt_len, len(generation.ids)
+    own = [word for word in content_words(generation) if word[0] >= first and word[1] < n]
+    return tuple(_not_too_many(generation, own)[0] if len(own) > MOST_UNITS else own)
 
 
 def unit_sums(
@@ -164,14 +173,18 @@ class MaskedSequence:
         *,
         operator: str,
         baseline: str,
+        cache: DynamicCache | None = None,
     ) -> MaskedSequence:
+        """`cache`: keys and values of more of the sequence than the tokens before the units, if already known."""
         rows = TargetRows.of(targets)
         source = generation.source_len
         ids = generation.ids[: max(rows.positions) + 1]
         x = embed(loaded.model, ids, source=source)
         # one token before the units is recomputed every time, so that no sequence is empty
         first = max(0, min((start for start, _ in units), default=generation.prompt_len) - 1)
-        prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype), ids[:first])
+        prefix = shortened(cache, first) if cache is not None and first else None
+        if prefix is None:
+            prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype), ids[:first])
         first = first if prefix is not None else 0
         owner = torch.full((len(x),), -1)
         for unit, (start, end) in enumerate(units):
@@ -193,7 +206,6 @@ class MaskedSequence:
             source=source,
         )
 
-    @torch.no_grad()
     def f(
         self,
         kept: Bool[Tensor, "mask unit"],
@@ -201,23 +213,40 @@ class MaskedSequence:
         size: ChunkSize,
         progress: Progress = quiet,
     ) -> Float[Tensor, "target mask"]:
-        """F of every target under every mask; masks that leave the same number of tokens run together."""
+        """F of every target under every mask."""
+        read, width = self.rows.values, len(self.rows.targets)
+        return self.of_masks(kept, read, width=width, size=size, progress=progress).T.contiguous()
+
+    @torch.no_grad()
+    def of_masks(
+        self,
+        kept: Bool[Tensor, "mask unit"],
+        read: Callable[[Tensor], Tensor],
+        *,
+        width: int,
+        size: ChunkSize,
+        progress: Progress = quiet,
+    ) -> Float[Tensor, "mask figure"]:
+        """The `width` figures that `read` takes from the logits [mask, row, vocab] of every mask, float64 on the CPU.
+
+        Masks that leave the same number of tokens run together.
+        """
         present = self.present(kept)
         lengths = present.sum(dim=1)
-        found = torch.empty(len(kept), len(self.rows.targets), dtype=torch.float64)
+        found = torch.empty(len(kept), width, dtype=torch.float64)
         done = 0
         for length in sorted(set(lengths.tolist())):
             alike = (lengths == length).nonzero()[:, 0]
 
             def part(chosen: slice, alike: Tensor = alike, length: int = length, done: int = done) -> Tensor:
                 masks = alike[chosen]
-                values = self.values(*self.embedded(present[masks], kept[masks], length))
+                values = self.read(*self.embedded(present[masks], kept[masks], length), read)
                 progress(done + chosen.stop, len(kept))
                 return values
 
             found[alike] = in_chunks(part, size=size, each=length, items=len(alike))
             done += len(alike)
-        return found.T.contiguous()
+        return found
 
     def stays(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
         """Which tokens the masks leave in place."""
@@ -227,12 +256,13 @@ class MaskedSequence:
     def present(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
         """Which positions of the sequence are occupied, by a real token or a replacement.
 
-        If deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token remains.
+        If deletion would leave nothing to predict from (a raw prompt without BOS, or a whole source), one neutral token
+        remains.
         """
         if self.substitute is not None:
             return torch.ones(len(kept), len(self.owner), dtype=torch.bool)
         stays = self.stays(kept)
-        before = min(self.rows.positions) - self.first + 1
+        before = self.source or min(self.rows.positions) - self.first + 1
         stays[:, 0] |= ~stays[:, :before].any(dim=1)
         return stays
 
@@ -255,6 +285,15 @@ class MaskedSequence:
         self, x: Float[Tensor, "chosen length hidden"], ids: Int[Tensor, "... length"]
     ) -> Float[Tensor, "chosen target"]:
         """F with `x` from `first` on; if it is shorter than the original, tokens before the targets were deleted."""
+        return self.read(x, ids, self.rows.values)
+
+    def read(
+        self,
+        x: Float[Tensor, "chosen length hidden"],
+        ids: Int[Tensor, "... length"],
+        read: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "chosen figure"]:
+        """The figures that `read` takes from the logits, float64 on the CPU."""
         gone = len(self.owner) - x.shape[1]
         logits = forward_logits(
             self.loaded.model,
@@ -264,13 +303,18 @@ class MaskedSequence:
             prefix=self.prefix,
             source=max(0, self.source - gone),  # units are in the source, if there is one
         )
-        values = self.rows.values(logits).double().cpu()
-        if not torch.isfinite(values).all():
-            raise NonFiniteError(
-                f"{self.loaded.name}: NaN or infinity with parts of the prompt removed, computed in "
-                f"{self.loaded.dtype}. Load the model with --dtype float32 or bfloat16, or use --no-removal."
-            )
+        values = read(logits).double().cpu()
+        require_finite(self.loaded, values)
         return values
+
+
+def require_finite(loaded: LoadedModel, values: Tensor) -> None:
+    """Raise NonFiniteError if a removal gave NaN or infinity."""
+    if not torch.isfinite(values).all():
+        raise NonFiniteError(
+            f"{loaded.name}: NaN or infinity with parts of the prompt removed, computed in {loaded.dtype}. Load the "
+            f"model with --dtype float32 or bfloat16, or use --no-removal."
+        )
 
 
 @dataclass
