@@ -13,8 +13,8 @@ import torch
 from llmxai.crosscheck import RULE, cross_check
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
-from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay
-from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of, require_alone
+from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay, require_foil
+from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, numbered, prompt_tokens, prompts_of, require_alone
 from llmxai.methods import (
     METHODS,
     Target,
@@ -104,6 +104,7 @@ def explain(
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
     require_methods(settings)
+    require_foil(foil)
     chat = chat_inputs(
         documents=documents,
         documents_in=documents_in,
@@ -271,8 +272,8 @@ def explain_many(
     prompts: Iterable[Any],
     *,
     batch_size: int = 8,
-    response: str | None = None,
-    foil: str | None = None,
+    response: str | Sequence[str | None] | None = None,
+    foil: str | Sequence[str | None] | None = None,
     documents: Sequence[Any] | None = None,
     documents_in: str = "auto",
     tools: Sequence[Any] | None = None,
@@ -288,15 +289,18 @@ def explain_many(
 
     `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
     a column `prompt`, `messages` or `text`, and maybe `documents` and `tools`. `batch_size` of them are answered
-    together, then each answer is explained by itself. Everything else is as in `explain`. All prompts are encoded
-    first, so an invalid one raises a PromptError with its number at once; explanations before a later error are not
-    lost.
+    together, then each answer is explained by itself. `response` and `foil` are one for all prompts, or a list with one
+    for each (None: none). Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a
+    PromptError with its number at once; explanations before a later error are not lost.
 
     >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
     require_methods(settings)
+    for number, each in enumerate([foil] if foil is None or isinstance(foil, str) else foil, start=1):
+        with numbered(number):
+            require_foil(each)
     chat = chat_inputs(
         documents=documents,
         documents_in=documents_in,
@@ -308,22 +312,34 @@ def explain_many(
     require_settings(loaded, settings)
     decoding = _decoding(decoding, max_new_tokens)
     asked = prompts_of(loaded, prompts, chat)
+    responses, foils = (_one_each(name, each, len(asked)) for name, each in (("response", response), ("foil", foil)))
 
     def explanations() -> Iterator[Explanation]:
         for first in range(0, len(asked), batch_size):
             batch = asked[first : first + batch_size]
             progress(f"generating {first + 1} to {first + len(batch)} of {len(asked)}", 0, 1)
-            if response is None:
-                new = [one for one in batch if not isinstance(one, Generation)]
-                generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
-                answers = [one if isinstance(one, Generation) else next(generated) for one in batch]
-            else:
-                answers = [answer(loaded, one, response=response) for one in batch]
-            for number, one in enumerate(answers, start=first + 1):
+            own = responses[first : first + batch_size]
+            left_open = (one for one, text in zip(batch, own, strict=True) if text is None)
+            new = [one for one in left_open if not isinstance(one, Generation)]
+            generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
+            for number, (one, text) in enumerate(zip(batch, own, strict=True), start=first + 1):
+                if text is None and not isinstance(one, Generation):
+                    one = next(generated)
                 watched = partial(_numbered, progress, f"{number} of {len(asked)}")
-                yield explain(loaded, one, foil=foil, targets=targets, settings=settings, progress=watched)
+                with numbered(number):
+                    given = answer(loaded, one, response=text, foil=foils[number - 1])
+                yield explain(loaded, given, targets=targets, settings=settings, progress=watched)
 
     return explanations()
+
+
+def _one_each(name: str, value: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+    """One text for each of `count` prompts. Raises OptionError for another number of them."""
+    if value is None or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise OptionError(f"{name} is a list of {len(value)} for {count} prompts. Give one for each, or one for all.")
+    return list(value)
 
 
 def require_methods(settings: Settings) -> None:
