@@ -17,6 +17,7 @@ from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
 from llmxai.names import Unit
+from llmxai.store.context import context_json, documents_json, spans_json
 from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.types import Certificate, Dilution, DilutionCurve, Effects, Generation, RefereeVerdict, Scores
 
@@ -101,6 +102,9 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "targets": [_target(explanation, t) for t in range(generation.n_targets)],
         "verdict": str(answer_verdict([view.status for view in explanation.answer_words()])),
         "effects": _measured(explanation),
+        "documents": documents_json(generation, explanation.effects),
+        "spans": spans_json(generation, explanation.effects),
+        "context": context_json(explanation.effects.context if explanation.effects is not None else None),
         "ablations": _effects(explanation.effects),
         "refusals": refusals_of(explanation),
         "full_precision": full_precision_of(explanation),

@@ -15,6 +15,7 @@ from torch import Tensor
 from llmxai.errors import OptionError, OutputError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
 from llmxai.settings import settings_from
+from llmxai.store.context import context_from
 from llmxai.store.reading import SCHEMA, not_as_promised, read_folder, stored_name
 from llmxai.types import (
     Certificate,
@@ -207,6 +208,7 @@ def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects
         **ends,
         pair=_read(tuple[tuple[int, int] | None, ...], measured.get("together", ())),
         ceiling=_read(tuple[float | None, ...], measured["explained"]),
+        context=context_from(document.get("context")),
     )
 
 

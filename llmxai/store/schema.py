@@ -6,38 +6,37 @@ a later version may add some.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from llmxai.names import AttentionStatus, Role, Status
 from llmxai.store.reading import others_of, stored_name
+from llmxai.store.schema_parts import (
+    Cells,
+    Checked,
+    Context,
+    DocumentRow,
+    Error,
+    Figure,
+    LogProb,
+    Number,
+    PromptPart,
+    Range,
+    SpanRow,
+    Whole,
+    Word,
+    beyond,
+    faults_of_context,
+    faults_of_parts,
+)
 
-LARGEST = 1e30
-"""Of any number: sums over a text stay finite, in float32 too."""
 LONGEST_VALUE = 60
 """Characters of a wrong value that are quoted."""
 
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Error = Annotated[float, Field(ge=0, le=LARGEST)]
-LogProb = Annotated[float, Field(ge=-LARGEST, le=1e-4)]
-"""Rounding may lift it a little above 0."""
-Whole = Annotated[int, Field(ge=0, le=2**53)]
-Range = Annotated[list[Whole], Field(min_length=2, max_length=2)]
-"""Half-open, of tokens."""
-Any_ = TypeVar("Any_")
-Word = Annotated[Any_, Field(strict=False)]
-"""One of the words of an enumeration."""
-Figure = Number | None
-Cells = list[list[Figure]]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", use_enum_values=True)
-
-
-class _Generation(_Part):
+class _Generation(Checked):
     prompt_len: Whole
     stop: str
     request: dict[str, Any]
@@ -49,31 +48,19 @@ class _Generation(_Part):
     notes: list[str] = Field(default_factory=list)
 
 
-class _Token(_Part):
+class _Token(Checked):
     index: Whole
     id: Whole
     text: str
     role: Word[Role]
 
 
-class _PromptPart(_Part):
-    """A turn, document or tool, and the tokens that carry its text."""
-
-    kind: str
-    source: Whole
-    title: str
-    text: str
-    first: Whole
-    last: Whole
-    spans: list[Annotated[list[Whole], Field(min_length=3, max_length=3)]]
-
-
-class _Foil(_Part):
+class _Foil(Checked):
     id: Whole
     text: str
 
 
-class _Certified(_Part):
+class _Certified(Checked):
     """The error of a path method on one target."""
 
     f_input: Number
@@ -86,17 +73,17 @@ class _Certified(_Part):
     floor: Error | None = None
 
 
-class _TargetVerdict(_Part):
+class _TargetVerdict(Checked):
     attention: Word[AttentionStatus]
     attention_reason: str
 
 
-class _Score(_Part):
+class _Score(Checked):
     lds: Figure
     leave_one_out: Figure
 
 
-class _Referee(_Part):
+class _Referee(Checked):
     better: str | None
     difference: Figure
     interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None
@@ -106,21 +93,21 @@ class _Referee(_Part):
     read: list[str] | None = None
 
 
-class _Curve(_Part):
+class _Curve(Checked):
     sink_mass: list[Number]
     entropy: list[Number]
     null_divergence: list[Number]
     similarity: list[Number]
 
 
-class _Source(_Part):
+class _Source(Checked):
     index: Whole = -1
     unit: Whole = -1
     value: Number
     share: Number
 
 
-class _Agreement(_Part):
+class _Agreement(Checked):
     model_config = ConfigDict(extra="ignore")
     spearman: Figure
     spearman_p: Figure
@@ -133,13 +120,13 @@ class _Agreement(_Part):
     jensen_shannon: Figure
 
 
-class _NoRow(_Part):
+class _NoRow(Checked):
     """Of a variant that schema /1 did not have."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class _Row(_Part):
+class _Row(Checked):
     """The figures of one row of attention rollout, or of its variant."""
 
     model_config = ConfigDict(extra="ignore")
@@ -151,7 +138,7 @@ class _Row(_Part):
     similarity: Figure
 
 
-class _Sources(_Part):
+class _Sources(Checked):
     """By method: those that every target has, and others."""
 
     integrated_gradients: list[_Source]
@@ -185,12 +172,12 @@ class _Target(_Certified):
     sources: _Sources
 
 
-class _EffectUnit(_Part):
+class _EffectUnit(Checked):
     kind: str
     tokens: list[Range] = Field(min_length=1)
 
 
-class _Effects(_Part):
+class _Effects(Checked):
     confidence: Number
     units: list[_EffectUnit]
     effect: Cells
@@ -199,13 +186,13 @@ class _Effects(_Part):
     explained: list[Figure]
 
 
-class _Ablations(_Part):
+class _Ablations(Checked):
     operator: str
     units: list[Range]
     masks: Whole
 
 
-class _FullTarget(_Part):
+class _FullTarget(Checked):
     logprob: LogProb
     rank: Whole
     difference: Number
@@ -214,45 +201,48 @@ class _FullTarget(_Part):
     status: Word[Status]
 
 
-class _FullPrecision(_Part):
+class _FullPrecision(Checked):
     model: str
     dtype: str
     targets: list[_FullTarget]
 
 
-class _Variant(_Part):
+class _Variant(Checked):
     method: str
     source: str
     settings: dict[str, Any]
 
 
-class _Method(_Part):
+class _Method(Checked):
     source: str
     signed: bool
     refused: str | None
     settings: dict[str, Any]
 
 
-class _Thresholds(_Part):
+class _Thresholds(Checked):
     most_sink: Number = 1.0
     least_divergence: Number = 0.0
 
 
-class _Computed(_Part):
+class _Computed(Checked):
     crosscheck: _Thresholds = _Thresholds()
 
 
-class Document(_Part):
+class Document(Checked):
     """The upgraded explanation.json; `schema` is checked before."""
 
     created: str
     generation: _Generation
     tokens: list[_Token] = Field(min_length=1)
     words: list[Range]
-    parts: list[_PromptPart] = Field(default_factory=list)
+    parts: list[PromptPart] = Field(default_factory=list)
     targets: list[_Target] = Field(min_length=1)
     verdict: Word[Status] | None
     effects: _Effects | None
+    documents: list[DocumentRow] = Field(default_factory=list)
+    spans: list[SpanRow] = Field(default_factory=list)
+    context: Context | None = None
     ablations: _Ablations | None
     refusals: dict[str, str]
     full_precision: _FullPrecision | None
@@ -264,13 +254,13 @@ class Document(_Part):
     warnings: list[str]
 
 
-class _TargetToUpgrade(_Part):
+class _TargetToUpgrade(Checked):
     sources: dict[str, Any]
     agreement: dict[str, Any]
     rollout: dict[str, Any]
 
 
-class _ToUpgrade(_Part):
+class _ToUpgrade(Checked):
     """The parts of every schema that an upgrade works on."""
 
     targets: list[_TargetToUpgrade]
@@ -303,7 +293,7 @@ def require_upgradable(document: Mapping[str, Any]) -> None:
     _read(document, _ToUpgrade)
 
 
-Schema = TypeVar("Schema", bound=_Part)
+Schema = TypeVar("Schema", bound=Checked)
 
 
 def _read(document: Mapping[str, Any], schema: type[Schema]) -> Schema:
@@ -331,8 +321,16 @@ def _quoted(value: Any) -> str:
 
 def _faults(document: Document) -> Iterator[str]:
     yield from _faults_of_text(document)
-    yield from _faults_of_parts(document)
+    yield from faults_of_parts(document.parts, document.generation.prompt_len)
     yield from _faults_of_removal(document)
+    if document.context is not None:
+        yield from faults_of_context(
+            document.context,
+            parts=len(document.parts),
+            prompt_len=document.generation.prompt_len,
+            targets=len(document.targets),
+            documents=len(document.documents),
+        )
     for t, target in enumerate(document.targets):
         yield from _faults_of_target(document, t, target)
     if document.effects is not None:
@@ -373,32 +371,17 @@ def _faults_of_text(document: Document) -> Iterator[str]:
             yield f"targets.{t} is {said}; expected token {first + t}, with the id {own.id} and its text."
 
 
-def _faults_of_parts(document: Document) -> Iterator[str]:
-    for i, part in enumerate(document.parts):
-        if not part.first <= part.last <= document.generation.prompt_len:
-            yield f"parts.{i} is of the tokens {part.first} to {part.last}; expected a range of the prompt's tokens."
-        for token, start, end in part.spans:
-            if not (part.first <= token < part.last and start < end <= len(part.text)):
-                yield f"parts.{i}.spans has [{token}, {start}, {end}]; expected a token and characters of the part."
-
-
 def _faults_of_removal(document: Document) -> Iterator[str]:
     units = [] if document.ablations is None else document.ablations.units
-    yield from _beyond("ablations.units", units, len(document.tokens))
+    yield from beyond("ablations.units", units, len(document.tokens))
     if document.effects is None:
         return
     if document.ablations is None:
         yield "ablations is None; expected a mapping, since effects were measured."
     for i, unit in enumerate(document.effects.units):
-        yield from _beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
+        yield from beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
     if [unit.tokens for unit in document.effects.units if unit.kind == "prompt"] != [[unit] for unit in units]:
         yield "effects.units of the kind prompt are not the units of ablations; expected the same, in order."
-
-
-def _beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
-    for i, (start, stop) in enumerate(ranges):
-        if not start < stop <= n:
-            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."
 
 
 def _faults_of_target(document: Document, t: int, target: _Target) -> Iterator[str]:

@@ -110,8 +110,8 @@ AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overla
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words parts targets verdict effects ablations refusals full_precision "
-        "variant scores settings computed environment warnings"
+        "schema created generation tokens words parts targets verdict effects documents spans context ablations "
+        "refusals full_precision variant scores settings computed environment warnings"
     ),
     ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
     ("scores", "attention_rollout"): "source signed refused settings",
