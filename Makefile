@@ -38,7 +38,7 @@ $(STAMP): requirements.lock locks/model.lock locks/torch-cpu.sha256 pyproject.to
 	@touch $(STAMP)
 
 demo: setup ## explain a real answer of the embedded model and print the path of the report (OUT=folder)
-	@$(BIN)/llmxai explain "Which city is the capital of France?" --max-new-tokens 24 --out $(OUT) --overwrite
+	@$(BIN)/llmxai demo --out $(OUT)
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest

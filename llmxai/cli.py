@@ -11,7 +11,7 @@ import typer
 
 from llmxai.commands import evidence
 from llmxai.commands.console import Terminated, log
-from llmxai.commands.explain import EXAMPLES, explain
+from llmxai.commands.explain import EXAMPLES, demo, explain
 from llmxai.commands.offline import check, methods, report, table
 from llmxai.commands.run import recipes, run
 from llmxai.errors import UserError
@@ -43,15 +43,17 @@ def _top(
 
 
 app.command(epilog=EXAMPLES)(explain)
+app.command()(demo)
 app.command()(methods)
 models = typer.Typer(no_args_is_help=True, help="What works for a model.")
 models.command()(check)
 app.add_typer(models, name="models")
 for command in (
     *(evidence.verify, evidence.prove, evidence.consistency, evidence.export),
-    *(evidence.redact, evidence.review, evidence.replay),
+    *(evidence.redact, evidence.replay),
 ):
     app.command()(command)
+app.add_typer(evidence.reviews, name="review")
 app.add_typer(evidence.keys, name="keys")
 app.add_typer(evidence.evidence, name="evidence")
 app.command()(report)

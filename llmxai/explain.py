@@ -17,13 +17,18 @@ from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, re
 from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of, require_alone
 from llmxai.methods import (
     METHODS,
+    Target,
+    chosen_targets,
     estimated,
     measure_effects,
+    missing_rows,
     require_method,
-    token_targets,
+    traced,
+    with_missing_rows,
 )
 from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
+from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
@@ -32,6 +37,9 @@ from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
 from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
 
+AskedTargets = str | Target | Sequence[str | Target] | None
+"""What `explain` takes as targets."""
+
 STAGES = {
     GRADIENTS: "integrating gradients",
     DELETION: "integrating the deletion path",
@@ -39,8 +47,8 @@ STAGES = {
 }
 """What progress calls the methods that are always computed."""
 
-Found = Callable[[Generation, Replay, Effects | None], None]
-"""Called with the answer as soon as it is replayed (effects None), and again once removals are measured."""
+Found = Callable[[Generation, Sequence[Target], Replay, Effects | None], None]
+"""Called with the answer and its targets once it is replayed (effects None), and again once removals are measured."""
 
 
 def explain(
@@ -54,20 +62,24 @@ def explain(
     tools: Sequence[Any] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     continue_final_message: bool = False,
+    targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
     found: Found = quiet,
 ) -> Explanation:
-    """Explain every generated token of one answer.
+    """Explain one answer: every token of it, or the given targets.
 
     `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
     text (passed to the model unchanged), chat messages (through the model's chat template), token ids, a tokenizer's
     output, or an existing answer (a `Generation`). `response` is explained instead of a generated answer; for a
     classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
-    a contrast. `max_new_tokens` overrides that of `decoding`. Removals are measured first: `found` is called with the
-    answer once it is replayed, and again with their effects, long before the gradients are done.
+    a contrast. `targets`: what of the answer is explained, one or several of `token` (the default: each of them),
+    `word`, `sentence`, `answer` (all of it at once), `i:j` (a range of generated tokens) and any text of the answer. A
+    target of several tokens is their joint log-prob and costs as much as one token. `max_new_tokens` overrides that of
+    `decoding`. Removals are measured first: `found` is called with the answer and its targets once it is replayed, and
+    again with their effects, long before the gradients are done.
 
     With messages may come `documents` ([{title, text}]; also with text), `tools` (JSON schemas or functions), variables
     of the chat template (`chat_template_kwargs={"enable_thinking": False}`), and an assistant's turn to continue
@@ -75,11 +87,14 @@ def explain(
     stand before the text of the user's last message. What a template would leave out is refused. Which tokens carry
     which document, turn or tool: `explanation.generation.parts`.
 
+    Every target's sources are given twice: directly, and traced through the answer's own words to the prompt.
+
     If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
     the reason (`Scores.refused`), and everything else is computed. A model stored in 16 bits computes in float32
     (`Compute.precision`).
 
     >>> explain("smollm2", "The capital of France is", max_new_tokens=4)
+    >>> explain("smollm2", "The capital of France is", targets=["answer", "Paris"])
 
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
@@ -96,9 +111,10 @@ def explain(
     progress("generating", 0, 1)
     asked = _asked(loaded, prompt, chat)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
+    chosen = chosen_targets(generation, targets)
     with in_precision(loaded, settings.compute.precision) as exact:
         return explained(
-            exact, generation, settings, environment=environment_of(loaded), progress=progress, found=found
+            exact, generation, chosen, settings, environment=environment_of(loaded), progress=progress, found=found
         )
 
 
@@ -112,6 +128,7 @@ def _asked(loaded: LoadedModel, prompt: AnyPrompt | Generation, chat: ChatInputs
 def explained(
     loaded: LoadedModel,
     generation: Generation,
+    targets: tuple[Target, ...],
     settings: Settings,
     *,
     environment: Mapping[str, Any],
@@ -119,49 +136,33 @@ def explained(
     found: Found = quiet,
 ) -> Explanation:
     """All measurements of an answer, in the precision of the given model."""
-    targets = token_targets(generation)
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
-    found(generation, replayed, None)
-    f_input = torch.tensor(replayed.f, dtype=torch.float64)
-    require_room(loaded, generation, settings.compute, progress)
-    known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
-
-    def computed(name: str, **options: Any) -> Scores:
-        entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
-        progress(stage, 0, 1)
-        given = {key: value for key, value in known.items() if entry.accepts(key)}
-        if entry.accepts("progress"):
-            given["progress"] = partial(progress, stage)
-        return entry.function(loaded, generation, **given, **options)
-
-    def scored(name: str, **options: Any) -> Scores:
-        return _or_refused(name, generation, partial(computed, name, **options))
-
-    effects = None
-    if settings.removal is not None:
-        watched = partial(progress, "removing parts of the text")
-        watched(0, 1)
-        effects = measure_effects(
-            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
-        )
-        found(generation, replayed, effects)
-    asked = settings.rollout
-    gradients = computed(GRADIENTS, **vars(settings.gradients))
-    deletion = scored(DELETION, **vars(settings.deletion))
-    rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
-    scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}
-    for name in (asked.variant, *settings.also):
-        if name not in scores:
-            scores[name] = scored(name)
-    if effects is not None:
-        effects = estimated(effects, prior=deletion)
-    variant = scores[asked.variant]
+    found(generation, targets, replayed, None)
+    most = max(len(targets), len(missing_rows(generation, targets)))
+    require_room(loaded, generation, settings.compute, progress, targets=most)
+    measured = _measured(loaded, generation, targets, settings, replayed, progress)
+    if measured is not None:
+        found(generation, targets, replayed, measured.of_first(len(targets)))
+    scores = _scores(loaded, generation, targets, settings, f_of(replayed, targets, generation), progress)
+    gradients, deletion, rollout = (scores[name] for name in (GRADIENTS, DELETION, ROLLOUT))
+    variant = scores[settings.rollout.variant]
+    judged, stage = deletion if deletion.refused is None else gradients, "tracing through the answer"
+    progress(stage, 0, 1)
+    watched = partial(progress, stage)
+    rows = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
+    if measured is not None:
+        measured = estimated(measured, prior=rows if judged is deletion else None)
+    units = prompt_units(generation)[0] if measured is None else measured.units
+    trace = traced(generation, targets, rows, units=units, effects=measured)
+    effects = None if measured is None else measured.of_first(len(targets))
     return Explanation(
         generation=generation,
+        targets=targets,
         replay=replayed,
         scores=scores,
         effects=effects,
+        trace=trace,
         checks=cross_check(
             generation,
             targets,
@@ -177,6 +178,71 @@ def explained(
         | {"replay_tolerance": replayed.tolerance, "precision": _precision(loaded, generation, replayed)},
         environment=environment,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _scores(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    f_input: torch.Tensor,
+    progress: StageProgress,
+) -> dict[str, Scores]:
+    """Both gradients, rollout, its variant and the methods of `settings.also`, by name."""
+    known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
+
+    def computed(name: str, **options: Any) -> Scores:
+        entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
+        progress(stage, 0, 1)
+        given = {key: value for key, value in known.items() if entry.accepts(key)}
+        if entry.accepts("progress"):
+            given["progress"] = partial(progress, stage)
+        return entry.function(loaded, generation, **given, **options)
+
+    def scored(name: str, **options: Any) -> Scores:
+        return _or_refused(name, generation, len(targets), partial(computed, name, **options))
+
+    asked = settings.rollout
+    gradients = computed(GRADIENTS, **vars(settings.gradients))
+    deletion = scored(DELETION, **vars(settings.deletion))
+    rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
+    scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}
+    for name in (asked.variant, *settings.also):
+        if name not in scores:
+            scores[name] = scored(name)
+    return scores
+
+
+def f_of(replayed: Replay, targets: Sequence[Target], generation: Generation) -> torch.Tensor:
+    """F of every target with the real input, float64."""
+    return torch.tensor([replayed.f_of(one, generation.prompt_len) for one in targets], dtype=torch.float64)
+
+
+def _measured(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    replayed: Replay,
+    progress: StageProgress,
+) -> Effects | None:
+    """The effects on the targets and, as a check of each traced step, on the answer's other units; None if not asked.
+
+    The latter cost no forward pass.
+    """
+    if settings.removal is None:
+        return None
+    watched = partial(progress, "removing parts of the text")
+    watched(0, 1)
+    everything = (*targets, *missing_rows(generation, targets))
+    return measure_effects(
+        loaded,
+        generation,
+        targets=everything,
+        removal=settings.removal,
+        f_input=f_of(replayed, everything, generation),
+        progress=watched,
     )
 
 
@@ -205,6 +271,7 @@ def explain_many(
     tools: Sequence[Any] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     continue_final_message: bool = False,
+    targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
@@ -247,7 +314,7 @@ def explain_many(
                 answers = [answer(loaded, one, response=response) for one in batch]
             for number, one in enumerate(answers, start=first + 1):
                 watched = partial(_numbered, progress, f"{number} of {len(asked)}")
-                yield explain(loaded, one, foil=foil, settings=settings, progress=watched)
+                yield explain(loaded, one, foil=foil, targets=targets, settings=settings, progress=watched)
 
     return explanations()
 
@@ -272,7 +339,12 @@ def variant_names() -> list[str]:
 
 
 def require_room(
-    loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet
+    loaded: LoadedModel,
+    generation: Generation,
+    compute: Compute,
+    progress: StageProgress = quiet,
+    *,
+    targets: int | None = None,
 ) -> None:
     """Report the plan for integrated gradients, unless the caller made one.
 
@@ -281,17 +353,17 @@ def require_room(
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return
     tokens = len(generation.ids)
-    plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets, dtype=loaded.dtype)
+    plan = plan_for(loaded.model, tokens=tokens, targets=targets or generation.n_targets, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
 
 
-def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:
+def _or_refused(name: str, generation: Generation, targets: int, work: Callable[[], Scores]) -> Scores:
     """The scores or, if the method is not defined for the model, the reason."""
     try:
         return work()
     except (UnsupportedModelError, OptionError) as error:  # of options: the method's own defaults do not fit the model
-        nothing = torch.zeros(generation.n_targets, len(generation.ids), dtype=torch.float64)
+        nothing = torch.zeros(targets, len(generation.ids), dtype=torch.float64)
         reason = str(error)
         return Scores(name, nothing, nothing.bool(), signed=False, settings={"refused": reason}, refused=reason)
 

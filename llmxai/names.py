@@ -14,6 +14,10 @@ Unit = tuple[int, int]
 """A half-open range of tokens."""
 
 
+SUPPLIED = "The answer was supplied, not generated: the model might never have given it by itself."
+"""The warning on such an explanation."""
+
+
 def quiet(*_progress: object) -> None:
     """Ignore progress."""
 

@@ -220,8 +220,8 @@ class Removal:
     baseline: str = "space"
     """The neutral token of the operator `baseline`, named as in `IntegratedGradients`."""
     seed: int = 0
-    chunk_tokens: int = CHUNK_TOKENS
-    """Tokens that go through the model at once; halved if memory runs out."""
+    chunk_tokens: int | None = None
+    """Tokens that go through the model at once, halved if memory runs out; None: planned from the free memory."""
     budget: int = 200
     """Forward passes for a prompt whose units are found from coarse to fine: of more than 64 words, with auto."""
     recomputed: int = 100_000
@@ -235,7 +235,8 @@ class Removal:
         require_least("subsets", self.subsets, 0)
         require_least("budget", self.budget, LEAST_BUDGET)
         require_least("recomputed", self.recomputed, 0)
-        require_least("chunk_tokens", self.chunk_tokens, 1)
+        if self.chunk_tokens is not None:
+            require_least("chunk_tokens", self.chunk_tokens, 1)
 
 
 @checked

@@ -6,19 +6,20 @@ Units: log-probs and attributions are in nats, rollout rows are shares of 1, LDS
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llmxai.errors import OptionError
 from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
 from llmxai.names import Unit
 from llmxai.pieces import ContextEffects as ContextEffects
+from llmxai.pieces import Effects as Effects
 from llmxai.pieces import Piece as Piece
 from llmxai.text import quoted
 
@@ -127,6 +128,56 @@ def predicting_position(prompt_len: int, t: int) -> int:
     return prompt_len + t - 1
 
 
+def predicted_token(position: int) -> int:
+    """The index of the token that the logits at `position` are about: the position rule read backwards."""
+    return position + 1
+
+
+TargetKind = Literal["logprob", "logit", "contrast"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """F = sum over (position, id) of the log-prob (nats) or logit of `id`, or of its logit minus the foil's."""
+
+    kind: TargetKind
+    positions: tuple[int, ...]
+    """Predicting positions: the logits there are about the next token."""
+    ids: tuple[int, ...]
+    foils: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.positions or len(self.positions) != len(self.ids):
+            raise OptionError(
+                f"A target has {len(self.positions)} positions and {len(self.ids)} ids; expected one id per position."
+            )
+        if self.kind == "contrast" and len(self.foils) != len(self.ids):
+            raise OptionError(
+                f"A contrast of {len(self.ids)} tokens has {len(self.foils)} foils; expected one per token."
+            )
+
+    @property
+    def last(self) -> int:
+        """Its last predicting position; later tokens have no influence."""
+        return max(self.positions)
+
+    @property
+    def tokens(self) -> Unit:
+        """Half-open range of token indices, from the first to the last token that it is about."""
+        return predicted_token(min(self.positions)), predicted_token(self.last) + 1
+
+
+def rows_in(targets: Sequence[Target], prompt_len: int, tokens: Unit) -> list[int]:
+    """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
+    own, (start, end) = [target.tokens for target in targets], (place + prompt_len for place in tokens)
+    inside = [row for row, (a, b) in enumerate(own) if start <= a and b <= end]
+    largest: list[int] = []
+    for row in sorted(inside, key=lambda row: (own[row][0], -own[row][1])):
+        if not largest or own[row][0] >= own[largest[-1]][1]:
+            largest.append(row)
+    return largest
+
+
 @dataclass(frozen=True)
 class Part:
     """Something that the user gave as one piece, and the tokens of the prompt that carry its text.
@@ -187,7 +238,7 @@ class Answer:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each id when it was chosen; None if the answer was supplied."""
     stop: str
-    """`eos`, `length`, `given`, or `class`."""
+    """`eos`, `string` (one of the model's stop strings), `length`, `given`, or `class`."""
     classes: tuple[str, ...] = ()
     read_at: tuple[int, ...] = ()
 
@@ -218,7 +269,7 @@ class Generation:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each generated id, recorded while generating; None if the response was supplied."""
     stop: str
-    """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
+    """Why the text ends: `eos`, `string` (a stop string), `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
     """The request, unchanged: `prompt`, `messages` or `input_ids`; and what was supplied of `response`, `foil`,
     `documents`, `documents_in`, `tools`, `chat_template_kwargs` and `continue_final_message`."""
@@ -270,6 +321,14 @@ class Generation:
     @property
     def generated_ids(self) -> tuple[int, ...]:
         return self.ids[self.prompt_len :]
+
+    @property
+    def answer_tokens(self) -> tuple[int, ...]:
+        """The generated tokens (0-based) that a reader sees as the answer: without the end mark and, if the answer is
+        given after a thought, without the thought. All of them if nothing would be left."""
+        end = self.n_targets - (self.stop == "eos")
+        chosen = tuple(t for t in range(end) if self.roles[self.prompt_len + t] is Role.GENERATED)
+        return chosen or tuple(range(self.n_targets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,83 +417,27 @@ class Scores:
         return f"Scores({self.method}, {shape}, {'signed' if self.signed else 'unsigned'}; target 0: {told})"
 
 
-@dataclass(frozen=True, eq=False)
-class Effects:
-    """What removing parts of the prompt, and of the answer's earlier words, does to every target.
-
-    Parts of the prompt are taken out (or replaced: see `operator`), one by one and in random halves. Earlier words of
-    the answer, and words together with all their mentions, are hidden from the tokens behind them.
-    A unit is a half-open token range (a token, word or sentence).
-    """
-
-    operator: str
-    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding), `mean` (mean embedding), or `hide`
-    (of a long prompt: see `ContextEffects.how`)."""
-    units: tuple[Unit, ...]
-    """Of the prompt."""
-    kept: Bool[Tensor, "mask unit"]
-    """Which units are kept in each random subset."""
-    f_full: Float[Tensor, " target"]
-    f_masked: Float[Tensor, "target mask"]
-    """F (nats) of each random subset."""
-    f_without: Float[Tensor, "target unit"]
-    """F (nats) with one unit left out alone."""
-    settings: Mapping[str, Any]
-    hidden: tuple[tuple[Unit, ...], ...] = ()
-    """Sets of ranges that are hidden together: one word of the answer, or a word with all its mentions."""
-    f_hidden: Float[Tensor, "target hidden"] | None = None
-    """F with each set hidden from what follows; NaN for a target before it, or inside one of its words."""
-    effect: Float[Tensor, "target unit"] | None = None
-    """Mean drop of F (nats) over random halves of the other units when the unit is removed: its Banzhaf value, by a
-    ridge regression on the subsets."""
-    low: Float[Tensor, "target unit"] | None = None
-    """Lower end of the 90 % interval of `effect`."""
-    high: Float[Tensor, "target unit"] | None = None
-    ceiling: tuple[float | None, ...] = ()
-    """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
-    pair: tuple[tuple[int, int] | None, ...] = ()
-    """The two units that most clearly act together: the subsets show more than the sum of their single effects."""
-    context: ContextEffects | None = None
-    """The documents and turns as wholes; None where the prompt is one turn and short."""
-
-    def __repr__(self) -> str:
-        sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"
-        largest = float(self.drop.max()) if self.drop.numel() else 0.0
-        return f"Effects({self.operator}, {sizes}, largest drop {largest:.3g} nats)"
-
-    @property
-    def drop(self) -> Float[Tensor, "target unit"]:
-        """Leave-one-out: how much F falls (nats) when the unit alone is removed."""
-        return self.f_full[:, None] - self.f_without
-
-    @property
-    def estimates(
-        self,
-    ) -> tuple[Float[Tensor, "target unit"], Float[Tensor, "target unit"], Float[Tensor, "target unit"]]:
-        """`effect`, `low` and `high`; all three are `drop` where there are no random subsets."""
-        if self.effect is None or self.low is None or self.high is None:
-            return self.drop, self.drop, self.drop
-        return self.effect, self.low, self.high
-
-    @property
-    def hidden_drop(self) -> Float[Tensor, "target hidden"]:
-        """How much F falls (nats) when a set is hidden; NaN where it is not defined."""
-        if self.f_hidden is None:
-            return torch.zeros(len(self.f_full), 0, dtype=torch.float64)
-        return self.f_full[:, None] - self.f_hidden
-
-
 @dataclass(frozen=True)
 class Replay:
     """The teacher-forced log-prob (nats) and rank (1 = arg-max) of each generated id."""
 
     logprobs: tuple[float, ...]
     f: tuple[float, ...]
-    """F of every target with the real input, which all methods compare against: the log-prob, or the lead over the
-    foil."""
+    """F of every generated token with the real input, which all methods compare against: the log-prob, or the lead
+    over the foil."""
     ranks: tuple[int, ...]
     tolerance: float | None
     """The allowed difference from the recorded log-probs; None if none were recorded."""
+
+    def f_of(self, target: Target, prompt_len: int) -> float:
+        """F of a target of log-probs, or of the contrast with the answer's foil."""
+        if target.kind == "contrast":
+            return sum(self.f[predicted_token(position) - prompt_len] for position in target.positions)
+        return self.logprob_of(target, prompt_len)
+
+    def logprob_of(self, target: Target, prompt_len: int) -> float:
+        """The joint log-prob of a target's tokens."""
+        return sum(self.logprobs[predicted_token(position) - prompt_len] for position in target.positions)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from llmxai.commands.terminal import first_lines, link, print_lines, summary
 from llmxai.errors import OptionError, OutputError, PromptError
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 
-TEXTS = ("question", "prompt", "response", "foil", "template_args", "requester", "purpose", "key")
+TEXTS = ("question", "prompt", "response", "foil", "target", "template_args", "requester", "purpose", "key")
 """Options that the record does not store as settings: texts are kept apart from it and can be removed."""
 
 
@@ -53,6 +53,7 @@ removal_option = partial(typer.Option, rich_help_panel="What is removed")
 output_option = partial(typer.Option, rich_help_panel="What is written")
 record_option = partial(typer.Option, rich_help_panel="The record")
 """An option in one of the panels of `--help`."""
+DEMO = "Which city is the capital of France?"
 EXAMPLES = """Examples:
 
 llmxai explain "Which city is the capital of France?"
@@ -118,6 +119,13 @@ def explain(
     foil: Annotated[
         str | None,
         ask_option(help="Another answer: explain why the model chose its own instead, where they first differ."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        ask_option(
+            help="What to explain: token (each one, the default), word, sentence, answer (all at once), i:j (a range "
+            "of generated tokens) or a text of the answer; can be given several times."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, answer_option(help="Longest answer to generate.")] = 64,
     temperature: Annotated[float, answer_option(help="0 is greedy; above 0 samples.")] = 0.0,
@@ -263,6 +271,7 @@ def explain(
                 response=response,
                 foil=foil,
                 **given,
+                targets=target or None,
                 decoding=decoding,
                 settings=chosen,
                 progress=report,
@@ -280,6 +289,14 @@ def explain(
     _tell(explanation, attempt, place, as_json=as_json)
     if open_report:
         webbrowser.open((place / "report.html").resolve().as_uri())
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo in it is replaced.")] = Path("runs/demo"),
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+) -> None:
+    """Explain an answer of the embedded model: "Which city is the capital of France?"."""
+    explain(DEMO, max_new_tokens=24, out=out, overwrite=True, open_report=open_report)
 
 
 def _begin(place: Path, asked: Mapping[str, Any], *, private: bool, key: Path | None, **who: str | None) -> Attempt:

@@ -24,7 +24,7 @@ LAUNCHED = "LLMXAI_LAUNCHED"
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (in recipes/) or file.")],
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe (`llmxai recipes ls`) or its file.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write or to resume; runs/NAME by default.")] = None,
     settings: Annotated[list[str], typer.Option("--set", help="Change one setting: a.b=value, data.0.limit=5.")] = [],  # noqa: B006  (Typer wants a list)
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed rows.")] = False,
@@ -122,7 +122,9 @@ def _print(table: Table) -> None:
 
 @recipes.command("ls")
 def ls(
-    folder: Annotated[Path | None, typer.Argument(help="Folder of recipes; recipes/ by default.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of recipes. Default: recipes/ and the installed ones.")
+    ] = None,
 ) -> None:
     """List recipes: name, model, data and purpose."""
     from llmxai.errors import UserError

@@ -18,7 +18,7 @@ from llmxai.text import quoted, trimmed
 
 if TYPE_CHECKING:
     from llmxai.explanation import Explanation
-    from llmxai.types import Effects, Generation, Replay
+    from llmxai.types import Effects, Generation, Replay, Target
 
 MOST_WORDS = 24
 """Words of the answer that are listed."""
@@ -47,15 +47,17 @@ def print_lines(lines: Sequence[Text]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def first_lines(generation: Generation, replay: Replay, effects: Effects | None) -> list[Text]:
+def first_lines(
+    generation: Generation, targets: Sequence[Target], replay: Replay, effects: Effects | None
+) -> list[Text]:
     """What is known before the gradients: the answer and, once removals are measured, the sources of its words."""
     lines = [_answer(generation)]
     if effects is None:
         return lines
-    words = _answer_words(generation)
+    words = _answer_words(generation, targets)
     width = _width(generation, words)
     for tokens in words[:MOST_WORDS]:
-        sources = _removed(generation, replay, effects, tokens)
+        sources = _removed(generation, targets, replay, effects, tokens)
         lines.append(Text.assemble("  ", _padded(_word(generation, tokens), width), "  ", sources))
     return [*lines, *_more(words)]
 
@@ -71,7 +73,7 @@ def summary(explanation: Explanation) -> list[Text]:
     width = _width(generation, [word.tokens for word in words])
     for word in words[:MOST_WORDS]:
         if explanation.effects is not None:
-            sources = _removed(generation, explanation.replay, explanation.effects, word.tokens)
+            sources = _removed(generation, explanation.targets, explanation.replay, explanation.effects, word.tokens)
         else:
             given = [s for s in word.sources() if s.role != Role.GENERATED][:MOST_SOURCES]
             sources = Text(", ").join(Text.assemble((_named(s.text), SOURCE), f" {s.value:+.2f} nats") for s in given)
@@ -102,7 +104,7 @@ def verdict_sentence(explanation: Explanation) -> str:
         told = "; ".join(f"{text}: {counts[status]}" for status, text in said.items() if counts[status])
         sentences += [f"{told[0].upper()}{told[1:]}."] if told else []
     readable = sum(
-        all(check.attention == AttentionStatus.READABLE for check in explanation.checks[slice(*word.tokens)])
+        all(explanation.checks[row].attention == AttentionStatus.READABLE for row in explanation.rows_in(word.tokens))
         for word in words
     )
     sentences.append(
@@ -130,15 +132,19 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def _answer_words(generation: Generation) -> list[Unit]:
-    """The words of the answer as ranges of generated tokens: as `Explanation.answer_words`."""
+def _answer_words(generation: Generation, targets: Sequence[Target]) -> list[Unit]:
+    """The answer's words as ranges of generated tokens (`Explanation.answer_words`), or the targets if larger."""
+    from llmxai.types import rows_in
+
     first = generation.prompt_len
-    return [
+    words = [
         (start - first, end - first)
         for start, end in generation.words
         if start >= first and any(c.isalnum() for c in "".join(generation.texts[start:end]))
         if not (generation.stop == "eos" and end == len(generation.ids))
     ]
+    made = [word for word in words if rows_in(targets, first, word)]
+    return made or [(start - first, end - first) for start, end in (target.tokens for target in targets)]
 
 
 def _word(generation: Generation, tokens: Unit) -> Text:
@@ -164,14 +170,16 @@ def _more(words: Sequence[object]) -> Iterator[Text]:
         yield Text(f"  and {more} more words: see the report")
 
 
-def _removed(generation: Generation, replay: Replay, effects: Effects, tokens: Unit) -> Text:
+def _removed(generation: Generation, targets: Sequence[Target], replay: Replay, effects: Effects, tokens: Unit) -> Text:
     """The first sources of a run of tokens by removal, with its probability with and without each."""
     from llmxai.store.document import falls_of
+    from llmxai.types import rows_in
 
+    rows = rows_in(targets, generation.prompt_len, tokens)
     contrast = generation.foil is not None and generation.foil.t in range(*tokens)
     logprob = sum(replay.logprobs[slice(*tokens)])
     parts = []
-    for fall in falls_of(generation, effects, tokens)[:MOST_SOURCES]:
+    for fall in falls_of(generation, effects, rows)[:MOST_SOURCES]:
         named = _named(fall.text) + (f" ({fall.mentions} mentions)" if fall.mentions > 1 else "")
         change = f" {-fall.nats:+.2f} nats"
         if not contrast:

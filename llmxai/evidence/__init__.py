@@ -32,7 +32,19 @@ if TYPE_CHECKING:
         keeping,
         recording,
     )
-    from llmxai.evidence.redaction import Vouching, clean_up, prune, redact, review, vouched, withdraw
+    from llmxai.evidence.redaction import (
+        Mark,
+        Review,
+        Vouching,
+        clean_up,
+        import_review,
+        prune,
+        read_review,
+        redact,
+        review,
+        vouched,
+        withdraw,
+    )
     from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
 
@@ -40,9 +52,11 @@ __all__ = [
     "Attempt",
     "Draft",
     "EvidenceLog",
+    "Mark",
     "Receipt",
     "Record",
     "RecordKind",
+    "Review",
     "SecretKey",
     "Vouching",
     "announce",
@@ -54,10 +68,12 @@ __all__ = [
     "evaluated",
     "explained",
     "export_bundle",
+    "import_review",
     "keeping",
     "open_log",
     "prune",
     "public_key",
+    "read_review",
     "recording",
     "redact",
     "review",
@@ -80,7 +96,20 @@ if not TYPE_CHECKING:
                 *("Attempt", "Draft", "announce", "begin", "drafting"),
                 *("evaluated", "explained", "keeping", "recording"),
             ],
-            "redaction": ["Vouching", "clean_up", "prune", "redact", "review", "vouched", "withdraw"],
+            "redaction": [
+                *(
+                    "Mark",
+                    "Review",
+                    "Vouching",
+                    "clean_up",
+                    "import_review",
+                    "prune",
+                    "read_review",
+                    "redact",
+                    "review",
+                ),
+                *("vouched", "withdraw"),
+            ],
             "sealing": ["SecretKey"],
             "verifier.check": ["verify"],
         },

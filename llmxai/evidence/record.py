@@ -102,7 +102,8 @@ class Method:
 
 @dataclass(frozen=True)
 class TargetRecord:
-    """One generated token. Units: nats. `check` holds the figures of the cross-check behind the status."""
+    """What was explained: a generated token, or a run of `tokens`. Units: nats. `check` holds the figures of the
+    cross-check behind the status."""
 
     position: int
     status: str
@@ -111,6 +112,7 @@ class TargetRecord:
     tolerance: float
     nodes: int
     check: Mapping[str, Any]
+    tokens: int = 1
 
 
 @dataclass(frozen=True)

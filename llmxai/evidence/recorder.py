@@ -369,7 +369,8 @@ def _outcome(explanation: Explanation, *, private: bool) -> Outcome:
     largest = max((abs(gap) for gap in gaps), default=None)
     targets = tuple(
         TargetRecord(
-            position=explanation.generation.prompt_len + t,
+            position=explanation.targets[t].tokens[0],
+            tokens=len(explanation.targets[t].positions),
             status=str(check.status),
             gap=gaps[t],
             local_error=float(certificate.local_error[t]),

@@ -8,7 +8,7 @@ from itertools import accumulate, groupby
 
 from llmxai.errors import OptionError, PromptError
 from llmxai.generation.chat import require_text
-from llmxai.generation.prompt import WINDOW, Prompt, encode, require_fits, token_texts
+from llmxai.generation.prompt import WINDOW, Prompt, encode, require_embedded, require_fits, token_texts
 from llmxai.generation.template import thoughts_in
 from llmxai.models import LoadedModel, ModelKind, adapter_of
 from llmxai.models.adapters.classifier import class_number, classified, label_names
@@ -45,6 +45,7 @@ def _class(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
 def _token(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
     said = generation.texts[generation.prompt_len :]
     ids, texts = _encoded(loaded, generation, foil)
+    require_embedded(loaded, ids)
     pairs = zip(generation.generated_ids, said, ids, texts, strict=False)
     for t, (own, own_text, other, other_text) in enumerate(pairs):
         spelt_alike = own_text.strip() and own_text.strip() == other_text.strip()
@@ -132,7 +133,14 @@ def generate_many(
         for first in range(0, len(chosen), batch_size):
             part = chosen[first : first + batch_size]
             batch = [prompts[i] for i in part]
-            answers = adapter.answers(loaded.model, name=loaded.name, prompts=batch, decoding=decoding, room=room)
+            answers = adapter.answers(
+                loaded.model,
+                name=loaded.name,
+                prompts=batch,
+                decoding=decoding,
+                room=room,
+                tokenizer=loaded.tokenizer,
+            )
             used = asdict(decoding) | {"max_new_tokens": room, "do_sample": decoding.temperature > 0}
             for i, one in zip(part, answers, strict=True):
                 found[i] = _generation(loaded, prompts[i], one, decoding={} if one.classes else used)
@@ -141,7 +149,7 @@ def generate_many(
 
 def room_for(loaded: LoadedModel, prompt: PromptTokens, decoding: Decoding) -> int:
     """Most tokens that the answer may have: the requested number, within the model's context."""
-    limit = loaded.context_length
+    limit = loaded.answer_length
     own = len(prompt.ids) - prompt.source_len  # on the side that generates
     return decoding.max_new_tokens if limit is None else min(decoding.max_new_tokens, limit - own)
 
@@ -159,7 +167,8 @@ def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) 
     if not ids:
         raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
     own = len(prompt.ids) - prompt.source_len
-    require_fits(loaded, own + len(ids), what="The prompt with the response")
+    require_fits(loaded.answer_length, own + len(ids), what="The prompt with the response", name=loaded.name)
+    require_embedded(loaded, ids)
     return _generation(loaded, prompt, Answer(ids=tuple(ids), logprobs=None, stop="given"), response=response)
 
 

@@ -12,8 +12,9 @@ from llmxai.errors import PromptError
 from llmxai.generation.chat import ChatInputs, Message, require_text
 from llmxai.generation.placing import DOCUMENTS_STAND, chat_of, documents_text, titles_of
 from llmxai.generation.template import THOUGHTS, Place, roles_and_parts
-from llmxai.models import LoadedModel, ModelKind, embedding_module
+from llmxai.models import LoadedModel, ModelKind
 from llmxai.models.adapters.encoder_decoder import with_decoder_start
+from llmxai.models.embedding import n_embeddings
 from llmxai.types import Part, PromptTokens, Role
 
 WINDOW = 8
@@ -142,7 +143,7 @@ def encode_ids(loaded: LoadedModel, ids: Sequence[int]) -> PromptTokens:
     """
     if not ids:
         raise PromptError("There are no token ids. Give at least one.")
-    size = int(getattr(embedding_module(loaded.model), "num_embeddings", len(loaded.tokenizer)))
+    size = n_embeddings(loaded.model) or len(loaded.tokenizer)
     if strange := [token for token in ids if not 0 <= token < size]:
         raise PromptError(f"Token id {strange[0]} does not exist: {loaded.name} has {size} tokens.")
     special = set(loaded.tokenizer.all_special_ids)
@@ -150,12 +151,23 @@ def encode_ids(loaded: LoadedModel, ids: Sequence[int]) -> PromptTokens:
     return _finish(loaded, PromptTokens(tuple(ids), roles, {"input_ids": list(ids)}))
 
 
-def require_fits(loaded: LoadedModel, n_tokens: int, *, what: str) -> None:
-    """Raise PromptError if `n_tokens` do not fit into the model's context."""
-    limit = loaded.context_length
+def require_embedded(loaded: LoadedModel, ids: Sequence[int]) -> None:
+    """Raise PromptError for an id without an embedding: its token was added to the tokenizer and not to the model."""
+    size = n_embeddings(loaded.model)
+    strange = [token for token in ids if size is not None and not 0 <= token < size]
+    if strange:
+        raise PromptError(
+            f"Token {strange[0]} ({loaded.tokenizer.decode([strange[0]])!r}) has no embedding: {loaded.name} has "
+            f"{size} of them, so its tokenizer knows tokens that the model does not. Leave that token out, or use the "
+            "tokenizer that the model was trained with."
+        )
+
+
+def require_fits(limit: int | None, n_tokens: int, *, what: str, name: str) -> None:
+    """Raise PromptError if `n_tokens` are more than the model takes."""
     if limit is not None and n_tokens > limit:
         raise PromptError(
-            f"{what} has {n_tokens} tokens and {loaded.name} takes {limit}. Shorten it by {n_tokens - limit} tokens "
+            f"{what} has {n_tokens} tokens and {name} takes {limit}. Shorten it by {n_tokens - limit} tokens "
             f"or use a model with a longer context."
         )
 
@@ -163,7 +175,12 @@ def require_fits(loaded: LoadedModel, n_tokens: int, *, what: str) -> None:
 def _finish(loaded: LoadedModel, tokens: PromptTokens) -> PromptTokens:
     if not tokens.ids:
         raise PromptError(f"The tokenizer of {loaded.name} gives no tokens for this prompt: {dict(tokens.request)!r}.")
-    require_fits(loaded, len(tokens.ids) + 1, what="The prompt with room for one answer token")
+    require_embedded(loaded, tokens.ids)
+    if loaded.kind is ModelKind.CAUSAL:
+        room, what = 1, "The prompt with room for one answer token"
+    else:
+        room, what = 0, "The prompt"  # a class is no token, and a decoder counts its own
+    require_fits(loaded.context_length, len(tokens.ids) + room, what=what, name=loaded.name)
     if tokens.ids[0] == loaded.tokenizer.bos_token_id and tokens.roles[0] == Role.TEMPLATE:
         tokens = replace(tokens, roles=(Role.BOS, *tokens.roles[1:]))
     if loaded.kind is ModelKind.ENCODER_DECODER:

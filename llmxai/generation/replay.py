@@ -27,8 +27,8 @@ INT8_TOLERANCE = 1.5
 def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     """Log-prob (nats) and rank of every generated id from one forward pass, its embeddings put in by hand.
 
-    Raises UnsupportedModelError if the model's own pass over the same ids gives other log-probs, ReplayError if one differs from the recorded log-prob by more than the dtype explains, and NonFiniteError if
-    one is NaN.
+    Raises UnsupportedModelError if the model's own pass over the same ids gives other log-probs, ReplayError if one
+    differs from the recorded log-prob by more than the dtype explains, and NonFiniteError if one is NaN.
     """
     n = generation.n_targets
     positions = [predicting_position(generation.prompt_len, t) for t in range(n)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from llmxai.errors import OptionError
 from llmxai.methods.targets import Target, seen_by
@@ -21,7 +22,7 @@ CONTENT = frozenset(Role) - {Role.BOS, Role.TEMPLATE}
 def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
     """Raise OptionError for a `features` or `baseline` that does not exist, before anything is computed."""
     require_known("features", features, FEATURES)
-    if isinstance(baseline, str) and baseline not in ("zero", "mean"):
+    if isinstance(baseline, str) and baseline not in ("space", "zero", "mean"):
         baseline_token(loaded, baseline)
 
 
@@ -67,9 +68,10 @@ def baseline_embedding(
 
     `width` is that of `embed`; for an encoder-decoder, the first `source` rows are the encoder's.
 
-    `space`: a single space token, neutral and in distribution (the mask token if the tokenizer drops spaces, as
-    BERT's does); `zero`; `eos`, `pad`, `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token
-    N; `token:TEXT`: the single token that TEXT encodes to. Raises OptionError for anything else.
+    `space`: a single space token, neutral and in distribution (where the tokenizer drops spaces, as BERT's does, the
+    mask token; where it has neither, as one of DNA's letters, the mean over the vocabulary); `zero`; `eos`, `pad`,
+    `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token N; `token:TEXT`: the single token
+    that TEXT encodes to. Raises OptionError for anything else.
     """
     width = int(embed(loaded.model, [0]).shape[-1])
     if isinstance(baseline, Tensor):
@@ -80,40 +82,52 @@ def baseline_embedding(
         return baseline
     if baseline == "zero":
         return torch.zeros(width, device=input_device(loaded.model))
-    if baseline == "mean":
+    token = None if baseline in ("zero", "mean") else baseline_token(loaded, baseline)
+    if token is None:
         rows = torch.stack([_mean_embedding(loaded, decoder=decoder) for decoder in (False, True)[: 1 + bool(source)]])
     else:
-        rows = embed(loaded.model, [baseline_token(loaded, baseline)] * (1 + bool(source)), source=int(bool(source)))
+        rows = embed(loaded.model, [token] * (1 + bool(source)), source=int(bool(source)))
     return rows.repeat_interleave(torch.tensor([source, seq - source], device=rows.device), 0) if source else rows[0]
 
 
-def baseline_token(loaded: LoadedModel, baseline: str) -> int:
-    """The id of a baseline that is a single token."""
+def baseline_token(loaded: LoadedModel, baseline: str) -> int | None:
+    """The id of a baseline that is a single token; None for `space` where the tokenizer has neither it nor a mask."""
     require_baseline(baseline)
     tokenizer = loaded.tokenizer
     special = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "mask": tokenizer.mask_token_id}
+    vocabulary = n_embeddings(loaded.model) or len(tokenizer)
+    kind, _, what = baseline.partition(":")
+    if baseline == "space":
+        return _space(tokenizer)
     if baseline in special:
         token = special[baseline]
-        if token is None:
+        if token is None or token >= vocabulary:
             raise OptionError(f"{loaded.name} has no {baseline} token. Use baseline space, zero or mean.")
         return int(token)
-    kind, _, what = baseline.partition(":")
-    vocabulary = n_embeddings(loaded.model) or len(tokenizer)
     if kind == "id":
         if int(what) >= vocabulary:
             raise OptionError(f"Baseline {baseline!r}: the vocabulary ends at id {vocabulary - 1}.")
         return int(what)
-    if kind == "token":
-        ids = tokenizer(what, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise OptionError(f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Use id:N instead.")
-        return int(ids[0])
+    ids = tokenizer(what, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] >= vocabulary:
+        raise OptionError(f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Use id:N instead.")
+    return int(ids[0])
+
+
+SPACES = ("\u2581", "\u0120", " ")
+"""How vocabularies write a space: of SentencePiece, byte-level, as it is."""
+
+
+def _space(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """A space as the tokenizer encodes it, else the mask token, else a space of its vocabulary."""
+    unknown = tokenizer.unk_token_id
     ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
-    if ids and ids[-1] != tokenizer.unk_token_id:
+    if ids and ids[-1] != unknown:
         return int(ids[-1])
-    if not ids and special["mask"] is not None:
-        return int(special["mask"])
-    raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
+    if tokenizer.mask_token_id is not None and not ids:
+        return int(tokenizer.mask_token_id)
+    vocabulary = tokenizer.get_vocab()
+    return next((int(vocabulary[space]) for space in SPACES if vocabulary.get(space) not in (None, unknown)), None)
 
 
 def _mean_embedding(loaded: LoadedModel, *, decoder: bool) -> Float[Tensor, " width"]:

@@ -31,14 +31,15 @@ DEVICES = ("cuda",)
 """Where layers are compiled. On a CPU it takes minutes and saves little."""
 COMPILATION = 10.0
 """Seconds that a new shape takes: 6 to 10 on an H100 (benchmarks/GPU.md)."""
-SAVED = 0.35
-"""Share of the time that compiled layers save: 0.42 at 1B and 0.31 at 8B parameters, on the same card."""
+SAVED = {2: 0.35, 4: 0.2}
+"""Share of the time that compiled layers save, by bytes per number: on the same card 0.39 at 1B and 0.25 at 8B
+parameters in bfloat16, 0.25 at 1B in float32 with TF32 products."""
 EAGER = 0.33
 """Share of the rate of large matrix products at which layers run uncompiled."""
-TOKENS = 64
+TOKENS = 32
 """Lengths are rounded up to a multiple of this."""
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-FULL = 0.6
+FULL = 0.85
 """A chunk with a smaller share of the nodes runs uncompiled, without padding."""
 SHAPES = 64
 """Compiled shapes that torch keeps at most; its own limit is 8."""
@@ -76,7 +77,7 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
         operations = layer_operations(loaded.model, tokens=length)
         seconds = pairs * operations / (EAGER * product_rate(device, dtype))
         _spent[shape] = _spent.get(shape, 0.0) + seconds
-        if SAVED * _spent[shape] < COMPILATION:
+        if SAVED.get(dtype.itemsize, 0.0) * _spent[shape] < COMPILATION:
             return None
         _done.add(shape)
     return Padding(nodes=nodes, tokens=length)
@@ -115,6 +116,7 @@ def layers_compiled(model: PreTrainedModel) -> Iterator[None]:
 
 def compilation_failed(error: Exception) -> bool:
     """Whether the error is the compiler's; then it is not used again in this process."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error  # as `own_errors` raises it
     if is_out_of_memory(error) or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return False
     _broken.append(f"{type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ and only what its embedding tables give is replaced: embeddings are moved where 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmxai.errors import PromptError, UnsupportedModelError
+from llmxai.errors import UnsupportedModelError
 from llmxai.models.families import ModelKind, family_of, kind_of
 
 
@@ -66,10 +66,8 @@ def tables(model: PreTrainedModel, *, decoder: bool = False) -> list[nn.Module]:
     """
     first = embedding_module(model)
     if kind_of(model) is ModelKind.ENCODER_DECODER:
-        try:
+        with suppress(UnsupportedModelError):  # else its sides share the model's
             first = embedding_module(model.get_decoder() if decoder else model.get_encoder())
-        except UnsupportedModelError:
-            pass  # its sides share the model's
     names = family_of(model.config).tables
     return [first, *(part for name, part in model.named_modules() if name.rpartition(".")[2] in names)]
 
@@ -80,20 +78,25 @@ def embed(model: PreTrainedModel, ids: Sequence[int], *, source: int = 0) -> Flo
     For an encoder-decoder, the first `source` ids are the encoder's and the others the decoder's. `width` is the hidden
     size, or more where the family has further tables, whose rows follow.
     """
-    with torch.no_grad():
-        sides = (ids[:source], ids[source:]) if source else (ids,)
-        return torch.cat([looked_up(model, side, decoder=bool(k)) for k, side in enumerate(sides) if len(side)])
+    sides = (ids[:source], ids[source:]) if source else (ids,)
+    return torch.cat([looked_up(model, side, decoder=bool(k)) for k, side in enumerate(sides) if len(side)])
 
 
+@torch.no_grad()
 def looked_up(model: PreTrainedModel, ids: Sequence[int], *, decoder: bool = False) -> Float[Tensor, "seq width"]:
     """The same for one side."""
     first, *further = tables(model, decoder=decoder)
     row = torch.tensor([list(ids)], device=input_device(model))
-    found = [torch.as_tensor(first(row))[0]]
+    found = [_embeds(first(row))[0]]
     for table in further:
         known = int(getattr(table, "num_embeddings", 1 + max(ids)))
-        found.append(torch.as_tensor(table(torch.where(row < known, row, 0)))[0].to(found[0].device))
+        found.append(_embeds(table(torch.where(row < known, row, 0)))[0].to(found[0].device))
     return torch.cat(found, dim=-1) if further else found[0]
+
+
+def _embeds(output: Any) -> Tensor:
+    """What a table gives, alone or first in a tuple (I-BERT)."""
+    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)
 
 
 def n_embeddings(model: PreTrainedModel, *, decoder: bool = False) -> int | None:
@@ -104,19 +107,6 @@ def n_embeddings(model: PreTrainedModel, *, decoder: bool = False) -> int | None
     return (
         int(found) if found is not None else len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else None
     )
-
-
-def require_embedded(model: PreTrainedModel, ids: Sequence[int], *, name: str, texts: Any = None) -> None:
-    """Raise PromptError for an id that has no embedding: tokens were added to the tokenizer and not to the model."""
-    size = n_embeddings(model)
-    strange = [token for token in ids if size is not None and not 0 <= token < size]
-    if strange:
-        said = "" if texts is None else f" ({texts(strange[0])!r})"
-        raise PromptError(
-            f"Token id {strange[0]}{said} has no embedding: {name} has {size} of them, so its tokenizer knows tokens that "
-            f"the model does not. Use the tokenizer that the model was trained with, or a model whose embeddings were "
-            f"resized and trained for the added tokens; or leave that token out."
-        )
 
 
 @dataclass
@@ -130,19 +120,29 @@ class _Awaited:
     given: bool = False
 
     def asked(self, module: nn.Module, called: Tensor) -> bool:
-        """Whether these are its ids; some models pad them behind to the size of a block (Longformer, BigBird)."""
-        n = self.ids.shape[-1]
-        if module is not self.table or called.dim() != 2 or len(called) != len(self.ids) or called.shape[1] < n:
+        """Whether these are its ids.
+
+        Some models pad them behind to the size of a block (Longformer, BigBird), or turn them (XLNet).
+        """
+        if module is not self.table or called.dim() != 2:
+            return False
+        return self._are_mine(called) or self._are_mine(called.T)
+
+    def _are_mine(self, called: Tensor) -> bool:
+        n = self.ids.shape[1]
+        if len(called) != len(self.ids) or called.shape[1] < n:
             return False
         return self.further or bool((called[:, :n] == self.ids.to(called.device)).all())
 
-    def output(self, own: Tensor) -> Tensor:
+    def output(self, called: Tensor, own: Tensor) -> Tensor:
         """The embeddings in the form of the table's own output."""
+        if not self._are_mine(called):
+            return self.output(called.T, own.transpose(0, 1)).transpose(0, 1)
         width, n = own.shape[-1], self.ids.shape[-1]
         mine = self.embeds[..., -width:] if self.further else self.embeds[..., :width]
         mine = mine.to(own.device) if own.shape[1] == n else torch.cat([mine.to(own), own[:, n:]], dim=1)
-        # a model may write into its embeddings, which autograd refuses for a leaf
-        return mine.clone() if mine.is_leaf and mine.requires_grad else mine
+        # some models write into their embeddings, which autograd refuses for a leaf and its views
+        return mine.clone() if mine.requires_grad else mine
 
 
 @contextmanager
@@ -155,8 +155,8 @@ def replaced(
 ) -> Iterator[None]:
     """Inside, the model's tables give `embeds` wherever it embeds `ids`; the hooks are removed afterwards.
 
-    With None, nothing is replaced. For an encoder-decoder, the first `source` of them belong to the encoder. Raises UnsupportedModelError if the model
-    ran and did not embed these ids with its tables.
+    With None, nothing is replaced. For an encoder-decoder, the first `source` of them belong to the encoder. Raises
+    UnsupportedModelError if the model ran and did not embed these ids with its tables.
     """
     if embeds is None:
         yield
@@ -169,14 +169,15 @@ def replaced(
         for number, table in enumerate(tables(model, decoder=bool(decoder)))
     ]
 
-    def put(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], own: Tensor) -> Tensor | None:
+    def put(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], own: Any) -> Any:
         called = next((each for each in (*arguments, *options.values()) if isinstance(each, Tensor)), None)
         mine = [] if called is None else [one for one in awaited if one.asked(module, called)]
-        if not mine:
+        if called is None or not mine:
             return None
         one = next((each for each in mine if not each.given), mine[-1])  # both sides may embed the same ids
         one.given = True
-        return one.output(own)
+        given = one.output(called, _embeds(own))
+        return (given, *own[1:]) if isinstance(own, tuple) else given
 
     handles = [
         table.register_forward_hook(put, with_kwargs=True) for table in {id(a.table): a.table for a in awaited}.values()
@@ -188,6 +189,6 @@ def replaced(
             handle.remove()
     if not all(one.given for one in awaited):
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not look its token ids up in its embedding table, so their embeddings cannot be "
-            f"moved along a path."
+            f"{type(model).__name__} does not look its token ids up in its embedding table, so their embeddings "
+            "cannot be moved along a path."
         )

@@ -145,11 +145,16 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 
 def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of layers, first layer first; raises UnsupportedModelError if no list has the model's depth."""
-    depth = transformer_depth(model)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
+    """The stack of layers, first layer first; raises UnsupportedModelError if no list has the model's depth.
+
+    Of a model that also reads pictures or sound, the stack that reads text.
+    """
+    depth, text = transformer_depth(model), type(model.config.get_text_config())
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and type(part.config) is text]
+    for part in (*parts, model):
+        for module in part.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of {depth} layers, so its layers cannot be identified."
     )
@@ -160,6 +165,29 @@ def transformer_depth(model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
     own = getattr(config, "decoder_layers", None)  # of BART's decoder as a causal model
     return int(own if own and not getattr(config, "is_encoder_decoder", False) else config.num_hidden_layers)
+
+
+LIMITS = ("max_position_embeddings", "max_seq_len")
+"""Fields of a configuration that count positions; others are theirs under another name, or no limit (T5)."""
+
+
+def context_limit(model: PreTrainedModel, *, side: str = "encoder") -> int | None:
+    """The most tokens that the model reads; of an encoder-decoder, on one `side`. None: there is no limit.
+
+    RoBERTa and its relatives count positions from the padding id on, and lose as many rows of their table.
+    """
+    config = model.config.get_text_config()
+    names = (f"max_{side}_position_embeddings", *LIMITS)
+    found = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    return found[0] - lost_positions(model) if found else None
+
+
+def lost_positions(model: PreTrainedModel) -> int:
+    """How many rows of the table of positions no token gets: those up to the padding id, where it names one."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return 1 + int(module.padding_idx)
+    return 0
 
 
 @contextmanager
@@ -177,5 +205,10 @@ def seeded(seed: int, *, device: torch.device) -> Iterator[None]:
 
 
 def first_of(output: Any) -> Tensor:
-    """A layer's hidden states, whether it returns them alone or first in a tuple."""
-    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)
+    """A layer's hidden states, whether it returns them alone or first in a tuple or list."""
+    return torch.as_tensor(output[0] if isinstance(output, tuple | list) else output)
+
+
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """The same output of a layer with other hidden states."""
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 import sys
@@ -25,7 +26,7 @@ from transformers.utils import cached_file
 
 from llmxai.errors import LlmxaiError, ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.models.adapters import adapter_of
-from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of
+from llmxai.models.families import ModelKind, auto_class, kind_of
 from llmxai.models.finding import (
     FoundModel,
     find_model,
@@ -36,7 +37,7 @@ from llmxai.models.finding import (
     quantization_config,
     quantization_of,
 )
-from llmxai.models.forward import frozen_eval, own_errors
+from llmxai.models.forward import context_limit, frozen_eval, own_errors
 from llmxai.models.identity import ModelIdentity, identify, stamps
 from llmxai.models.memory import free_memory, weight_bytes
 from llmxai.text import bounded
@@ -93,8 +94,13 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(limit) if limit else None
+        """The most tokens of prompt and answer together; of an encoder-decoder, of the source. None: no limit."""
+        return context_limit(self.model)
+
+    @property
+    def answer_length(self) -> int | None:
+        """The most tokens on the side that generates: `context_length`, except for an encoder-decoder."""
+        return context_limit(self.model, side="decoder")
 
 
 def load(
@@ -178,6 +184,11 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     known.setdefault("quantization", quantization_of(model.config))
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{loaded.name}: {type(model).__name__} reads {model.main_input_name}, not token ids, so there are no "
+            "words to which its answer could be attributed. Give a model that reads text."
+        )
     adapter_of(model).require_explainable(model, name=loaded.name)
     return loaded
 
@@ -234,7 +245,9 @@ def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | Non
     """Raise ModelLoadError if the weights need more memory than is free, before any are read."""
     try:
         with init_empty_weights(include_buffers=True):
-            model = AUTO_CLASSES[found.kind].from_config(found.config, trust_remote_code=found.trust_remote_code)
+            model = auto_class(found.kind, found.config).from_config(
+                found.config, trust_remote_code=found.trust_remote_code
+            )
         model.tie_weights()
     except Exception as error:  # of a configuration that contradicts itself
         raise not_found(found.name, error) from error
@@ -255,7 +268,8 @@ def _from_pretrained(
     try:
         shared = {name: arguments[name] for name in ("revision", "trust_remote_code")}
         tokenizer = AutoTokenizer.from_pretrained(found.place, **shared)
-        model, told = AUTO_CLASSES[found.kind].from_pretrained(found.place, **arguments, output_loading_info=True)
+        auto = auto_class(found.kind, found.config)
+        model, told = auto.from_pretrained(found.place, **arguments, output_loading_info=True)
     except ImportError as error:
         raise ModelLoadError(f"{name}: {first_line(error)}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -340,8 +354,8 @@ def _require_whole(told: Any, adapter: str) -> None:
         extra = sorted(told.unexpected_keys)
         foreign = f"hold {len(extra)} that this model has no place for ({extra[0]!r}, ...)" if extra else ""
         raise ModelLoadError(
-            f"{adapter}: its files {' and '.join(filter(None, (absent, foreign)))}, so it is incomplete or was made for "
-            f"another model. Give the complete adapter, or the base model that it was made for."
+            f"{adapter}: its files {' and '.join(filter(None, (absent, foreign)))}, so it is incomplete or was made "
+            "for another model. Give the complete adapter, or the base model that it was made for."
         )
 
 
@@ -369,8 +383,8 @@ def adapted_layers(model: Any) -> PreTrainedModel:
 
 def _outside_its_layers(what: str, kind: Any) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{what} ({getattr(kind, 'value', kind)}) works outside the model's layers, where llmxai cannot see it: it puts "
-        f"learned vectors in front of the text or its keys and values, or mixes several passes. Adapters inside the "
-        f"layers (LoRA and its relatives) work; to explain the model without the adapter, give the base model alone "
-        f"(in Python, model.get_base_model() with the tokenizer)."
+        f"{what} ({getattr(kind, 'value', kind)}) works outside the model's layers, where llmxai cannot see it: it "
+        "puts learned vectors in front of the text or its keys and values, or mixes several passes. Adapters inside "
+        "the layers (LoRA and its relatives) work; to explain the model without the adapter, give the base model "
+        "alone (in Python, model.get_base_model() with the tokenizer)."
     )

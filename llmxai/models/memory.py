@@ -31,8 +31,8 @@ from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import InsufficientMemoryError, UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.embedding import device_of
-from llmxai.models.families import KEPT_BY_ACTIVATION, family_of
+from llmxai.models.embedding import device_of, input_device
+from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of
 from llmxai.models.forward import is_out_of_memory
 from llmxai.settings import CHUNK_TOKENS
 
@@ -264,6 +264,13 @@ def plan_for(
     )
 
 
+def forward_tokens(model: PreTrainedModel, *, tokens: int, targets: int) -> int:
+    """How many tokens go through the model at once without gradients: what fits with them fits without."""
+    if input_device(model).type == "cpu":
+        return CHUNK_TOKENS
+    return plan_for(model, tokens=tokens, targets=targets).chunk_tokens
+
+
 def _largest_layer(model: PreTrainedModel) -> int:
     """Bytes of the weights of the largest layer; only one offloaded layer is in memory at a time."""
     return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in _layers(model))
@@ -330,7 +337,7 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in names if isinstance(value := field_of(config, name), int)), None)
 
 
 def _first_text(config: PreTrainedConfig, *names: str) -> str | None:

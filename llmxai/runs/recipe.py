@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,8 +38,8 @@ class ModelSettings(Strict):
     """Which model, as `llmxai.load` takes it."""
 
     name: str = "smollm2"
-    """smollm2, a .gguf file, a local folder or a hub name; or one of the suites' own models: marker (trained locally on
-    a planted task) or closed_form (linear, with attributions in closed form)."""
+    """smollm2, a .gguf file, a local folder or a hub name; or one of the suites' own models: marker and tracer (trained
+    locally on planted tasks) or closed_form (linear, with attributions in closed form)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] | None = "float32"
     device_map: str | dict[str, int | str] | None = None
     quantize: Literal["4bit", "8bit"] | None = None
@@ -191,7 +192,10 @@ class Recipe(Strict):
     decoding: Decoding = Decoding()
     """How answers are generated for rows without one."""
     explain: Settings | None = Settings()
-    """How every generated token is explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
+    """How answers are explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
+    targets: Annotated[list[str], Field(min_length=1)] = ["token"]
+    """What of every answer is explained: token (each of them), word, sentence, answer (all at once), i:j (a range of
+    generated tokens), or a text that every answer holds. A suite's row with a target of its own keeps it."""
     evaluate: EvaluateSettings | None = None
     workers: WorkerSettings = WorkerSettings()
 
@@ -232,20 +236,22 @@ def json_schema() -> dict[str, Any]:
 SUFFIXES = (".yaml", ".yml")
 
 
-def recipes_folder() -> Path:
-    """`recipes/` in the current directory, else the one next to the package in a clone."""
-    here = Path("recipes")
-    return here if here.is_dir() else Path(__file__).parents[2] / "recipes"
+def recipe_folders() -> list[Path]:
+    """`recipes/` in the current directory, and the installed one (in a clone it is next to the package)."""
+    package = Path(str(resources.files("llmxai")))
+    installed = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
+    return [place for place in (Path("recipes"), installed) if place.is_dir()]
 
 
 def list_recipes(folder: Path | None = None) -> list[Path]:
-    """The recipe files of a folder, sorted by name."""
-    folder = folder or recipes_folder()
-    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+    """The recipe files of a folder or, of several with the same name, the first of `recipe_folders`; sorted by name."""
+    folders = [folder] if folder else recipe_folders()
+    found = {path.stem: path for place in reversed(folders) for path in place.glob("*") if path.suffix in SUFFIXES}
+    return [found[name] for name in sorted(found)]
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or, in `recipes/`, by its stem."""
+    """The file of a recipe given by path or, in `recipe_folders`, by its stem."""
     path = Path(name)
     if path.is_file():
         return path

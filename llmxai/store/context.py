@@ -116,7 +116,8 @@ def spans_json(generation: Generation, effects: Effects | None) -> list[dict[str
                 found[(piece.tokens, piece.part)] = piece.kind, drop
     known = {tokens for tokens, _ in found}
     kind = str(effects.settings.get("kind", "word"))
-    for unit, drop in zip(effects.units, effects.drop.sum(dim=0).tolist(), strict=True):
+    drops = [] if effects.answer_drop is None else effects.answer_drop.tolist()
+    for unit, drop in zip(effects.units, drops, strict=bool(drops)):
         if unit not in known:
             for number, part in enumerate(generation.parts):
                 if part.characters(*unit) is not None:

@@ -7,23 +7,26 @@ a later version may add some.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from llmxai.names import AttentionStatus, Role, Status
 from llmxai.store.reading import others_of, stored_name
 from llmxai.store.schema_parts import (
+    Ablations,
     Cells,
     Checked,
     Context,
     DocumentRow,
+    EffectCells,
     Error,
     Figure,
     LogProb,
     Number,
     PromptPart,
     Range,
+    Share,
     SpanRow,
     Whole,
     Word,
@@ -53,6 +56,9 @@ class _Token(Checked):
     id: Whole
     text: str
     role: Word[Role]
+    logprob: LogProb | None = None
+    replayed_logprob: LogProb | None = None
+    rank: Whole | None = None
 
 
 class _Foil(Checked):
@@ -149,8 +155,48 @@ class _Sources(Checked):
     __pydantic_extra__: dict[str, list[_Source]]
 
 
-class _Target(_Certified):
+class _Share(Checked):
+    unit: Whole
+    text: str
+    share: Share
+
+
+class _Step(_Share):
+    effect: Figure
+
+
+class _Traced(_Share):
+    direct: Share
+    path: list[_Step] = Field(min_length=1)
+
+
+class _Shares(Checked):
+    traced: list[_Traced]
+    direct: list[_Share]
+
+
+class _Passage(_Shares):
+    kind: str
+    tokens: Range
+    text: str
+
+
+class _TracedUnit(Checked):
+    kind: Literal["prompt", "answer"]
+    tokens: Range
+    text: str
+
+
+class _Trace(Checked):
+    method: str
+    units: list[_TracedUnit]
+    rest: list[Share]
+    passages: list[_Passage]
+
+
+class _Target(_Certified, _Shares):
     position: Whole
+    tokens: Range
     id: Whole
     text: str
     foil: _Foil | None
@@ -170,26 +216,6 @@ class _Target(_Certified):
     curve: _Curve | None
     referee: _Referee | None
     sources: _Sources
-
-
-class _EffectUnit(Checked):
-    kind: str
-    tokens: list[Range] = Field(min_length=1)
-
-
-class _Effects(Checked):
-    confidence: Number
-    units: list[_EffectUnit]
-    effect: Cells
-    low: Cells
-    high: Cells
-    explained: list[Figure]
-
-
-class _Ablations(Checked):
-    operator: str
-    units: list[Range]
-    masks: Whole
 
 
 class _FullTarget(Checked):
@@ -238,12 +264,13 @@ class Document(Checked):
     words: list[Range]
     parts: list[PromptPart] = Field(default_factory=list)
     targets: list[_Target] = Field(min_length=1)
+    trace: _Trace | None
     verdict: Word[Status] | None
-    effects: _Effects | None
+    effects: EffectCells | None
     documents: list[DocumentRow] = Field(default_factory=list)
     spans: list[SpanRow] = Field(default_factory=list)
     context: Context | None = None
-    ablations: _Ablations | None
+    ablations: Ablations | None
     refusals: dict[str, str]
     full_precision: _FullPrecision | None
     variant: _Variant | None
@@ -328,13 +355,15 @@ def _faults(document: Document) -> Iterator[str]:
             document.context,
             parts=len(document.parts),
             prompt_len=document.generation.prompt_len,
-            targets=len(document.targets),
+            tokens=len(document.tokens) - document.generation.prompt_len,
             documents=len(document.documents),
         )
     for t, target in enumerate(document.targets):
         yield from _faults_of_target(document, t, target)
     if document.effects is not None:
         yield from _faults_of_effects(document, document.effects)
+    if document.trace is not None:
+        yield from _faults_of_trace(document, document.trace)
     lengths = {len(each) for target in document.targets for each in _curves(target)}
     if len(lengths) > 1:
         yield f"curve has lists of {' and '.join(map(str, sorted(lengths)))} layers; expected one number of layers."
@@ -358,22 +387,48 @@ def _faults_of_text(document: Document) -> Iterator[str]:
         end = stop
     if end != len(tokens):
         yield f"words end at token {end}; expected {len(tokens)}, the number of tokens."
-    if first + len(document.targets) != len(tokens):
+    single = {target.tokens[0] for target in document.targets if target.tokens[1] == target.tokens[0] + 1}
+    unplayed = [token.index for token in tokens[first:] if token.replayed_logprob is None or token.rank is None]
+    if first >= len(tokens) or not single.issuperset(unplayed):  # older folders: every generated token is a target
         yield (
-            f"generation.prompt_len is {first} and there are {len(document.targets)} targets; expected {len(tokens)} "
-            f"in all, the number of tokens."
+            f"generation.prompt_len is {first}: of the {len(tokens)} tokens, one behind it has no replayed_logprob and "
+            f"is no target, or there is none; expected one of the two for each."
         )
         return
     for t, target in enumerate(document.targets):
-        own = tokens[first + t]
-        if (target.position, target.id, target.text) != (first + t, own.id, own.text):
+        start, stop = target.tokens
+        if not first <= start < stop <= len(tokens):
+            yield f"targets.{t}.tokens is [{start}, {stop}]; expected a range of the generated tokens from {first} on."
+            continue
+        text = "".join(token.text for token in tokens[start:stop])
+        if (target.position, target.id, target.text) != (start, tokens[start].id, text):
             said = f"token {target.position} with the id {target.id}"
-            yield f"targets.{t} is {said}; expected token {first + t}, with the id {own.id} and its text."
+            yield f"targets.{t} is {said}; expected token {start}, with the id {tokens[start].id} and its text."
+
+
+def _faults_of_trace(document: Document, trace: _Trace) -> Iterator[str]:
+    """Its units, and every list of shares that names them."""
+    n, kinds = len(trace.units), [unit.kind for unit in trace.units]
+    if kinds != sorted(kinds, reverse=True):
+        yield "trace.units has units of the answer before some of the prompt; expected those of the prompt first."
+    for name, parts in (("units", trace.units), ("passages", trace.passages)):
+        yield from beyond(f"trace.{name}", [part.tokens for part in parts], len(document.tokens))
+    if len(trace.rest) != len(document.targets):
+        yield f"trace.rest is a list of {len(trace.rest)}; expected one for each of {len(document.targets)} targets."
+    places: list[tuple[str, _Shares]] = [(f"targets.{t}", target) for t, target in enumerate(document.targets)]
+    places += [(f"trace.passages.{i}", passage) for i, passage in enumerate(trace.passages)]
+    for place, shares in places:
+        named = [*shares.direct, *shares.traced, *(step for source in shares.traced for step in source.path)]
+        if any(share.unit >= n for share in named):
+            yield f"{place} names a traced unit beyond the {n} of trace.units; expected one below {n}."
 
 
 def _faults_of_removal(document: Document) -> Iterator[str]:
     units = [] if document.ablations is None else document.ablations.units
     yield from beyond("ablations.units", units, len(document.tokens))
+    drops = None if document.ablations is None else document.ablations.answer_drop
+    if drops is not None and len(drops) != len(units):
+        yield f"ablations.answer_drop is a list of {len(drops)}; expected one number for each of {len(units)} units."
     if document.effects is None:
         return
     if document.ablations is None:
@@ -420,7 +475,7 @@ def _faults_of_referee(place: str, referee: _Referee, units: int) -> Iterator[st
         yield f"{place}.difference is None; expected a number, since there is an interval."
 
 
-def _faults_of_effects(document: Document, effects: _Effects) -> Iterator[str]:
+def _faults_of_effects(document: Document, effects: EffectCells) -> Iterator[str]:
     shape = (len(document.targets), len(effects.units))
     for name in ("effect", "low", "high"):
         rows: Cells = getattr(effects, name)

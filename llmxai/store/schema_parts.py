@@ -16,6 +16,7 @@ LogProb = Annotated[float, Field(ge=-LARGEST, le=1e-4)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Range = Annotated[list[Whole], Field(min_length=2, max_length=2)]
 """Half-open, of tokens."""
+Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]
 Any_ = TypeVar("Any_")
 Word = Annotated[Any_, Field(strict=False)]
 """One of the words of an enumeration."""
@@ -96,6 +97,27 @@ class SpanRow(Checked):
     tokens: Range
 
 
+class EffectUnit(Checked):
+    kind: str
+    tokens: list[Range] = Field(min_length=1)
+
+
+class EffectCells(Checked):
+    confidence: Number
+    units: list[EffectUnit]
+    effect: Cells
+    low: Cells
+    high: Cells
+    explained: list[Figure]
+
+
+class Ablations(Checked):
+    operator: str
+    units: list[Range]
+    masks: Whole
+    answer_drop: list[Number] | None = None
+
+
 def faults_of_parts(parts: Sequence[PromptPart], prompt_len: int) -> Iterator[str]:
     for i, part in enumerate(parts):
         if not part.first <= part.last <= prompt_len:
@@ -105,7 +127,7 @@ def faults_of_parts(parts: Sequence[PromptPart], prompt_len: int) -> Iterator[st
                 yield f"parts.{i}.spans has [{token}, {start}, {end}]; expected a token and characters of the part."
 
 
-def faults_of_context(context: Context, *, parts: int, prompt_len: int, targets: int, documents: int) -> Iterator[str]:
+def faults_of_context(context: Context, *, parts: int, prompt_len: int, tokens: int, documents: int) -> Iterator[str]:
     n, roots = len(context.pieces), context.roots
     yield from beyond("context.pieces", [piece.tokens for piece in context.pieces], prompt_len)
     for i, piece in enumerate(context.pieces):
@@ -113,7 +135,7 @@ def faults_of_context(context: Context, *, parts: int, prompt_len: int, targets:
             yield f"context.pieces.{i}.part is {piece.part}; expected one of the {parts} parts, or -1."
     if not 0 < roots <= n:
         yield f"context.roots is {roots}; expected 1 to {n}, the number of pieces."
-    for name, length in (("f_without", n), ("f_deleted", n), ("divergence_all", targets), ("divergence", targets)):
+    for name, length in (("f_without", n), ("f_deleted", n), ("divergence_all", tokens), ("divergence", tokens)):
         if len(getattr(context, name)) != length:
             yield f"context.{name} is a list of {len(getattr(context, name))}; expected {length}."
     rows = [row for row in (*context.divergence, context.effect, context.low, context.high) if row is not None]
@@ -122,8 +144,8 @@ def faults_of_context(context: Context, *, parts: int, prompt_len: int, targets:
     for name, limit in (("context", roots), ("rest", n)):
         if any(i >= limit for i in getattr(context, name)):
             yield f"context.{name} names a piece beyond {limit}; expected smaller numbers."
-    if any(t >= targets for t in context.own_memory.tokens):
-        yield f"context.own_memory names a token beyond {targets}; expected smaller numbers."
+    if any(t >= tokens for t in context.own_memory.tokens):
+        yield f"context.own_memory names a token beyond {tokens}; expected smaller numbers."
     if documents != roots:
         yield f"documents is a list of {documents}; expected {roots}, the roots of context."
 

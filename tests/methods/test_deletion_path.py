@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +41,7 @@ from llmxai.errors import NonFiniteError, OptionError, UnsupportedModelError
 from llmxai.generation import answer, encode_messages, encode_prompt, force_response, replay
 from llmxai.methods import METHODS, Target, deletion_path, span_target, token_targets
 from llmxai.methods.features import moving_tokens
-from llmxai.methods.gradients.deletion_path import POWER, PRESENCE, presence_path
+from llmxai.methods.gradients.deletion_path import POWER, PRESENCE, fuses, presence_path
 from llmxai.methods.gradients.path_gradients import Node, path_function
 from llmxai.models import LoadedModel, frozen_eval, load, wrap
 from llmxai.models.memory import ChunkSize
@@ -220,6 +223,70 @@ def test_a_source_as_long_as_the_answer() -> None:
     )
     assert max(t.last for t in token_targets(cut)) + 1 == 2 * source
     require_equal_to_the_loop(loaded, cut, "content", 1e-5)
+
+
+@pytest.fixture
+def fused_kernel(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The fused kernel at any length; gives the shapes of the queries that went through it."""
+    module = importlib.import_module("llmxai.methods.gradients.deletion_path")
+    own, shapes = module.fused_attention, []
+
+    def counted(query: Tensor, *rest: Any) -> Tensor:
+        shapes.append(tuple(query.shape))
+        return own(query, *rest)
+
+    monkeypatch.setattr(module, "FUSED_FROM", 0)
+    monkeypatch.setattr(module, "fused_attention", counted)
+    return shapes
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gpt_neox", "opt", "mistral", "gemma2"])
+@pytest.mark.parametrize("features", ["content", "all"])
+def test_the_fused_kernel_equals_the_slow_loop(
+    architecture: str, features: str, fused_kernel: list[tuple[int, ...]]
+) -> None:
+    """Also behind a cached prefix (`content`), with grouped heads, and where windows leave the plain kernel."""
+    loaded = make_loaded(architecture, dtype=torch.float64)
+    generation = chat(loaded)
+    windows = architecture in ("mistral", "gemma2")
+    assert fuses(loaded.model, tokens=1) is not windows
+    require_equal_to_the_loop(loaded, generation, features, 1e-5)
+    assert bool(fused_kernel) is not windows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_fused_kernel_in_other_dtypes(dtype: torch.dtype, fused_kernel: list[tuple[int, ...]]) -> None:
+    wide = make_loaded("llama", dtype=torch.float64)
+    generation = chat(wide)
+    narrow = replace(wide, model=copy.deepcopy(wide.model).to(dtype))
+    got, want = (deletion_path(one, generation, n_steps=4) for one in (narrow, wide))
+    assert fused_kernel
+    tolerance = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.3}[dtype]
+    assert difference(got.values, want.values) < tolerance * float(want.values.abs().max())
+    bases = [certificate_of(one).f_baseline for one in (got, want)]
+    assert difference(*bases) < tolerance * float(bases[1].abs().max())
+
+
+def test_the_fused_kernel_keeps_no_maps(fused_kernel: list[tuple[int, ...]]) -> None:
+    """Bytes that the graph keeps grow with the length, not with its square."""
+    loaded = make_loaded("llama", dtype=torch.float32, max_position_embeddings=2048)
+
+    def kept(words: int) -> int:
+        generation = chat(loaded, content="The capital of France is Paris " * words)
+        total: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            total[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            deletion_path(loaded, generation, targets=token_targets(generation)[:1], n_steps=1)
+        return sum(total.values())
+
+    short, long = kept(20), kept(80)
+    assert fused_kernel
+    assert long < 7 * short  # the mask, which all layers share, does grow so
 
 
 # derivatives and closed forms

@@ -228,7 +228,7 @@ def naive_greedy(
 def test_answers_of_a_causal_model(architecture: str) -> None:
     loaded = make_loaded(architecture)
     prompts = [prompt_tokens(loaded, text) for text in ("Hello", "The capital of France is")]
-    found = causal.answers(loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4)
+    found = causal.answers(loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4, tokenizer=loaded.tokenizer)
     for prompt, answer in zip(prompts, found, strict=True):
         ids, logprobs = naive_greedy(loaded.model, {}, list(prompt.ids), "input_ids")
         assert list(answer.ids) == ids
@@ -241,7 +241,9 @@ def test_answers_of_a_causal_model(architecture: str) -> None:
 def test_answers_of_an_encoder_decoder(architecture: str) -> None:
     loaded = make_encoder_decoder(architecture)
     prompt = prompt_tokens(loaded)
-    (answer,) = encoder_decoder.answers(loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4)
+    (answer,) = encoder_decoder.answers(
+        loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4, tokenizer=loaded.tokenizer
+    )
     source, begin = prompt.ids[: prompt.source_len], list(prompt.ids[prompt.source_len :])
     ids, logprobs = naive_greedy(loaded.model, {"input_ids": torch.tensor([source])}, begin, "decoder_input_ids")
     assert list(answer.ids) == ids
@@ -252,7 +254,9 @@ def test_answers_of_an_encoder_decoder(architecture: str) -> None:
 def test_answers_of_a_classifier(architecture: str) -> None:
     loaded = make_classifier(architecture)
     prompts = [prompt_tokens(loaded, text) for text in SENTENCES]
-    found = classifier.answers(loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4)
+    found = classifier.answers(
+        loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4, tokenizer=loaded.tokenizer
+    )
     for prompt, answer in zip(prompts, found, strict=True):
         with torch.no_grad():
             row = loaded.model(torch.tensor([prompt.ids])).logits[0].double().log_softmax(-1)
@@ -281,7 +285,9 @@ def test_answers_of_numbers_that_are_none(make: Any) -> None:
     with torch.no_grad():
         list(loaded.model.parameters())[-1].fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="x: the logits"):
-        adapter_of(loaded.model).answers(loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4)
+        adapter_of(loaded.model).answers(
+            loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4, tokenizer=loaded.tokenizer
+        )
 
 
 # what cannot be explained

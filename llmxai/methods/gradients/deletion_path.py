@@ -34,7 +34,8 @@ from llmxai.methods.gradients.integrated_gradients import certified, integrate
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
-from llmxai.models.families import softmax_refusal
+from llmxai.models.embedding import input_device
+from llmxai.models.families import field_of, kind_of, softmax_refusal
 from llmxai.models.memory import score_maps_of
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
@@ -51,6 +52,12 @@ The kernels that keep none give no gradient with respect to a mask. On a GPU the
 """
 MAPS = 2
 """Maps [head, query, key] that a layer keeps for the backward pass."""
+FUSED_FROM = 512
+"""Tokens from which a CPU uses the fused kernel; GPUs always do."""
+ABSENT = -4000.0
+"""log a of a hidden token for the fused kernel: its weight is exactly 0, and the number fits into 16 bits."""
+WIDER = 8
+"""Channels that the fused kernel adds, of which one is used: kernels want multiples of 8."""
 PRESENCE = "llmxai_presence"
 """The name by which transformers finds our masks and our attention."""
 
@@ -88,7 +95,12 @@ def deletion_path(
     targets = targets_of(generation, targets)
     path = presence_path(loaded, generation, features=features)
     on_cpu = path.input.device.type == "cpu"
-    if on_cpu and kept_maps(loaded, compute, tokens=1 + max(target.last for target in targets)) > MAP_NUMBERS:
+    fused = fuses(loaded.model, tokens=len(path.moving))
+    if (
+        on_cpu
+        and not fused
+        and kept_maps(loaded, compute, tokens=1 + max(target.last for target in targets)) > MAP_NUMBERS
+    ):
         compute = replace(compute, checkpoint=True)
     found = integrate(loaded, path, targets, spec, compute=compute, f_input=f_input, progress=progress, scouts=SCOUTS)
     return certified("deletion_path", found, {"features": features, "path": f"presence u^{POWER}", **found.settings})
@@ -106,6 +118,8 @@ class Hidden:
     masks: list[Tensor] = field(default_factory=list)
     attended: int = 0
     """Attentions of the interface that used one of the masks."""
+    fused: bool = False
+    """Whether the scores never exist as a tensor (`fused_attention`)."""
     given: int = 0
     """Attention modules that received a mask unchanged; counted if no attention uses the interface."""
 
@@ -119,9 +133,17 @@ class Hidden:
             self.added, self.masks, self.in_encoder = None, [], False
 
     def mask(self, seen: Bool[Tensor, "batch 1 query key"], *, dtype: torch.dtype, two_way: bool) -> Tensor:
-        """The numbers added to the scores: log a of the key if the query sees it, else the dtype's smallest number."""
+        """The numbers added to the scores: log a of the key if the query sees it, else the dtype's smallest number.
+
+        For the fused kernel only log a of every key, [node, 1, 1, key].
+        """
         queries, keys = seen.shape[-2:]
         least = torch.finfo(dtype).min
+        if self.fused and self.added is not None and queries > 1 and plainly_causal(seen):
+            own = self.added.to(seen.device)
+            row = nn.functional.pad(own, (keys - own.shape[1], 0)).clamp(min=ABSENT)[:, None, None, :]
+            self.masks.append(row)
+            return row
         if self.added is None:
             found = torch.zeros((), dtype=dtype, device=seen.device)
         else:
@@ -144,8 +166,9 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
     """Inside this context, the model adds the numbers of `hidden` to its attention scores.
 
     Masks are built once per pass and shared by the layers, through transformers' mask interface. Each layer attends
-    with its own function, so window, scale, soft cap and sinks are those of the architecture. On GPUs that is the plain
-    kernel: the memory-efficient one refuses the gradient of a mask that is shared by the heads.
+    with its own function, so window, scale, soft cap and sinks are those of the architecture, except in plain causal
+    attention, where log a is a channel of the keys (`fused_attention`). Else it is the plain kernel on GPUs: the
+    memory-efficient one refuses the gradient of a mask that is shared by the heads.
     """
     own = model.config._attn_implementation
 
@@ -159,6 +182,8 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
     ) -> tuple[Tensor, None]:
         if attention_mask is not None and attention_mask.is_floating_point():
             hidden.attended += 1
+            if attention_mask.shape[2] < query.shape[2]:
+                return fused_attention(query, key, value, attention_mask, options.get("scaling")), None
             attention_mask = attention_mask.to(query.dtype)
         function = own_attention(module) if own == "eager" else sdpa_attention_forward
         with sdpa_kernel(SDPBackend.MATH) if query.is_cuda else nullcontext():
@@ -186,6 +211,59 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
         AttentionMaskInterface._global_mapping.pop(PRESENCE, None)
 
 
+def fuses(model: PreTrainedModel, *, tokens: int) -> bool:
+    """Whether a decoder's attention is plain causal softmax by PyTorch's kernel, on a device and a length for it."""
+    text = model.config.get_text_config()
+    windows = set(getattr(text, "layer_types", None) or ["full_attention"]) != {"full_attention"}
+    windows |= bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
+    long = input_device(model).type != "cpu" or tokens >= FUSED_FROM
+    plain = model.config._attn_implementation in ("sdpa", PRESENCE) and through_interface(model)
+    return bool(long and plain and not windows and kind_of(model) is ModelKind.CAUSAL)
+
+
+def plainly_causal(seen: Bool[Tensor, "batch 1 query key"]) -> bool:
+    """Whether every query sees itself and all that is before it."""
+    queries, keys = seen.shape[-2:]
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=seen.device).tril(keys - queries)
+    return bool((seen == causal).all())
+
+
+def fused_attention(
+    query: Float[Tensor, "node head query channel"],
+    key: Float[Tensor, "node kv_head key channel"],
+    value: Float[Tensor, "node kv_head key value_channel"],
+    added: Float[Tensor, "node 1 1 key"],
+    scaling: float | None,
+) -> Float[Tensor, "node query head value_channel"]:
+    """Causal attention with `added` to the score of every key but the query's own, by a kernel that keeps no scores.
+
+    The number is one more channel of the keys, which meets a channel of ones in the queries. A query's own key stands
+    in the row a second time, without it. So the mask is the same for all and needs no gradient.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    wide = max(query.shape[-1], value.shape[-1]) + WIDER
+
+    def widened(x: Tensor, channel: Tensor | None = None) -> Tensor:
+        parts = [x] if channel is None else [x, channel.to(x.dtype).expand(*x.shape[:-1], 1)]
+        filled = torch.cat(parts, dim=-1)
+        return nn.functional.pad(filled, (0, wide - filled.shape[-1]))
+
+    times = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
+    own = slice(keys - queries, keys)
+    behind = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries - 1)
+    itself = torch.eye(queries, dtype=torch.bool, device=query.device)
+    found = nn.functional.scaled_dot_product_attention(
+        widened(query, query.new_ones(1)),
+        torch.cat([widened(key, added.transpose(2, 3) / scale), widened(key[:, :, own])], dim=2),
+        widened(torch.cat([value, value[:, :, own]], dim=2)),
+        attn_mask=torch.cat([behind, itself], dim=1)[None, None],
+        scale=scale,
+    )
+    return found[..., : value.shape[-1]].transpose(1, 2).contiguous()
+
+
 def _is_one_of(given: Any, masks: Sequence[Tensor]) -> bool:
     """Compare by value: Accelerate copies tensors that it moves to another device."""
     if not isinstance(given, Tensor):
@@ -209,8 +287,8 @@ class PresencePath:
         return hiding(model, self.hidden)
 
     def score_maps(self, model: PreTrainedModel) -> int:
-        """Scores and weights, since the kernels that keep none give no gradient with respect to a mask."""
-        return max(MAPS, score_maps_of(model))
+        """Scores and weights, unless the kernel is fused: such kernels give no gradient with respect to a mask."""
+        return 0 if fuses(model, tokens=len(self.moving)) else max(MAPS, score_maps_of(model))
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live"]:
         """log a, in float32 or wider; exactly 0 if a token is seen and -inf if it is hidden."""
@@ -285,7 +363,7 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
         input=x,
         moving=moving.to(x.device),
         two_way=loaded.kind is ModelKind.CLASSIFIER,
-        hidden=Hidden(source=source),
+        hidden=Hidden(source=source, fused=fuses(loaded.model, tokens=len(x))),
         ids=generation.ids,
     )
 
@@ -293,7 +371,7 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
 def kept_maps(loaded: LoadedModel, compute: Compute, *, tokens: int) -> int:
     """Attention weights that the graph of one chunk keeps without checkpointing."""
     layers = sum(len(stack) for stack in layer_stacks(loaded.model))
-    heads = loaded.model.config.get_text_config().num_attention_heads
+    heads = field_of(loaded.model.config.get_text_config(), "num_attention_heads", 1)
     chunk = max(compute.chunk_tokens or CHUNK_TOKENS, tokens)
     return int(MAPS * layers * heads * tokens * chunk)
 

@@ -18,6 +18,7 @@ from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
 from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
+from llmxai.models.forward import own_errors
 from llmxai.models.memory import ChunkSize, in_chunks, score_maps_of, within_memory
 from llmxai.models.precision import exact_products
 from llmxai.types import Generation
@@ -256,7 +257,8 @@ class PathFunction:
             except Exception as error:
                 if not compilation_failed(error):
                     raise
-        return self._pairs(nodes, done, progress)
+        with own_errors(self.loaded.model, what="be differentiated along this path"):
+            return self._pairs(nodes, done, progress)
 
     def _pairs(
         self, nodes: Sequence[Node], done: int, progress: Callable[[int], None], *, extra: int = 0
@@ -292,7 +294,8 @@ class PathFunction:
 
     def _pullback(self, inputs: Float[Tensor, "node live *width"], *, extra: int) -> Pullback:
         """One forward pass; then gradients with respect to `inputs`, one target per node at a time."""
-        if not keeps_logits(self.loaded.model):
+        model = self.loaded.model
+        if not keeps_logits(model) or model.get_output_embeddings() is None:
             with torch.enable_grad():
                 values = self.rows.values(self._logits(inputs, extra=extra))
 

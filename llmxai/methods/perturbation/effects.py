@@ -31,11 +31,11 @@ from llmxai.methods.perturbation.removal import (
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, span_target, targets_of
 from llmxai.models import LoadedModel, frozen_eval
-from llmxai.models.memory import ChunkSize, in_chunks
+from llmxai.models.memory import ChunkSize, forward_tokens, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
 from llmxai.stats import LinearFit, acting_together, ridge_with_prior
-from llmxai.types import ContextEffects, Effects, Generation, Piece, Scores
+from llmxai.types import ContextEffects, Effects, Generation, Piece, Scores, predicted_token
 
 CONFIDENCE = 0.9
 """Of the intervals of effects."""
@@ -72,8 +72,8 @@ def measure_effects(
     units, kind = prompt_units(generation, units=removal.units)
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
-    whole = torch.ones(int(f_input is None), len(units), dtype=torch.bool)
-    size = ChunkSize(removal.chunk_tokens)
+    whole = torch.ones(1, len(units), dtype=torch.bool)
+    size = _size(loaded, generation, targets, removal)
     f = f_of_masks(
         loaded,
         generation,
@@ -86,18 +86,24 @@ def measure_effects(
         progress=progress,
     )
     f, answer = f[:-1], f[-1]
-    known = len(whole) + len(units)
+    known = 1 + len(units)
     return Effects(
         operator=removal.operator,
         units=units,
         kept=kept,
         f_full=f[:, 0] if f_input is None else f_input.double(),
-        f_without=f[:, len(whole) : known],
+        f_without=f[:, 1:known],
         f_masked=f[:, known:],
         settings=_settings(removal, size, kind),
+        answer_drop=answer[0] - answer[1:known],
         context=measured_context(loaded, generation, targets, removal, size=size, masked=answer[known:]),
         **_hidden(loaded, generation, targets, removal, size=size),
     )
+
+
+def _size(loaded: LoadedModel, generation: Generation, targets: Sequence[Target], removal: Removal) -> ChunkSize:
+    planned = forward_tokens(loaded.model, tokens=len(generation.ids), targets=len(targets))
+    return ChunkSize(removal.chunk_tokens or planned)
 
 
 def from_coarse_to_fine(
@@ -111,7 +117,7 @@ def from_coarse_to_fine(
     progress: Progress = quiet,
 ) -> Effects:
     """The same for documents, turns and what they consist of, within `removal.budget` forward passes."""
-    size = ChunkSize(removal.chunk_tokens)
+    size = _size(loaded, generation, targets, removal)
     subsets = min(removal.subsets, removal.budget // 3)
     left = removal.budget - subsets - 3  # with everything, without the context, without the rest
     with frozen_eval(loaded.model):
@@ -135,6 +141,7 @@ def from_coarse_to_fine(
         f_without=f[:, : len(targets)].T.contiguous(),
         f_masked=masked[:, : len(targets)].T.contiguous(),
         settings=_settings(removal, size, "piece"),
+        answer_drop=full[len(targets)] - f[:, len(targets)],
         context=context,
         **_hidden(loaded, generation, targets, removal, size=size, units=units, reader=meter.hides_from, prefix=prefix),
     )
@@ -186,16 +193,16 @@ def f_of_hidden(
 
     With `prefix`, the keys and values of the tokens before `reader`, only from the tokens from `reader` on.
 
-    NaN for a target in front of a set, and for one inside a word of it: a target's own word always stays. One forward
-    pass per set serves all targets.
+    A token in front of a set, and one inside a word of it, counts as unchanged: its own word always stays. NaN for a
+    target of such tokens only. One forward pass per set serves all targets.
     """
     try:
         path = presence_path(loaded, generation, features="all")
     except UnsupportedModelError:
         return None
-    rows = TargetRows.of(targets)
+    rows = TargetRows.of(_single(targets))
     seen = max(rows.positions) + 1
-    presence = torch.zeros(len(sets), seen, dtype=path.input.dtype, device=path.input.device)
+    presence = torch.zeros(len(sets) + 1, seen, dtype=path.input.dtype, device=path.input.device)  # the last hides none
     for number, ranges in enumerate(sets):
         for start, end in ranges:
             presence[number, start:end] = -torch.inf
@@ -208,16 +215,36 @@ def f_of_hidden(
 
     try:
         with frozen_eval(loaded.model), torch.no_grad(), path.attached(loaded.model):
-            found = in_chunks(values, size=size, each=seen, items=len(sets)).T.contiguous()
+            f = in_chunks(values, size=size, each=seen, items=len(sets) + 1)  # [set + 1, row]
     except UnsupportedModelError:
         return None
-    for t, target in enumerate(targets):
-        said = [position + 1 for position in target.positions]
-        for number, ranges in enumerate(sets):
-            inside = any(start < place < end for start, end in ranges for place in said)
-            if inside or min(start for start, _ in ranges) > target.last:
-                found[t, number] = torch.nan
+    outside = torch.tensor([[_is_behind(position, ranges) for position in rows.positions] for ranges in sets])
+    drop = torch.where(outside, f[-1] - f[:-1], 0.0)
+    owner = torch.tensor([number for number, target in enumerate(targets) for _ in target.positions])
+    sums = torch.zeros(len(targets), len(sets), dtype=torch.float64).index_add_(0, owner, drop.T)
+    seen_by_any = torch.zeros(sums.shape).index_add_(0, owner, outside.T.float()) > 0
+    f_full = torch.zeros(len(targets), dtype=torch.float64).index_add_(0, owner, f[-1])
+    return (f_full[:, None] - sums).masked_fill(~seen_by_any, torch.nan)
+
+
+def _single(targets: Sequence[Target]) -> list[Target]:
+    """Every token of every target as a target of its own."""
+    found = []
+    for target in targets:
+        if len(target.ids) == 1:
+            found.append(target)
+            continue
+        for number, (position, token) in enumerate(zip(target.positions, target.ids, strict=True)):
+            foils = target.foils[number : number + 1]
+            found.append(Target(kind=target.kind, positions=(position,), ids=(token,), foils=foils))
     return found
+
+
+def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
+    """Whether the token that a position predicts comes after the first of the ranges and is inside none of them."""
+    token = predicted_token(position)
+    inside = any(start < token < end for start, end in ranges)
+    return not inside and min(start for start, _ in ranges) <= position
 
 
 def estimated(effects: Effects, prior: Scores | None) -> Effects:

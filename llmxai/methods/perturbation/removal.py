@@ -93,11 +93,7 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
     The answer's last word has nothing behind it. Longer answers are cut into sentences, as prompts are. Mentions are
     words with the same letters and digits, whatever their case, in the prompt's content or the answer.
     """
-    first = generation.prompt_len
     words = content_words(generation)
-    own = [word for word in words if word[0] >= first and word[1] < len(generation.ids)]
-    if len(own) > MOST_UNITS:
-        own, _ = _not_too_many(generation, own)
     mentions: dict[str, list[Unit]] = {}
     for start, end in words:
         text = "".join(c for c in "".join(generation.texts[start:end]).casefold() if c.isalnum())
@@ -105,7 +101,14 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
             mentions.setdefault(text, []).append((start, end))
     repeated = [tuple(places) for places in mentions.values() if len(places) > 1]
     repeated.sort(key=len, reverse=True)
-    return (*((word,) for word in own), *repeated[:MOST_UNITS])
+    return (*((unit,) for unit in answer_units(generation)), *repeated[:MOST_UNITS])
+
+
+def answer_units(generation: Generation) -> tuple[Unit, ...]:
+    """The words of the answer that have something behind them; of a longer answer its sentences, or runs of them."""
+    first, n = generation.prompt_len, len(generation.ids)
+    own = [word for word in content_words(generation) if word[0] >= first and word[1] < n]
+    return tuple(_not_too_many(generation, own)[0] if len(own) > MOST_UNITS else own)
 
 
 def unit_sums(
@@ -253,12 +256,13 @@ class MaskedSequence:
     def present(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
         """Which positions of the sequence are occupied, by a real token or a replacement.
 
-        If deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token remains.
+        If deletion would leave nothing to predict from (a raw prompt without BOS, or a whole source), one neutral token
+        remains.
         """
         if self.substitute is not None:
             return torch.ones(len(kept), len(self.owner), dtype=torch.bool)
         stays = self.stays(kept)
-        before = min(self.rows.positions) - self.first + 1
+        before = self.source or min(self.rows.positions) - self.first + 1
         stays[:, 0] |= ~stays[:, :before].any(dim=1)
         return stays
 

@@ -7,7 +7,7 @@
 | `stacks(model)` | its stacks of layers |
 | `keeps_prefix(model)` | whether keys and values of a fixed beginning can be cached |
 | `initial_rows(model, name, generation, positions)` | the rows that an attention rollout starts from |
-| `answers(model, name, prompts, decoding)` | the model's own answers as ids with their log-probs |
+| `answers(model, name, prompts, decoding, room, tokenizer)` | the model's own answers as ids with their log-probs |
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.models.adapters import causal, classifier, encoder_decoder
 from llmxai.models.embedding import input_device
@@ -54,7 +54,14 @@ class Adapter(Protocol):
     ) -> Float[Tensor, "target seen"]: ...
 
     def answers(
-        self, model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        prompts: Sequence[PromptTokens],
+        decoding: Decoding,
+        room: int,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]: ...
 
 
@@ -88,7 +95,7 @@ def forward_logits(
     embeddings cannot be replaced, and from any error in its own code.
     """
     rows = torch.as_tensor(ids, device=input_device(model))
-    rows = torch.atleast_2d(rows) if inputs_embeds is None else rows.expand(len(inputs_embeds), -1)
+    rows = rows.reshape(-1, rows.shape[-1]) if inputs_embeds is None else rows.expand(len(inputs_embeds), -1)
     return adapter_of(model).logits(model, inputs_embeds, ids=rows, positions=positions, prefix=prefix, source=source)
 
 

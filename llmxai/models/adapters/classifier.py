@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import NonFiniteError, PromptError, UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares
 from llmxai.models.embedding import input_device, replaced
-from llmxai.models.finding import require_one_class
-from llmxai.models.forward import frozen_eval, run, transformer_layers
+from llmxai.models.finding import require_one_class, require_one_stack
+from llmxai.models.forward import first_of, frozen_eval, own_errors, run, transformer_layers, with_first
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -24,8 +24,11 @@ NO_TOKEN = -1
 
 
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError if the logits are not a distribution over mutually exclusive classes."""
+    """Raise UnsupportedModelError if the logits are not a distribution over mutually exclusive classes, or two stacks
+    give them.
+    """
     require_one_class(model.config, name=name)
+    require_one_stack(model.config, type(model).__name__, name=name)
 
 
 def logits(
@@ -86,10 +89,16 @@ def initial_rows(
 
 
 def answers(
-    model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+    model: PreTrainedModel,
+    *,
+    name: str,
+    prompts: Sequence[PromptTokens],
+    decoding: Decoding,
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Answer]:
     """The most likely class of every prompt."""
-    del decoding, room
+    del decoding, room, tokenizer
     return [classified(model, prompt, name=name, label=None) for prompt in prompts]
 
 
@@ -146,15 +155,17 @@ def positions_read(model: PreTrainedModel, ids: Sequence[int]) -> tuple[int, ...
     leaves: list[Tensor] = []
 
     def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
-        tensor = output[0] if isinstance(output, tuple) else output
-        leaves.append(tensor.detach().requires_grad_())
-        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+        leaves.append(first_of(output).detach().requires_grad_())
+        return with_first(output, leaves[-1])
 
     handle = transformer_layers(model)[-1].register_forward_hook(cut)
     try:
         with torch.enable_grad():
             values = class_logits(model, torch.tensor([list(ids)], device=input_device(model)))
-            (gradient,) = torch.autograd.grad(values.float().square().sum(), leaves[0])
+            if len(leaves) != 1 or leaves[0].shape[:2] != (1, len(ids)):
+                raise UnsupportedModelError(f"The layers of {type(model).__name__} do not give one vector per token.")
+            with own_errors(model, what="be differentiated in its last layer"):
+                (gradient,) = torch.autograd.grad(values.float().square().sum(), leaves[0])
     finally:
         handle.remove()
     return tuple(gradient[0].abs().amax(dim=-1).nonzero()[:, 0].tolist())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares, generated, generation_config
@@ -21,12 +21,8 @@ from llmxai.types import Answer, Generation, PromptTokens, Role
 
 @torch.no_grad()
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError for a model that reads no text, or that does not run from tokens on both sides."""
-    if model.main_input_name != "input_ids":
-        raise UnsupportedModelError(
-            f"{name}: {type(model).__name__} reads {model.main_input_name}, not text, so there are no tokens to which its "
-            f"answer could be attributed. Give a model that reads text."
-        )
+    """Raise UnsupportedModelError for a model that does not run from tokens on both sides."""
+    del name
     ids = torch.arange(3, device=input_device(model)).repeat(1, 2)
     with frozen_eval(model):
         logits(model, embed(model, ids[0].tolist(), source=3)[None], ids=ids, positions=[5], prefix=None, source=3)
@@ -86,7 +82,13 @@ def initial_rows(
 
 
 def answers(
-    model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+    model: PreTrainedModel,
+    *,
+    name: str,
+    prompts: Sequence[PromptTokens],
+    decoding: Decoding,
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Answer]:
     """The decoder's output for each source, one source at a time."""
     config, device, found = generation_config(model, decoding, room), input_device(model), []
@@ -94,7 +96,7 @@ def answers(
         source = torch.tensor([prompt.ids[: prompt.source_len]], device=device)
         begin = torch.tensor([prompt.ids[prompt.source_len :]], device=device)
         inputs = {"inputs": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": begin}
-        found += generated(model, name=name, config=config, inputs=inputs, seed=decoding.seed)
+        found += generated(model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed)
     return found
 
 
