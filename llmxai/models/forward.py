@@ -162,7 +162,7 @@ def lost_positions(model: PreTrainedModel) -> int:
     """How many rows of the table of positions no token gets: those up to the padding id, where it names one."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return 1 + int(module.padding_idx)  # type: ignore[arg-type]
+            return 1 + int(module.padding_idx)
     return 0
 
 

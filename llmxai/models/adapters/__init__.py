@@ -95,7 +95,7 @@ def forward_logits(
     embeddings cannot be replaced, and from any error in its own code.
     """
     rows = torch.as_tensor(ids, device=input_device(model))
-    rows = torch.atleast_2d(rows) if inputs_embeds is None else rows.expand(len(inputs_embeds), -1)
+    rows = rows.expand(1 if inputs_embeds is None else len(inputs_embeds), -1)
     return adapter_of(model).logits(model, inputs_embeds, ids=rows, positions=positions, prefix=prefix, source=source)
 
 
