@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -414,10 +415,11 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Every class of transformers",
         "",
-        f"`make matrix-all` wrote this with transformers {transformers.__version__}. Every class behind AutoModelForCausalLM,",
-        "AutoModelForSequenceClassification and AutoModelForSeq2SeqLM is built tiny with all weights random. Two prompts, one",
-        "with padding ids in it and at its end, go through transformers from ids; `same`: llmxai's log-probs are within",
-        f"{TOLERANCE} nats, the model's longest prompt runs and one more token is refused, and its own answer is explained.",
+        f"`make matrix-all` wrote this with transformers {transformers.__version__}. Every class behind",
+        "AutoModelForCausalLM, AutoModelForSequenceClassification and AutoModelForSeq2SeqLM is built tiny with all",
+        "weights random. Two prompts, one with padding ids in it and at its end, go through transformers from ids.",
+        f"`same`: llmxai's log-probs are within {TOLERANCE} nats, the longest prompt that llmxai takes runs and one more",
+        "token is refused, and the model's own answer is explained.",
         "",
         "| kind | " + " | ".join(OUTCOMES) + " |",
         "| --- |" + " ---: |" * len(OUTCOMES),
