@@ -30,12 +30,14 @@ from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
 from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.models import LoadedModel
+from llmxai.models.embedding import input_device
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
 from llmxai.models.precision import in_precision
+from llmxai.models.speed import in_words, layer_operations, predicted_seconds
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
+from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores, rows_in
 
 AskedTargets = str | Target | Sequence[str | Target] | None
 """What `explain` takes as targets."""
@@ -46,6 +48,9 @@ STAGES = {
     ROLLOUT: "rolling out attention",
 }
 """What progress calls the methods that are always computed."""
+SHORT = 1e10
+"""Operations of a pass, times targets, below which no device takes a minute, so that its rate need not be measured."""
+MINUTE = 60.0
 
 Found = Callable[[Generation, Sequence[Target], Replay, Effects | None], None]
 """Called with the answer and its targets once it is replayed (effects None), and again once removals are measured."""
@@ -153,7 +158,9 @@ def explained(
     watched = partial(progress, stage)
     rows = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
     if measured is not None:
-        measured = estimated(measured, prior=rows if judged is deletion else None)
+        everything = (*targets, *missing_rows(generation, targets))
+        answer_rows = rows_in(everything, generation.prompt_len, (0, generation.n_targets))
+        measured = estimated(measured, prior=rows if judged is deletion else None, answer=answer_rows)
     units = prompt_units(generation)[0] if measured is None else measured.units
     trace = traced(generation, targets, rows, units=units, effects=measured)
     effects = None if measured is None else measured.of_first(len(targets))
@@ -362,16 +369,28 @@ def require_room(
     *,
     targets: int | None = None,
 ) -> None:
-    """Report the plan for integrated gradients, unless the caller made one.
+    """Report the plan for integrated gradients, unless the caller made one, and how long it will take, if long.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
+    tokens, n = len(generation.ids), targets or generation.n_targets
+    long = expected_time(loaded, tokens=tokens, targets=n)
+    if long is not None:
+        progress(f"expected to take {long}", 0, 1)
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return
-    tokens = len(generation.ids)
-    plan = plan_for(loaded.model, tokens=tokens, targets=targets or generation.n_targets, dtype=loaded.dtype)
+    plan = plan_for(loaded.model, tokens=tokens, targets=n, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
+
+
+def expected_time(loaded: LoadedModel, *, tokens: int, targets: int) -> str | None:
+    """In words how long an explanation takes; None if it is less than a minute."""
+    if layer_operations(loaded.model, tokens=tokens) * targets < SHORT:
+        return None
+    device = input_device(loaded.model)
+    seconds = predicted_seconds(loaded.model, tokens=tokens, targets=targets, device=device, dtype=loaded.dtype)
+    return in_words(seconds) if seconds > MINUTE else None
 
 
 def _or_refused(name: str, generation: Generation, targets: int, work: Callable[[], Scores]) -> Scores:

@@ -6,21 +6,24 @@ Units: log-probs and attributions are in nats, rollout rows are shares of 1, LDS
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llmxai.errors import OptionError
 from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
-from llmxai.names import Unit
 from llmxai.pieces import ContextEffects as ContextEffects
+from llmxai.pieces import Effects as Effects
 from llmxai.pieces import Piece as Piece
+from llmxai.target import Target as Target
+from llmxai.target import TargetKind as TargetKind
+from llmxai.target import predicted_token as predicted_token
+from llmxai.target import predicting_position as predicting_position
+from llmxai.target import rows_in as rows_in
 from llmxai.text import quoted
 
 
@@ -118,64 +121,6 @@ class CrossCheck:
     variant_dilution: Dilution | None
     verdict: RefereeVerdict | None
     """None if nothing was removed."""
-
-
-def predicting_position(prompt_len: int, t: int) -> int:
-    """The position whose logits predict generated token `t` (0-based), which itself sits at `prompt_len + t`.
-
-    This is the position rule; it is written nowhere else in llmxai.
-    """
-    return prompt_len + t - 1
-
-
-def predicted_token(position: int) -> int:
-    """The index of the token that the logits at `position` are about: the position rule read backwards."""
-    return position + 1
-
-
-TargetKind = Literal["logprob", "logit", "contrast"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """F = sum over (position, id) of the log-prob (nats) or logit of `id`, or of its logit minus the foil's."""
-
-    kind: TargetKind
-    positions: tuple[int, ...]
-    """Predicting positions: the logits there are about the next token."""
-    ids: tuple[int, ...]
-    foils: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.positions or len(self.positions) != len(self.ids):
-            raise OptionError(
-                f"A target has {len(self.positions)} positions and {len(self.ids)} ids; expected one id per position."
-            )
-        if self.kind == "contrast" and len(self.foils) != len(self.ids):
-            raise OptionError(
-                f"A contrast of {len(self.ids)} tokens has {len(self.foils)} foils; expected one per token."
-            )
-
-    @property
-    def last(self) -> int:
-        """Its last predicting position; later tokens have no influence."""
-        return max(self.positions)
-
-    @property
-    def tokens(self) -> Unit:
-        """Half-open range of token indices, from the first to the last token that it is about."""
-        return predicted_token(min(self.positions)), predicted_token(self.last) + 1
-
-
-def rows_in(targets: Sequence[Target], prompt_len: int, tokens: Unit) -> list[int]:
-    """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
-    own, (start, end) = [target.tokens for target in targets], (place + prompt_len for place in tokens)
-    inside = [row for row, (a, b) in enumerate(own) if start <= a and b <= end]
-    largest: list[int] = []
-    for row in sorted(inside, key=lambda row: (own[row][0], -own[row][1])):
-        if not largest or own[row][0] >= own[largest[-1]][1]:
-            largest.append(row)
-    return largest
 
 
 @dataclass(frozen=True)
@@ -415,79 +360,6 @@ class Scores:
         largest = first.abs().argsort(descending=True, stable=True)[:3].tolist()
         told = ", ".join(f"token {i} {float(first[i]):+.3g}" for i in largest)
         return f"Scores({self.method}, {shape}, {'signed' if self.signed else 'unsigned'}; target 0: {told})"
-
-
-@dataclass(frozen=True, eq=False)
-class Effects:
-    """What removing parts of the prompt, and of the answer's earlier words, does to every target.
-
-    Parts of the prompt are taken out (or replaced: see `operator`), one by one and in random halves. Earlier words of
-    the answer, and words together with all their mentions, are hidden from the tokens behind them.
-    A unit is a half-open token range (a token, word or sentence).
-    """
-
-    operator: str
-    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding), `mean` (mean embedding), or `hide`
-    (of a long prompt: see `ContextEffects.how`)."""
-    units: tuple[Unit, ...]
-    """Of the prompt."""
-    kept: Bool[Tensor, "mask unit"]
-    """Which units are kept in each random subset."""
-    f_full: Float[Tensor, " target"]
-    f_masked: Float[Tensor, "target mask"]
-    """F (nats) of each random subset."""
-    f_without: Float[Tensor, "target unit"]
-    """F (nats) with one unit left out alone."""
-    settings: Mapping[str, Any]
-    hidden: tuple[tuple[Unit, ...], ...] = ()
-    """Sets of ranges that are hidden together: one word of the answer, or a word with all its mentions."""
-    f_hidden: Float[Tensor, "target hidden"] | None = None
-    """F with each set hidden from what follows; NaN for a target before it, or inside one of its words."""
-    effect: Float[Tensor, "target unit"] | None = None
-    """Mean drop of F (nats) over random halves of the other units when the unit is removed: its Banzhaf value, by a
-    ridge regression on the subsets."""
-    low: Float[Tensor, "target unit"] | None = None
-    """Lower end of the 90 % interval of `effect`."""
-    high: Float[Tensor, "target unit"] | None = None
-    ceiling: tuple[float | None, ...] = ()
-    """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
-    pair: tuple[tuple[int, int] | None, ...] = ()
-    """The two units that most clearly act together: the subsets show more than the sum of their single effects."""
-    context: ContextEffects | None = None
-    """The documents and turns as wholes; None where the prompt is one turn and short."""
-
-    def __repr__(self) -> str:
-        sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"
-        largest = float(self.drop.max()) if self.drop.numel() else 0.0
-        return f"Effects({self.operator}, {sizes}, largest drop {largest:.3g} nats)"
-
-    def of_first(self, n: int) -> Effects:
-        """Those on the first `n` targets."""
-        ends = {"effect": self.effect, "low": self.low, "high": self.high, "f_hidden": self.f_hidden}
-        first: dict[str, Any] = {name: None if part is None else part[:n] for name, part in ends.items()}
-        first |= {name: getattr(self, name)[:n] for name in ("f_full", "f_masked", "f_without", "ceiling", "pair")}
-        return replace(self, **first)
-
-    @property
-    def drop(self) -> Float[Tensor, "target unit"]:
-        """Leave-one-out: how much F falls (nats) when the unit alone is removed."""
-        return self.f_full[:, None] - self.f_without
-
-    @property
-    def estimates(
-        self,
-    ) -> tuple[Float[Tensor, "target unit"], Float[Tensor, "target unit"], Float[Tensor, "target unit"]]:
-        """`effect`, `low` and `high`; all three are `drop` where there are no random subsets."""
-        if self.effect is None or self.low is None or self.high is None:
-            return self.drop, self.drop, self.drop
-        return self.effect, self.low, self.high
-
-    @property
-    def hidden_drop(self) -> Float[Tensor, "target hidden"]:
-        """How much F falls (nats) when a set is hidden; NaN where it is not defined."""
-        if self.f_hidden is None:
-            return torch.zeros(len(self.f_full), 0, dtype=torch.float64)
-        return self.f_full[:, None] - self.f_hidden
 
 
 @dataclass(frozen=True)

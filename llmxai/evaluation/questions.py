@@ -263,9 +263,10 @@ def trace_answer(
 ) -> tuple[list[str], list[bool]]:
     """The words of the answer, and which of them follow from the prompt and the words before.
 
-    copy: the source, then the source. chain2, chain3: the source and one or two words, each following the one before.
-    sum: the numbers as they are added, modulo 10. think: a thought in brackets, which ends with the answer that is then
-    given. A word that another one is made from is `replaced` by a random one with that probability.
+    copy: the marker with the source, then the source. chain2, chain3: the same and one or two words, each following the
+    one before. sum: the markers with the numbers as they are added, modulo 10. think: a thought in brackets, which ends
+    with the answer that is then given. A word that another one is made from is `replaced` by a random one with that
+    probability.
     """
     answer: list[str] = []
     follows: list[bool] = []
@@ -281,15 +282,17 @@ def trace_answer(
         follows.append(True)
 
     if task == "sum":
+        sign(MARKER)
         total = write(sources[0], kind=DIGITS)
-        for number, last in ((sources[1], False), (sources[2], True)):
-            sign(SECOND)
+        for marker, number, last in ((SECOND, sources[1], False), (THIRD, sources[2], True)):
+            sign(marker)
             added = write(number, kind=DIGITS)
             sign("=")
             total = write(str((int(total) + int(added)) % 10), kind=DIGITS, used=not last)
         return answer, follows
     if task == "think":
         sign("(")
+    sign(MARKER)
     word = write(sources[0])
     steps = {"copy": 1, "chain2": 1, "chain3": 2, "think": 1}[task]
     for step in range(steps):

@@ -69,6 +69,12 @@ def copy_fits(loaded: LoadedModel) -> bool:
     return bool(needed <= COPY_SHARE * free_memory(input_device(loaded.model)))
 
 
+def rounds_products(loaded: LoadedModel) -> bool:
+    """Whether float32 products are computed in TF32 now."""
+    wide = loaded.dtype == torch.float32 and input_device(loaded.model).type == "cuda"
+    return wide and torch.get_float32_matmul_precision() != "highest"
+
+
 def tf32_products() -> AbstractContextManager[None]:
     """Inside, float32 products may use TF32 where the GPU has it; the caller's setting comes back."""
     return _products("high")

@@ -148,7 +148,7 @@ def _sources_line(
             )
         )
     if undecided := of[Status.UNDECIDED]:
-        told.append((f"undecided: {len(undecided)}, {_why_undecided(explanation, undecided)}",))
+        told.append((f"undecided: {len(undecided)}{_why_undecided(explanation, undecided)}",))
     joined: Sentence = ()
     for number, part in enumerate(told):
         joined += (("; " if number else ""), *part)
@@ -176,17 +176,19 @@ def _names(words: Sequence[Sequence[Mapping[str, Any]]]) -> Sentence:
 
 
 def _why_undecided(explanation: Mapping[str, Any], words: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Whether a single part matters to these words at all, by the threshold of the verdict."""
     effects = build_effects(explanation)
     least = explanation["computed"].get("crosscheck", {}).get("least_effect")
     if effects is None or least is None:
-        return "too uncertain to say"
-    first = explanation["generation"]["prompt_len"]
-    tokens = [t["position"] - first for own in words for t in own if t["status"] == Status.UNDECIDED]
-    decided = [_decides(effects, token, least) for token in tokens]
-    them = "them" if len(words) > 1 else "it"
-    if not any(decided):
-        return f"no single word decides {them}"
-    return "too uncertain to say"
+        return ", too uncertain to say"
+    first, n = explanation["generation"]["prompt_len"], len(words)
+    tokens = [[t["position"] - first for t in own if t["status"] == Status.UNDECIDED] for own in words]
+    some = sum(any(_decides(effects, token, least) for token in own) for own in tokens)
+    if not some:
+        return f", no single word decides {'them' if n > 1 else 'it'}"
+    if some == n:
+        return ", since the order of the sources may be chance"
+    return f" (no single word decides {n - some}; for {some} the order of the sources may be chance)"
 
 
 def _decides(effects: Effects, token: int, least: float) -> bool:
@@ -233,7 +235,7 @@ def _steps(explanation: Mapping[str, Any], focus: Focus) -> tuple[Step, ...]:
     if len(steps) == 1:
         steps.append(Step(("Choose a word of the answer to see what it rests on.",), "#answer"))
     if focus.contrast is None:
-        steps.append(Step(("Expected another answer? Compare with it (--foil).",)))
+        steps.append(Step(("Expected another answer? Have the two compared.",)))
     steps.append(Step(("Read the limits: the answer may still be untrue.",), "#limits"))
     return tuple(steps)
 

@@ -295,12 +295,13 @@ def answer_rows(explanation: Mapping[str, Any]) -> list[list[int]]:
     """
     first, targets = explanation["generation"]["prompt_len"], explanation["targets"]
     words = [(max(start, first), end) for start, end in explanation["words"] if end > first]
-    if explanation["generation"]["stop"] == "eos" and len(words) > 1:
-        words = words[:-1]
     placed = by_place(targets)
-    made = [rows for rows in (rows_inside(placed, *word) for word in words) if rows]
-    worded = [rows for rows in made if any(c.isalnum() for row in rows for c in targets[row]["text"])]
-    return worded or made or [[row] for row in range(len(targets))]
+    made = [(word, rows) for word in words if (rows := rows_inside(placed, *word))]
+    mark = words[-1] if explanation["generation"]["stop"] == "eos" else None
+    worded = [
+        rows for word, rows in made if word != mark and any(c.isalnum() for row in rows for c in targets[row]["text"])
+    ]
+    return worded or [rows for _, rows in made] or [[row] for row in range(len(targets))]
 
 
 def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:

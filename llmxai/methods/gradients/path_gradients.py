@@ -190,6 +190,8 @@ class PathFunction:
     """Keys and values of the tokens before them."""
     padding: Padding | None = None
     """The shape for which layers are compiled, if they are."""
+    exact: bool = False
+    """Whether gradients are computed without TF32 products, even where the process allows them."""
 
     @property
     def chunk(self) -> int:
@@ -271,11 +273,13 @@ class PathFunction:
         weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]
         passes = max(map(len, panels.values()))
         carried = [[node.targets[k] if k < len(node.targets) else -1 for node in nodes] for k in range(passes)]
-        pull, slopes = self._pullback(inputs, extra=extra), []
-        for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
-            slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
-            done += sum(t >= 0 for t in carried[k])
-            progress(done)
+        slopes: list[Tensor] = []
+        with exact_products() if self.exact else nullcontext():
+            pull = self._pullback(inputs, extra=extra)
+            for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
+                slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
+                done += sum(t >= 0 for t in carried[k])
+                progress(done)
         with exact_products():  # in a fixed order, so that a GPU gives the same bits again
             sums = torch.einsum("pn,knl->pkl", numbers(weights), torch.stack(slopes))
         pairs = [(panel, t) for panel, targets in panels.items() for t in targets]

@@ -72,7 +72,7 @@ def measure_effects(
     units, kind = prompt_units(generation, units=removal.units)
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
-    whole = torch.ones(int(f_input is None), len(units), dtype=torch.bool)
+    whole = torch.ones(1, len(units), dtype=torch.bool)
     size = _size(loaded, generation, targets, removal)
     f = f_of_masks(
         loaded,
@@ -86,15 +86,16 @@ def measure_effects(
         progress=progress,
     )
     f, answer = f[:-1], f[-1]
-    known = len(whole) + len(units)
+    known = 1 + len(units)
     return Effects(
         operator=removal.operator,
         units=units,
         kept=kept,
         f_full=f[:, 0] if f_input is None else f_input.double(),
-        f_without=f[:, len(whole) : known],
+        f_without=f[:, 1:known],
         f_masked=f[:, known:],
         settings=_settings(removal, size, kind),
+        answer_drop=answer[0] - answer[1:known],
         context=measured_context(loaded, generation, targets, removal, size=size, masked=answer[known:]),
         **_hidden(loaded, generation, targets, removal, size=size),
     )
@@ -140,6 +141,7 @@ def from_coarse_to_fine(
         f_without=f[:, : len(targets)].T.contiguous(),
         f_masked=masked[:, : len(targets)].T.contiguous(),
         settings=_settings(removal, size, "piece"),
+        answer_drop=full[len(targets)] - f[:, len(targets)],
         context=context,
         **_hidden(loaded, generation, targets, removal, size=size, units=units, reader=meter.hides_from, prefix=prefix),
     )
@@ -245,10 +247,11 @@ def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
     return not inside and min(start for start, _ in ranges) <= position
 
 
-def estimated(effects: Effects, prior: Scores | None) -> Effects:
+def estimated(effects: Effects, prior: Scores | None, *, answer: Sequence[int] | None = None) -> Effects:
     """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
 
     From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores.
+    `answer`: the targets that make up the whole answer; by default all of them.
     """
     if not len(effects.kept):
         return effects
@@ -256,9 +259,10 @@ def estimated(effects: Effects, prior: Scores | None) -> Effects:
     means = np.zeros((len(effects.f_full), len(effects.units)))
     if prior is not None and prior.refused is None:
         means = unit_sums(prior.values, effects.units)
+    whole = means if answer is None else means[list(answer)]
     fits = [ridge_with_prior(x, f.numpy(), mean) for f, mean in zip(effects.f_masked, means, strict=True)]
     ends = [fit.interval(CONFIDENCE) for fit in fits]
-    context = effects.context and _context_estimated(effects, effects.context, x, means.sum(axis=0))
+    context = effects.context and _context_estimated(effects, effects.context, x, whole.sum(axis=0))
     ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
     left = [effects.f_masked[t].numpy() - x @ fit.mean for t, fit in enumerate(fits)]
     return replace(
