@@ -231,8 +231,8 @@ def explain(
     if list_settings:
         typer.echo("\n".join(f"{name} = {json.dumps(value)}" for name, value in field_paths().items()))
         return
-    request = asked_from([question, prompt], prompt_file, messages, raw=raw, chat=chat)
-    request |= (texts := {"response": response, "foil": foil})
+    texts: dict[str, Any] = {"response": response, "foil": foil}
+    request = asked_from([question, prompt], prompt_file, messages, raw=raw, chat=chat) | texts
     if private and open_report:
         raise OptionError("--private writes no report, so there is nothing to open. Leave out --open.")
     chosen = _settings(asked, also or (), assignments or (), removal=removal)
