@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.report.removal import DIGITS, Effect, Effects, build_effects, build_removal, covered
-from llmxai.report.verdict import Contrast, build_contrast
+from llmxai.report.verdict import Contrast, build_contrast, by_place, rows_inside
 from llmxai.report.visible import Text, label, percent, plain
 
 EFFECTS, REMOVAL, DELETION, GRADIENTS = "effects", "removal", "deletion", "gradients"
@@ -93,9 +93,7 @@ def first_sources(explanation: Mapping[str, Any], *, limit: int = SAID) -> tuple
 
 def answer_probability(explanation: Mapping[str, Any]) -> float:
     """Probability of the whole answer, without the mark that ends it."""
-    targets = explanation["targets"]
-    said = len(targets) - (explanation["generation"]["stop"] == "eos")
-    return probability(targets[: said or len(targets)])
+    return probability([explanation["targets"][row] for row in _said_rows(explanation)])
 
 
 def in_words(sentence: Sentence, *, quoted: bool = True) -> str:
@@ -106,10 +104,15 @@ def in_words(sentence: Sentence, *, quoted: bool = True) -> str:
 
 def focus_rows(explanation: Mapping[str, Any]) -> list[int]:
     """The targets that the page opens on: the token that has a foil, else the whole answer without its end mark."""
-    targets = explanation["targets"]
-    against = [row for row, target in enumerate(targets) if target["foil"] is not None]
-    said = len(targets) - (explanation["generation"]["stop"] == "eos")
-    return against[:1] or list(range(said or len(targets)))
+    against = [row for row, target in enumerate(explanation["targets"]) if target["foil"] is not None]
+    return against[:1] or _said_rows(explanation)
+
+
+def _said_rows(explanation: Mapping[str, Any]) -> list[int]:
+    """The targets that make up the answer without its end mark, each as large as possible."""
+    targets, generation = explanation["targets"], explanation["generation"]
+    end = len(explanation["tokens"]) - (generation["stop"] == "eos")
+    return rows_inside(by_place(targets), generation["prompt_len"], end) or list(range(len(targets)))
 
 
 def focus_method(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:

@@ -181,9 +181,9 @@ def _why_undecided(explanation: Mapping[str, Any], words: Sequence[Sequence[Mapp
     least = explanation["computed"].get("crosscheck", {}).get("least_effect")
     if effects is None or least is None:
         return ", too uncertain to say"
-    first, n = explanation["generation"]["prompt_len"], len(words)
-    tokens = [[t["position"] - first for t in own if t["status"] == Status.UNDECIDED] for own in words]
-    some = sum(any(_decides(effects, token, least) for token in own) for own in tokens)
+    n, row_of = len(words), {tuple(target["tokens"]): row for row, target in enumerate(explanation["targets"])}
+    rows = [[row_of[tuple(t["tokens"])] for t in own if t["status"] == Status.UNDECIDED] for own in words]
+    some = sum(any(_decides(effects, row, least) for row in own) for own in rows)
     if not some:
         return f", no single word decides {'them' if n > 1 else 'it'}"
     if some == n:
@@ -191,12 +191,12 @@ def _why_undecided(explanation: Mapping[str, Any], words: Sequence[Sequence[Mapp
     return f" (no single word decides {n - some}; for {some} the order of the sources may be chance)"
 
 
-def _decides(effects: Effects, token: int, least: float) -> bool:
+def _decides(effects: Effects, row: int, least: float) -> bool:
     """Whether the strongest single part lowers the score by `least` nats at least."""
-    value = effects.value[token]
+    value = effects.value[row]
     if np.isnan(value).all():
         return False
-    return bool(effects.low[token, int(np.nanargmax(value))] >= least)
+    return bool(effects.low[row, int(np.nanargmax(value))] >= least)
 
 
 def _attention(own: Sequence[Mapping[str, Any]]) -> str:
