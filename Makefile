@@ -23,7 +23,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs bench-rollout bench-scale bench-survival bench-tracing
+.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs bench-rollout bench-scale bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -50,6 +50,9 @@ test-fast: setup ## run the tests that need neither the real model nor a browser
 
 matrix: setup ## explain a tiny model of every architecture end to end; print the table
 	$(BIN)/python tests/matrix.py
+
+matrix-all: setup ## compare every causal, classifier and encoder-decoder class with transformers' own log-probs; write docs/matrix.md
+	$(BIN)/python -W ignore tests/matrix_all.py --write docs/matrix.md
 
 check: lint types test ## what CI runs
 

@@ -30,12 +30,12 @@ from llmxai import IntegratedGradients, Removal, Settings, explain
 from llmxai.errors import PromptError, UserError
 from llmxai.generation import encode_ids, force_response, replay
 from llmxai.models import LoadedModel, wrap
-from llmxai.models.families import AUTO_CLASSES, ModelKind
+from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of
 from llmxai.settings import DeletionPath
 
 TOLERANCE = 1e-4
 """Largest difference (nats) between a log-prob from ids in transformers and ours; relative above 10 nats."""
-SECONDS = 240
+SECONDS = 90
 """For one class; then it counts as one that could not be built or run here."""
 SCALE = 0.2
 """Standard deviation of every weight; the gains of norms lie that far around 1."""
@@ -72,7 +72,7 @@ SIZES: tuple[tuple[str, int | str], ...] = (
     (r"(q|kv|o)_lora_rank|index_n_heads|laurel_rank|o_groups|(linear_)?(key|value)_head_dim", 8),
     (r"linear_(num_)?(key|value)_(head_dim|heads)|linear_num_(key|value)_heads", 4),
     (
-        r"(max_)?((encoder|decoder|target|source)_)?(max_)?position(_embedding)?s|n_positions|n_ctx|max_seq_len",
+        r"(max_)?((encoder|decoder|target|source)_)?(max_)?position(_embedding)?s|n_positions|n_ctx|max_seq_len|model_max_length",
         POSITIONS,
     ),
     (r"sliding_window|attention_window|local_attention|window_size|attention_chunk_size", WINDOW),
@@ -151,7 +151,7 @@ def build(
         f"{name}_token_id": getattr(made, f"{name}_token_id") for name in ("pad", "eos", "bos", "mask", "cls", "sep")
     }
     own |= {**ids, "num_labels": 3} if kind is ModelKind.CLASSIFIER else ids
-    own["decoder_start_token_id"] = made.pad_token_id
+    own["decoder_start_token_id"] = made.eos_token_id
     if kind is ModelKind.CAUSAL:
         own |= {name: value for name, value in (("is_decoder", True), ("is_encoder_decoder", False)) if name in fields}
     config = config_class(**own)
@@ -162,6 +162,7 @@ def build(
     model = AUTO_CLASSES[kind].from_config(config)
     if type(model) is not model_class:  # of the several classes of this configuration
         model = model_class._from_config(config)
+    KINDS[type(model)] = kind_of(model)  # some that hear and write have one stack
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point():
@@ -169,6 +170,9 @@ def build(
                 parameter.copy_(torch.randn_like(parameter) * SCALE + float(gain))
     return model.eval()
 
+
+KINDS: dict[type, ModelKind] = {}
+"""Of the classes that were built."""
 
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 OWN: dict[str, dict[str, Any]] = {
@@ -216,7 +220,7 @@ OWN: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 8,
     },
     "qwen4_exp_text": {
-        **{"indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": 8, "indexer_budget": 8},
+        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8},
         **{"indexer_compress_ratio": 2, "hc_lowrank": 8},
     },
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
@@ -270,8 +274,7 @@ def from_ids(
     kind = KINDS[type(model)]
     ids = torch.tensor([prompt if kind is not ModelKind.CAUSAL else [*prompt, *answer]])
     given: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
-    table = model.get_input_embeddings()
-    given |= {"inputs_embeds": table(ids)} if alone else {"input_ids": ids}
+    given |= {"inputs_embeds": model.get_input_embeddings()(ids)} if alone else {"input_ids": ids}
     if kind is ModelKind.ENCODER_DECODER:
         given["decoder_input_ids"] = torch.tensor([[*start, *answer]])
     if "attention_mask" not in inspect.signature(model.forward).parameters:
@@ -284,9 +287,6 @@ def from_ids(
     return [float(torch.log_softmax(logits[before + t - 1], dim=-1)[token]) for t, token in enumerate(answer)]
 
 
-KINDS: dict[type, ModelKind] = {}
-
-
 def examine(kind: ModelKind, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel]) -> Row:
     """Build, compare on both sequences, explain both, and let it answer by itself."""
     began, made = time.time(), tokenizer()
@@ -297,9 +297,9 @@ def examine(kind: ModelKind, config_class: type[PreTrainedConfig], model_class: 
 
     try:
         model = build(kind, config_class, model_class, made)
-        KINDS[type(model)] = kind
+        kind = KINDS[type(model)]
         answer = [1] if kind is ModelKind.CLASSIFIER else list(made(RESPONSE)["input_ids"])
-        start = [made.pad_token_id]
+        start = [made.eos_token_id]
         first, second = sequences(kind, made)
         wants = [from_ids(model, first, answer, start), from_ids(model, second, answer, start)]
     except Exception as error:  # a class that cannot be built from its own configuration, or does not run from ids
@@ -335,7 +335,7 @@ def given_answer(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> A
 def require_edge(loaded: LoadedModel, made: PreTrainedTokenizerFast) -> None:
     """As many tokens as the model takes run in transformers, and one more is refused."""
     limit = loaded.context_length
-    if limit is None or loaded.kind is ModelKind.ENCODER_DECODER:
+    if limit is None or limit > 2 * POSITIONS or loaded.kind is ModelKind.ENCODER_DECODER:
         return
     row = torch.full((1, limit), made("a")["input_ids"][0])
     with torch.no_grad():

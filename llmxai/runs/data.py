@@ -89,6 +89,8 @@ def _columns(source: Source, *, root: Path) -> Iterator[Mapping[str, Any]]:
         yield from data
     except RecipeError:
         raise
+    except StopIteration:
+        raise RecipeError(f"{source.label}: has no rows.") from None
     except Exception as error:  # datasets raises its own errors and those of its readers, pyarrow and the hub
         raise RecipeError(f"{source.label}: cannot be read ({type(error).__name__}: {_one_line(error)}).") from error
 

@@ -17,6 +17,7 @@ from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
 from llmxai.names import SUPPLIED, Unit
+from llmxai.store.context import context_json, documents_json, spans_json
 from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.store.traced import TOP_SOURCES, shares_of, trace_of
 from llmxai.types import (
@@ -115,6 +116,9 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "trace": trace_of(explanation),
         "verdict": str(answer_verdict([view.status for view in explanation.answer_words()])),
         "effects": _measured(explanation),
+        "documents": documents_json(generation, explanation.effects),
+        "spans": spans_json(generation, explanation.effects),
+        "context": context_json(explanation.effects.context if explanation.effects is not None else None),
         "ablations": _effects(explanation.effects),
         "refusals": refusals_of(explanation),
         "full_precision": full_precision_of(explanation),
@@ -248,6 +252,7 @@ def _effects(effects: Effects | None) -> dict[str, Any] | None:
         "operator": effects.operator,
         "units": [list(unit) for unit in effects.units],
         "masks": len(effects.kept),
+        "answer_drop": None if effects.answer_drop is None else effects.answer_drop.tolist(),
     }
 
 

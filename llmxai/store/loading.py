@@ -16,6 +16,7 @@ from llmxai.errors import OptionError, OutputError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
 from llmxai.methods import contrast_target, span_target
 from llmxai.settings import settings_from
+from llmxai.store.context import context_from
 from llmxai.store.reading import SCHEMA, not_as_promised, read_folder, stored_name
 from llmxai.trace import Trace
 from llmxai.types import (
@@ -225,6 +226,10 @@ def _curve(curves: Sequence[Mapping[str, Sequence[float]] | None]) -> DilutionCu
     return DilutionCurve(**{name: _table([curve[name] for curve in known]) for name in CURVE})
 
 
+OWN_KEYS = ("operator", "units", "masks", "answer_drop")
+"""Of `ablations`: the others are settings."""
+
+
 def _effects(document: Mapping[str, Any], maps: Maps) -> Effects | None:
     told = document["ablations"]
     if told is None:
@@ -242,12 +247,14 @@ def _effects(document: Mapping[str, Any], maps: Maps) -> Effects | None:
         f_full=_column([_f(target) for target in document["targets"]]),
         f_without=f[:, : len(units)],
         f_masked=f[:, len(units) :],
-        settings={key: value for key, value in told.items() if key not in ("operator", "units", "masks")},
+        settings={key: value for key, value in told.items() if key not in OWN_KEYS},
         hidden=_read(tuple[tuple[tuple[int, int], ...], ...], hidden),
         f_hidden=_hidden(maps) if hidden or "removal_hidden_f" in maps else None,
         **ends,
         pair=_read(tuple[tuple[int, int] | None, ...], measured.get("together", ())),
         ceiling=_read(tuple[float | None, ...], measured["explained"]),
+        answer_drop=None if told.get("answer_drop") is None else _column(told["answer_drop"]),
+        context=context_from(document.get("context")),
     )
 
 

@@ -231,7 +231,7 @@ def _needed(document: Mapping[str, Any]) -> list[str]:
 
 
 def _too_large(maps: Mapping[str, np.ndarray]) -> str:
-    from llmxai.store.schema import LARGEST
+    from llmxai.store.schema_parts import LARGEST
 
     for name, values in maps.items():
         if values.dtype.kind == "f" and not (np.abs(values) <= LARGEST).all():

@@ -234,10 +234,8 @@ def test_the_budget_is_kept(loaded: LoadedModel, asked: Generation, budget: int)
 
 
 def test_more_documents_than_the_budget_are_joined(loaded: LoadedModel) -> None:
-    documents = [
-        {"text": f"The answer was {word}."}
-        for word in ["red", "blue", "green", "1", "2", "3", "short", "tool", "name", "text"] * 2
-    ]
+    words = ["red", "blue", "green", "1", "2", "3", "short", "tool", "name", "text"]
+    documents = [{"text": f"The answer was {word}."} for word in words * 2]
     prompt = encode_messages(loaded, [{"role": "user", "content": QUESTION}], chat_inputs(documents=documents))
     generation = force_response(loaded, prompt, response=" Paris")
     found = measure_effects(loaded, generation, removal=Removal(budget=20, subsets=4))
@@ -277,9 +275,11 @@ def test_the_effect_of_a_document_is_the_sum_over_its_units(loaded: LoadedModel,
     found = estimated(measure_effects(loaded, asked, removal=Removal(subsets=32)), prior)
     context = found.context
     assert context is not None
-    assert context.effect is not None and context.low is not None and context.high is not None
-    assert (context.low <= context.effect).all() and (context.effect <= context.high).all()
-    assert context.effect.shape == (context.roots,)
+    effect, low, high = context.estimates
+    assert context.effect is effect
+    assert (low <= effect).all()
+    assert (effect <= high).all()
+    assert effect.shape == (context.roots,)
     without = estimated(measure_effects(loaded, asked, removal=Removal(subsets=0)), prior)
     assert without.context is not None
     assert torch.equal(without.context.estimates[0], without.context.drop[: without.context.roots])
@@ -291,5 +291,6 @@ def test_a_chosen_target_gets_the_same_effects(loaded: LoadedModel, asked: Gener
         loaded, asked, targets=token_targets(asked)[:1], removal=Removal(subsets=4, units="sentence")
     )
     assert torch.allclose(both.f_masked[0], first.f_masked[0], **CLOSE)
-    assert both.context is not None and first.context is not None
+    assert both.context is not None
+    assert first.context is not None
     assert both.context.f_full == pytest.approx(first.context.f_full, abs=1e-9)

@@ -227,3 +227,14 @@ def test_a_thought_is_no_target_but_is_traced_through(tiny_llama: LoadedModel) -
     rows = found.trace.steps[: len(thought)]
     assert float(rows.sum(dim=1).min()) > 0
     assert float(found.trace.total.sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_an_answer_of_one_token_has_nothing_to_trace_through(tiny_llama: LoadedModel) -> None:
+    bare = Settings(gradients=IntegratedGradients(max_nodes=4), removal=None)
+    found = explain(tiny_llama, "The capital is", response=" Paris", settings=bare)
+    assert len(found) == 1
+    assert found.trace is not None
+    torch.testing.assert_close(found.trace.total, found.trace.direct[:, : found.trace.n_sources])
+    assert {len(source.path) for source in found["Paris"].traced()} == {1}
+    asked = explain(tiny_llama, "The capital is", response=" Paris", targets=["answer", "Paris", "0:1"], settings=bare)
+    assert asked.targets == found.targets, "three names of one target"

@@ -116,8 +116,8 @@ AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overla
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words parts targets trace verdict effects ablations refusals full_precision "
-        "variant scores settings computed environment warnings"
+        "schema created generation tokens words parts targets trace verdict effects documents spans context ablations "
+        "refusals full_precision variant scores settings computed environment warnings"
     ),
     ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
     ("scores", "attention_rollout"): "source signed refused settings",
@@ -157,7 +157,7 @@ KEYS = {
     ("targets", 0, "sources"): "integrated_gradients deletion_path rollout rollout_variant leave_one_out",
     ("targets", 0, "sources", "rollout_variant", 0): "index value share",
     ("targets", 0, "sources", "leave_one_out", 0): "unit value share",
-    ("ablations",): "operator units masks kind kept_share seed baseline chunk_tokens chunk_halvings",
+    ("ablations",): "operator units masks answer_drop kind kept_share seed baseline chunk_tokens chunk_halvings",
     ("variant",): "method source settings",
     ("targets", 0, "sources", "rollout", 0): "index value share",
     ("targets", 0, "sources", "integrated_gradients", 0): "index value share",

@@ -72,7 +72,7 @@ def measure_effects(
     units, kind = prompt_units(generation, units=removal.units)
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
-    whole = torch.ones(int(f_input is None), len(units), dtype=torch.bool)
+    whole = torch.ones(1, len(units), dtype=torch.bool)
     size = _size(loaded, generation, targets, removal)
     f = f_of_masks(
         loaded,
@@ -86,15 +86,16 @@ def measure_effects(
         progress=progress,
     )
     f, answer = f[:-1], f[-1]
-    known = len(whole) + len(units)
+    known = 1 + len(units)
     return Effects(
         operator=removal.operator,
         units=units,
         kept=kept,
         f_full=f[:, 0] if f_input is None else f_input.double(),
-        f_without=f[:, len(whole) : known],
+        f_without=f[:, 1:known],
         f_masked=f[:, known:],
         settings=_settings(removal, size, kind),
+        answer_drop=answer[0] - answer[1:known],
         context=measured_context(loaded, generation, targets, removal, size=size, masked=answer[known:]),
         **_hidden(loaded, generation, targets, removal, size=size),
     )
@@ -140,6 +141,7 @@ def from_coarse_to_fine(
         f_without=f[:, : len(targets)].T.contiguous(),
         f_masked=masked[:, : len(targets)].T.contiguous(),
         settings=_settings(removal, size, "piece"),
+        answer_drop=full[len(targets)] - f[:, len(targets)],
         context=context,
         **_hidden(loaded, generation, targets, removal, size=size, units=units, reader=meter.hides_from, prefix=prefix),
     )

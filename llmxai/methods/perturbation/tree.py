@@ -64,10 +64,21 @@ def pieces_of(generation: Generation, piece: Piece) -> tuple[Piece, ...]:
         elif level == "sentence":
             units = sentences(generation.texts, generation.roles, words)
         else:
-            units = words
+            units = _with_blanks(generation.texts, words)
         if len(units) > 1:
             return tuple(Piece(level, unit, piece.part) for unit in units)
     return ()
+
+
+def _with_blanks(texts: Sequence[str], words: Sequence[Unit]) -> list[Unit]:
+    """The words; one of white space alone is joined to the word before it, at the beginning to the one after it."""
+    found: list[Unit] = []
+    blank = False
+    for start, end in words:
+        joins = bool(found) and found[-1][1] == start and (blank or not "".join(texts[start:end]).strip())
+        found[len(found) - joins :] = [(found[-1][0], end) if joins else (start, end)]
+        blank = not "".join(texts[slice(*found[-1])]).strip()
+    return found
 
 
 def paragraphs(texts: Sequence[str], words: Sequence[Unit]) -> list[Unit]:
