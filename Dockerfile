@@ -15,6 +15,8 @@ COPY locks locks
 COPY docker/install.sh docker/
 # The dependencies first: a change of the code does not install torch again
 RUN docker/install.sh dependencies /opt/llmxai
+COPY setup.py LICENSE ./
+COPY recipes recipes
 COPY llmxai llmxai
 COPY docker/jupyter_guard.py docker/
 RUN docker/install.sh package /opt/llmxai

@@ -30,7 +30,7 @@ PYTHON
 
 run "$folder/src/docker/install.sh" dependencies "$folder/venv"
 run "$folder/src/docker/install.sh" package "$folder/venv"
-run llmxai explain --prompt "The capital of France is" --max-new-tokens 2 --out "$folder/run"
+run llmxai explain --raw "The capital of France is" --max-new-tokens 2 --out "$folder/run"
 
 cd "$folder/home"
 # in place of the subshell, so that its id is JupyterLab's own

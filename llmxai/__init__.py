@@ -18,7 +18,7 @@ from llmxai.names import OUTLETS
 if TYPE_CHECKING:
     from llmxai.errors import LlmxaiError, UserError
     from llmxai.explain import explain, explain_many
-    from llmxai.explanation import Explanation, Source, TokenView
+    from llmxai.explanation import Explanation, TokenView
     from llmxai.generation import answer
     from llmxai.methods import METHODS, attention_rollout, layer_integrated_gradients, leave_one_out
     from llmxai.models import LoadedModel, load, wrap
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Tolerance,
     )
     from llmxai.store import load_explanation
+    from llmxai.tables import Source
     from llmxai.types import Certificate, CrossCheck, Effects, Generation, Scores
 
 __version__ = version("llmxai")
@@ -80,7 +81,7 @@ if not TYPE_CHECKING:
         submod_attrs={
             "errors": ["LlmxaiError", "UserError"],
             "explain": ["explain", "explain_many"],
-            "explanation": ["Explanation", "Source", "TokenView"],
+            "explanation": ["Explanation", "TokenView"],
             "generation": ["answer"],
             "methods": ["METHODS", "attention_rollout", "layer_integrated_gradients", "leave_one_out"],
             "models": ["LoadedModel", "load", "wrap"],
@@ -92,6 +93,7 @@ if not TYPE_CHECKING:
                 *("Removal", "Settings", "Tolerance"),
             ],
             "store": ["load_explanation"],
+            "tables": ["Source"],
             "types": ["Certificate", "CrossCheck", "Effects", "Generation", "Scores"],
         },
     )

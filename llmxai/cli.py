@@ -11,14 +11,14 @@ import typer
 
 from llmxai.commands import evidence
 from llmxai.commands.console import Terminated, log
-from llmxai.commands.explain import explain
+from llmxai.commands.explain import EXAMPLES, demo, explain
 from llmxai.commands.offline import check, methods, report, table
-from llmxai.commands.run import recipes, run
+from llmxai.commands.run import gate, recipes, run
+from llmxai.commands.send import send
 from llmxai.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Explain a language model's answer token by token.",
 )
@@ -29,7 +29,7 @@ def main() -> None:
     bug shows its traceback."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        app(prog_name="llmxai")
     except UserError as error:
         _refuse(" ".join([str(error), *getattr(error, "__notes__", ())]))
 
@@ -43,22 +43,26 @@ def _top(
         raise typer.Exit
 
 
-app.command()(explain)
+app.command(epilog=EXAMPLES)(explain)
+app.command()(demo)
 app.command()(methods)
 models = typer.Typer(no_args_is_help=True, help="What works for a model.")
 models.command()(check)
 app.add_typer(models, name="models")
 for command in (
     *(evidence.verify, evidence.prove, evidence.consistency, evidence.export),
-    *(evidence.redact, evidence.review, evidence.replay),
+    *(evidence.redact, evidence.replay),
 ):
     app.command()(command)
+app.add_typer(evidence.reviews, name="review")
 app.add_typer(evidence.keys, name="keys")
 app.add_typer(evidence.evidence, name="evidence")
 app.command()(report)
 app.command()(table)
 app.command()(run)
+app.command()(gate)
 app.add_typer(recipes, name="recipes")
+app.add_typer(send, name="send")
 
 
 def _terminated(_signal: int, _frame: Any) -> NoReturn:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,26 +13,34 @@ import torch
 from llmxai.crosscheck import RULE, cross_check
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
-from llmxai.generation import answer, generate_many, replay
-from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of
+from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay, require_foil
+from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, numbered, prompt_tokens, prompts_of, require_alone
 from llmxai.methods import (
     METHODS,
+    Target,
+    chosen_targets,
     estimated,
     measure_effects,
+    missing_rows,
     require_method,
-    token_targets,
+    traced,
+    with_missing_rows,
 )
 from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
+from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.models import LoadedModel
-from llmxai.models.forward import input_device
+from llmxai.models.embedding import input_device
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
-from llmxai.models.precision import full_precision
+from llmxai.models.precision import in_precision
 from llmxai.models.speed import in_words, layer_operations, predicted_seconds
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Generation, Replay, Scores
+from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores, rows_in
+
+AskedTargets = str | Target | Sequence[str | Target] | None
+"""What `explain` takes as targets."""
 
 STAGES = {
     GRADIENTS: "integrating gradients",
@@ -45,6 +52,9 @@ SHORT = 1e10
 """Operations of a pass, times targets, below which no device takes a minute, so that its rate need not be measured."""
 MINUTE = 60.0
 
+Found = Callable[[Generation, Sequence[Target], Replay, Effects | None], None]
+"""Called with the answer and its targets once it is replayed (effects None), and again once removals are measured."""
+
 
 def explain(
     model: AnyModel,
@@ -52,86 +62,115 @@ def explain(
     *,
     response: str | None = None,
     foil: str | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
+    targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
-    """Explain every generated token of one answer.
+    """Explain one answer: every token of it, or the given targets.
 
     `model`: a `LoadedModel`, a name or folder, a model with its tokenizer, or a text-generation pipeline. `prompt`:
     text (passed to the model unchanged), chat messages (through the model's chat template), token ids, a tokenizer's
     output, or an existing answer (a `Generation`). `response` is explained instead of a generated answer; for a
     classifier it names the class. With `foil`, another answer, the first token in which the two differ is explained as
-    a contrast. `max_new_tokens` overrides that of `decoding`.
+    a contrast. `targets`: what of the answer is explained, one or several of `token` (the default: each of them),
+    `word`, `sentence`, `answer` (all of it at once), `i:j` (a range of generated tokens) and any text of the answer. A
+    target of several tokens is their joint log-prob and costs as much as one token. `max_new_tokens` overrides that of
+    `decoding`. Removals are measured first: `found` is called with the answer and its targets once it is replayed, and
+    again with their effects, long before the gradients are done.
+
+    With messages may come `documents` ([{title, text}]; also with text), `tools` (JSON schemas or functions), variables
+    of the chat template (`chat_template_kwargs={"enable_thinking": False}`), and an assistant's turn to continue
+    (`continue_final_message`). Documents go to the chat template; if it takes none, or with `documents_in="user"`, they
+    stand before the text of the user's last message. What a template would leave out is refused. Which tokens carry
+    which document, turn or tool: `explanation.generation.parts`.
+
+    Every target's sources are given twice: directly, and traced through the answer's own words to the prompt.
 
     If attention rollout or its variant is not defined for the model (linear attention, state space), it is refused with
     the reason (`Scores.refused`), and everything else is computed. A model stored in 16 bits computes in float32
     (`Compute.precision`).
 
     >>> explain("smollm2", "The capital of France is", max_new_tokens=4)
+    >>> explain("smollm2", "The capital of France is", targets=["answer", "Paris"])
 
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
     require_methods(settings)
+    require_foil(foil)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     progress("generating", 0, 1)
-    asked = prompt if isinstance(prompt, Generation) else prompt_tokens(loaded, prompt)
+    asked = _asked(loaded, prompt, chat)
     generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
-    with full_precision(loaded) if settings.compute.precision == "float32" else nullcontext(loaded) as exact:
-        return explained(exact, generation, settings, environment=environment_of(loaded), progress=progress)
+    chosen = chosen_targets(generation, targets)
+    with in_precision(loaded, settings.compute.precision) as exact:
+        return explained(
+            exact, generation, chosen, settings, environment=environment_of(loaded), progress=progress, found=found
+        )
+
+
+def _asked(loaded: LoadedModel, prompt: AnyPrompt | Generation, chat: ChatInputs) -> PromptTokens | Generation:
+    if not isinstance(prompt, Generation):
+        return prompt_tokens(loaded, prompt, chat)
+    require_alone(chat, "an answer and its prompt")
+    return prompt
 
 
 def explained(
     loaded: LoadedModel,
     generation: Generation,
+    targets: tuple[Target, ...],
     settings: Settings,
     *,
     environment: Mapping[str, Any],
     progress: StageProgress = quiet,
+    found: Found = quiet,
 ) -> Explanation:
     """All measurements of an answer, in the precision of the given model."""
-    targets = token_targets(generation)
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
-    f_input = torch.tensor(replayed.f, dtype=torch.float64)
-    require_room(loaded, generation, settings.compute, progress)
-    known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
-
-    def computed(name: str, **options: Any) -> Scores:
-        entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
-        progress(stage, 0, 1)
-        given = {key: value for key, value in known.items() if entry.accepts(key)}
-        if entry.accepts("progress"):
-            given["progress"] = partial(progress, stage)
-        return entry.function(loaded, generation, **given, **options)
-
-    def scored(name: str, **options: Any) -> Scores:
-        return _or_refused(name, generation, partial(computed, name, **options))
-
-    asked = settings.rollout
-    gradients = computed(GRADIENTS, **vars(settings.gradients))
-    deletion = scored(DELETION, **vars(settings.deletion))
-    rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
-    scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}
-    for name in (asked.variant, *settings.also):
-        if name not in scores:
-            scores[name] = scored(name)
-    effects = None
-    if settings.removal is not None:
-        watched = partial(progress, "removing parts of the text")
-        watched(0, 1)
-        effects = measure_effects(
-            loaded, generation, targets=targets, removal=settings.removal, f_input=f_input, progress=watched
-        )
-        effects = estimated(effects, prior=deletion)
-    variant = scores[asked.variant]
+    found(generation, targets, replayed, None)
+    most = max(len(targets), len(missing_rows(generation, targets)))
+    require_room(loaded, generation, settings.compute, progress, targets=most)
+    measured = _measured(loaded, generation, targets, settings, replayed, progress)
+    if measured is not None:
+        found(generation, targets, replayed, measured.of_first(len(targets)))
+    scores = _scores(loaded, generation, targets, settings, f_of(replayed, targets, generation), progress)
+    gradients, deletion, rollout = (scores[name] for name in (GRADIENTS, DELETION, ROLLOUT))
+    variant = scores[settings.rollout.variant]
+    judged, stage = deletion if deletion.refused is None else gradients, "tracing through the answer"
+    progress(stage, 0, 1)
+    watched = partial(progress, stage)
+    rows = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
+    if measured is not None:
+        everything = (*targets, *missing_rows(generation, targets))
+        answer_rows = rows_in(everything, generation.prompt_len, (0, generation.n_targets))
+        measured = estimated(measured, prior=rows if judged is deletion else None, answer=answer_rows)
+    units = prompt_units(generation)[0] if measured is None else measured.units
+    trace = traced(generation, targets, rows, units=units, effects=measured)
+    effects = None if measured is None else measured.of_first(len(targets))
     return Explanation(
         generation=generation,
+        targets=targets,
         replay=replayed,
         scores=scores,
         effects=effects,
+        trace=trace,
         checks=cross_check(
             generation,
             targets,
@@ -147,6 +186,71 @@ def explained(
         | {"replay_tolerance": replayed.tolerance, "precision": _precision(loaded, generation, replayed)},
         environment=environment,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _scores(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    f_input: torch.Tensor,
+    progress: StageProgress,
+) -> dict[str, Scores]:
+    """Both gradients, rollout, its variant and the methods of `settings.also`, by name."""
+    known = {"targets": targets, "features": settings.features, "compute": settings.compute, "f_input": f_input}
+
+    def computed(name: str, **options: Any) -> Scores:
+        entry, stage = METHODS[name], STAGES.get(name, name.replace("_", " "))
+        progress(stage, 0, 1)
+        given = {key: value for key, value in known.items() if entry.accepts(key)}
+        if entry.accepts("progress"):
+            given["progress"] = partial(progress, stage)
+        return entry.function(loaded, generation, **given, **options)
+
+    def scored(name: str, **options: Any) -> Scores:
+        return _or_refused(name, generation, len(targets), partial(computed, name, **options))
+
+    asked = settings.rollout
+    gradients = computed(GRADIENTS, **vars(settings.gradients))
+    deletion = scored(DELETION, **vars(settings.deletion))
+    rollout = scored(ROLLOUT, residual=asked.residual, head_fusion=asked.head_fusion)
+    scores = {GRADIENTS: gradients, DELETION: deletion, ROLLOUT: rollout}
+    for name in (asked.variant, *settings.also):
+        if name not in scores:
+            scores[name] = scored(name)
+    return scores
+
+
+def f_of(replayed: Replay, targets: Sequence[Target], generation: Generation) -> torch.Tensor:
+    """F of every target with the real input, float64."""
+    return torch.tensor([replayed.f_of(one, generation.prompt_len) for one in targets], dtype=torch.float64)
+
+
+def _measured(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: tuple[Target, ...],
+    settings: Settings,
+    replayed: Replay,
+    progress: StageProgress,
+) -> Effects | None:
+    """The effects on the targets and, as a check of each traced step, on the answer's other units; None if not asked.
+
+    The latter cost no forward pass.
+    """
+    if settings.removal is None:
+        return None
+    watched = partial(progress, "removing parts of the text")
+    watched(0, 1)
+    everything = (*targets, *missing_rows(generation, targets))
+    return measure_effects(
+        loaded,
+        generation,
+        targets=everything,
+        removal=settings.removal,
+        f_input=f_of(replayed, everything, generation),
+        progress=watched,
     )
 
 
@@ -168,8 +272,14 @@ def explain_many(
     prompts: Iterable[Any],
     *,
     batch_size: int = 8,
-    response: str | None = None,
-    foil: str | None = None,
+    response: str | Sequence[str | None] | None = None,
+    foil: str | Sequence[str | None] | None = None,
+    documents: Sequence[Any] | None = None,
+    documents_in: str = "auto",
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
+    targets: AskedTargets = None,
     decoding: Decoding = Decoding(),
     max_new_tokens: int | None = None,
     settings: Settings = Settings(),
@@ -178,35 +288,58 @@ def explain_many(
     """The explanations of several prompts in order, each as soon as it is ready; the same as one by one.
 
     `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
-    a column `prompt`, `messages` or `text`. `batch_size` of them are answered together, then each answer is explained
-    by itself. Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a PromptError
-    with its number at once; explanations before a later error are not lost.
+    a column `prompt`, `messages` or `text`, and maybe `documents` and `tools`. `batch_size` of them are answered
+    together, then each answer is explained by itself. `response` and `foil` are one for all prompts, or a list with one
+    for each (None: none). Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a
+    PromptError with its number at once; explanations before a later error are not lost.
 
     >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
     require_methods(settings)
+    for number, each in enumerate([foil] if foil is None or isinstance(foil, str) else foil, start=1):
+        with numbered(number):
+            require_foil(each)
+    chat = chat_inputs(
+        documents=documents,
+        documents_in=documents_in,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+    )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
     decoding = _decoding(decoding, max_new_tokens)
-    asked = prompts_of(loaded, prompts)
+    asked = prompts_of(loaded, prompts, chat)
+    responses, foils = (_one_each(name, each, len(asked)) for name, each in (("response", response), ("foil", foil)))
 
     def explanations() -> Iterator[Explanation]:
         for first in range(0, len(asked), batch_size):
             batch = asked[first : first + batch_size]
             progress(f"generating {first + 1} to {first + len(batch)} of {len(asked)}", 0, 1)
-            if response is None:
-                new = [one for one in batch if not isinstance(one, Generation)]
-                generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
-                answers = [one if isinstance(one, Generation) else next(generated) for one in batch]
-            else:
-                answers = [answer(loaded, one, response=response) for one in batch]
-            for number, one in enumerate(answers, start=first + 1):
+            own = responses[first : first + batch_size]
+            left_open = (one for one, text in zip(batch, own, strict=True) if text is None)
+            new = [one for one in left_open if not isinstance(one, Generation)]
+            generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
+            for number, (one, text) in enumerate(zip(batch, own, strict=True), start=first + 1):
+                if text is None and not isinstance(one, Generation):
+                    one = next(generated)
                 watched = partial(_numbered, progress, f"{number} of {len(asked)}")
-                yield explain(loaded, one, foil=foil, settings=settings, progress=watched)
+                with numbered(number):
+                    given = answer(loaded, one, response=text, foil=foils[number - 1])
+                yield explain(loaded, given, targets=targets, settings=settings, progress=watched)
 
     return explanations()
+
+
+def _one_each(name: str, value: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+    """One text for each of `count` prompts. Raises OptionError for another number of them."""
+    if value is None or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise OptionError(f"{name} is a list of {len(value)} for {count} prompts. Give one for each, or one for all.")
+    return list(value)
 
 
 def require_methods(settings: Settings) -> None:
@@ -229,19 +362,24 @@ def variant_names() -> list[str]:
 
 
 def require_room(
-    loaded: LoadedModel, generation: Generation, compute: Compute, progress: StageProgress = quiet
+    loaded: LoadedModel,
+    generation: Generation,
+    compute: Compute,
+    progress: StageProgress = quiet,
+    *,
+    targets: int | None = None,
 ) -> None:
     """Report the plan for integrated gradients, unless the caller made one, and how long it will take, if long.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
-    tokens = len(generation.ids)
-    long = expected_time(loaded, tokens=tokens, targets=generation.n_targets)
+    tokens, n = len(generation.ids), targets or generation.n_targets
+    long = expected_time(loaded, tokens=tokens, targets=n)
     if long is not None:
         progress(f"expected to take {long}", 0, 1)
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return
-    plan = plan_for(loaded.model, tokens=tokens, targets=generation.n_targets, dtype=loaded.dtype)
+    plan = plan_for(loaded.model, tokens=tokens, targets=n, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
 
@@ -255,12 +393,12 @@ def expected_time(loaded: LoadedModel, *, tokens: int, targets: int) -> str | No
     return in_words(seconds) if seconds > MINUTE else None
 
 
-def _or_refused(name: str, generation: Generation, work: Callable[[], Scores]) -> Scores:
+def _or_refused(name: str, generation: Generation, targets: int, work: Callable[[], Scores]) -> Scores:
     """The scores or, if the method is not defined for the model, the reason."""
     try:
         return work()
     except (UnsupportedModelError, OptionError) as error:  # of options: the method's own defaults do not fit the model
-        nothing = torch.zeros(generation.n_targets, len(generation.ids), dtype=torch.float64)
+        nothing = torch.zeros(targets, len(generation.ids), dtype=torch.float64)
         reason = str(error)
         return Scores(name, nothing, nothing.bool(), signed=False, settings={"refused": reason}, refused=reason)
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from llmxai.errors import OptionError, did_you_mean
-from llmxai.names import OUTLETS, Role, Status, Unit
+from llmxai.names import OUTLETS, Status, Unit
 from llmxai.settings import Settings, require_known, require_least
+from llmxai.tables import Effect, Source, asked_line, long_table, one_line, wide_table
 from llmxai.text import character_units, places, quoted, sentences, trimmed
-from llmxai.types import CrossCheck, Effects, FullPrecision, Generation, Replay, Scores
+from llmxai.trace import Trace, TracedSource, falls, unit_shares
+from llmxai.types import CrossCheck, Effects, FullPrecision, Generation, Replay, Scores, Target, rows_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,15 +32,8 @@ GROUPINGS = ("token", "word", "sentence")
 FORMS = ("long", "wide")
 LONGEST_REPR = 24
 """Tokens of the answer that `repr` shows."""
-LONGEST_LINE = 200
-"""Characters of a prompt or an answer that `summary` shows."""
 FIRST_SOURCES = 5
 """Sources that `summary` names."""
-LONG_COLUMNS = {
-    **{"method": "str", "target": "int64", "target_text": "str", "status": "str"},
-    **{"token": "int64", "text": "str", "role": "str", "value": "float64"},
-}
-"""Columns of the long table, with their dtypes."""
 CAREFUL = {
     Status.UNCONVERGED: "the contributions are not exact enough to rank the sources",
     Status.CONTRADICTED: "removing words shows other sources than the contributions",
@@ -47,43 +41,6 @@ CAREFUL = {
     Status.CONFIRMED: "what comes first matters when it is removed",
 }
 """Statuses in words, those that need the most care first."""
-
-
-@dataclass(frozen=True, repr=False)
-class Source:
-    """A token, word or sentence and its contribution."""
-
-    text: str
-    value: float
-    """Sum of the scores of its tokens: nats for gradients, a share of 1 for attention."""
-    share: float
-    """Its share of the sum of |value| over all sources; the shares sum to 1."""
-    role: Role
-    tokens: Unit
-    """Half-open range of token indices."""
-
-    def __repr__(self) -> str:
-        return f"Source({quoted(self.text)}, {self.value:+.3g}, {self.share:.0%})"
-
-
-@dataclass(frozen=True, repr=False)
-class Effect:
-    """A part of the prompt, and the effect of its removal on a token or a run of the answer."""
-
-    text: str
-    drop: float
-    """The drop in log-prob (nats) without it; with a foil, in the lead over the foil."""
-    probability: float | None
-    """Of the token or run, with nothing removed; None with a foil, since the lead was measured."""
-    without: float | None
-    """The same without this part of the prompt."""
-    role: Role
-    tokens: Unit
-    """Half-open range of token indices."""
-
-    def __repr__(self) -> str:
-        change = "" if self.probability is None else f", p {self.probability:.2g} -> {self.without:.2g}"
-        return f"Effect({quoted(self.text)}, drop {self.drop:+.3g} nats{change})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,6 +54,11 @@ class TokenView:
     tokens: Unit
     """Half-open range of generated tokens (0-based)."""
 
+    @property
+    def rows(self) -> list[int]:
+        """The targets that make up the run: the one that is it, else the largest ones inside it."""
+        return self.explanation.rows_in(self.tokens)
+
     def __repr__(self) -> str:
         first = ", ".join(f"{quoted(trimmed(source.text))} {source.value:+.2f}" for source in self.top(3))
         foil = "" if self.foil is None else f"rather than {quoted(self.foil)}  "
@@ -109,12 +71,12 @@ class TokenView:
 
     @property
     def checks(self) -> tuple[CrossCheck, ...]:
-        """The cross-check of every token in the run."""
-        return self.explanation.checks[slice(*self.tokens)]
+        """The cross-check of every target in the run."""
+        return tuple(self.explanation.checks[row] for row in self.rows)
 
     @property
     def status(self) -> Status:
-        """The status of the token that needs the most care."""
+        """The status of the target that needs the most care."""
         return min((check.status for check in self.checks), key=list(CAREFUL).index)
 
     @property
@@ -143,12 +105,12 @@ class TokenView:
         return foil.text if foil is not None and foil.t in range(*self.tokens) else None
 
     def values(self, method: str | None = None) -> Float[Tensor, " seq"]:
-        """One score per token of the sequence: sums over the run for contributions, means for attention.
+        """One score per token of the sequence: sums over the run's targets for contributions, means for attention.
 
         Raises OptionError for a method that was not computed or is refused.
         """
         scores = self.explanation.scores_of(method)
-        rows = scores.values[slice(*self.tokens)]
+        rows = scores.values[self.rows]
         return rows.mean(dim=0) if scores.null is not None else rows.sum(dim=0)
 
     def sources(self, *, by: str = "word", method: str | None = None) -> list[Source]:
@@ -189,7 +151,7 @@ class TokenView:
         effects, generation = self.explanation.effects, self.explanation.generation
         if effects is None:
             return None
-        chosen = slice(*self.tokens)
+        chosen = self.rows
         full = float(effects.f_full[chosen].sum())
         without = effects.f_without[chosen].sum(dim=0).tolist()
         contrast = self.foil is not None
@@ -206,6 +168,17 @@ class TokenView:
         ]
         return sorted(found, key=lambda effect: -abs(effect.drop))[:n]
 
+    def traced(self, n: int | None = None) -> list[TracedSource]:
+        """The prompt's units by their share after the answer's own words are followed back to the prompt, with the path
+        that carries the most: all that have a share, or the first `n`.
+
+        >>> [(explanation.text(s.tokens), s.share, s.direct) for s in explanation["Paris"].traced(3)]
+
+        Raises OptionError for an explanation of an earlier version, which has no trace.
+        """
+        require_least("n", n or 0, 0)
+        return self.explanation.traced_sources(self.rows)[:n]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
@@ -217,13 +190,15 @@ class Explanation:
     """
 
     generation: Generation
+    targets: tuple[Target, ...]
+    """What is explained: by default, every token of the answer."""
     replay: Replay
     scores: Mapping[str, Scores]
     """By method: integrated gradients, attention rollout, its variant, then the methods of `settings.also`."""
     effects: Effects | None
     """The effects of removing parts of the prompt; None if nothing was removed."""
     checks: tuple[CrossCheck, ...]
-    """One per generated token."""
+    """One per target."""
     settings: Settings
     """The requested settings."""
     computed: Mapping[str, Any]
@@ -231,6 +206,8 @@ class Explanation:
     environment: Mapping[str, Any]
     created: str = ""
     """Time in UTC, ISO 8601."""
+    trace: Trace | None = None
+    """Every target's shares, followed through the answer to the prompt; None in explanations of earlier versions."""
     full_precision: FullPrecision | None = None
     """Set by `compare_full` for a quantised model."""
 
@@ -278,29 +255,75 @@ class Explanation:
         return hash((self.created, self.generation.ids))
 
     def answer_words(self) -> list[TokenView]:
-        """The words of the answer that say something: neither its end mark nor punctuation alone."""
+        """The words of the answer that say something: neither its end mark nor punctuation alone.
+
+        Where words were no targets, the targets themselves.
+        """
         generation, first = self.generation, self.generation.prompt_len
         found = []
         for start, end in generation.words:
             text = "".join(generation.texts[start:end])
             ends = generation.stop == "eos" and end == len(generation.ids)
-            if start >= first and not ends and any(c.isalnum() for c in text):
-                found.append(TokenView(self, (start - first, end - first)))
-        return found
+            view = TokenView(self, (start - first, end - first))
+            if start >= first and not ends and any(c.isalnum() for c in text) and self._covers(view.tokens):
+                found.append(view)
+        return found or list(self)
+
+    def rows_in(self, tokens: Unit) -> list[int]:
+        """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
+        return rows_in(self.targets, self.generation.prompt_len, tokens)
+
+    def text(self, tokens: Unit) -> str:
+        """The text of a range of token indices."""
+        return "".join(self.generation.texts[slice(*tokens)])
+
+    def traced_sources(self, rows: Sequence[int]) -> list[TracedSource]:
+        """The traced sources of some targets together; see `TokenView.traced`."""
+        if self.trace is None:
+            raise OptionError("This explanation is of an earlier version and has no trace. Explain the answer again.")
+        direct = self.direct_shares(rows)
+        effects = direct.new_full(direct.shape, math.nan)
+        if self.effects is not None:
+            effects = falls(self.effects, self.trace.units)[list(rows)].sum(dim=0)
+        return self.trace.sources(direct, effects)
+
+    def direct_shares(self, rows: Sequence[int]) -> Float[Tensor, " unit"]:
+        """The shares of the trace's units in the contributions to some targets together."""
+        assert self.trace is not None
+        if len(rows) == 1:
+            return self.trace.direct[rows[0]]
+        sums = self.scores[self.trace.method].values[list(rows)].float().double().sum(dim=0)  # as a folder stores them
+        return unit_shares(sums[None], self.trace.units)[0]
+
+    def rows_making(self, unit: Unit) -> list[int]:
+        """The targets that make up a range of token indices; none where they do not."""
+        tokens = (unit[0] - self.generation.prompt_len, unit[1] - self.generation.prompt_len)
+        return self.rows_in(tokens) if self._covers(tokens) else []
+
+    def _covers(self, tokens: Unit) -> bool:
+        """Whether targets make up a range of generated tokens, but for those that are none of the answer."""
+        rows, first = self.rows_in(tokens), self.generation.prompt_len
+        said = {token - first for row in rows for token in range(*self.targets[row].tokens)}
+        return bool(rows) and said.issuperset(set(range(*tokens)) & set(self.generation.answer_tokens))
 
     def __len__(self) -> int:
-        return self.generation.n_targets
+        return len(self.targets)
 
     def __iter__(self) -> Iterator[TokenView]:
-        return (TokenView(self, (t, t + 1)) for t in range(len(self)))
+        return (self._view(row, row) for row in range(len(self)))
+
+    def _view(self, first: int, last: int) -> TokenView:
+        ranges, own = [one.tokens for one in self.targets[first : last + 1]], self.generation.prompt_len
+        return TokenView(self, (min(a for a, _ in ranges) - own, max(b for _, b in ranges) - own))
 
     def __contains__(self, text: object) -> bool:
         return isinstance(text, str) and bool(self.find(text))
 
     def __getitem__(self, key: SupportsIndex | str | slice) -> TokenView:
-        """A generated token by its number, a run of them by a slice, or the first occurrence of a text.
+        """A target by its number, a run of them by a slice, or the first occurrence of a text.
 
-        Raises KeyError for a text that is not in the answer, and IndexError for a number out of range or an empty run.
+        By default every token of the answer is a target. Raises KeyError for a text that is not in the answer or that
+        no targets make up, and IndexError for a number out of range or an empty run.
         """
         if isinstance(key, str):
             if found := self.find(key):
@@ -311,24 +334,26 @@ class Explanation:
             if step != 1:
                 raise IndexError(f"Expected a slice with step 1 and got {step}. Choose tokens one by one instead.")
             if start >= end:
-                raise IndexError(f"No token of the {len(self)} of the answer is in [{key.start}:{key.stop}].")
-            return TokenView(self, (start, end))
+                raise IndexError(f"None of the {len(self)} targets is in [{key.start}:{key.stop}].")
+            return self._view(start, end - 1)
         if isinstance(key, bool):
             raise TypeError(f"Choose tokens by a number, a slice or a text; {key} is none of them.")
         number = operator.index(key)
         if not -len(self) <= number < len(self):
-            raise IndexError(f"There is no token {number}: the answer has {len(self)}, numbered from 0.")
-        return TokenView(self, (number % len(self), number % len(self) + 1))
+            raise IndexError(f"There is no target {number}: there are {len(self)}, numbered from 0.")
+        return self._view(number % len(self), number % len(self))
 
     def find(self, text: str) -> list[TokenView]:
-        """Every occurrence of `text` in the answer, in order: as whole words or, if there are none, as tokens.
+        """Every occurrence of `text` in the answer, in order: as whole words or, if there are none, as tokens. Those
+        that no targets make up are left out.
 
         White space around `text` does not count, unless `text` is only white space.
         """
         first = self.generation.prompt_len
         for units in (self._words(), character_units(self.generation.texts, first=first)):
             if found := places(self.generation.texts, units, text):
-                return [TokenView(self, (start - first, end - first)) for start, end in found]
+                views = [TokenView(self, (start - first, end - first)) for start, end in found]
+                return [view for view in views if self._covers(view.tokens)]
         return []
 
     def _words(self) -> list[Unit]:
@@ -337,10 +362,12 @@ class Explanation:
         return [(max(start, first), end) for start, end in self.generation.words if end > first]
 
     def _absent(self, text: str) -> str:
+        if places(self.generation.texts, self._words(), text):
+            return f"{quoted(text, 80)} is in the answer, but no targets make it up: explain with targets=[{text!r}]."
         words = ("".join(self.generation.texts[start:end]).strip() for start, end in self._words())
         known = {word.casefold(): word for word in words if word}
         near = [known[word] for word in difflib.get_close_matches(text.strip().casefold(), known, n=3)]
-        hint = f"Near words: {', '.join(map(quoted, near))}." if near else f"The answer is: {_line(self.answer)}"
+        hint = f"Near words: {', '.join(map(quoted, near))}." if near else f"The answer is: {one_line(self.answer)}"
         return f"{quoted(text, 80)} is not in the answer. {hint}"
 
     def scores_of(self, method: str | None = None) -> Scores:
@@ -386,10 +413,10 @@ class Explanation:
         counts = {status: sum(check.status == status for check in self.checks) for status in CAREFUL}
         foil = self.generation.foil
         view = self[:] if foil is None else self[foil.t]
-        first = [source for source in view.sources() if source.role != Role.GENERATED][:FIRST_SOURCES]
+        first = [source for source in view.sources() if source.tokens[0] < self.generation.prompt_len][:FIRST_SOURCES]
         says = CAREFUL if self.effects is not None else CAREFUL | {Status.UNDECIDED: "nothing was removed to check it"}
         lines = {
-            "asked": self._asked(),
+            "asked": asked_line(self.generation),
             "answered": self._answered(),
             "foil": None if foil is None else f"{quoted(view.text)} rather than {quoted(foil.text)}",
             "status": "; ".join(f"{count} {name} ({says[name]})" for name, count in counts.items() if count),
@@ -401,29 +428,12 @@ class Explanation:
             lines["removal"] = f"{what} {losses}"
         return "\n".join(f"{name + ':':10}{line}" for name, line in lines.items() if line is not None)
 
-    def _asked(self) -> str:
-        """The user's last message, the raw prompt, or the text of token ids."""
-        generation = self.generation
-        runs: list[tuple[Role, str]] = []
-        texts = zip(generation.roles[: generation.prompt_len], generation.texts, strict=False)
-        for role, text in texts:
-            if runs and runs[-1][0] == role:
-                runs[-1] = (role, runs[-1][1] + text)
-            else:
-                runs.append((role, text))
-        said = [(role, text) for role, text in runs if role not in (Role.BOS, Role.TEMPLATE)] or runs
-        messages = generation.request.get("messages")
-        if messages is None:
-            return _line(" ".join(text for _, text in said))
-        last = next((text for role, text in reversed(said) if role == Role.USER), said[-1][1])
-        return _line(last) + (f"  (a chat of {len(messages)} messages)" if len(messages) > 1 else "")
-
     def _answered(self) -> str:
         """The answer, or the class with its probability."""
         classes = self.generation.classes
         if classes:
-            return f"{_line(self.answer)}  (one of {len(classes)} classes, p = {self[0].probability:.2g})"
-        return _line(self.answer) + {"length": "  (cut here)", "given": "  (given)"}.get(self.generation.stop, "")
+            return f"{one_line(self.answer)}  (one of {len(classes)} classes, p = {self[0].probability:.2g})"
+        return one_line(self.answer) + {"length": "  (cut here)", "given": "  (given)"}.get(self.generation.stop, "")
 
     def to_frame(self, form: str = "long", *, method: str | None = None) -> pd.DataFrame:
         """The scores as a table.
@@ -436,37 +446,11 @@ class Explanation:
         """
         require_known("form", form, FORMS)
         if form == "wide":
-            return self._wide(self.scores_of(method))
+            return wide_table(self.generation, self.targets, self.scores_of(method))
+        chosen = {name: scores for name, scores in self.scores.items() if scores.refused is None}
         if method is not None:
-            return self._long({method: self.scores_of(method)})
-        return self._long({name: scores for name, scores in self.scores.items() if scores.refused is None})
-
-    def _long(self, chosen: Mapping[str, Scores]) -> pd.DataFrame:
-        import pandas as pd
-
-        generation = self.generation
-        texts, roles = (
-            np.array(generation.texts, dtype=object),
-            np.array(list(map(str, generation.roles)), dtype=object),
-        )
-        statuses = np.array([str(check.status) for check in self.checks], dtype=object)
-        parts = []
-        for name, scores in chosen.items():
-            target, token = scores.features.numpy().nonzero()
-            columns = {"method": name, "target": target, "target_text": texts[generation.prompt_len + target]}
-            columns |= {"status": statuses[target], "token": token, "text": texts[token], "role": roles[token]}
-            parts.append(pd.DataFrame({**columns, "value": scores.values.double().numpy()[target, token]}))
-        return pd.concat(parts, ignore_index=True).astype(LONG_COLUMNS)
-
-    def _wide(self, scores: Scores) -> pd.DataFrame:
-        import pandas as pd
-
-        texts, first = self.generation.texts, self.generation.prompt_len
-        return pd.DataFrame(
-            np.where(scores.features.numpy(), scores.values.double().numpy(), np.nan),
-            index=pd.MultiIndex.from_tuples(list(enumerate(texts[first:])), names=["target", "target_text"]),
-            columns=pd.MultiIndex.from_tuples(list(enumerate(texts)), names=["token", "text"]),
-        )
+            chosen = {method: self.scores_of(method)}
+        return long_table(self.generation, self.targets, [check.status for check in self.checks], chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as plain JSON values: the contents of `explanation.json`."""
@@ -483,9 +467,3 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         return str(OUTLETS["inline"](self))
-
-
-def _line(text: str) -> str:
-    """The text on one line, every character visible, cut to `LONGEST_LINE` characters."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"

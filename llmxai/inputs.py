@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from transformers import (
 )
 
 from llmxai.errors import OptionError, PromptError, UnsupportedModelError
-from llmxai.generation import encode, encode_ids
-from llmxai.models import LoadedModel, ModelKind, frozen_eval, load, wrap
+from llmxai.generation import ChatInputs, chat_inputs, encode, encode_ids
+from llmxai.models import LoadedModel, ModelKind, load, wrap
 from llmxai.models.families import kind_of
+from llmxai.models.loading import adapted_layers, is_peft
 from llmxai.text import quoted
 from llmxai.types import Generation, PromptTokens
 
@@ -73,9 +75,9 @@ def _from_pair(model: Any, tokenizer: object) -> LoadedModel:
         hint = "Give its own: (model, processor.tokenizer)." if own else "AutoTokenizer.from_pretrained(...) gives one."
         raise OptionError(f"The tokenizer is {_what(tokenizer)}; expected a transformers tokenizer. {hint}")
     known: dict[str, Any] = {}
-    if _is_peft(model):
+    if is_peft(model):
         known["adapter"] = f"in memory: {', '.join(model.active_adapters)}"
-        model = _with_adapter_in_its_layers(model)
+        model = adapted_layers(model)
     if not isinstance(model, PreTrainedModel):
         raise OptionError(_no_model(model))
     if kind_of(model) is not ModelKind.CLASSIFIER and not model.can_generate():
@@ -88,34 +90,9 @@ def _from_pair(model: Any, tokenizer: object) -> LoadedModel:
     return wrap(model, tokenizer, **known)
 
 
-def _is_peft(model: Any) -> bool:
-    """Whether it is a PeftModel; PEFT is optional, and if it was never imported there is none."""
-    peft = sys.modules.get("peft")
-    return peft is not None and isinstance(model, peft.PeftModel)
-
-
-def _with_adapter_in_its_layers(model: Any) -> PreTrainedModel:
-    """The base of a PeftModel, whose layers hold the adapter.
-
-    Raises UnsupportedModelError if they do not; the base then computes something else (prompt tuning, X-LoRA).
-    """
-    base = cast(PreTrainedModel, model.get_base_model())
-    ids = torch.arange(3, device=base.device)[None]
-    with frozen_eval(model), torch.no_grad():
-        want, got = (each(input_ids=ids).logits.float() for each in (model, base))
-    if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-3, atol=1e-3, equal_nan=True):
-        kind = model.active_peft_config.peft_type
-        raise UnsupportedModelError(
-            f"The adapter of this {type(model).__name__} ({getattr(kind, 'value', kind)}) works outside the model's "
-            f"layers, where llmxai cannot see it. Adapters inside the layers (LoRA and its relatives) work; to "
-            f"explain the model without the adapter, give (model.get_base_model(), tokenizer)."
-        )
-    return base
-
-
 def _no_model(model: object) -> str:
     expected = "Expected a name or folder, load(...), (model, tokenizer), or a text-generation pipeline."
-    if isinstance(model, PreTrainedModel) or _is_peft(model):
+    if isinstance(model, PreTrainedModel) or is_peft(model):
         return f"{type(model).__name__} came without its tokenizer. {PAIR}"
     if isinstance(model, PreTrainedTokenizerBase):
         return f"A tokenizer came without its model. {PAIR}"
@@ -130,38 +107,47 @@ def _no_model(model: object) -> str:
 # one prompt
 
 
-def prompt_tokens(loaded: LoadedModel, prompt: object) -> PromptTokens:
-    """The prompt as exact ids with roles.
+def prompt_tokens(loaded: LoadedModel, prompt: object, chat: ChatInputs = ChatInputs()) -> PromptTokens:
+    """The prompt as exact ids with roles; `chat`: what goes with messages, or documents with a text.
 
     Padding that an attention mask marks at either end is dropped: the model would not have seen it. Raises PromptError
     for anything that is not a prompt, or is several prompts at once.
     """
     prompt = _plain(prompt)
     if isinstance(prompt, PromptTokens):
+        require_alone(chat, "prompt tokens")
         return prompt
     if isinstance(prompt, str):
-        return encode(loaded, prompt)
+        return encode(loaded, prompt, chat)
     if isinstance(prompt, Mapping):
-        return _from_mapping(loaded, prompt)
+        return _from_mapping(loaded, prompt, chat)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise PromptError(_no_prompt(prompt))
     items = [_plain(item) for item in prompt]
     if len(items) == 1 and isinstance(items[0], list | tuple):
-        return prompt_tokens(loaded, items[0])  # a batch of one
+        return prompt_tokens(loaded, items[0], chat)  # a batch of one
     if items and isinstance(items[0], str | list | tuple):
         kind = "texts" if isinstance(items[0], str) else "prompts"
         raise PromptError(f"The prompt is a list of {len(items)} {kind}. Give one, or use explain_many for several.")
     if items and isinstance(items[0], int | float | Integral):
+        require_alone(chat, "token ids")
         return encode_ids(loaded, _whole(items))
     for number, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise PromptError(f"Message {number} is {_what(item)}; expected an object with `role` and `content`.")
-    return encode(loaded, items)
+    return encode(loaded, items, chat)
 
 
-def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any]) -> PromptTokens:
+def require_alone(chat: ChatInputs, what: str) -> None:
+    """Raise OptionError for anything that should go with a prompt that is already made."""
+    if given := list(chat.request()):
+        raise OptionError(f"{given[0]} was given with {what}, which are already made. Give text or messages with it.")
+
+
+def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any], chat: ChatInputs) -> PromptTokens:
     """A tokenizer's output, or a row of a data set."""
     if "input_ids" in row:
+        require_alone(chat, "token ids")
         sequences = _sequences(row)
         if len(sequences) != 1:
             raise PromptError(
@@ -172,12 +158,21 @@ def _from_mapping(loaded: LoadedModel, row: Mapping[str, Any]) -> PromptTokens:
         raise PromptError("The prompt is one message. Put it into a list: [message].")
     for name in COLUMNS:
         if row.get(name) is not None:
-            return prompt_tokens(loaded, row[name])
+            return prompt_tokens(loaded, row[name], _of_row(row, chat))
     raise PromptError(
         f"The prompt is a mapping with {', '.join(map(repr, row)) or 'nothing'}; expected a tokenizer's output "
         f"('input_ids') or a row of a data set with a column {', '.join(COLUMNS)}. Rename the column, or give its "
         f"value alone."
     )
+
+
+def _of_row(row: Mapping[str, Any], chat: ChatInputs) -> ChatInputs:
+    """With the documents and tools of a data set's row, where it has some."""
+    own = {name: _plain(row[name]) for name in ("documents", "tools") if row.get(name) is not None}
+    if not own:
+        return chat
+    given = {each.name: getattr(chat, each.name) for each in fields(chat)}
+    return chat_inputs(**{**given, **own})
 
 
 def _no_prompt(prompt: object) -> str:
@@ -192,18 +187,27 @@ def _no_prompt(prompt: object) -> str:
 # several prompts
 
 
-def prompts_of(loaded: LoadedModel, prompts: object) -> list[PromptTokens | Generation]:
+def prompts_of(
+    loaded: LoadedModel, prompts: object, chat: ChatInputs = ChatInputs()
+) -> list[PromptTokens | Generation]:
     """Every prompt of an iterable or a data set; existing answers are kept.
 
     Raises PromptError for anything that is not a collection of prompts; for an invalid prompt, it gives its number.
     """
     found: list[PromptTokens | Generation] = []
     for number, one in enumerate(_each(prompts), start=1):
-        try:
-            found.append(one if isinstance(one, Generation) else prompt_tokens(loaded, one))
-        except PromptError as error:
-            raise PromptError(f"Prompt {number}: {error}") from error
+        with numbered(number):
+            found.append(one if isinstance(one, Generation) else prompt_tokens(loaded, one, chat))
     return found
+
+
+@contextmanager
+def numbered(number: int) -> Iterator[None]:
+    """Put the number of the prompt before the message of a PromptError."""
+    try:
+        yield
+    except PromptError as error:
+        raise PromptError(f"Prompt {number}: {error}") from error
 
 
 def _each(prompts: object) -> Iterator[Any]:

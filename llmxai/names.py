@@ -14,6 +14,10 @@ Unit = tuple[int, int]
 """A half-open range of tokens."""
 
 
+SUPPLIED = "The answer was supplied, not generated: the model might never have given it by itself."
+"""The warning on such an explanation."""
+
+
 def quiet(*_progress: object) -> None:
     """Ignore progress."""
 
@@ -22,8 +26,9 @@ class Role(StrEnum):
     """Where a token comes from.
 
     `bos`: the model's beginning-of-sequence token at position 0. `template`: added by the chat template or the
-    tokenizer. `system`, `user`, `tool`: the content of such a message; the text of a raw prompt is `user`. `context`:
-    earlier assistant turns and retrieved documents. `generated`: the answer that is explained.
+    tokenizer. `system`, `user`, `tool`: the content of such a message; the text of a raw prompt is `user`, and the
+    definition of a tool is `tool`. `context`: earlier assistant turns. `document`: a given document. `thinking`:
+    reasoning between think tags, of earlier turns and of the answer. `generated`: the rest of the explained answer.
     """
 
     BOS = "bos"
@@ -32,6 +37,8 @@ class Role(StrEnum):
     USER = "user"
     TOOL = "tool"
     CONTEXT = "context"
+    DOCUMENT = "document"
+    THINKING = "thinking"
     GENERATED = "generated"
 
 

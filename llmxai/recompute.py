@@ -35,7 +35,7 @@ from llmxai.settings import (
     settings_from,
 )
 from llmxai.store import read_folder, to_json, to_maps
-from llmxai.types import FullPrecision
+from llmxai.types import FullPrecision, Replay
 
 RELATIVE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 """Allowed difference, relative to the largest |value| of the map, on the same machine; maps are stored in float32."""
@@ -200,7 +200,7 @@ def compare_full(
     """
     _require_comparable(explanation.environment["model"], full)
     answer = replace(explanation.generation, logprobs=None)  # recorded with other weights, so not comparable
-    again = explain(full, answer, settings=explanation.settings, progress=progress)
+    again = explain(full, answer, targets=explanation.targets, settings=explanation.settings, progress=progress)
     told = again.environment["model"]
     pairs = list(zip(explanation.gradients.values, again.gradients.values, strict=True))
     return replace(
@@ -209,12 +209,19 @@ def compare_full(
             model=told["name"],
             dtype=told["dtype"],
             digest=told["digest"],
-            replay=again.replay,
+            replay=_by_target(again),
             cosines=tuple(_cosine(own, other) for own, other in pairs),
             same_source=tuple(bool(own.abs().argmax() == other.abs().argmax()) for own, other in pairs),
             statuses=tuple(check.status for check in again.checks),
         ),
     )
+
+
+def _by_target(explanation: Explanation) -> Replay:
+    """Log-prob and rank of every target: of its tokens together, and the highest."""
+    views = list(explanation)
+    logprobs = tuple(view.logprob for view in views)
+    return Replay(logprobs=logprobs, f=logprobs, ranks=tuple(view.rank for view in views), tolerance=None)
 
 
 def _require_comparable(told: Mapping[str, Any], full: LoadedModel) -> None:
@@ -262,7 +269,14 @@ def _arguments(document: dict[str, Any]) -> dict[str, Any]:
         **request,
         "decoding": Decoding(**{name: value for name, value in generation["decoding"].items() if name in known}),
         "settings": settings_of(document),
+        "targets": _targets(document),
     }
+
+
+def _targets(document: Mapping[str, Any]) -> list[str]:
+    """The targets as ranges of generated tokens."""
+    first = document["generation"]["prompt_len"]
+    return [f"{start - first}:{end - first}" for start, end in (target["tokens"] for target in document["targets"])]
 
 
 def settings_of(document: dict[str, Any]) -> Settings:

@@ -24,6 +24,8 @@ PRECISIONS = ("float32", "stored")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LEAST_NODES = 4
 """Nodes of one panel of a path."""
+LEAST_BUDGET = 16
+"""Forward passes that suffice to take a prompt apart at all."""
 CHUNK_TOKENS = 1024
 """Tokens that go through the model at once by default."""
 
@@ -220,12 +222,19 @@ class Removal:
     seed: int = 0
     chunk_tokens: int | None = None
     """Tokens that go through the model at once, halved if memory runs out; None: planned from the free memory."""
+    budget: int = 200
+    """Forward passes for a prompt whose units are found from coarse to fine: of more than 64 words, with auto."""
+    recomputed: int = 100_000
+    """Tokens that these passes may compute again. If deletion would take more, units are hidden from the question and
+    the answer instead, which reuses all keys and values, and as many of the first sources are deleted as fit."""
 
     def __post_init__(self) -> None:
         require_known("removal units", self.units, UNITS)
         require_known("removal operator", self.operator, OPERATORS)
         require_baseline(self.baseline)
         require_least("subsets", self.subsets, 0)
+        require_least("budget", self.budget, LEAST_BUDGET)
+        require_least("recomputed", self.recomputed, 0)
         if self.chunk_tokens is not None:
             require_least("chunk_tokens", self.chunk_tokens, 1)
 

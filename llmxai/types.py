@@ -10,14 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
-from llmxai.names import Unit
+from llmxai.pieces import ContextEffects as ContextEffects
+from llmxai.pieces import Effects as Effects
+from llmxai.pieces import Piece as Piece
+from llmxai.target import Target as Target
+from llmxai.target import TargetKind as TargetKind
+from llmxai.target import predicted_token as predicted_token
+from llmxai.target import predicting_position as predicting_position
+from llmxai.target import rows_in as rows_in
 from llmxai.text import quoted
 
 
@@ -117,12 +123,39 @@ class CrossCheck:
     """None if nothing was removed."""
 
 
-def predicting_position(prompt_len: int, t: int) -> int:
-    """The position whose logits predict generated token `t` (0-based), which itself sits at `prompt_len + t`.
+@dataclass(frozen=True)
+class Part:
+    """Something that the user gave as one piece, and the tokens of the prompt that carry its text.
 
-    This is the position rule; it is written nowhere else in llmxai.
+    >>> first, last = 12, 15  # tokens
+    >>> start, end = part.characters(first, last); part.text[start:end]
     """
-    return prompt_len + t - 1
+
+    kind: str
+    """`prompt` (a raw one), `turn`, `thinking` (the reasoning field of an assistant's turn), `call` (of a tool, by the
+    assistant), `document` or `tool` (what the model may call)."""
+    source: int
+    """Which of the messages (of a turn, thinking, call), documents or tools of the request it is."""
+    title: str
+    """The turn's role, the document's title (with a number, if an earlier one has the same), or the tool's name."""
+    text: str
+    """The original text, unchanged; of a call's arguments and of a tool, the JSON."""
+    first: int
+    """The tokens of the part lie in [first, last); others may lie between them. Both 0 if the template leaves the part
+    out."""
+    last: int
+    spans: tuple[tuple[int, int, int], ...]
+    """(token, start, end), in the order of tokens: the token carries the characters [start, end) of `text`. A token may
+    also carry characters of the template or of a neighbour; several tokens may carry one character."""
+
+    def characters(self, first: int, last: int) -> tuple[int, int] | None:
+        """The smallest range of characters of `text` with all that the tokens [first, last) carry; None if nothing."""
+        carried = [(start, end) for token, start, end in self.spans if first <= token < last]
+        return (min(start for start, _ in carried), max(end for _, end in carried)) if carried else None
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """The tokens that carry any of the characters [start, end) of `text`."""
+        return tuple(dict.fromkeys(token for token, a, b in self.spans if a < end and start < b))
 
 
 @dataclass(frozen=True)
@@ -134,6 +167,12 @@ class PromptTokens:
     request: Mapping[str, Any]
     source_len: int = 0
     """For an encoder-decoder: how many of them the encoder reads."""
+    parts: tuple[Part, ...] = ()
+    """What the user gave, in the order of turns, documents and tools; empty for token ids."""
+    thinks: str = ""
+    """The mark that ends the reasoning which the prompt has begun (`</think>`); empty if it has begun none."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader on how the prompt was made."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +183,7 @@ class Answer:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each id when it was chosen; None if the answer was supplied."""
     stop: str
-    """`eos`, `length`, `given`, or `class`."""
+    """`eos`, `string` (one of the model's stop strings), `length`, `given`, or `class`."""
     classes: tuple[str, ...] = ()
     read_at: tuple[int, ...] = ()
 
@@ -175,9 +214,10 @@ class Generation:
     logprobs: tuple[float, ...] | None
     """Log-prob (nats) of each generated id, recorded while generating; None if the response was supplied."""
     stop: str
-    """Why the text ends: `eos`, `length`, `given`, or `class` for a classifier."""
+    """Why the text ends: `eos`, `string` (a stop string), `length`, `given`, or `class` for a classifier."""
     request: Mapping[str, Any]
-    """The request, unchanged: `prompt` or `messages`, and `response` if one was supplied."""
+    """The request, unchanged: `prompt`, `messages` or `input_ids`; and what was supplied of `response`, `foil`,
+    `documents`, `documents_in`, `tools`, `chat_template_kwargs` and `continue_final_message`."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Decoding settings and seed; empty if the response was supplied."""
     source_len: int = 0
@@ -188,6 +228,10 @@ class Generation:
     """The positions that a classifier's head reads (BERT: `[CLS]`); empty if unknown."""
     foil: Foil | None = None
     """The foil of one generated token; the other tokens are explained by their own log-prob."""
+    parts: tuple[Part, ...] = ()
+    """The turns, documents and tools of the prompt, with their tokens; empty for token ids and in older folders."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader on how prompt and answer were put together; they are among the warnings."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -207,6 +251,14 @@ class Generation:
     def n_targets(self) -> int:
         return len(self.ids) - self.prompt_len
 
+    def part(self, kind: str, source: int) -> Part:
+        """The part of this kind and number, such as `("document", 0)`. Raises LookupError if there is none."""
+        found = next((part for part in self.parts if (part.kind, part.source) == (kind, source)), None)
+        if found is None:
+            known = ", ".join(f"{part.kind} {part.source}" for part in self.parts) or "none"
+            raise LookupError(f"There is no {kind} {source}. There are: {known}.")
+        return found
+
     def foil_of(self, t: int) -> Foil | None:
         """The foil of generated token `t`, or None."""
         return self.foil if self.foil is not None and self.foil.t == t else None
@@ -214,6 +266,14 @@ class Generation:
     @property
     def generated_ids(self) -> tuple[int, ...]:
         return self.ids[self.prompt_len :]
+
+    @property
+    def answer_tokens(self) -> tuple[int, ...]:
+        """The generated tokens (0-based) that a reader sees as the answer: without the end mark and, if the answer is
+        given after a thought, without the thought. All of them if nothing would be left."""
+        end = self.n_targets - (self.stop == "eos")
+        chosen = tuple(t for t in range(end) if self.roles[self.prompt_len + t] is Role.GENERATED)
+        return chosen or tuple(range(self.n_targets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,80 +362,27 @@ class Scores:
         return f"Scores({self.method}, {shape}, {'signed' if self.signed else 'unsigned'}; target 0: {told})"
 
 
-@dataclass(frozen=True, eq=False)
-class Effects:
-    """What removing parts of the prompt, and of the answer's earlier words, does to every target.
-
-    Parts of the prompt are taken out (or replaced: see `operator`), one by one and in random halves. Earlier words of
-    the answer, and words together with all their mentions, are hidden from the tokens behind them.
-    A unit is a half-open token range (a token, word or sentence).
-    """
-
-    operator: str
-    """`delete` (the tokens are taken out), `baseline` (neutral token's embedding) or `mean` (mean embedding)."""
-    units: tuple[Unit, ...]
-    """Of the prompt."""
-    kept: Bool[Tensor, "mask unit"]
-    """Which units are kept in each random subset."""
-    f_full: Float[Tensor, " target"]
-    f_masked: Float[Tensor, "target mask"]
-    """F (nats) of each random subset."""
-    f_without: Float[Tensor, "target unit"]
-    """F (nats) with one unit left out alone."""
-    settings: Mapping[str, Any]
-    hidden: tuple[tuple[Unit, ...], ...] = ()
-    """Sets of ranges that are hidden together: one word of the answer, or a word with all its mentions."""
-    f_hidden: Float[Tensor, "target hidden"] | None = None
-    """F with each set hidden from what follows; NaN for a target before it, or inside one of its words."""
-    effect: Float[Tensor, "target unit"] | None = None
-    """Mean drop of F (nats) over random halves of the other units when the unit is removed: its Banzhaf value, by a
-    ridge regression on the subsets."""
-    low: Float[Tensor, "target unit"] | None = None
-    """Lower end of the 90 % interval of `effect`."""
-    high: Float[Tensor, "target unit"] | None = None
-    ceiling: tuple[float | None, ...] = ()
-    """Share of the variance of F over the subsets that any sum of single effects explains; low: units act together."""
-    pair: tuple[tuple[int, int] | None, ...] = ()
-    """The two units that most clearly act together: the subsets show more than the sum of their single effects."""
-
-    def __repr__(self) -> str:
-        sizes = f"{len(self.units)} units, {len(self.kept)} random subsets, {len(self.f_full)} targets"
-        largest = float(self.drop.max()) if self.drop.numel() else 0.0
-        return f"Effects({self.operator}, {sizes}, largest drop {largest:.3g} nats)"
-
-    @property
-    def drop(self) -> Float[Tensor, "target unit"]:
-        """Leave-one-out: how much F falls (nats) when the unit alone is removed."""
-        return self.f_full[:, None] - self.f_without
-
-    @property
-    def estimates(
-        self,
-    ) -> tuple[Float[Tensor, "target unit"], Float[Tensor, "target unit"], Float[Tensor, "target unit"]]:
-        """`effect`, `low` and `high`; all three are `drop` where there are no random subsets."""
-        if self.effect is None or self.low is None or self.high is None:
-            return self.drop, self.drop, self.drop
-        return self.effect, self.low, self.high
-
-    @property
-    def hidden_drop(self) -> Float[Tensor, "target hidden"]:
-        """How much F falls (nats) when a set is hidden; NaN where it is not defined."""
-        if self.f_hidden is None:
-            return torch.zeros(len(self.f_full), 0, dtype=torch.float64)
-        return self.f_full[:, None] - self.f_hidden
-
-
 @dataclass(frozen=True)
 class Replay:
     """The teacher-forced log-prob (nats) and rank (1 = arg-max) of each generated id."""
 
     logprobs: tuple[float, ...]
     f: tuple[float, ...]
-    """F of every target with the real input, which all methods compare against: the log-prob, or the lead over the
-    foil."""
+    """F of every generated token with the real input, which all methods compare against: the log-prob, or the lead
+    over the foil."""
     ranks: tuple[int, ...]
     tolerance: float | None
     """The allowed difference from the recorded log-probs; None if none were recorded."""
+
+    def f_of(self, target: Target, prompt_len: int) -> float:
+        """F of a target of log-probs, or of the contrast with the answer's foil."""
+        if target.kind == "contrast":
+            return sum(self.f[predicted_token(position) - prompt_len] for position in target.positions)
+        return self.logprob_of(target, prompt_len)
+
+    def logprob_of(self, target: Target, prompt_len: int) -> float:
+        """The joint log-prob of a target's tokens."""
+        return sum(self.logprobs[predicted_token(position) - prompt_len] for position in target.positions)
 
 
 @dataclass(frozen=True)

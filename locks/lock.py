@@ -92,8 +92,9 @@ def lock(upgrade: bool) -> None:
         for source in sorted(LOCKS.glob("*.in")):
             path = source.with_suffix(".lock")
             alone = ["--no-deps"] if source.stem == "model" else []  # it names packages that llmxai does not use
-            blocks = resolve([str(source)], *same, *alone, before=path, upgrade=upgrade)
-            if source.stem == "bench":  # installed on top of the others
+            own = [] if source.stem == "exchange" else same  # other tools, which limit what they share with torch
+            blocks = resolve([str(source)], *own, *alone, before=path, upgrade=upgrade)
+            if source.stem in ("bench", "flashtrace"):  # installed on top of the others
                 blocks = {name: block for name, block in blocks.items() if name not in found}
             write(path, blocks.values())
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,18 +20,21 @@ import torch
 from ended import Run
 from tiny import make_model, make_tokenizer
 
+import llmxai
 from llmxai import cli, load_explanation
-from llmxai.commands.explain import MOST_WORDS
+from llmxai.commands.explain import EXAMPLES
+from llmxai.commands.terminal import MOST_WORDS, verdict_sentence
 from llmxai.methods import METHODS
 from llmxai.models import loading
-from llmxai.names import CURRENT
 from llmxai.settings import field_paths
 from llmxai.text import quoted, trimmed
 
 FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
-    *("loading the model", "generating", "replaying", "integrating gradients", "integrating the deletion path"),
-    *("rolling out attention", "gradient weighted rollout", "removing parts of the text", "writing the report"),
+    *("starting: importing PyTorch and transformers", "loading the model", "generating", "replaying"),
+    *("removing parts of the text", "integrating gradients", "integrating the deletion path"),
+    *("rolling out attention", "gradient weighted rollout", "tracing through the answer"),
+    "writing the report",
 )
 
 
@@ -60,7 +67,13 @@ def test_help_names_every_option_and_has_a_text_for_each(run: Run) -> None:
     ended = run("explain", "--help")
     assert ended.code == 0
     command = typer.main.get_command(cli.app).commands["explain"]
-    assert all(option.help for option in command.params if option.name != "help")
+    shown = [option for option in command.params if option.name != "help" and not getattr(option, "hidden", False)]
+    assert all(option.help for option in shown)
+    panels = {getattr(option, "rich_help_panel", None) for option in shown if option.param_type_name == "option"}
+    assert None not in panels
+    assert len(panels) == 7
+    assert all(f"╭─ {panel} ─" in ended.out for panel in panels)
+    assert all(example.split()[-1] in ended.out for example in EXAMPLES.split("\n\n"))
 
 
 def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path) -> None:
@@ -70,21 +83,41 @@ def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path)
     lines = ended.out.splitlines()
     assert lines[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert lines[0].startswith("answer: ")
-    assert "tokens: " in ended.out
     explanation = load_explanation(tmp_path / "out")
-    counts = Counter(str(check.status) for check in explanation.checks)
-    told = lines[1].removeprefix("tokens: ").split(", ")
-    assert told == [f"{counts[status]} {status}" for status in map(str, CURRENT) if counts[status]]
-    words = explanation.answer_words()[:MOST_WORDS]
-    for line, word in zip(lines[2:], words, strict=False):
-        assert line.startswith(f"  {quoted(trimmed(word.text))}: {word.status}")
-        start, end = word.tokens
-        falls = [
-            sum(column)
-            for column in zip(*explanation.to_dict()["effects"]["effect"][start:end], strict=True)
-            if None not in column
-        ]
-        assert (f", {max(falls):.2f} nats less without " in line) == (max(falls) > 0)
+    words = explanation.answer_words() or list(explanation)
+    assert len(words) <= MOST_WORDS
+    for line, word in zip(lines[1:], words, strict=False):
+        assert line.split(maxsplit=2)[:2] == [quoted(trimmed(word.text), 20), word.status]
+        assert explanation.effects is not None
+        single = explanation.effects.drop[slice(*word.tokens)].sum(dim=0)
+        if single.max() >= 0.01:
+            assert f"{word.probability:.0%} -> " in line or "% -> " in line
+        else:
+            assert "without" in line or line.endswith("nothing taken away lowers it")
+    assert lines[1 + len(words)] == verdict_sentence(explanation)
+
+
+def test_targets_of_the_answer(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    """What a script relies on: every target has its text, its traced and its direct sources."""
+    options = ("--prompt", "The capital of France", "--response", " Paris and Rome", "--out", tmp_path / "out")
+    ended = run(*explain(model_folder, *options, "--target", "answer", "--target", "Rome", "--target", "0:1", "--json"))
+    assert ended.code == 0
+    document = json.loads(ended.out)
+    assert [target["text"] for target in document["targets"][:2]] == [" Paris and Rome", " Rome"]
+    assert document["targets"][2]["tokens"][1] == document["targets"][2]["tokens"][0] + 1
+    prompt = {tuple(unit["tokens"]) for unit in document["trace"]["units"] if unit["kind"] == "prompt"}
+    for target in document["targets"]:
+        shares = [source["share"] for source in target["traced"]]
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1.0001
+        units = [document["trace"]["units"][source["unit"]] for source in target["traced"]]
+        assert {tuple(unit["tokens"]) for unit in units} <= prompt
+        assert [source["text"] for source in target["traced"]] == [unit["text"] for unit in units]
+        assert all(source["path"][0]["unit"] == source["unit"] for source in target["traced"])
+        assert all(0 < one["share"] <= 1 for one in target["direct"])
+    ended = run(*explain(model_folder, *options, "--target", "Rom"))
+    assert ended.code == 2
+    assert "The target 'Rom' does not occur in the answer. Nearest is 'Rome'" in ended.err
 
 
 def test_plain_progress_lines_when_there_is_no_terminal(run: Run, model_folder: Path, tmp_path: Path) -> None:
@@ -92,7 +125,12 @@ def test_plain_progress_lines_when_there_is_no_terminal(run: Run, model_folder: 
     lines = ended.err.splitlines()
     planned = next(line for line in lines if line.startswith("llmxai: planned "))
     assert "1024 tokens at once, activations kept for the backward pass" in planned
-    assert [line for line in lines if line != planned] == [f"llmxai: {stage}" for stage in STAGES]
+    counted = re.compile(r", \d+ of \d+, \d+:\d\d:\d\d left$")
+    own = [line for line in said(ended.err) if line != planned and not counted.search(line)]
+    assert own == [f"llmxai: {stage}" for stage in STAGES]
+    early = lines[: lines.index("llmxai: integrating gradients")]
+    assert sum(line.startswith("answer: ") for line in early) == 1  # and the sources by removal, before the gradients
+    assert early[-1].startswith("  ")
     assert "\x1b" not in ended.err + ended.out
 
 
@@ -109,14 +147,29 @@ def test_where_the_prompt_comes_from(run: Run, model_folder: Path, tmp_path: Pat
     (tmp_path / "turns.json").write_text(json.dumps(turns))
     (tmp_path / "wrapped.json").write_text(json.dumps({"messages": turns}))
     wanted = [
-        (["--prompt-file", "prompt.txt"], {"prompt": "naïve 😀"}),
+        (["naïve 😀"], {"messages": [{"role": "user", "content": "naïve 😀"}]}),
+        (["naïve 😀", "--raw"], {"prompt": "naïve 😀"}),
+        (["--prompt", "naïve 😀"], {"messages": [{"role": "user", "content": "naïve 😀"}]}),
+        (["--prompt-file", "prompt.txt", "--raw"], {"prompt": "naïve 😀"}),
         (["--prompt-file", "prompt.txt", "--chat"], {"messages": [{"role": "user", "content": "naïve 😀"}]}),
         (["--messages", "turns.json"], {"messages": turns}),
         (["--messages", "wrapped.json", "--response", "Paris"], {"messages": turns, "response": "Paris"}),
     ]
     for options, request in wanted:
-        ended = run(*explain(model_folder, *options, "--json", "--out", tmp_path / "out"))
+        ended = run(*explain(model_folder, *options, "--json", "--out", tmp_path / "out", "--overwrite"))
         assert json.loads(ended.out)["generation"]["request"] == request
+
+
+def test_a_prompt_without_a_chat_template(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    """Plain text is the prompt, unless --chat insists on the template."""
+    plain = tmp_path / "plain"
+    shutil.copytree(model_folder, plain)
+    (plain / "chat_template.jinja").unlink()
+    document = json.loads(run(*explain(plain, "Hello", "--json")).out)
+    assert document["generation"]["request"] == {"prompt": "Hello"}
+    refused = run(*explain(plain, "Hello", "--chat"))
+    assert refused.code == 2
+    assert "has no chat template" in refused.err
 
 
 def test_removal_is_as_it_was_asked_for(run: Run, model_folder: Path) -> None:
@@ -153,10 +206,15 @@ PROMPT = ("--prompt", "Hello")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "exactly one of --prompt, --prompt-file and --messages"),
+        ([], "exactly one of PROMPT"),
+        (["Hello", *PROMPT], "exactly one of"),
+        ([*PROMPT, "--raw", "--chat"], "Leave one out"),
+        (["--messages", "broken.json", "--raw"], "Leave out --raw"),
+        ([*PROMPT, "--private", "--open"], "Leave out --open"),
+        ([*PROMPT, "--foil", " "], "The foil is empty"),
+        (["--prompt", "\ud83d"], "The prompt holds a lone surrogate"),
         ([*PROMPT, "--prompt-file", "x"], "exactly one of"),
         (["--prompt", ""], "prompt is empty"),
-        (["--prompt", "!" * 300], "takes 256"),
         (["--prompt-file", "missing.txt"], "missing.txt: cannot be read"),
         (["--prompt-file", "latin.txt"], "latin.txt: cannot be read as UTF-8"),
         (["--messages", "missing.json"], "missing.json: cannot be read"),
@@ -210,7 +268,18 @@ def test_a_users_mistake_is_one_paragraph(
     assert len(refusals) == 1
     assert words in refusals[0]
     assert ended.err.splitlines()[-1] == refusals[0]
-    assert only_record(set(tmp_path.rglob("*")) - before)["kind"] == "refusal"
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_is_refused_once_the_model_is_asked_leaves_its_record(
+    run: Run, model_folder: Path, tmp_path: Path
+) -> None:
+    ended = run(*explain(model_folder, "!" * 300, "--out", "out"))
+    assert ended.code == 2
+    assert "takes 256" in said(ended.err)[-1]
+    record = only_record(tmp_path.rglob("*"))
+    assert record["kind"] == "refusal"
+    assert record["options"]["max_new_tokens"] == 2
 
 
 def only_record(written: Iterable[Path]) -> dict[str, Any]:
@@ -276,7 +345,7 @@ def test_the_installed_command(model_folder: Path, tmp_path: Path) -> None:
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
     assert "Message 0 is 'Hello'; expected an object" in ended.stderr.splitlines()[-1]
-    assert only_record((tmp_path / "runs").rglob("*"))["kind"] == "refusal"
+    assert [path.name for path in tmp_path.iterdir()] == ["words.json"]
 
 
 def test_how_gradients_are_computed(run: Run, model_folder: Path) -> None:
@@ -355,7 +424,7 @@ def test_options_are_checked_before_the_model_is_read(
     monkeypatch.setattr(loading, "find_model", lambda *_what, **_how: pytest.fail("the model is being loaded"))
     ended = run(*explain(model_folder, *PROMPT, *options))
     assert ended.code == 2
-    assert len([line for line in said(ended.err) if line != "llmxai: loading the model"]) == 1
+    assert len([line for line in said(ended.err) if line != f"llmxai: {STAGES[0]}"]) == 1
     assert "Traceback" not in ended.err
 
 
@@ -366,3 +435,119 @@ def test_one_more_method_is_computed_and_listed(run: Run, model_folder: Path) ->
     assert {"saliency", "recency"} <= document["scores"].keys()
     for target in document["targets"]:
         assert target["sources"]["recency"]
+
+
+def test_an_earlier_explanation_is_not_replaced_silently(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    assert run(*explain(model_folder, "Hello", "--out", "out")).code == 0
+    first = (tmp_path / "out" / "explanation.json").read_bytes()
+    created = json.loads(first)["created"]
+    refused = run(*explain(model_folder, "The capital of France", "--out", "out"))
+    assert refused.code == 2
+    (paragraph,) = refused.err.splitlines()
+    assert f"out: holds the explanation of {created}" in paragraph
+    assert "--overwrite" in paragraph
+    assert (tmp_path / "out" / "explanation.json").read_bytes() == first
+    replaced = run(*explain(model_folder, "The capital of France", "--out", "out", "--overwrite"))
+    assert replaced.code == 0
+    assert replaced.err.splitlines()[0].startswith(f"llmxai: replacing the explanation of {created} in out")
+    assert (tmp_path / "out" / "explanation.json").read_bytes() != first
+    records = (tmp_path / "out" / "evidence" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    kinds = [json.loads(line)["record"]["kind"] for line in records]
+    assert kinds == ["explanation", "manifest", "explanation"]
+
+
+def test_without_out_the_next_free_folder_is_taken(run: Run, model_folder: Path) -> None:
+    reports = [run(*explain(model_folder, "Hello")).out.splitlines()[-1] for _ in range(3)]
+    assert reports == [f"report: runs/explanation{n}/report.html" for n in ("", "-2", "-3")]
+    private = run(*explain(model_folder, "Hello", "--json"), "--overwrite")
+    assert "replacing" in private.err
+    assert "in runs/explanation;" in private.err
+
+
+def test_an_explanation_that_appears_meanwhile_is_not_replaced(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
+) -> None:
+    real = llmxai.load
+
+    def load_while_another_writes(*what: Any, **how: Any) -> Any:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "explanation.json").write_text("{}")
+        return real(*what, **how)
+
+    monkeypatch.setattr(llmxai, "load", load_while_another_writes)
+    ended = run(*explain(model_folder, "Hello", "--out", "out"))
+    assert ended.code == 2
+    assert "holds an earlier explanation" in ended.err
+    assert (tmp_path / "out" / "explanation.json").read_text() == "{}"
+
+
+def test_open_shows_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert run(*explain(model_folder, "Hello", "--out", "a folder", "--open")).code == 0
+    assert opened == [(tmp_path / "a folder" / "report.html").as_uri()]
+
+
+def command(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """llmxai in a process of its own."""
+    root = str(Path(cli.__file__).parents[1])
+    path = os.pathsep.join([environment.pop("PYTHONPATH", root), root])
+    return subprocess.run(
+        [sys.executable, "-m", "llmxai", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_first_line_comes_before_pytorch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit(7)")
+    ended = command("explain", "Hello", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 7
+    assert ended.stderr == f"llmxai: {STAGES[0]}\n"
+
+
+def test_shells_complete_its_options(tmp_path: Path) -> None:
+    asked = {"_LLMXAI_COMPLETE": "complete_bash", "COMP_WORDS": "llmxai explain --rem", "COMP_CWORD": "2"}
+    ended = command(cwd=tmp_path, **asked)
+    assert set(ended.stdout.split()) == {"--removal", "--removal-operator", "--removal-units"}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A model hub that has no model."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_misspelt_hub_name_is_one_paragraph(tmp_path: Path, reachable: bool) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = Thread(target=server.serve_forever)
+        if reachable:
+            thread.start()
+        else:
+            server.server_close()
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache")}
+        hub |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        ended = command("explain", "--model", "smol/misspelt", "Hello", cwd=tmp_path, **hub)
+        if reachable:
+            server.shutdown()
+            thread.join()
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[:2] == [f"llmxai: {stage}" for stage in STAGES[:2]]
+    (paragraph,) = ended.stderr.splitlines()[2:]
+    assert paragraph.startswith("llmxai: smol/misspelt: ")
+    assert ("Check the spelling" if reachable else "could not be reached") in paragraph
+    assert not (tmp_path / "runs").exists()

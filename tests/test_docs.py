@@ -111,7 +111,13 @@ def test_the_method_of_the_how_to_is_right(added: Any, family: str) -> None:
     def f(scale: float) -> torch.Tensor:
         with torch.no_grad():
             return rows.values(
-                forward_logits(loaded.model, x * scale, positions=rows.positions, source=generation.source_len)
+                forward_logits(
+                    loaded.model,
+                    x * scale,
+                    ids=generation.ids,
+                    positions=rows.positions,
+                    source=generation.source_len,
+                )
             )[0]
 
     assert (got.sum(dim=1) - (f(1 + nearly) - f(1 - nearly)) / (2 * nearly)).abs().max() < 1e-5

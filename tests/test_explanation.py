@@ -20,10 +20,11 @@ from tiny import CLASSES, answered, make_classifier, make_encoder_decoder, make_
 import llmxai
 from llmxai import Explanation, Settings, Source, Status, TokenView, explain, load_explanation
 from llmxai.errors import OptionError
-from llmxai.explanation import DELETION, GRADIENTS, LONG_COLUMNS, LONGEST_REPR, ROLLOUT
+from llmxai.explanation import DELETION, GRADIENTS, LONGEST_REPR, ROLLOUT
 from llmxai.models import LoadedModel
 from llmxai.names import CURRENT, AttentionStatus, Role
 from llmxai.settings import IntegratedGradients
+from llmxai.tables import LONG_COLUMNS
 from llmxai.text import character_units, places, quoted
 from llmxai.types import Generation
 

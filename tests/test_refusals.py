@@ -107,7 +107,7 @@ def test_folder_record_tables_and_replay(hybrid: LoadedModel, explained: Explana
     }
     assert sorted(maps) == [
         *("effect", "effect_high", "effect_low", "features", "integrated_gradients", "leave_one_out"),
-        *("removal_f", "removal_kept"),
+        *("removal_f", "removal_kept", "trace_direct", "trace_effects", "trace_effects_undefined", "trace_steps"),
     ]
     assert document["targets"][0]["rollout"]["sink_mass"] is None
     assert document["targets"][0]["sources"]["rollout"] == []

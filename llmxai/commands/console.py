@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a line every few seconds in a log file, or JSON lines for a pipeline."""
+"""Progress of a command: a bar on a terminal, a line every few seconds in a log file, or JSON lines for a pipeline."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 if TYPE_CHECKING:
     from llmxai.runs import RunProgress
@@ -21,7 +30,9 @@ if TYPE_CHECKING:
 
 ProgressKind = Literal["rich", "json", "none"]
 EVERY = 10.0
-"""Seconds between lines without a terminal."""
+"""Seconds between the lines of a run without a terminal."""
+EVERY_STEP = 4.0
+"""The same within a stage of one explanation."""
 
 
 @contextmanager
@@ -131,28 +142,88 @@ def told_when_interrupted(what: str) -> Iterator[None]:
         raise
 
 
-Report = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps)."""
+class Report(Protocol):
+    """What a command reports while it works, on stderr."""
+
+    def __call__(self, stage: str, done: int, n: int) -> None:
+        """The stage, and how many of its steps are done."""
+
+    def show(self, lines: Iterable[Text]) -> None:
+        """What is known so far."""
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A bar on a terminal, one line per stage elsewhere."""
+    """On a terminal a bar, below what is known so far; both disappear at the end. Elsewhere plain lines."""
     if not log.is_terminal:
-        yield _plain_lines()
+        yield _PlainStages()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=log, transient=True) as bar:
-        task = bar.add_task("", total=1)
-        yield lambda stage, done, n: bar.update(task, description=stage, completed=done, total=n)
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left:")),
+        *(TimeRemainingColumn(), TextColumn("in all:"), TimeElapsedColumn()),
+    )
+    with _Known(*columns, console=log, transient=True, redirect_stdout=False) as bar:
+        yield _LiveStages(bar)
 
 
-def _plain_lines() -> Report:
-    seen: set[str] = set()
+class _Known(Progress):
+    """A progress bar with lines above it."""
 
-    def line(stage: str, _done: int, _n: int) -> None:
-        if stage not in seen:
-            seen.add(stage)
-            log.print(f"llmxai: {stage}", soft_wrap=True)
+    known: tuple[Text, ...] = ()
 
-    return line
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from self.known
+        yield from super().get_renderables()
+
+
+class _LiveStages:
+    """One bar, which each stage starts again; the time since the command began goes on."""
+
+    def __init__(self, bar: _Known) -> None:
+        self.bar = bar
+        self.began = bar.get_time()
+        self.stage: str | None = None
+        self.task = TaskID(0)
+
+    def __call__(self, stage: str, done: int, n: int) -> None:
+        total = n if n > 1 else None
+        if stage != self.stage:
+            for old in list(self.bar.task_ids):
+                self.bar.remove_task(old)
+            self.stage, self.task = stage, self.bar.add_task(stage, total=total)
+            self.bar.tasks[0].start_time = self.began
+        self.bar.update(self.task, completed=done, total=total)
+
+    def show(self, lines: Iterable[Text]) -> None:
+        self.bar.known = tuple(lines)
+        self.bar.refresh()
+
+
+class _PlainStages:
+    """A line when a stage begins; within one, every few seconds, its count and the time left."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, tuple[float, int]] = {}
+        """By stage the time and count of its first report, or of the first with a step done."""
+        self.last = 0.0
+        self.shown: list[Text] = []
+
+    def __call__(self, stage: str, done: int, n: int) -> None:
+        now = time.monotonic()
+        if stage not in self.begun:
+            self.last = now
+            log.print(f"llmxai: {stage}", markup=False, soft_wrap=True)
+        since, first = self.begun.setdefault(stage, (now, done))
+        if first == 0 < done:  # what came before the first step, such as planning, says nothing of the pace
+            self.begun[stage] = (now, done)
+        elif first < done < n and now - self.last >= EVERY_STEP:
+            self.last = now
+            left = timedelta(seconds=round((now - since) * (n - done) / (done - first)))
+            log.print(f"llmxai: {stage}, {done} of {n}, {left} left", markup=False, soft_wrap=True)
+
+    def show(self, lines: Iterable[Text]) -> None:
+        lines = list(lines)
+        known = len(self.shown) if lines[: len(self.shown)] == self.shown else 0
+        for line in lines[known:]:
+            log.print(line, soft_wrap=True)
+        self.shown = lines

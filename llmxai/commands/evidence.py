@@ -1,4 +1,4 @@
-"""`llmxai verify`, `prove`, `consistency`, `export`, `redact`, `replay`, `review`, `keys` and `evidence`."""
+"""`llmxai verify`, `prove`, `consistency`, `export`, `redact`, `replay`, `review`, `keys`, `evidence`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from llmxai.commands.console import progress
 from llmxai.errors import EvidenceError, KeyFileError, OptionError
 
 keys = typer.Typer(no_args_is_help=True, help="Create and show keys for signing and for private records.")
+reviews = typer.Typer(no_args_is_help=True, help="Sign off a record, or enter the marks made on its page.")
 evidence = typer.Typer(no_args_is_help=True, help="Maintain a log: seal it, prune old content.")
 
 Run = Annotated[
@@ -144,6 +145,7 @@ def redact(
     _told("redacted", receipt)
 
 
+@reviews.command("sign")
 def review(
     id: Id,
     decision: Annotated[str, typer.Option(help="For example approved, rejected or escalated.")],
@@ -157,6 +159,25 @@ def review(
     from llmxai.evidence import signing_key
 
     _told("reviewed", decide(_run(run, id), id, decision=decision, by=by, note=note, signer=signing_key(key)))
+
+
+@reviews.command("import")
+def import_marks(
+    file: Annotated[Path, typer.Argument(help="The review.json that was saved on the page of an explanation.")],
+    run: Run = None,
+    key: Key = None,
+) -> None:
+    """Enter a reviewer's marks into the log of the record that they are about; the index of its run then shows them."""
+    from llmxai.evidence import import_review, read_review, signing_key, vouched
+    from llmxai.report.rebuild import INDEX
+    from llmxai.runs.ledger import refresh_index
+
+    marks = read_review(file)
+    place, signer = _run(run, marks.record), signing_key(key)
+    _told(f"reviewed: {marks.decision}", import_review(place, marks, signer=signer))
+    if (place / INDEX).is_file():
+        with vouched(place, signer=signer) as changing:
+            typer.echo(f"index: {refresh_index(place, changing=changing)}")
 
 
 def replay(

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+import webbrowser
 from collections.abc import Mapping, Sequence
 from functools import partial
 from gc import collect
+from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from llmxai.commands.console import progress, told_when_interrupted
-from llmxai.errors import OptionError, PromptError
-from llmxai.names import CURRENT
+from llmxai.commands.console import log, progress, told_when_interrupted
+from llmxai.commands.prompts import asked_from, context_from
+from llmxai.commands.terminal import first_lines, link, print_lines, summary
+from llmxai.errors import OptionError, OutputError, PromptError
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
-from llmxai.text import quoted, trimmed
 
-TEXTS = ("prompt", "response", "foil", "requester", "purpose", "key")
+TEXTS = ("question", "prompt", "response", "foil", "target", "template_args", "requester", "purpose", "key")
 """Options that the record does not store as settings: texts are kept apart from it and can be removed."""
 
 
@@ -37,9 +40,29 @@ FLAGS = {
 }
 """The setting behind each option of the command; `--set` reaches the rest."""
 
+DEFAULT_OUT = Path("runs/explanation")
+"""Where an explanation goes if nothing is said; the next one goes to runs/explanation-2, and so on."""
+if TYPE_CHECKING:
+    from llmxai.evidence import Attempt
 
-MOST_WORDS = 12
-"""Words of the answer that the summary lists."""
+ask_option = partial(typer.Option, rich_help_panel="What is asked")
+answer_option = partial(typer.Option, rich_help_panel="How it is answered")
+model_option = partial(typer.Option, rich_help_panel="The model")
+method_option = partial(typer.Option, rich_help_panel="How it is explained")
+removal_option = partial(typer.Option, rich_help_panel="What is removed")
+output_option = partial(typer.Option, rich_help_panel="What is written")
+record_option = partial(typer.Option, rich_help_panel="The record")
+"""An option in one of the panels of `--help`."""
+DEMO = "Which city is the capital of France?"
+EXAMPLES = """Examples:
+
+llmxai explain "Which city is the capital of France?"
+
+llmxai explain "The capital of France is" --raw --response " Paris."
+
+llmxai explain "Which city is the capital of France?" --foil "The capital of France is Lyon."
+
+llmxai explain --messages chat.json --model ./my-model --quantize 4bit --out runs/chat --open"""
 
 
 def _help(setting: str, text: str) -> str:
@@ -57,112 +80,150 @@ def _renamed(*names: str, to: str) -> Any:
 
 
 def explain(
-    model: Annotated[
-        str, typer.Option(help="smollm2 (embedded), a .gguf file, a local folder or a hub name.")
-    ] = "smollm2",
-    prompt: Annotated[str | None, typer.Option(help="Raw prompt text.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="Raw prompt from a UTF-8 file.")] = None,
-    messages: Annotated[
-        Path | None, typer.Option(help='JSON file of chat messages: [{"role": ..., "content": ...}].')
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to ask: one user message through the model's chat template, or plain text if it has none.",
+            show_default=False,
+        ),
     ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Send the prompt as one user message through the chat template.")
+    model: Annotated[
+        str, model_option(help="smollm2 (embedded), a .gguf file, a local folder or a hub name.")
+    ] = "smollm2",
+    prompt: Annotated[str | None, ask_option(help="The same as PROMPT.")] = None,
+    prompt_file: Annotated[Path | None, ask_option(help="The prompt from a UTF-8 file.")] = None,
+    messages: Annotated[
+        Path | None, ask_option(help='JSON file of chat messages: [{"role": ..., "content": ...}].')
+    ] = None,
+    chat: Annotated[bool, ask_option("--chat", help="Refuse a model that has no chat template.")] = False,
+    raw: Annotated[
+        bool, ask_option("--raw", help="Pass the prompt to the model unchanged, without the chat template.")
     ] = False,
-    response: Annotated[str | None, typer.Option(help="Explain this answer instead of a generated one.")] = None,
+    response: Annotated[str | None, ask_option(help="Explain this answer instead of a generated one.")] = None,
+    documents: Annotated[
+        Path | None,
+        ask_option(help="Documents: a .jsonl file of {title, text}, or a folder of text files named by title."),
+    ] = None,
+    documents_in: Annotated[
+        str, ask_option(help="Where documents stand: template, user (before the user's text), or auto.")
+    ] = "auto",
+    tools: Annotated[Path | None, ask_option(help="JSON file of what the model may call: a list of schemas.")] = None,
+    template_args: Annotated[
+        list[str] | None,
+        ask_option("--template-arg", help="A variable of the chat template: enable_thinking=false. Repeatable."),
+    ] = None,
+    continue_final_message: Annotated[
+        bool, ask_option("--continue-final-message", help="The answer continues the assistant's last message.")
+    ] = False,
     foil: Annotated[
         str | None,
-        typer.Option(help="Another answer: explain why the model chose its own instead, where they first differ."),
+        ask_option(help="Another answer: explain why the model chose its own instead, where they first differ."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above 0 samples.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling, with a temperature.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0: among all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    features: Annotated[str | None, typer.Option(help=_help("features", "content, prompt or all."))] = None,
+    target: Annotated[
+        list[str] | None,
+        ask_option(
+            help="What to explain: token (each one, the default), word, sentence, answer (all at once), i:j (a range "
+            "of generated tokens) or a text of the answer; can be given several times."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, answer_option(help="Longest answer to generate.")] = 64,
+    temperature: Annotated[float, answer_option(help="0 is greedy; above 0 samples.")] = 0.0,
+    top_p: Annotated[float, answer_option(help="Nucleus sampling, with a temperature.")] = 1.0,
+    top_k: Annotated[int, answer_option(help="Sample among so many tokens; 0: among all.")] = 0,
+    seed: Annotated[int, answer_option(help="Seed of the sampling.")] = 0,
+    features: Annotated[str | None, method_option(help=_help("features", "content, prompt or all."))] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help=_help("gradients.baseline", "space, zero, eos, pad, mask, mean, id:N, token:TEXT.")),
+        method_option(help=_help("gradients.baseline", "space, zero, eos, pad, mask, mean, id:N, token:TEXT.")),
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help=_help("gradients.tolerance.relative", "Allowed error, relative to the change in F.")),
+        method_option(help=_help("gradients.tolerance.relative", "Allowed error, relative to the change in F.")),
     ] = None,
     max_nodes: Annotated[
-        int | None, typer.Option(help=_help("gradients.max_nodes", "Gradient evaluations per target, at most."))
+        int | None, method_option(help=_help("gradients.max_nodes", "Gradient evaluations per target, at most."))
     ] = None,
     residual: Annotated[
-        float | None, typer.Option(help=_help("rollout.residual", "Share of a layer that stays unmixed."))
+        float | None, method_option(help=_help("rollout.residual", "Share of a layer that stays unmixed."))
     ] = None,
     variant: Annotated[
         str | None,
-        typer.Option(help=_help("rollout.variant", "The second attention method; `llmxai methods` lists them.")),
+        method_option(help=_help("rollout.variant", "The second attention method; `llmxai methods` lists them.")),
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="Another method to compute and show; can be given several times.")
+        list[str] | None, method_option(help="Another method to compute and show; can be given several times.")
     ] = None,
     gradient_dtype: Annotated[
         str | None,
-        typer.Option(
+        method_option(
             help="Gradients on a copy of the weights in this dtype; errors are measured in the model's dtype."
         ),
     ] = None,
     chunk_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that go through the model at once. Default: what the memory allows.")
+        int | None, method_option(help="Tokens that go through the model at once. Default: what the memory allows.")
     ] = None,
     checkpoint: Annotated[
         bool | None,
-        typer.Option(
+        method_option(
             "--checkpoint/--no-checkpoint",
             help="Recompute activations in the backward pass: far less memory. Default: if needed.",
         ),
     ] = None,
     removal: Annotated[
-        bool, typer.Option(help="Remove parts of the prompt to measure their effects and to check the methods.")
+        bool, removal_option(help="Remove parts of the prompt to measure their effects and to check the methods.")
     ] = True,
     removal_operator: Annotated[
-        str | None, typer.Option(help=_help("removal.operator", "How parts are removed: delete, baseline or mean."))
+        str | None, removal_option(help=_help("removal.operator", "How parts are removed: delete, baseline or mean."))
     ] = None,
     removal_units: Annotated[
-        str | None, typer.Option(help=_help("removal.units", "What a part is: auto, token, word or sentence."))
+        str | None, removal_option(help=_help("removal.units", "What a part is: auto, token, word or sentence."))
     ] = None,
     referee: Annotated[bool | None, _renamed("--referee/--no-referee", to="--removal/--no-removal")] = None,
     ablation_operator: Annotated[str | None, _renamed("--ablation-operator", to="--removal-operator")] = None,
     ablation_units: Annotated[str | None, _renamed("--ablation-units", to="--removal-units")] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other setting, such as rollout.head_fusion=max; --settings lists them."),
+        method_option("--set", help="Any other setting, such as rollout.head_fusion=max; --settings lists them."),
     ] = None,
     list_settings: Annotated[
-        bool, typer.Option("--settings", help="List every setting with its default, and exit.")
+        bool, method_option("--settings", help="List every setting with its default, and exit.")
     ] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    dtype: Annotated[str | None, model_option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     device_map: Annotated[
-        str | None, typer.Option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
+        str | None, model_option(help="Accelerate's: auto, balanced, cpu, cuda:0, or a JSON object.")
     ] = None,
-    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit (bitsandbytes).")] = None,
+    quantize: Annotated[str | None, model_option(help="4bit or 8bit (bitsandbytes).")] = None,
     compare_full: Annotated[
         bool,
-        typer.Option(
+        model_option(
             "--compare-full",
             help="With --quantize: also explain the same answer at full precision, and show what differs.",
         ),
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="PEFT adapter: folder or hub name.")] = None,
+    revision: Annotated[str | None, model_option(help="Branch, tag or commit of a hub model.")] = None,
+    adapter: Annotated[str | None, model_option(help="PEFT adapter: folder or hub name.")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let Python code in the model's folder run; records say so.")
+        bool, model_option("--trust-remote-code", help="Let Python code in the model's folder run; records say so.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/explanation"),
+    out: Annotated[
+        Path | None,
+        output_option(help="Folder to write. Default: runs/explanation or, if there is one, runs/explanation-2, ..."),
+    ] = None,
+    overwrite: Annotated[
+        bool, output_option("--overwrite", help="Replace an earlier explanation in --out; its record stays.")
+    ] = False,
+    open_report: Annotated[bool, output_option("--open", help="Open the report in the browser.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print explanation.json instead of the report's path.")
+        bool, output_option("--json", help="Print explanation.json instead of the report's path.")
     ] = False,
-    requester: Annotated[str | None, typer.Option(help="Who asks, as a pseudonym, for the record.")] = None,
-    purpose: Annotated[str | None, typer.Option(help="Why; goes into the record.")] = None,
+    requester: Annotated[str | None, record_option(help="Who asks, as a pseudonym, for the record.")] = None,
+    purpose: Annotated[str | None, record_option(help="Why; goes into the record.")] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Keep no text and no report, only a record with keyed digests.")
+        bool, record_option("--private", help="Keep no text and no report, only a record with keyed digests.")
     ] = False,
     key: Annotated[
-        Path | None, typer.Option(help="Signing key file (llmxai keys new); else LLMXAI_SIGNING_KEY[_FILE].")
+        Path | None, record_option(help="Signing key file (llmxai keys new); else LLMXAI_SIGNING_KEY[_FILE].")
     ] = None,
 ) -> None:
     """Explain every token of an answer and write report.html, explanation.json and maps.safetensors."""
@@ -171,54 +232,163 @@ def explain(
         for name, value in field_paths().items():
             typer.echo(f"{name} = {json.dumps(value)}")
         return
-    from llmxai.evidence import recording, secret_key, signing_key
-    from llmxai.store import evidence_folder, require_replaceable
-
-    with (
-        told_when_interrupted("Interrupted; no explanation was written."),
-        recording(evidence_folder(out), entry="cli", requester=requester, purpose=purpose) as attempt,
-    ):
-        attempt.options = asked
-        attempt.signer = signing_key(key)
-        attempt.private = secret_key() if private else None
-        text, turns = _prompt_text(prompt, prompt_file, messages), _read_messages(messages) if messages else None
-        if chat and text is not None:
-            text, turns = None, [{"role": "user", "content": text}]
-        attempt.request = {"prompt": text, "messages": turns, "response": response, "foil": foil}
-        require_replaceable(out)
-        chosen = _settings(asked, also or (), assignments or (), removal=removal)
-        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        from transformers.utils.logging import disable_progress_bar
-
+    request = asked_from([question, prompt], prompt_file, messages, raw=raw, chat=chat)
+    request |= {"response": response, "foil": foil}
+    if private and open_report:
+        raise OptionError("--private writes no report, so there is nothing to open. Leave out --open.")
+    chosen = _settings(asked, also or (), assignments or (), removal=removal)
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    how = {"dtype": dtype, "device_map": _device_map(device_map), "adapter": adapter, **source}
+    place = _place(out, overwrite=overwrite, private=private)
+    attempt = _begin(place, asked, private=private, key=key, requester=requester, purpose=purpose)
+    with told_when_interrupted("Interrupted; no explanation was written."), progress() as report:
+        report("starting: importing PyTorch and transformers", 0, 1)
+        given = context_from(
+            documents=documents,
+            documents_in=documents_in,
+            tools=tools,
+            template_args=template_args or (),
+            continue_final_message=continue_final_message,
+        )
+        _require_sound(request, chosen, how, quantize=quantize, continues=continue_final_message)
+        if compare_full:
+            _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, source=source)
         from llmxai import compare_full as compare
         from llmxai import explain as run
         from llmxai import load, save
-        from llmxai.explain import require_methods
+        from llmxai.evidence import keeping
 
-        disable_progress_bar()
-        require_methods(chosen)
-        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        read = partial(load, model, dtype=dtype, device_map=_device_map(device_map), adapter=adapter, **source)
-        if compare_full:
-            _require_comparison(model, dtype=dtype, device_map=device_map, quantize=quantize, source=source)
-        with progress() as report:
-            report("loading the model", 0, 1)
+        read = partial(load, model, **how)
+        report("loading the model", 0, 1)
+        loaded = read(quantize=quantize)
+        asked_for, prompted = _as_prompt(loaded, request)
+        attempt.request = asked_for | given
+        with keeping(attempt):
             explanation = run(
-                read(quantize=quantize),
-                turns if turns is not None else text or "",
+                loaded,
+                prompted,
                 response=response,
                 foil=foil,
+                **given,
+                targets=target or None,
                 decoding=decoding,
                 settings=chosen,
                 progress=report,
+                found=lambda *known: report.show(first_lines(*known)),
             )
             if compare_full:
                 report("loading the model at full precision", 0, 1)
+                del loaded
                 collect()  # the quantised one is finished with: both need not fit at once
                 explanation = compare(explanation, read(), progress=report)
             report("writing the record" if private else "writing the report", 0, 1)
-            save(explanation, out, attempt=attempt)
-    _tell(explanation, attempt, out, as_json=as_json)
+            if not overwrite and not private:
+                _require_free(place)  # another command may have written there meanwhile
+            save(explanation, place, attempt=attempt)
+    _tell(explanation, attempt, place, as_json=as_json)
+    if open_report:
+        webbrowser.open((place / "report.html").resolve().as_uri())
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo in it is replaced.")] = Path("runs/demo"),
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+) -> None:
+    """Explain an answer of the embedded model: "Which city is the capital of France?"."""
+    explain(DEMO, max_new_tokens=24, out=out, overwrite=True, open_report=open_report)
+
+
+def _begin(place: Path, asked: Mapping[str, Any], *, private: bool, key: Path | None, **who: str | None) -> Attempt:
+    """The attempt, whose record will be in the log of that place."""
+    from llmxai.evidence import begin, secret_key, signing_key
+    from llmxai.store import evidence_folder
+
+    secret, signer = secret_key() if private else None, signing_key(key)
+    attempt = begin(evidence_folder(place), entry="cli", private=secret, signer=signer, **who)
+    attempt.options = asked
+    return attempt
+
+
+def _require_sound(
+    request: Mapping[str, Any], settings: Settings, how: Mapping[str, Any], *, quantize: str | None, continues: bool
+) -> None:
+    """Raise for everything that is wrong whatever the model."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from llmxai.explain import require_methods
+    from llmxai.generation.chat import require_messages, require_text
+    from llmxai.models.loading import require_options
+
+    disable_progress_bar()
+    require_methods(settings)
+    require_options(dtype=how["dtype"], device_map=how["device_map"], quantize=quantize)
+    if "messages" in request:
+        require_messages(request["messages"], continues=continues)
+    for name in ("prompt", "response", "foil"):
+        if (text := request.get(name)) is not None:
+            require_text(text, what=f"The {name}")
+    if request["response"] == "":
+        raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
+    if request["foil"] is not None and not request["foil"].strip():
+        raise PromptError("The foil is empty: there is nothing to explain the answer against. Give another answer.")
+
+
+def _as_prompt(loaded: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The request as the record keeps it, and the prompt for this model."""
+    from llmxai.generation.prompt import as_chat
+
+    given = {name: request[name] for name in ("response", "foil")}
+    if "messages" in request:
+        prompt: Any = request["messages"]
+    elif request["raw"]:
+        prompt = request["prompt"]
+    else:
+        prompt = as_chat(loaded, request["prompt"], required=request["chat"])
+    text = isinstance(prompt, str)
+    return {"prompt": prompt if text else None, "messages": None if text else prompt, **given}, prompt
+
+
+def _place(out: Path | None, *, overwrite: bool, private: bool) -> Path:
+    """Where the explanation goes. An earlier one is only replaced if that is asked for, and then it is said.
+
+    Raises OutputError if it cannot go there.
+    """
+    from llmxai.store import require_replaceable
+
+    if out is not None or private or overwrite:
+        place = out or DEFAULT_OUT
+        require_replaceable(place)
+        if (earlier := _earlier(place)) and not private:
+            if not overwrite:
+                _require_free(place)
+            log.print(f"llmxai: replacing {earlier} in {place}; its record stays", markup=False, soft_wrap=True)
+        return place
+    numbered = (DEFAULT_OUT.with_name(f"{DEFAULT_OUT.name}-{n}") for n in count(2))
+    place = next(folder for folder in chain([DEFAULT_OUT], numbered) if not _earlier(folder))
+    require_replaceable(place)
+    return place
+
+
+def _require_free(place: Path) -> None:
+    if earlier := _earlier(place):
+        raise OutputError(
+            f"{place}: holds {earlier}. Choose another folder with --out, or add --overwrite to replace it "
+            f"(its record stays in the evidence)."
+        )
+
+
+def _earlier(place: Path) -> str:
+    """The explanation in a folder, in words; empty if there is none."""
+    from llmxai.store import FILES
+
+    if not any((place / name).exists() for name in FILES):
+        return ""
+    try:
+        created = json.loads((place / "explanation.json").read_text(encoding="utf-8"))["created"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "an earlier explanation"
+    return f"the explanation of {created}"
 
 
 def _require_comparison(
@@ -264,7 +434,7 @@ def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
         document = None if attempt.private is None else json.dumps(to_json(explanation), ensure_ascii=False, indent=1)
         sys.stdout.write(written.read_text(encoding="utf-8") if document is None else document + "\n")
         return
-    _summary(explanation)
+    print_lines(summary(explanation))
     if explanation.full_precision is not None:
         from llmxai.store.document import precision_sentence
 
@@ -274,65 +444,9 @@ def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
     for repair in attempt.receipt.repaired:
         typer.echo(f"repaired: {repair}")
     if attempt.private is None:
-        typer.echo(f"report: {out / 'report.html'}")
+        print_lines([Text.assemble("report: ", link(out / "report.html"))])
     else:
         typer.echo("report: none was written (--private)")
-
-
-def _summary(explanation: Any) -> None:
-    generation = explanation.generation
-    statuses = [str(check.status) for check in explanation.checks]
-    typer.echo(f"answer: {''.join(generation.texts[generation.prompt_len :])}")
-    if (foil := generation.foil) is not None:
-        own = generation.texts[generation.prompt_len + foil.t]
-        typer.echo(f"contrast: token {foil.t + 1} is {own!r} and not {foil.text!r}")
-    counts = ((statuses.count(status), status) for status in map(str, CURRENT))
-    typer.echo(f"tokens: {', '.join(f'{count} {status}' for count, status in counts if count)}")
-    words = explanation.answer_words()
-    for word in words[:MOST_WORDS]:
-        typer.echo(f"  {quoted(trimmed(word.text))}: {word.status}{_first_source(explanation, word)}")
-    if (more := len(words) - MOST_WORDS) > 0:
-        typer.echo(f"  and {more} more words: see the report")
-
-
-def _first_source(explanation: Any, word: Any) -> str:
-    """What the word depends on most by removal, with the fall in nats; empty if nothing lowers it."""
-    from llmxai.store.document import first_measured
-
-    found = first_measured(explanation, word.tokens)
-    if found is None:
-        return ""
-    text, count, effect = found
-    named = quoted(trimmed(text)) if count == 1 else f"all {count} mentions of {quoted(trimmed(text))}"
-    return f", {effect:.2f} nats less without {named}"
-
-
-def _prompt_text(prompt: str | None, prompt_file: Path | None, messages: Path | None) -> str | None:
-    if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
-        raise OptionError("Give exactly one of --prompt, --prompt-file and --messages.")
-    return _read_text(prompt_file) if prompt_file else prompt
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-
-
-def _read_messages(path: Path) -> list[dict[str, Any]]:
-    from llmxai.generation.prompt import require_messages
-
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise PromptError(f"{path}: is not JSON ({error}). Expected a list of messages.") from error
-    if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        value = value["messages"]
-    if not isinstance(value, list):
-        raise PromptError(f"{path}: holds a JSON {type(value).__name__}; expected a list of messages.")
-    require_messages(value)
-    return value
 
 
 def _device_map(text: str | None) -> Any:

@@ -63,7 +63,7 @@ def report(
 ) -> None:
     """Rebuild the HTML pages of an explanation or a run from its stored data, without loading a model."""
     from llmxai.evidence import clean_up, signing_key, vouched
-    from llmxai.evidence.provenance import provenances_of, records_of
+    from llmxai.evidence.provenance import provenances_of, records_of, reviews_of
     from llmxai.report.export import find_chromium, write_pdf
     from llmxai.report.rebuild import rebuild, unnoticed
 
@@ -74,7 +74,14 @@ def report(
             changing()
         with progress() as said:
             provenance, noticed = provenances_of(folder), unnoticed if killed else changing  # all pages are written
-            done = rebuild(folder, provenance=provenance, records=records_of, report=said, changing=noticed)
+            done = rebuild(
+                folder,
+                provenance=provenance,
+                records=records_of,
+                reviews=reviews_of,
+                report=said,
+                changing=noticed,
+            )
         if pdf:
             changing()
             printed = write_pdf(done.page)

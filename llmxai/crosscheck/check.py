@@ -41,8 +41,8 @@ def cross_check(
         others = {one.method: one.values for one in (variant, deletion) if one is not None and one.refused is None}
         ruled = verdicts(effects, compared | others, rule=rule)
     checks = []
-    for t in range(len(targets)):
-        status, reason = sources_verdict(generation, judged, effects, t, rule=rule)
+    for t, target in enumerate(targets):
+        status, reason = sources_verdict(generation, judged, effects, t, target=target, rule=rule)
         attention, why = attention_verdict(dilution[t], rule=rule)
         checks.append(
             CrossCheck(

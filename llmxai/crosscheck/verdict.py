@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmxai.names import AttentionStatus, Status, Unit
-from llmxai.types import Certificate, Dilution, Effects, Generation, Scores
+from llmxai.types import Certificate, Dilution, Effects, Generation, Scores, Target
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,24 @@ def chance(found: Sequence[Candidate], *, seed: int = 0) -> float:
 
 
 def sources_verdict(
-    generation: Generation, gradients: Scores, effects: Effects | None, t: int, *, rule: Rule = RULE
+    generation: Generation,
+    gradients: Scores,
+    effects: Effects | None,
+    t: int,
+    *,
+    target: Target | None = None,
+    rule: Rule = RULE,
 ) -> tuple[Status, str]:
-    """Whether the sources of target `t` can be trusted, and one plain sentence that says why."""
+    """Whether the sources of target `t` can be trusted, and one plain sentence that says why.
+
+    `target`: by default, generated token `t`.
+    """
     certificate = gradients.certificate
     assert certificate is not None
     error, converged = float(certificate.local_error[t]), certificate.converged[t]
-    falls = "log-probability" if generation.foil_of(t) is None else "lead over the foil"
+    contrast = generation.foil_of(t) is not None if target is None else target.kind == "contrast"
+    falls = "lead over the foil" if contrast else "log-probability"
+    what = "token" if target is None or len(target.positions) == 1 else "passage"
     found = [] if effects is None else candidates(gradients, effects, t)
     scores = [one.score for one in found] or _word_scores(generation, gradients, t)
     margin = scores[0] - scores[1] if len(scores) > 1 else 0.0
@@ -125,7 +136,7 @@ def sources_verdict(
     if strongest.low < rule.least_effect:
         return Status.UNDECIDED, (
             f"No single removal lowers the {falls} by {rule.least_effect:g} nats (the largest effect is "
-            f"{largest:.2g}): no one word decides this token.{together}"
+            f"{largest:.2g}): no one word decides this {what}.{together}"
         )
     named, other = _named(generation, first), _named(generation, strongest)
     if first.low >= max(rule.least_effect, rule.effect_share * largest):

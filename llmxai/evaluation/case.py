@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmxai.errors import PromptError
 from llmxai.generation import with_foil
-from llmxai.methods import Target, span_target, token_targets
+from llmxai.methods import Target, chosen_targets, span_target, token_targets
 from llmxai.methods.features import CONTENT
 from llmxai.models import LoadedModel
 from llmxai.types import Generation
@@ -35,6 +35,8 @@ class Row:
     """The answer to explain; None: the model generates one."""
     foil: str | None = None
     """An answer that the model did not give; the target is then the contrast with it."""
+    target: str | None = None
+    """What of the answer is explained, as in `chosen_targets`; None: what the evaluation asks for."""
     spans: tuple[Span, ...] = ()
     """Known sources, in characters of `text`."""
     fields: Mapping[str, str | int | float] = field(default_factory=dict)
@@ -73,7 +75,8 @@ class Case:
 
 
 def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: str) -> Case:
-    """The case of a row; `target` is `first` (the first generated token) or `answer` (all of them, one sum).
+    """The case of a row; `target` is `first` (the first generated token) or `answer` (all of them, one sum), unless the
+    row names its own.
 
     With a foil, the target is the first token in which answer and foil differ, as a contrast of logits. Raises
     PromptError if the known sources cannot be found among the tokens, or the prompt has no content.
@@ -83,6 +86,8 @@ def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: 
         raise PromptError(f"{row.id}: the prompt has no content token, so nothing can be attributed.")
     if row.foil is not None:
         (chosen,) = (target for target in token_targets(with_foil(loaded, generation, foil=row.foil)) if target.foils)
+    elif row.target is not None:
+        (chosen,) = chosen_targets(generation, row.target)
     else:
         chosen = span_target(generation, end=1 if target == "first" else None)
     truth = None

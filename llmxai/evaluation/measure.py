@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from llmxai.evaluation.metrics import (
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.removal import SetFunction
 from llmxai.models import LoadedModel
+from llmxai.models.precision import in_precision
 from llmxai.types import Scores
 
 METRICS = ("planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation")
@@ -100,6 +101,8 @@ class EvaluationContext:
     samples: int = 8
     points: int = 10
     seed: int = 0
+    precision: str = "float32"
+    """What a model that is stored in less computes in: see `Compute.precision`."""
     _random_weights: LoadedModel | None = None
 
     def random_weights(self) -> LoadedModel:
@@ -119,6 +122,14 @@ def measure(context: EvaluationContext, case: Case) -> Comparison:
 
     The controls (random, recency, leave_one_out) are measured once, even if they are among the competitors.
     """
+    if "randomisation" in context.metrics:
+        context.random_weights()  # before the loaded weights are widened, and kept for the next case
+    with in_precision(context.loaded, context.precision) as loaded:
+        return _compared(replace(context, loaded=loaded), case)
+
+
+def _compared(context: EvaluationContext, case: Case) -> Comparison:
+    """The comparison in the precision of the context's model."""
     removal = SetFunction(context.loaded, case.generation, case.target, case.features, context.operator)
     f = removal.full()
     asked = [one for one in context.competitors if one not in CONTROLS]
@@ -150,7 +161,8 @@ def _measured(context: EvaluationContext, case: Case, removal: SetFunction, comp
             seed=context.seed,
         )
     if "randomisation" in context.metrics:
-        figures |= randomisation(on_features(scores), on_features(scores_of(context.random_weights())))
+        with in_precision(context.random_weights(), context.precision) as other:
+            figures |= randomisation(on_features(scores), on_features(scores_of(other)))
     certificate = scores.certificate
     return Measured(
         competitor.name,
@@ -170,8 +182,9 @@ def _leave_one_out(context: EvaluationContext, case: Case, removal: SetFunction)
     removal.known.update(again.known)
     figures = _figures(context, case, removal, scores)
     if "randomisation" in context.metrics:
-        other = SetFunction(context.random_weights(), case.generation, case.target, case.features, context.operator)
-        figures |= randomisation(scores, leave_one_out_scores(other))
+        with in_precision(context.random_weights(), context.precision) as other:
+            drops = SetFunction(other, case.generation, case.target, case.features, context.operator)
+            figures |= randomisation(scores, leave_one_out_scores(drops))
     return Measured(LEAVE_ONE_OUT, figures, seconds, None, None)
 
 

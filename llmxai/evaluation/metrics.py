@@ -126,7 +126,7 @@ def shifted(loaded: LoadedModel, generation: Generation, noise: Float[Tensor, "s
 
     def move(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         same = inputs[0].shape == ids.shape and bool((inputs[0].cpu() == ids).all())
-        return output + noise.to(output) if same else output
+        return output + noise[..., : output.shape[-1]].to(output) if same else output
 
     handle = embedding_module(loaded.model).register_forward_hook(move)
     try:

@@ -1,14 +1,16 @@
-"""Two models with known sources: one in closed form, one trained locally on a planted task.
+"""Three models with known sources: one in closed form, two trained locally on planted tasks.
 
 Closed form: logits at position p = W (sum over i <= p of E[id_i]). For F = logit(answer) - logit(foil), token i
 contributes exactly <W[answer] - W[foil], E[id_i] - b> against a baseline b: integrated gradients, gradient x input
 (b = 0), DeepLIFT, Shapley values and leave-one-out all agree, and a removal changes F by the sum of the removed parts
 (unless nothing would be left; then a single space remains).
 
-Trained: the task is to repeat the word after the marker. Two layers of four heads, trained on the CPU from a fixed seed
+Trained: `marker` repeats the word after the marker; only these two tokens of a question determine the answer. `tracer`
+answers in steps: its last word follows from the answer's earlier words, which follow from the words after the markers
+(`trace_answer`). It is taught that by answers whose earlier words were replaced by random ones, so the last word
+depends on the prompt only through them. Both have a few layers of four heads, trained on the CPU from a fixed seed
 until the model answers nearly every question of a held-out set (seconds on an idle machine), then kept in the user's
-cache as an ordinary HuggingFace folder, keyed by everything that determines its weights. Only two tokens of a question
-determine the answer: the marker and the word after it.
+cache as an ordinary HuggingFace folder, keyed by everything that determines its weights.
 """
 
 from __future__ import annotations
@@ -24,14 +26,24 @@ from random import Random
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutput
 
 from llmxai.errors import NumericalError
-from llmxai.evaluation.questions import ASK, MARKER, WORDS, marker_text
+from llmxai.evaluation.questions import (
+    ASK,
+    DIGITS,
+    MARKER,
+    SIGNS,
+    TASKS,
+    WORDS,
+    marker_text,
+    trace_answer,
+    trace_text,
+)
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.finding import cache_folder, cached_folder
 
@@ -130,51 +142,128 @@ class Training:
 
 
 TRAINING = Training()
+TRACER = Training(version=1, hidden=64, batch=64, steps=4000, check_every=100, learning_rate=0.003)
+
+Batch = tuple[Int[Tensor, "row seq"], Bool[Tensor, "row seq"]]
+"""Token ids, and which of them the model is to predict."""
 
 
 def marker_folder(*, report: Report = lambda _stage, _done, _all: None) -> Path:
-    """The folder of the trained model; trained on the first call."""
-    text = json.dumps([asdict(TRAINING), WORDS], sort_keys=True)
+    """The folder of the model `marker`; trained on the first call."""
+    return _folder("marker", TRAINING, [WORDS], train, report)
+
+
+def tracer_folder(*, report: Report = lambda _stage, _done, _all: None) -> Path:
+    """The folder of the model `tracer`; trained on the first call."""
+    return _folder("tracer", TRACER, [WORDS, TASKS, SIGNS], train_tracer, report)
+
+
+TRAINED = {"marker": marker_folder, "tracer": tracer_folder}
+"""The trained models, by the name that a recipe gives them."""
+
+
+def _folder(name: str, training: Training, words: Any, train: Callable[..., Any], report: Report) -> Path:
+    text = json.dumps([asdict(training), *words], sort_keys=True)
 
     def make(scratch: Path) -> None:
         model, tokenizer = train(report=report)
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
 
-    return cached_folder(cache_folder() / "marker" / hashlib.sha256(text.encode()).hexdigest()[:16], make)
+    return cached_folder(cache_folder() / name / hashlib.sha256(text.encode()).hexdigest()[:16], make)
 
 
 def train(*, report: Report = lambda _stage, _done, _all: None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Train from the fixed seed. Raises NumericalError if the model never answers enough of the held-out set."""
+    """Train `marker` from its seed. Raises NumericalError if it never answers enough of the held-out set."""
     tokenizer = word_tokenizer([MARKER, ASK, *WORDS])
-    draw = Random(TRAINING.seed)
+
+    def batch(draw: Random, rows: int, length: int) -> Batch:
+        drawn = [marker_text(draw, length) for _ in range(rows)]
+        ids = torch.tensor([tokenizer(f"{text} {word}")["input_ids"] for text, word, _ in drawn])
+        wanted = torch.zeros(ids.shape, dtype=torch.bool)
+        wanted[:, -1] = True
+        return ids, wanted
+
+    def drawn(draw: Random) -> Batch:
+        length = _length(draw, TRAINING)
+        return batch(draw, TRAINING.batch, length)
+
+    held_out = [batch(Random(TRAINING.seed + 1), 256, 12)]
+    return _trained("marker", TRAINING, tokenizer, drawn, held_out, report)
+
+
+def train_tracer(
+    *, report: Report = lambda _stage, _done, _all: None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Train `tracer` from its seed. Raises NumericalError if it never answers enough of the held-out set."""
+    tokenizer = word_tokenizer([*TASKS, *SIGNS, *WORDS, *DIGITS])
+
+    def batch(draw: Random, rows: int, tasks: Sequence[str], *, replaced: float) -> Batch:
+        """Padded on the right, which no earlier token sees."""
+        found = []
+        for _ in range(rows):
+            task = draw.choice(tasks)
+            text, sources, _ = trace_text(draw, task, _length(draw, TRACER, least=6 if task == "sum" else 3))
+            words, follows = trace_answer(draw, task, sources, replaced=replaced)
+            found.append((tokenizer(f"{text} {' '.join(words)}")["input_ids"], follows))
+        longest = max(len(ids) for ids, _ in found)
+        ids = torch.zeros(rows, longest, dtype=torch.long)
+        wanted = torch.zeros(rows, longest, dtype=torch.bool)
+        for row, (own, follows) in enumerate(found):
+            ids[row, : len(own)] = torch.tensor(own)
+            wanted[row, len(own) - len(follows) : len(own)] = torch.tensor(follows)
+        return ids, wanted
+
+    def drawn(draw: Random) -> Batch:
+        return batch(draw, TRACER.batch, (*TASKS, "sum", "sum"), replaced=0.2)  # sums take the longest
+
+    held = Random(TRACER.seed + 1)
+    held_out = [batch(held, 64, [task], replaced=replaced) for task in TASKS for replaced in (0.0, 0.2)]
+    return _trained("tracer", TRACER, tokenizer, drawn, held_out, report)
+
+
+def _length(draw: Random, training: Training, *, least: int = 3) -> int:
+    return draw.randint(least, training.longest)
+
+
+def _trained(
+    name: str,
+    training: Training,
+    tokenizer: PreTrainedTokenizerFast,
+    draw_batch: Callable[[Random], Batch],
+    held_out: Sequence[Batch],
+    report: Report,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    draw = Random(training.seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads cost more than they compute here, and one gives the same weights everywhere
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(TRAINING.seed)
-            model = LlamaForCausalLM(_config(len(tokenizer)))
-            optimiser = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate, betas=(0.9, 0.98))
-            held_out = _batch(tokenizer, Random(TRAINING.seed + 1), length=12, rows=256)
-            for step in range(TRAINING.steps):
-                if step % TRAINING.check_every == 0:
-                    report("training the marker model", step, TRAINING.steps)
-                    if accuracy(model, held_out) >= TRAINING.enough:
+            torch.manual_seed(training.seed)
+            model = LlamaForCausalLM(_config(len(tokenizer), training))
+            optimiser = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.98))
+            for step in range(training.steps):
+                if step % training.check_every == 0:
+                    report(f"training the {name} model", step, training.steps)
+                    if min([accuracy(model, *each) for each in held_out]) >= training.enough:
                         return model.eval().requires_grad_(False), tokenizer
-                length = draw.randint(3, TRAINING.longest)
-                _step(model, optimiser, _batch(tokenizer, draw, length=length, rows=TRAINING.batch), step)
+                _step(model, optimiser, draw_batch(draw), step, training)
     finally:
         torch.set_num_threads(threads)
     raise NumericalError(
-        f"The marker model did not learn its task within {TRAINING.steps} steps. That should not happen with "
+        f"The {name} model did not learn its task within {training.steps} steps. That should not happen with "
         f"the pinned versions: check the installation of torch and transformers."
     )
 
 
-def _step(model: PreTrainedModel, optimiser: torch.optim.Optimizer, ids: Int[Tensor, "row seq"], step: int) -> None:
+def _step(
+    model: PreTrainedModel, optimiser: torch.optim.Optimizer, batch: Batch, step: int, training: Training
+) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = TRAINING.learning_rate * min(1.0, (step + 1) / 50)
-    loss = torch.nn.functional.cross_entropy(model(input_ids=ids[:, :-1]).logits[:, -1], ids[:, -1])
+        group["lr"] = training.learning_rate * min(1.0, (step + 1) / 50)
+    ids, wanted = batch
+    chosen = wanted[:, 1:]
+    loss = torch.nn.functional.cross_entropy(model(input_ids=ids[:, :-1]).logits[chosen], ids[:, 1:][chosen])
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -182,24 +271,20 @@ def _step(model: PreTrainedModel, optimiser: torch.optim.Optimizer, ids: Int[Ten
 
 
 @torch.no_grad()
-def accuracy(model: PreTrainedModel, ids: Int[Tensor, "row seq"]) -> float:
-    """Share of rows whose last token the model ranks first."""
-    return float((model(input_ids=ids[:, :-1]).logits[:, -1].argmax(dim=-1) == ids[:, -1]).float().mean())
+def accuracy(model: PreTrainedModel, ids: Int[Tensor, "row seq"], wanted: Bool[Tensor, "row seq"]) -> float:
+    """Share of the wanted tokens that the model ranks first."""
+    right = model(input_ids=ids[:, :-1]).logits.argmax(dim=-1) == ids[:, 1:]
+    return float(right[wanted[:, 1:]].float().mean())
 
 
-def _config(vocabulary: int) -> LlamaConfig:
+def _config(vocabulary: int, training: Training) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=TRAINING.hidden,
-        intermediate_size=2 * TRAINING.hidden,
-        num_hidden_layers=TRAINING.layers,
-        num_attention_heads=TRAINING.heads,
+        hidden_size=training.hidden,
+        intermediate_size=2 * training.hidden,
+        num_hidden_layers=training.layers,
+        num_attention_heads=training.heads,
         max_position_embeddings=64,
         bos_token_id=None,
         eos_token_id=None,
     )
-
-
-def _batch(tokenizer: PreTrainedTokenizerFast, draw: Random, *, length: int, rows: int) -> Int[Tensor, "row seq"]:
-    drawn = [marker_text(draw, length) for _ in range(rows)]
-    return torch.tensor([tokenizer(f"{text} {word}")["input_ids"] for text, word, _ in drawn])

@@ -1,7 +1,7 @@
 """Suites of questions with known sources.
 
 Grammar or repetition: indirect_object, agreement, induction. Retrieval: needle, key_value, multi_hop, context_memory.
-With their own models: marker, closed_form.
+With their own models: marker, trace, closed_form.
 """
 
 from __future__ import annotations
@@ -228,6 +228,101 @@ def marker(random: Random, label: str, *, length: int = 12) -> Iterator[Row]:
             response=f" {word}",
             spans=((start, start + len(MARKER)), (start + len(MARKER) + 1, start + len(MARKER) + 1 + len(word))),
             fields={"length": length, "place": place},
+        )
+
+
+TASKS = ("copy", "chain2", "chain3", "sum", "think")
+DIGITS = tuple("0123456789")
+SECOND, THIRD = "+", "^"
+"""The markers of the second and third number of a sum; the first has `MARKER`."""
+SIGNS = (MARKER, SECOND, THIRD, ASK, ";", "=", "(", ")")
+
+
+def following(word: str) -> str:
+    """The word that the model `tracer` knows to follow another one: a fixed permutation without fixed points."""
+    return WORDS[(5 * WORDS.index(word) + 3) % len(WORDS)]
+
+
+def trace_text(random: Random, task: str, length: int) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+    """A question of `length` words for the model `tracer`, the words after its markers, and their positions.
+
+    A sum has three markers, each before a digit, among other digits; the other tasks have one among words.
+    """
+    markers, kind = ((MARKER, SECOND, THIRD), DIGITS) if task == "sum" else ((MARKER,), WORDS)
+    words = random.choices(kind, k=length)
+    free = sorted(random.sample(range(length - len(markers)), len(markers)))
+    places = [place + number for number, place in enumerate(free)]  # each marker leaves room for its own word
+    for place, marker in zip(places, random.sample(markers, len(markers)), strict=True):
+        words[place] = marker
+    found = [words.index(marker) + 1 for marker in markers]
+    return " ".join([task, *words, ASK]), tuple(words[place] for place in found), tuple(place + 1 for place in found)
+
+
+def trace_answer(
+    random: Random, task: str, sources: Sequence[str], *, replaced: float = 0.0
+) -> tuple[list[str], list[bool]]:
+    """The words of the answer, and which of them follow from the prompt and the words before.
+
+    copy: the marker with the source, then the source. chain2, chain3: the same and one or two words, each following the
+    one before. sum: the markers with the numbers as they are added, modulo 10. think: a thought in brackets, which ends
+    with the answer that is then given. A word that another one is made from is `replaced` by a random one with that
+    probability.
+    """
+    answer: list[str] = []
+    follows: list[bool] = []
+
+    def write(word: str, *, kind: Sequence[str] = WORDS, used: bool = True) -> str:
+        kept = not used or random.random() >= replaced
+        answer.append(word if kept else random.choice(kind))
+        follows.append(kept)
+        return answer[-1]
+
+    def sign(text: str) -> None:
+        answer.append(text)
+        follows.append(True)
+
+    if task == "sum":
+        sign(MARKER)
+        total = write(sources[0], kind=DIGITS)
+        for marker, number, last in ((SECOND, sources[1], False), (THIRD, sources[2], True)):
+            sign(marker)
+            added = write(number, kind=DIGITS)
+            sign("=")
+            total = write(str((int(total) + int(added)) % 10), kind=DIGITS, used=not last)
+        return answer, follows
+    if task == "think":
+        sign("(")
+    sign(MARKER)
+    word = write(sources[0])
+    steps = {"copy": 1, "chain2": 1, "chain3": 2, "think": 1}[task]
+    for step in range(steps):
+        sign(";")
+        word = write(word if task == "copy" else following(word), used=task == "think" or step < steps - 1)
+    if task == "think":
+        sign(")")
+        write(word, used=False)
+    return answer, follows
+
+
+@suite("trace")
+def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: int = 12) -> Iterator[Row]:
+    """Answers in steps, for the model `tracer`: the last word's sources are the words after the question's markers.
+
+    It follows from the answer's earlier words alone, so only a method that traces through them finds these sources.
+    `tasks`: copy, chain2, chain3, sum, think; `length`: words of the question, 6 to 14, as the model was trained.
+    """
+    for index, task in zip(count(), cycle(tasks), strict=False):
+        text, sources, places = trace_text(random, task, length)
+        words, _ = trace_answer(random, task, sources)
+        starts = [len(" ".join(text.split(" ")[:place])) + 1 for place in places]
+        yield Row(
+            id=numbered(label, index),
+            source=label,
+            prompt=text,
+            response=f" {' '.join(words)}",
+            target=f"{len(words) - 1}:",
+            spans=tuple((start, start + len(word)) for start, word in zip(starts, sources, strict=True)),
+            fields={"task": task, "length": length},
         )
 
 

@@ -21,8 +21,30 @@ if TYPE_CHECKING:
     from llmxai.evidence.keys import public_key, secret_key, signing_key
     from llmxai.evidence.log import EvidenceLog, Receipt, append, open_log
     from llmxai.evidence.record import Record, RecordKind
-    from llmxai.evidence.recorder import Attempt, Draft, announce, begin, drafting, evaluated, explained, recording
-    from llmxai.evidence.redaction import Vouching, clean_up, prune, redact, review, vouched, withdraw
+    from llmxai.evidence.recorder import (
+        Attempt,
+        Draft,
+        announce,
+        begin,
+        drafting,
+        evaluated,
+        explained,
+        keeping,
+        recording,
+    )
+    from llmxai.evidence.redaction import (
+        Mark,
+        Review,
+        Vouching,
+        clean_up,
+        import_review,
+        prune,
+        read_review,
+        redact,
+        review,
+        vouched,
+        withdraw,
+    )
     from llmxai.evidence.sealing import SecretKey
     from llmxai.evidence.verifier.check import verify
 
@@ -30,9 +52,11 @@ __all__ = [
     "Attempt",
     "Draft",
     "EvidenceLog",
+    "Mark",
     "Receipt",
     "Record",
     "RecordKind",
+    "Review",
     "SecretKey",
     "Vouching",
     "announce",
@@ -44,9 +68,12 @@ __all__ = [
     "evaluated",
     "explained",
     "export_bundle",
+    "import_review",
+    "keeping",
     "open_log",
     "prune",
     "public_key",
+    "read_review",
     "recording",
     "redact",
     "review",
@@ -65,8 +92,24 @@ if not TYPE_CHECKING:
             "keys": ["public_key", "secret_key", "signing_key"],
             "log": ["EvidenceLog", "Receipt", "append", "open_log"],
             "record": ["Record", "RecordKind"],
-            "recorder": ["Attempt", "Draft", "announce", "begin", "drafting", "evaluated", "explained", "recording"],
-            "redaction": ["Vouching", "clean_up", "prune", "redact", "review", "vouched", "withdraw"],
+            "recorder": [
+                *("Attempt", "Draft", "announce", "begin", "drafting"),
+                *("evaluated", "explained", "keeping", "recording"),
+            ],
+            "redaction": [
+                *(
+                    "Mark",
+                    "Review",
+                    "Vouching",
+                    "clean_up",
+                    "import_review",
+                    "prune",
+                    "read_review",
+                    "redact",
+                    "review",
+                ),
+                *("vouched", "withdraw"),
+            ],
             "sealing": ["SecretKey"],
             "verifier.check": ["verify"],
         },

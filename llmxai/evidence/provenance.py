@@ -72,6 +72,14 @@ def records_of(run: Path) -> dict[str, str]:
     return {path.rpartition("/")[0].rpartition("/")[2]: known.id for path, known in log.known.items()}
 
 
+def reviews_of(run: Path) -> dict[str, list[str]]:
+    """The decisions on each explanation of a run, by the name of its folder, oldest first; empty without a log."""
+    log = _Log.of(run) if (run / "evidence" / LOG).exists() else None
+    if log is None:
+        return {}
+    return {path.rpartition("/")[0].rpartition("/")[2]: known.short for path, known in log.known.items() if known.short}
+
+
 @dataclass
 class _Known:
     """The newest record that names an explanation.json."""
@@ -81,6 +89,8 @@ class _Known:
     digests: dict[str, str]
     model: str | None
     decisions: list[str]
+    short: list[str]
+    """The decisions without time and record."""
 
 
 class _Log:
@@ -106,6 +116,7 @@ class _Log:
                 for id in entry.body["link"]["records"]:
                     if id in owners:
                         owners[id].decisions.append(_decision(entry))
+                        owners[id].short.append(f"{entry.body['link']['decision']} ({entry.body['link']['by']})")
 
     @classmethod
     def of(cls, run: Path) -> _Log | None:
@@ -141,7 +152,7 @@ class _Log:
 def _known(entry: Entry, files: Mapping[str, str], record: bytes) -> _Known:
     names = {path.rpartition("/")[2]: sha256 for path, sha256 in files.items()}
     digests = {name: digest for name, digest in sorted(names.items()) if name != "report.html"}
-    return _Known(entry.id, entry.seq, digests, (json.loads(record)["model"] or {}).get("digest"), [])
+    return _Known(entry.id, entry.seq, digests, (json.loads(record)["model"] or {}).get("digest"), [], [])
 
 
 def _decision(review: Entry) -> str:

@@ -102,7 +102,8 @@ class Method:
 
 @dataclass(frozen=True)
 class TargetRecord:
-    """One generated token. Units: nats. `check` holds the figures of the cross-check behind the status."""
+    """What was explained: a generated token, or a run of `tokens`. Units: nats. `check` holds the figures of the
+    cross-check behind the status."""
 
     position: int
     status: str
@@ -111,6 +112,7 @@ class TargetRecord:
     tolerance: float
     nodes: int
     check: Mapping[str, Any]
+    tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,8 @@ class Link:
 class Record:
     """One event. Times are UTC, ISO 8601 with milliseconds, by the machine's own clock.
 
-    `digests` maps the name of each text (input, input_ids, output, output_ids, foil, error, note) to its HMAC-SHA256,
-    under a salt that is stored with the text or, for a private record, under the secret key.
+    `digests` maps the name of each text (input, context, input_ids, output, output_ids, foil, error, note) to its
+    HMAC-SHA256, under a salt that is stored with the text or, for a private record, under the secret key.
     """
 
     id: str

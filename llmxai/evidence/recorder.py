@@ -136,7 +136,7 @@ def recording(
     so. Raises EvidenceError at once if the log is damaged.
     """
     attempt = begin(folder, entry=entry, requester=requester, purpose=purpose, private=private, signer=signer)
-    with _kept(attempt):
+    with keeping(attempt):
         if attempt.log is None:
             attempt.signer = signer or signing_key()
         yield attempt
@@ -157,13 +157,17 @@ def drafting(folder: Path, *, id: str, entry: Entry, purpose: str, signed_by: st
         drafts=True,
         signed_by=signed_by,
     )
-    with _kept(attempt):
+    with keeping(attempt):
         yield attempt
 
 
 @contextmanager
-def _kept(attempt: Attempt) -> Iterator[None]:
-    """Record an error before it propagates; an attempt that saved nothing is an error too."""
+def keeping(attempt: Attempt) -> Iterator[None]:
+    """The work inside leaves exactly one record of an attempt that began earlier: an error is recorded before it
+    propagates, and an attempt that saved nothing is an error too.
+
+    What comes before it, such as finding the model, leaves no record if it fails.
+    """
     try:
         yield
         if not attempt.kept:
@@ -228,9 +232,12 @@ def _reader() -> Any:
     return TypeAdapter(Record)
 
 
+GIVEN_WITH_MESSAGES = ("documents", "documents_in", "tools", "chat_template_kwargs", "continue_final_message")
+
+
 def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
-    """`input`: the prompt unchanged, or the messages as canonical JSON; empty if nothing was read yet. `foil`, if the
-    answer is explained against another."""
+    """`input`: the prompt unchanged, or the messages as canonical JSON; empty if nothing was read yet. `context`:
+    documents, tools and the like, if any, as canonical JSON. `foil`, if the answer is explained against another."""
     texts = {}
     if request.get("prompt") is not None:
         texts["input"] = str(request["prompt"])
@@ -238,6 +245,9 @@ def request_texts(request: Mapping[str, Any]) -> dict[str, str]:
         texts["input"] = canonical(request["messages"]).decode()
     elif request.get("input_ids") is not None:
         texts["input"] = id_text(request["input_ids"])
+    given = {name: request[name] for name in GIVEN_WITH_MESSAGES if request.get(name)}
+    if given:
+        texts["context"] = canonical(given).decode()
     if request.get("foil") is not None:
         texts["foil"] = str(request["foil"])
     return texts
@@ -258,7 +268,7 @@ def explained(
 def explanation_record(
     attempt: Attempt, explanation: Explanation, *, artefacts: Sequence[File] = (), warnings: Sequence[str] = ()
 ) -> tuple[Record, dict[str, str]]:
-    """The record and its texts: input, input_ids, output, output_ids, and foil if there is one."""
+    """The record and its texts: input, input_ids, output, output_ids, and context and foil if there are any."""
     record, texts = _answered(attempt, RecordKind.EXPLANATION, explanation.generation, explanation.environment)
     record = replace(
         record,
@@ -359,7 +369,8 @@ def _outcome(explanation: Explanation, *, private: bool) -> Outcome:
     largest = max((abs(gap) for gap in gaps), default=None)
     targets = tuple(
         TargetRecord(
-            position=explanation.generation.prompt_len + t,
+            position=explanation.targets[t].tokens[0],
+            tokens=len(explanation.targets[t].positions),
             status=str(check.status),
             gap=gaps[t],
             local_error=float(certificate.local_error[t]),

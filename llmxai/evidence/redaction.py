@@ -11,12 +11,15 @@ files replaces it, so the log never makes a false claim, whatever interrupts the
 from __future__ import annotations
 
 import hashlib
+import json
 import stat
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -29,6 +32,10 @@ from llmxai.evidence.sealing import SecretKey, utc_now
 from llmxai.evidence.verifier.folder import CHECKPOINTS, CONTENT, EVIDENCE, LOG, evidence_of
 from llmxai.evidence.verifier.lines import Entry, UnreadableError, digest_file, open_file
 from llmxai.evidence.verifier.proof import read_checkpoint
+
+REVIEW_SCHEMA = "llmxai.review/1"
+STRICT = {"extra": "forbid"}
+"""For pydantic: a key that is not known is an error."""
 
 
 def redact(
@@ -157,6 +164,109 @@ def review(
     )
     texts = {} if note is None else {"note": note}
     return append(evidence_of(Path(run)), record, texts=texts, private=private, signer=signer)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A reviewer's mark on the answer or on a word of it."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    tokens: tuple[int, int] | None
+    """Half-open range of the word; None for the answer as a whole."""
+    text: str
+    mark: Literal["agree", "question", "comment"]
+    comment: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """A review.json, as the page of an explanation saves it."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    record: str
+    explanation_sha256: str
+    """Of the explanation.json that the page shows."""
+    page: str
+    """Its title."""
+    by: str
+    saved: str
+    marks: tuple[Mark, ...]
+
+    @property
+    def decision(self) -> str:
+        """The marks in short: that on the answer, and how many words have which."""
+        whole = [mark.mark for mark in self.marks if mark.tokens is None]
+        words = Counter(mark.mark for mark in self.marks if mark.tokens is not None)
+        done = {"agree": "agreed", "question": "questioned", "comment": "commented"}
+        counted = [f"{n} word{'' if n == 1 else 's'} {done[kind]}" for kind, n in sorted(words.items())]
+        return "; ".join([*whole, *counted])
+
+
+LARGEST_REVIEW = 4_000_000
+"""Bytes of a review.json."""
+
+
+def read_review(path: Path | str) -> Review:
+    """Raises EvidenceError for a file that is no review.json of a page with a record."""
+    from pydantic import TypeAdapter, ValidationError
+
+    path = Path(path)
+    try:
+        if path.stat().st_size > LARGEST_REVIEW:
+            raise ValueError(f"it has more than {LARGEST_REVIEW} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvidenceError(f"{path}: no review can be read from it ({error}).") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != REVIEW_SCHEMA:
+        raise EvidenceError(
+            f"{path}: is no review ({ascii(schema)[:80]}; expected {REVIEW_SCHEMA!r}). Save one on the page of an "
+            f"explanation: “Your review”, then “Save review.json”."
+        )
+    if not values.get("record") or not values.get("explanation_sha256"):
+        raise EvidenceError(
+            f"{path}: names no record, since its page was made without an evidence log. Explain the answer again with "
+            f"one (llmxai explain keeps one by default), or sign a record off by its id: llmxai review sign."
+        )
+    try:
+        fields = {name: value for name, value in values.items() if name != "schema"}
+        review = TypeAdapter(Review).validate_python(fields)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise EvidenceError(f"{path}: {where} is {ascii(fault['input'])[:80]}: {fault['msg']}.") from error
+    if not review.marks or not review.by.strip():
+        missing = "no marks" if not review.marks else "no reviewer"
+        raise EvidenceError(f"{path}: holds {missing}. Add them on the page and save the file again.")
+    return review
+
+
+def import_review(run: Path | str, review: Review, *, signer: Ed25519PrivateKey | None = None) -> Receipt:
+    """Append a reviewer's marks to the log of `run`, as a decision about the record that they name.
+
+    The marks are a text (its note), which can be redacted; the decision in short and the pseudonym stay. Raises
+    EvidenceError for an unknown record, one of another explanation, or marks that are in the log already.
+    """
+    log = read_log(run)
+    entry, _ = find(log, review.record)
+    digests = {each["path"].rpartition("/")[2]: each["sha256"] for each in entry.body["artefacts"]}
+    if digests.get("explanation.json") != review.explanation_sha256:
+        raise EvidenceError(
+            f"{entry.id}: its explanation is not the one that was reviewed (SHA-256 "
+            f"{review.explanation_sha256[:12]}…). Open the page of this record, and review that."
+        )
+    reason = f"review.json, saved {review.saved}"
+    for other, _ in log:
+        link = other.body["link"]
+        if other.body["kind"] == RecordKind.REVIEW and entry.id in link["records"] and link["reason"] == reason:
+            raise EvidenceError(f"{other.id}: this review was entered before. Nothing was written.")
+    now = utc_now()
+    link = Link(records=(entry.id,), by=review.by.strip(), decision=review.decision, reason=reason)
+    record = Record(new_id(), RecordKind.REVIEW, "cli", now, now, this_tool(), link=link)
+    note = json.dumps([asdict(mark) for mark in review.marks], ensure_ascii=False)
+    return append(evidence_of(Path(run)), record, texts={"note": note}, signer=signer)
 
 
 RUN_FILES = (

@@ -17,14 +17,25 @@ from llmxai.methods.gradients.one_pass import (
 from llmxai.methods.perturbation.effects import estimated, leave_one_out, measure_effects
 from llmxai.methods.perturbation.surrogates import context_cite, kernel_shap, lime
 from llmxai.methods.registry import METHODS, Method, method, method_options, require_method
-from llmxai.methods.targets import Target, contrast_target, span_target, targets_of, token_targets
+from llmxai.methods.targets import (
+    Target,
+    answer_words,
+    chosen_targets,
+    contrast_target,
+    span_target,
+    targets_of,
+    token_targets,
+)
+from llmxai.methods.tracing import missing_rows, traced, traced_deletion_path, with_missing_rows
 
 __all__ = [
     "CONTENT",
     "METHODS",
     "Method",
     "Target",
+    "answer_words",
     "attention_rollout",
+    "chosen_targets",
     "chosen_tokens",
     "context_cite",
     "contrast_target",
@@ -42,6 +53,7 @@ __all__ = [
     "measure_effects",
     "method",
     "method_options",
+    "missing_rows",
     "random_scores",
     "recency",
     "require_method",
@@ -50,4 +62,7 @@ __all__ = [
     "span_target",
     "targets_of",
     "token_targets",
+    "traced",
+    "traced_deletion_path",
+    "with_missing_rows",
 ]

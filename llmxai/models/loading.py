@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
+from torch import nn
 from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
@@ -21,9 +25,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from llmxai.errors import ModelLoadError, OptionError
+from llmxai.errors import LlmxaiError, ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.models.adapters import adapter_of
-from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of
+from llmxai.models.families import ModelKind, auto_class, kind_of
 from llmxai.models.finding import (
     FoundModel,
     find_model,
@@ -34,6 +38,7 @@ from llmxai.models.finding import (
     quantization_config,
     quantization_of,
 )
+from llmxai.models.forward import context_limit, frozen_eval, own_errors
 from llmxai.models.identity import ModelIdentity, identify, stamps
 from llmxai.models.memory import free_memory, weight_bytes
 from llmxai.text import bounded
@@ -90,8 +95,13 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(limit) if limit else None
+        """The most tokens of prompt and answer together; of an encoder-decoder, of the source. None: no limit."""
+        return context_limit(self.model)
+
+    @property
+    def answer_length(self) -> int | None:
+        """The most tokens on the side that generates: `context_length`, except for an encoder-decoder."""
+        return context_limit(self.model, side="decoder")
 
 
 def load(
@@ -117,7 +127,7 @@ def load(
 
     Raises ModelLoadError, UnsupportedModelError or OptionError; each message suggests a fix.
     """
-    _require_options(dtype=dtype, device_map=device_map, quantize=quantize)
+    require_options(dtype=dtype, device_map=device_map, quantize=quantize)
     found = find_model(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     name, config = found.name, found.config
     if device_map is None and torch.cuda.is_available():
@@ -160,18 +170,27 @@ def _files(place: str, known: str, *, revision: str | None, code: bool = False) 
     return tuple(sorted(path for pattern in patterns for path in folder.glob(pattern)))
 
 
-def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
-    """Use a model that is already in memory. The model is not changed.
+def wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
+    """Use a model that is already in memory, or a PeftModel around one. The model is not changed.
 
     >>> wrap(AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name))
 
     Raises UnsupportedModelError if a later token changes an earlier token's logits (such a model is an encoder), for a
-    classifier whose classes are not mutually exclusive, and for an encoder-decoder that gives different logits from
-    embeddings than from ids.
+    classifier whose classes are not mutually exclusive, for an encoder-decoder that does not read text, and for an
+    adapter that works outside the layers.
     """
+    if is_peft(model):
+        known.setdefault("adapter", f"in memory: {', '.join(cast(Any, model).active_adapters)}")
+        model = adapted_layers(model)
+    model = cast(PreTrainedModel, model)
     known.setdefault("quantization", quantization_of(model.config))
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModelError(
+            f"{loaded.name}: {type(model).__name__} reads {model.main_input_name}, not token ids, so there are no "
+            "words to which its answer could be attributed. Give a model that reads text."
+        )
     adapter_of(model).require_explainable(model, name=loaded.name)
     return loaded
 
@@ -193,7 +212,7 @@ def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
     return replace(loaded, model=model)
 
 
-def _require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:
+def require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:
     """Raise OptionError for what no model is loaded with, before anything is looked for."""
     quantization_config(quantize, dtype=_dtype(dtype))
     if isinstance(device_map, str) and not DEVICE.fullmatch(device_map):
@@ -228,7 +247,9 @@ def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | Non
     """Raise ModelLoadError if the weights need more memory than is free, before any are read."""
     try:
         with init_empty_weights(include_buffers=True):
-            model = AUTO_CLASSES[found.kind].from_config(found.config, trust_remote_code=found.trust_remote_code)
+            model = auto_class(found.kind, found.config).from_config(
+                found.config, trust_remote_code=found.trust_remote_code
+            )
         model.tie_weights()
     except Exception as error:  # of a configuration that contradicts itself
         raise not_found(found.name, error) from error
@@ -249,7 +270,8 @@ def _from_pretrained(
     try:
         shared = {name: arguments[name] for name in ("revision", "trust_remote_code")}
         tokenizer = AutoTokenizer.from_pretrained(found.place, **shared)
-        model, told = AUTO_CLASSES[found.kind].from_pretrained(found.place, **arguments, output_loading_info=True)
+        auto = auto_class(found.kind, found.config)
+        model, told = auto.from_pretrained(found.place, **arguments, output_loading_info=True)
     except ImportError as error:
         raise ModelLoadError(f"{name}: {first_line(error)}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -288,14 +310,83 @@ def _require_patterns(model: PreTrainedModel, adapter: str) -> None:
 
 
 def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """The model with an adapter that PEFT reads into its layers.
+
+    Raises ModelLoadError if its files do not hold every weight of the adapter and no other, since the rest would be
+    random, and UnsupportedModelError if the adapter works outside the layers.
+    """
     try:
+        from peft import PeftConfig, PeftModel
+        from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
         _require_patterns(model, adapter)
-        model.load_adapter(adapter)
+        config: Any = PeftConfig.from_pretrained(adapter)
+        if config.is_prompt_learning:
+            raise _outside_its_layers(adapter, config.peft_type)
+        told: list[Any] = []
+
+        class Recorded(MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)):  # type: ignore[misc]
+            def load_adapter(self, *arguments: Any, **options: Any) -> Any:
+                told.append(super().load_adapter(*arguments, **options))
+                return told[-1]
+
+        config.task_type = None  # from_pretrained would choose the class by it
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            whole = Recorded.from_pretrained(model, adapter, config=config)
     except ImportError as error:
         raise ModelLoadError(f"Adapters need PEFT: pip install 'llmxai[peft]'. ({error})") from error
+    except LlmxaiError:
+        raise
     except Exception as error:  # as above
         raise ModelLoadError(
             f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected "
             f"adapter_config.json and adapter_model.safetensors made for the same base model."
         ) from error
-    return model
+    _require_whole(told[-1], adapter)
+    return adapted_layers(whole)
+
+
+def _require_whole(told: Any, adapter: str) -> None:
+    """Raise ModelLoadError for weights of an adapter that its files lack, or that the model has no place for."""
+    shared = ("vblora_vector_bank", ".tinylora_v.")  # written once, and referred to in every layer
+    missing = sorted(name for name in told.missing_keys if not any(part in name for part in shared))
+    if missing or told.unexpected_keys:
+        absent = f"lack {len(missing)} of its weights ({missing[0]!r}, ...), which would be random" if missing else ""
+        extra = sorted(told.unexpected_keys)
+        foreign = f"hold {len(extra)} that this model has no place for ({extra[0]!r}, ...)" if extra else ""
+        raise ModelLoadError(
+            f"{adapter}: its files {' and '.join(filter(None, (absent, foreign)))}, so it is incomplete or was made "
+            "for another model. Give the complete adapter, or the base model that it was made for."
+        )
+
+
+def is_peft(model: Any) -> bool:
+    """Whether it is a PeftModel; PEFT is optional, and if it was never imported there is none."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def adapted_layers(model: Any) -> PreTrainedModel:
+    """The base of a PeftModel, whose layers hold the adapter.
+
+    Raises UnsupportedModelError if they do not; the base then computes something else (prompt tuning, X-LoRA).
+    """
+    base = cast(PreTrainedModel, model.get_base_model())
+    kind = model.active_peft_config.peft_type
+    ids = torch.arange(3, device=base.device)[None]
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {})}
+    with own_errors(base, what="be run with its adapter"), frozen_eval(model), torch.no_grad():
+        want, got = (each(**inputs).logits.float() for each in (model, base))
+    if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise _outside_its_layers(f"The adapter of this {type(model).__name__}", kind)
+    return base
+
+
+def _outside_its_layers(what: str, kind: Any) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{what} ({getattr(kind, 'value', kind)}) works outside the model's layers, where llmxai cannot see it: it "
+        "puts learned vectors in front of the text or its keys and values, or mixes several passes. Adapters inside "
+        "the layers (LoRA and its relatives) work; to explain the model without the adapter, give the base model "
+        "alone (in Python, model.get_base_model() with the tokenizer)."
+    )

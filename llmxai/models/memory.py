@@ -22,7 +22,6 @@ from typing import TypeVar
 
 import psutil
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
@@ -32,8 +31,9 @@ from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import InsufficientMemoryError, UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.families import KEPT_BY_ACTIVATION, family_of
-from llmxai.models.forward import device_of, input_device
+from llmxai.models.embedding import device_of, input_device
+from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of
+from llmxai.models.forward import is_out_of_memory
 from llmxai.settings import CHUNK_TOKENS
 
 GIB = 2**30
@@ -337,7 +337,7 @@ def _container_limits(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in names if isinstance(value := field_of(config, name), int)), None)
 
 
 def _first_text(config: PreTrainedConfig, *names: str) -> str | None:
@@ -345,10 +345,6 @@ def _first_text(config: PreTrainedConfig, *names: str) -> str | None:
 
 
 T = TypeVar("T")
-
-
-OUT_OF_MEMORY = ("CUDA error: out of memory", "DefaultCPUAllocator: not enough memory")
-"""Messages that Accelerate's test misses: from CUDA's own calls, and from PyTorch's CPU allocator on Windows."""
 
 
 @dataclass
@@ -368,13 +364,6 @@ class ChunkSize:
     def halve(self) -> None:
         self.tokens //= 2
         self.halvings += 1
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the error means that memory of a device or of the machine ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return bool(should_reduce_batch_size(error)) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def within_memory(work: Callable[[], T], *, size: ChunkSize, each: int, items: int) -> T | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmxai.models.forward import input_device
+from llmxai.models.embedding import input_device
 from llmxai.models.loading import LoadedModel
 from llmxai.models.memory import free_memory
 
@@ -33,6 +33,11 @@ INT8 = 127
 """The largest whole number of 8 bits that LLM.int8 uses; a row's scale is its largest weight."""
 UNPACKED = frozenset({"Params4bit", "Int8Params"})
 """Parameters that bitsandbytes unpacks by itself."""
+
+
+def in_precision(loaded: LoadedModel, precision: str) -> AbstractContextManager[LoadedModel]:
+    """The model as `Compute.precision` asks: computing in float32, or in its storage dtype."""
+    return full_precision(loaded) if precision == "float32" else nullcontext(loaded)
 
 
 @contextmanager
@@ -62,6 +67,12 @@ def copy_fits(loaded: LoadedModel) -> bool:
     """Whether a float32 copy of the weights takes at most `COPY_SHARE` of the free memory of their device."""
     needed = 4 * sum(p.numel() for p in loaded.model.parameters())
     return bool(needed <= COPY_SHARE * free_memory(input_device(loaded.model)))
+
+
+def rounds_products(loaded: LoadedModel) -> bool:
+    """Whether float32 products are computed in TF32 now."""
+    wide = loaded.dtype == torch.float32 and input_device(loaded.model).type == "cuda"
+    return wide and torch.get_float32_matmul_precision() != "highest"
 
 
 def tf32_products() -> AbstractContextManager[None]:

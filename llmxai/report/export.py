@@ -216,7 +216,7 @@ def write_pdf(page: Path) -> Path:
     return out
 
 
-TABLES = ("records", "tokens", "sources")
+TABLES = ("records", "tokens", "sources", "traced")
 ENDINGS = (".csv", ".parquet")
 FLAT = ("position", "text", "logprob", "replayed_logprob", "rank", "status", "reason")
 CERTIFICATE = ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline", "net", "converged")
@@ -228,8 +228,9 @@ def export(folder: Path | str, file: Path | str, *, table: str | None = None) ->
     """Write one table of an explanation or a run to `file` (.csv or .parquet); returns the number of its rows.
 
     `records`: one row per record. `tokens`: one per generated token, with its status, gap and agreement. `sources`: one
-    per generated token, method and source (the stored top 20). By default: `tokens` for one explanation, `records` for
-    a run.
+    per generated token, method and source (the stored top 20). `traced`: one per passage (answer, sentence, word, or
+    target) and part of the prompt, with its traced and its direct share, and the path that carries the most. By
+    default: `tokens` for one explanation, `records` for a run.
 
     Raises OptionError for an unknown table or file ending, and OutputError if a folder or file cannot be read or
     written.
@@ -246,7 +247,7 @@ def export(folder: Path | str, file: Path | str, *, table: str | None = None) ->
             raise OptionError(f"{folder}: is one explanation and has no table of records. Use tokens or sources.")
         columns = to_columns(read_rows(folder))
     else:
-        columns = _tokens_or_sources([folder] if single else record_folders(folder), table=table)
+        columns = _tables([folder] if single else record_folders(folder), table=table)
     if not columns:
         raise OutputError(f"{folder}: holds no explanation to export.")
     try:
@@ -256,10 +257,13 @@ def export(folder: Path | str, file: Path | str, *, table: str | None = None) ->
     return len(next(iter(columns.values())))
 
 
-def _tokens_or_sources(folders: list[Path], *, table: str) -> Columns:
+def _tables(folders: list[Path], *, table: str) -> Columns:
     rows: list[dict[str, Any]] = []
     for folder in folders:
         document, _ = read_folder(folder)
+        if table == "traced":
+            rows.extend({"record": folder.resolve().name, **row} for row in _traced(document))
+            continue
         for number, target in enumerate(document["targets"], start=1):
             head = {"record": folder.resolve().name, "number": number}
             found = [_token(target)] if table == "tokens" else _sources(document, target)
@@ -307,6 +311,30 @@ def _sources(document: Mapping[str, Any], target: Mapping[str, Any]) -> list[dic
                     "role": tokens[first]["role"],
                     "value": source["value"],
                     "share": source["share"],
+                }
+            )
+    return rows
+
+
+def _traced(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    trace = document["trace"] or {"passages": [], "units": []}
+    rows = []
+    for passage in trace["passages"]:
+        for place, source in enumerate(passage["traced"], start=1):
+            first, end = trace["units"][source["unit"]]["tokens"]
+            steps = [(step["text"], step["effect"]) for step in source["path"]]
+            rows.append(
+                {
+                    "kind": passage["kind"],
+                    "passage": passage["text"],
+                    "place": place,
+                    "first": first,
+                    "end": end,
+                    "source": source["text"],
+                    "share": source["share"],
+                    "direct": source["direct"],
+                    "path": " -> ".join([*(text.strip() for text, _ in steps), passage["text"].strip()]),
+                    "effects": " ".join("" if fall is None else f"{fall:+.4g}" for _, fall in steps),
                 }
             )
     return rows

@@ -38,12 +38,16 @@ class IndexRow:
     prompt: Text
     answer: Text
     """The answer, or why there is none."""
+    sources: Text
+    """The first sources of the answer."""
+    review: Text
+    """The decisions of reviewers, by the evidence log."""
     failed: bool
     counts: tuple[int, ...]
     """Tokens by status, in the order of `IndexView.statuses`."""
     n_targets: int
-    gap: float | None
-    spearman: float | None
+    probability: float | None
+    """Of the whole answer."""
     seconds: float | None
 
 
@@ -56,6 +60,8 @@ class IndexView:
     statuses: tuple[Status, ...]
     """Those that a token of the run has."""
     rows: tuple[IndexRow, ...]
+    reviewed: int
+    """Rows that a reviewer decided on."""
     charts: tuple[Chart, ...]
     intervals: tuple[Interval, ...]
     evaluation: str | None
@@ -69,17 +75,19 @@ def build_index(
     *,
     name: str,
     place: str = "records/",
-    pages: frozenset[str] | None = None,
+    pages: Mapping[str, str] | None = None,
     evaluation: str | None = None,
     manifest: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     records: Mapping[str, str] | None = None,
+    reviews: Mapping[str, Sequence[str]] | None = None,
 ) -> IndexView:
     """The index of the run `name`.
 
-    `place`: where the records' folders are, relative to the index. `pages`: the ids that have a page; None: all that
-    did not fail. `evaluation`: a page to link to. `manifest` (what the run was) and `provenance`
-    (llmxai/report/provenance.py) are shown unchanged. `records`: ids in the evidence log, by row id.
+    `place`: where the records' folders are, relative to the index. `pages`: the names of the pages, by id; None: all
+    that did not fail have `report.html`. `evaluation`: a page to link to. `manifest` (what the run was) and
+    `provenance` (llmxai/report/provenance.py) are shown unchanged. `records`: ids in the evidence log, by row id;
+    `reviews`: reviewers' decisions in it, by the same.
     """
     statuses = statuses_of(rows)
     return IndexView(
@@ -88,7 +96,11 @@ def build_index(
         headline=visible(name),
         sentences=_sentences(rows),
         not_proof=NOT_PROOF,
-        rows=tuple(_row(row, place, pages, (records or {}).get(row.id, ""), statuses) for row in rows),
+        rows=tuple(
+            _row(row, place, pages, (records or {}).get(row.id, ""), (reviews or {}).get(row.id, ()), statuses)
+            for row in rows
+        ),
+        reviewed=sum(bool((reviews or {}).get(row.id)) for row in rows),
         charts=build_charts(rows),
         intervals=build_intervals(rows),
         evaluation=evaluation,
@@ -97,20 +109,28 @@ def build_index(
     )
 
 
-def _row(row: RunRow, place: str, pages: frozenset[str] | None, record: str, statuses: Sequence[Status]) -> IndexRow:
+def _row(
+    row: RunRow,
+    place: str,
+    pages: Mapping[str, str] | None,
+    record: str,
+    reviews: Sequence[str],
+    statuses: Sequence[Status],
+) -> IndexRow:
     failed = row.status == FAILED
-    has_page = not failed if pages is None else row.id in pages
+    page = ("" if failed else "report.html") if pages is None else pages.get(row.id, "")
     return IndexRow(
         id=label(row.id),
         record=label(record) if record else (),
-        href=f"{place}{quote(row.id, safe='', errors='replace')}/report.html" if has_page else None,
+        href=f"{place}{quote(row.id, safe='', errors='replace')}/{page}" if page else None,
         prompt=label(row.prompt) if row.prompt else (),
         answer=label(row.error or "failed, no reason recorded") if failed else label(row.answer or "(nothing)"),
+        sources=label(row.sources) if row.sources else (),
+        review=label("; ".join(reviews)) if reviews else (),
         failed=failed,
         counts=tuple(getattr(row, str(status)) for status in statuses),
         n_targets=row.n_targets,
-        gap=row.worst_gap_ratio,
-        spearman=row.median_spearman,
+        probability=row.probability,
         seconds=row.seconds,
     )
 

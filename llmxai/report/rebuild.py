@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ Provenances = Callable[[Path], Mapping[str, Any] | None]
 """From the folder of an explanation or of a run to its provenance box (llmxai/report/provenance.py)."""
 Records = Callable[[Path], Mapping[str, str]]
 """From the folder of a run to the ids of its records in the evidence log, by the names of their folders."""
+Reviews = Callable[[Path], Mapping[str, Sequence[str]]]
+"""From the folder of a run to the reviewers' decisions in the evidence log, by the same names."""
 Report = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps)."""
 
@@ -55,6 +57,11 @@ def no_provenance(_folder: Path) -> None:
     """No provenance: there are no records."""
 
 
+def no_reviews(_run: Path) -> dict[str, list[str]]:
+    """No decisions: there are no records."""
+    return {}
+
+
 def no_records(_run: Path) -> dict[str, str]:
     """No ids: there are no records."""
     return {}
@@ -65,6 +72,7 @@ def rebuild(
     *,
     provenance: Provenances = no_provenance,
     records: Records = no_records,
+    reviews: Reviews = no_reviews,
     report: Report = lambda _stage, _done, _n: None,
     changing: Changing = unnoticed,
 ) -> Rebuilt:
@@ -85,7 +93,9 @@ def rebuild(
         except OutputError as error:
             failures.append(str(error))
     report("index", 0, 1)
-    index = write_index(folder, provenance=provenance(folder), records=records(folder), changing=changing)
+    index = write_index(
+        folder, provenance=provenance(folder), records=records(folder), reviews=reviews(folder), changing=changing
+    )
     return Rebuilt(index, len(folders) - len(failures) + 1, tuple(failures))
 
 
@@ -125,16 +135,17 @@ def write_index(
     *,
     provenance: Mapping[str, Any] | None = None,
     records: Mapping[str, str] | None = None,
+    reviews: Mapping[str, Sequence[str]] | None = None,
     changing: Changing = unnoticed,
 ) -> Path:
     """`index.html` of a run, from rows.parquet or, without it, from each explanation.json. For more than 5,000 records,
     their texts go into data pages in `index-data/`.
 
-    `records`: the id in the evidence log, by the name of a record's folder.
+    `records`: the id in the evidence log, by the name of a record's folder; `reviews`: the decisions, by the same.
     """
     rows = read_rows(run)
     place = "records/" if (run / "records").is_dir() else ""
-    explained = frozenset(folder.name for folder in record_folders(run) if (folder / PAGE).is_file())
+    explained = {folder.name: page for folder in record_folders(run) if (page := _page_of(folder))}
     view = build_index(
         rows,
         name=run.resolve().name,
@@ -144,6 +155,7 @@ def write_index(
         manifest=_manifest(run / MANIFEST),
         provenance=provenance,
         records=records,
+        reviews=reviews,
     )
     pages = LongIndex(render_index(view), {}) if len(rows) <= DATA_ROWS else render_long_index(view, size=DATA_ROWS)
     for name, page in pages.data.items():
@@ -151,6 +163,11 @@ def write_index(
     index = _replace(run / INDEX, pages.page, changing)
     _remove_others(run / DATA, {Path(name).name for name in pages.data}, changing)
     return index
+
+
+def _page_of(folder: Path) -> str:
+    """The name of the newest page of an explanation; empty if there is none."""
+    return next((name for name in (REBUILT, PAGE) if (folder / name).is_file()), "")
 
 
 def _remove_others(folder: Path, kept: Collection[str], changing: Changing) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from llmxai.report.focus import STEPS, rounded
 from llmxai.report.index import IndexRow, IndexView
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, STRUCTURE, Level, TargetView
 from llmxai.report.verdict import FINE, STATUS_TEXT, Contrast
@@ -27,10 +29,15 @@ DATA = "index-data"
 """The folder of a long index's data pages, next to it."""
 DATA_ROWS = 5000
 """Records per data page; the index itself holds the texts of up to this many."""
-TEXT_COLUMNS = (("id", "record", ""), ("prompt", "asked", ""), ("answer", "answered", ""))
+TEXT_COLUMNS = (
+    ("id", "record", ""),
+    ("prompt", "asked", ""),
+    ("answer", "answered", ""),
+    ("sources", "first sources", "what the answer rests on most; the page of the record says how much"),
+)
+REVIEW_COLUMN = ("review", "review", "what reviewers decided, by the evidence log")
 FIGURE_COLUMNS = (
-    ("gap", "error / allowed", "the largest of its tokens; above 1 a token is unconverged"),
-    ("spearman", "Spearman", "median rank agreement of its tokens"),
+    ("probability", "probability", "of the whole answer, by the model"),
     ("seconds", "seconds", "time that the explanation took"),
 )
 DIGITS = 6
@@ -43,10 +50,20 @@ def render_report(view: ReportView) -> str:
     return _page(
         "report.html.j2",
         style=_static("report.css"),
-        script=_static("report.js"),
+        script=_static("report.js") + _static("review.js"),
         data=_json(page_data(view)),
-        values={"view": view, "structure": STRUCTURE},
+        values={"view": view, "structure": STRUCTURE, "painted": _painted(view)},
     )
+
+
+def _painted(view: ReportView) -> dict[int, str]:
+    """The classes that colour each word before a word is chosen, by its number; the script paints the same way."""
+    pairs = view.levels["words"].focus
+    most = max((abs(value) for _, value in pairs), default=1.0)
+    return {
+        unit: f" source {'pos' if value > 0 else 'neg'} s{max(1, math.ceil(STEPS * abs(value) / most))}"
+        for unit, value in pairs
+    }
 
 
 @dataclass(frozen=True)
@@ -98,27 +115,43 @@ def _index(view: IndexView, texts: list[list[Any]], *, parts: Mapping[str, Any] 
             [
                 int(row.failed),
                 *row.counts,
-                *(None if value is None else round(value, 4) for value in (row.gap, row.spearman, row.seconds)),
+                *(None if value is None else float(f"{value:.4g}") for value in (row.probability, row.seconds)),
             ]
             for row in view.rows
         ],
         "texts": texts,
         "parts": parts,
+        "reviewed": view.reviewed,
     }
-    counted = ((str(status), f"{STATUS_TEXT[status][0]} {status}", STATUS_TEXT[status][1]) for status in view.statuses)
-    columns = (*TEXT_COLUMNS, *counted, *FIGURE_COLUMNS)
+    counted = [
+        (str(status), f"{STATUS_TEXT[status][0]} {status}", f"tokens: {STATUS_TEXT[status][1]}")
+        for status in view.statuses
+    ]
+    probability, seconds = FIGURE_COLUMNS
+    review = (REVIEW_COLUMN,) if view.reviewed else ()
+    columns = (*TEXT_COLUMNS, probability, *counted, seconds, *review)
     return _page(
         "index.html.j2",
         style=_static("report.css") + _static("index.css"),
         script=_static("index.js"),
         data=_json(data),
-        values={"view": view, "page_size": PAGE_SIZE, "columns": columns, "parts": parts, "fine": FINE},
+        values={
+            "view": view,
+            "page_size": PAGE_SIZE,
+            "columns": columns,
+            "parts": parts,
+            "fine": FINE,
+            "rounded": rounded,
+        },
         frames=parts is not None,
     )
 
 
 def _texts(rows: Sequence[IndexRow]) -> list[list[Any]]:
-    return [[_text(row.id), row.href, _text(row.prompt), _text(row.answer), _text(row.record)] for row in rows]
+    return [
+        [_text(row.id), row.href, *map(_text, (row.prompt, row.answer, row.record, row.sources, row.review))]
+        for row in rows
+    ]
 
 
 def _page(template: str, *, style: str, script: str, data: str, values: Mapping[str, Any], frames: bool = False) -> str:
@@ -164,6 +197,13 @@ def page_data(view: ReportView) -> dict[str, Any]:
         "statuses": {str(s): {"sign": sign, "meaning": text} for s, (sign, text) in STATUS_TEXT.items()},
         "fine": [str(status) for status in FINE],
         "measured": view.verdict.measured,
+        "steps": STEPS,
+        "ends": bool(view.ends),
+        "focus": {
+            "method": view.summary.focus.method,
+            "contrast": view.summary.focus.contrast is not None,
+        },
+        "review": {"record": view.reviewed.record, "explanation_sha256": view.reviewed.explanation, "page": view.title},
         "effects": view.effects
         and {
             "parts": [[_text(part.text), plain(part.text), part.note] for part in view.effects.parts],
@@ -212,6 +252,7 @@ def _level(level: Level) -> dict[str, Any]:
         "targets": [_target(target) for target in level.targets],
         "parts": level.parts,
         "measured": level.measured,
+        "focus": level.focus,
     }
 
 
@@ -234,6 +275,11 @@ def _text(text: Text) -> str | list[str | list[str]]:
     if not any(piece.mark for piece in text):
         return "".join(piece.text for piece in text)
     return [[piece.text] if piece.mark else piece.text for piece in text]
+
+
+def page_style() -> str:
+    """The style sheet that all pages share."""
+    return _static("report.css")
 
 
 def _static(name: str) -> str:

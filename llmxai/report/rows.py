@@ -15,9 +15,10 @@ import numpy as np
 
 from llmxai.errors import OutputError
 from llmxai.names import CURRENT, Role, Status
+from llmxai.report.focus import answer_probability, first_sources
 from llmxai.report.verdict import FINE, STATUS_TEXT
 from llmxai.report.visible import shorten
-from llmxai.store import holds_explanation, read_document, require_file, short
+from llmxai.store import holds_explanation, read_document, require_file, short, upgraded
 
 ROWS = "rows.parquet"
 METRIC = "metric."
@@ -41,6 +42,10 @@ class RunRow:
     prompt: str = ""
     """The last text that a person wrote, shortened."""
     answer: str = ""
+    sources: str = ""
+    """The first sources of the answer, separated by commas."""
+    probability: float | None = None
+    """Of the whole answer."""
     n_targets: int = 0
     confirmed: int = 0
     contradicted: int = 0
@@ -60,6 +65,7 @@ class RunRow:
 
 def summarize(document: Mapping[str, Any], *, record: str, seconds: float | None = None) -> RunRow:
     """The row of one parsed explanation.json."""
+    document = upgraded(document)
     targets = document["targets"]
     counts = {str(status): sum(target["status"] == status for target in targets) for status in Status}
     errors = [target.get("deletion") or target for target in targets]
@@ -69,6 +75,8 @@ def summarize(document: Mapping[str, Any], *, record: str, seconds: float | None
         id=record,
         prompt=shorten(_asked(document), limit=LONGEST),
         answer=shorten(_answered(document), limit=LONGEST),
+        sources=shorten(", ".join(first_sources(document)), limit=LONGEST),
+        probability=answer_probability(document),
         n_targets=len(targets),
         **counts,
         worst_gap_ratio=max(_ratio(error["local_error"], error["tolerance"]) for error in errors),
@@ -85,9 +93,12 @@ def _ratio(error: float, tolerance: float) -> float:
 
 
 def read_rows(run: Path) -> tuple[RunRow, ...]:
-    """The rows of `run`, in its order. Raises OutputError if it holds no records."""
+    """The rows of `run`, in its order. Raises OutputError if it holds no records.
+
+    Sources and probability, which tables of earlier versions do not have, come from each explanation.json.
+    """
     if os.path.lexists(run / ROWS):
-        return _from_parquet(run / ROWS)
+        return tuple(_completed(row, run / "records" / row.id) for row in _from_parquet(run / ROWS))
     folders = record_folders(run)
     if not folders:
         raise OutputError(
@@ -164,7 +175,7 @@ def _from_parquet(path: Path) -> tuple[RunRow, ...]:
             f"{path}: {where} of row {fault['loc'][0]} is {ascii(fault['input'])[:LONGEST]}: {fault['msg']}. {REMAKE}"
         ) from error
     for n, row in enumerate(found):
-        for value in (row.worst_gap_ratio, row.median_spearman, row.seconds, *row.metrics.values()):
+        for value in (row.probability, row.worst_gap_ratio, row.median_spearman, row.seconds, *row.metrics.values()):
             if value is not None and abs(value) > LARGEST:
                 raise OutputError(f"{path}: row {n} holds {value:g}; expected at most {LARGEST:g}. {REMAKE}")
     return found
@@ -175,7 +186,7 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in values.items() if value is not None and not _is_no_number(value)}
     known: dict[str, Any] = {key: value for key, value in given.items() if key in RunRow.__dataclass_fields__}
     texts: dict[str, Any] = {
-        key: shorten(str(known[key]), limit=LONGEST) for key in ("prompt", "answer", "error") if key in known
+        key: shorten(str(known[key]), limit=LONGEST) for key in ("prompt", "answer", "error", "sources") if key in known
     }
     metrics = {key.removeprefix(METRIC): value for key, value in given.items() if key.startswith(METRIC)}
     return {**known, **texts, "id": str(values["id"]), "metrics": metrics}
@@ -183,6 +194,18 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_no_number(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def _completed(row: RunRow, folder: Path) -> RunRow:
+    if row.probability is not None or row.status == "failed" or Path(row.id).name != row.id:
+        return row
+    if not holds_explanation(folder):
+        return row
+    try:
+        made = summarize(read_document(folder), record=row.id)
+    except OutputError:  # its page says so
+        return row
+    return replace(row, sources=made.sources, probability=made.probability)
 
 
 def _derived(folder: Path) -> RunRow:

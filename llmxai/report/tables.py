@@ -20,10 +20,12 @@ from llmxai.report.removal import (
 )
 from llmxai.report.units import AlsoView
 from llmxai.report.verdict import FINE, STATUS_TEXT, Contrast, build_contrast, is_diluted
-from llmxai.report.visible import Text, label, percent, plain, visible
+from llmxai.report.visible import Text, label, percent, plain, shorten, visible
 
 SHOWN = 5
 """Sources of a token in the tables."""
+LONGEST_TARGET = 80
+"""Characters of a target that a table quotes."""
 NAMES = {
     "target": "What is explained",
     "features": "Which tokens get a value",
@@ -307,7 +309,7 @@ def _row(
     error = target["deletion"] or target
     return Row(
         number=number,
-        text=label(target["text"]),
+        text=label(shorten(target["text"], limit=LONGEST_TARGET)),
         contrast=build_contrast([target]),
         probability=percent(math.exp(target["replayed_logprob"])),
         rank=target["rank"],

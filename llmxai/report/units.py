@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import AttentionStatus, Role
+from llmxai.report.focus import focus_units
 from llmxai.report.removal import (
     TOP,
     Effect,
@@ -22,7 +23,7 @@ from llmxai.report.removal import (
     method_name,
     other_methods,
 )
-from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, is_diluted
+from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, by_place, is_diluted, rows_inside
 from llmxai.report.visible import Text, label, plain, visible
 from llmxai.store import stored_name
 
@@ -40,8 +41,10 @@ ROLE_NAMES = {
     Role.TEMPLATE: "Start mark and chat template (added automatically)",
     Role.SYSTEM: "System instruction",
     Role.USER: "User",
-    Role.TOOL: "Tool result",
-    Role.CONTEXT: "Earlier turns and documents",
+    Role.TOOL: "Tool or its result",
+    Role.CONTEXT: "Earlier turns of the model",
+    Role.DOCUMENT: "Document",
+    Role.THINKING: "Reasoning of the model",
     Role.GENERATED: "Answer of the model",
 }
 
@@ -207,6 +210,8 @@ class Level:
     """For each part of the input that was removed, the units [first, end) that it touches."""
     measured: tuple[tuple[tuple[int, int], ...], ...]
     """For each measured part of the text, the units [first, end) that its ranges touch."""
+    focus: tuple[tuple[int, float], ...]
+    """(unit, value) of what the page opens on, strongest first."""
 
 
 def build_also(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> tuple[AlsoView, ...]:
@@ -244,13 +249,15 @@ def build_level(
     variant = np.add.reduceat(_scaled(maps.get("rollout_variant", none).astype(float)), starts, axis=1)
     parts, effects = build_removal(explanation), build_effects(explanation)
     removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
-    owned = [targets[max(a, first) - first : b - first] if b > first else [] for a, b in groups]
+    placed = by_place(targets)
+    rows = [rows_inside(placed, max(a, first), b) if b > first else [] for a, b in groups]
+    owned = [[targets[row] for row in own] for own in rows]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
     structure = np.array([unit.role in STRUCTURE for unit in units])
     built = []
     for number, own in enumerate(owned):
         if own:
-            which = [target["position"] - first for target in own]
+            which = rows[number]
             sources = {
                 "effects": effects.on(which)[:TOP] if effects else (),
                 **_signed("deletion", deletion[which].sum(axis=0), structure),
@@ -264,7 +271,35 @@ def build_level(
             figures = _figures(own, units[number].status, explanation["computed"], parts)
             built.append(TargetView(unit=number, **figures, **sources))
     measured = tuple(covered(part.ranges, groups) for part in effects.parts) if effects else ()
-    return Level(units, _turns(units), tuple(built), covered(parts.ranges if parts else (), groups), measured)
+    return Level(
+        units=units,
+        turns=_turns(units),
+        targets=tuple(built),
+        parts=covered(parts.ranges if parts else (), groups),
+        measured=measured,
+        focus=focus_units(explanation, maps, groups),
+    )
+
+
+def joined_groups(
+    groups: Sequence[tuple[int, int]], targets: Sequence[Mapping[str, Any]], *, outer: bool = False
+) -> list[tuple[int, int]]:
+    """The groups, those that one target spans joined: the smallest targets, or with `outer` the largest."""
+    ranges = sorted({(target["tokens"][0], target["tokens"][1]) for target in targets})
+    chosen = [
+        one
+        for one in ranges
+        if not any(
+            other != one
+            and (other[0] <= one[0] and one[1] <= other[1] if outer else one[0] <= other[0] and other[1] <= one[1])
+            for other in ranges
+        )
+    ]
+    found: list[tuple[int, int]] = []
+    for a, b in groups:
+        joins = found and any(start < found[-1][1] < end and a < end for start, end in chosen)
+        found[len(found) - bool(joins) :] = [(found[-1][0], b) if joins else (a, b)]
+    return found
 
 
 def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Unit:

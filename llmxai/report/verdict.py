@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from llmxai.names import CURRENT, AttentionStatus, Role, Status
+from llmxai.names import AttentionStatus, Role, Status
 from llmxai.report.removal import Effect, build_effects, count_referee
 from llmxai.report.visible import Text, label, percent, shorten, visible
 
@@ -169,6 +170,7 @@ class VerdictView:
     contrast: Contrast | None
     """The token that has a foil, and the foil."""
     sentences: tuple[str, ...]
+    """On trust, before rule 4; since then see `llmxai.report.summary`."""
     not_proof: str
 
 
@@ -186,15 +188,23 @@ def build_verdict(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]
         by="contributions (deletion path)" if "deletion_path" in maps else "integrated gradients",
         removed_sources=_removed_sources(explanation, maps),
         counts=_counts(word_status(own) for own in words) if measured else _counts(_statuses(explanation["targets"])),
-        counted=f"Of {'the only word' if len(words) == 1 else f'the {len(words)} words'} in the answer"
-        if measured
-        else f"Of the {len(explanation['targets'])} tokens (pieces of words) in the answer",
+        counted=_counted(explanation, len(words)),
         contrast=build_contrast(explanation["targets"]),
-        sentences=(*_trust(explanation, words), *_chosen(explanation))
-        if measured
-        else (*_chosen(explanation), *_sentences(explanation["targets"], explanation["computed"])),
+        sentences=() if measured else _sentences(explanation["targets"], explanation["computed"]),
         not_proof=NOT_PROOF,
     )
+
+
+def _counted(explanation: Mapping[str, Any], n: int) -> str:
+    targets = explanation["targets"]
+    if not is_measured(explanation):
+        return f"Of the {len(targets)} tokens (pieces of words) in the answer"
+    first, end = explanation["generation"]["prompt_len"], len(explanation["tokens"])
+    if sum(stop - start for start, stop in {tuple(one["tokens"]) for one in targets}) != len(targets) or len(
+        targets
+    ) < end - first - (explanation["generation"]["stop"] == "eos"):
+        return "Of the only passage explained" if n == 1 else f"Of the {n} passages explained"
+    return f"Of {'the only word' if n == 1 else f'the {n} words'} in the answer"
 
 
 def answer_text(explanation: Mapping[str, Any]) -> str:
@@ -262,20 +272,41 @@ def is_measured(explanation: Mapping[str, Any]) -> bool:
     return explanation["verdict"] is not None
 
 
-def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+def by_place(targets: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
+    """(first token, minus the end, number) of every target, in the order of the text, larger ones first."""
+    return sorted((target["tokens"][0], -target["tokens"][1], row) for row, target in enumerate(targets))
+
+
+def rows_inside(placed: Sequence[tuple[int, int, int]], first: int, end: int) -> list[int]:
+    """The targets (`by_place`) inside a range of tokens, each as large as possible, none inside another."""
+    found: list[int] = []
+    reached = first
+    for start, minus, row in placed[bisect_left(placed, (first,)) : bisect_left(placed, (end,))]:
+        if start >= reached and -minus <= end:
+            found.append(row)
+            reached = -minus
+    return found
+
+
+def answer_rows(explanation: Mapping[str, Any]) -> list[list[int]]:
     """The targets of each word of the answer that says something: not its end mark, nor punctuation alone.
 
-    Where there is none, of every word.
+    Where there is none, of every word; where words were no targets, each target by itself.
     """
     first, targets = explanation["generation"]["prompt_len"], explanation["targets"]
     words = [(max(start, first), end) for start, end in explanation["words"] if end > first]
-    said = {
-        (start, end): "".join(target["text"] for target in targets[start - first : end - first]) for start, end in words
-    }
-    if explanation["generation"]["stop"] == "eos":
-        said.pop(words[-1], None)
-    worded = [word for word, text in said.items() if any(c.isalnum() for c in text)]
-    return [targets[start - first : end - first] for start, end in worded or words]
+    placed = by_place(targets)
+    made = [(word, rows) for word in words if (rows := rows_inside(placed, *word))]
+    mark = words[-1] if explanation["generation"]["stop"] == "eos" else None
+    worded = [
+        rows for word, rows in made if word != mark and any(c.isalnum() for row in rows for c in targets[row]["text"])
+    ]
+    return worded or [rows for _, rows in made] or [[row] for row in range(len(targets))]
+
+
+def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """The targets of `answer_rows`."""
+    return [[explanation["targets"][row] for row in rows] for rows in answer_rows(explanation)]
 
 
 def word_status(own: Sequence[Mapping[str, Any]]) -> Status:
@@ -304,8 +335,8 @@ def _main_effects(
     if effects is None:
         return ()
     best: dict[int, tuple[Effect, Sequence[Mapping[str, Any]]]] = {}
-    for own in words:
-        for effect in effects.on([target["position"] - first for target in own]):
+    for own, rows in zip(words, answer_rows(explanation), strict=True):
+        for effect in effects.on(rows):
             known = best.get(effect.part)
             if effect.low > 0 and (known is None or effect.value > known[0].value):
                 best[effect.part] = effect, own
@@ -327,62 +358,6 @@ def _main_effects(
             )
         )
     return tuple(found)
-
-
-def _trust(explanation: Mapping[str, Any], words: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[str, ...]:
-    """One sentence on the sources and one on attention."""
-    n, statuses = len(words), [word_status(own) for own in words]
-    accurate = n - statuses.count(Status.UNCONVERGED)
-    said = f"Computed accurately: {_some_words(accurate, n)}."
-    if explanation["ablations"] is None:
-        said += " Nothing was taken away, so none could be confirmed or contradicted."
-    else:
-        parts = ("confirmed by taking words away", "contradicted", "undecided")
-        counts = [(part, statuses.count(status)) for part, status in zip(parts, CURRENT, strict=False)]
-        told = "; ".join(f"{part}: {count}" for part, count in counts if count)
-        said += f" {told[:1].upper()}{told[1:]}." if told else ""
-    return said, _attention_line([_word_attention(own) for own in words])
-
-
-def _word_attention(own: Sequence[Mapping[str, Any]]) -> str:
-    told = [target["verdict"]["attention"] for target in own]
-    return next(status for status in reversed(AttentionStatus) if status in told)
-
-
-def _attention_line(attention: Sequence[str]) -> str:
-    n, readable = len(attention), attention.count(AttentionStatus.READABLE)
-    if attention.count(AttentionStatus.REFUSED) == n:
-        return "Attention cannot be read on this model: attention rollout is not defined for it."
-    if readable == 0:
-        return (
-            "Attention cannot be read on this model: for every word of this answer it says no more than it would for "
-            "any text."
-        )
-    if readable == n:
-        return f"Attention can be read for {_all_words(n)}."
-    return f"Attention can be read for {_some_words(readable, n)}; for the others it says no more than for any text."
-
-
-def _all_words(n: int) -> str:
-    return "the only word" if n == 1 else f"all {n} words"
-
-
-def _some_words(count: int, n: int) -> str:
-    return _all_words(n) if count == n else f"{count} of the {n} words"
-
-
-def _chosen(explanation: Mapping[str, Any]) -> tuple[str, ...]:
-    """How many tokens are the model's own first choice, for supplied and sampled answers."""
-    generation, ranks = explanation["generation"], [target["rank"] for target in explanation["targets"]]
-    first = sum(rank == 1 for rank in ranks)
-    if generation["stop"] == "given":
-        return (
-            f"The model did not write this answer: it was supplied, and the page explains the probability that the "
-            f"model gives it. {first} of its {len(ranks)} tokens would have been the model’s own first choice.",
-        )
-    if not generation["decoding"].get("do_sample"):
-        return ()
-    return (f"The answer was sampled: {first} of its {len(ranks)} tokens were the model’s first choice.",)
 
 
 def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -416,16 +391,21 @@ def _sentences(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
             f"Attention rollout is refused for this model, so for {_some(unchecked, n)} no second method checks the "
             f"gradients. The note below says why."
         )
-    referee = count_referee(targets)
-    if asked := sum(referee.values()):
-        said.append(
-            f"The referee removed parts of the input and measured the effect. This supports the gradients for "
-            f"{referee['gradients']} of {_of(asked)}, attention for {referee['attention']}, and neither for "
-            f"{referee['neither']}."
-        )
+    if asked := sum(count_referee(targets).values()):
+        said.append(_refereed(targets, settings, asked))
     if any(target["referee"] is None for target in targets):
         said.append("No referee was asked: nothing was removed from the input to see which method is right.")
     return tuple(said)
+
+
+def _refereed(targets: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], asked: int) -> str:
+    """What removal supports; attention only where it can be read, since the page says not to read it elsewhere."""
+    readable = [target for target in targets if not is_diluted(target, settings)]
+    gradients, attention = count_referee(targets)["gradients"], count_referee(readable)["attention"]
+    counts = [("the gradients", gradients), ("attention", attention), ("neither", asked - gradients - attention)]
+    told = [f"{name} for {count}" for name, count in counts if count]
+    listed = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    return f"The referee removed parts of the input and measured the effect. Of {_of(asked)}, this supports {listed}."
 
 
 def _most(share: float) -> str:

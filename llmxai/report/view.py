@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llmxai.names import Role, Status
+from llmxai.names import SUPPLIED, Role, Status
+from llmxai.report.focus import in_words
 from llmxai.report.removal import DELETION, ROLLOUT, Effects, RemovalView, build_effects, build_removal, method_name
+from llmxai.report.summary import Summary, build_summary
 from llmxai.report.tables import (
+    SHOWN,
     Row,
     Setting,
     build_asked,
@@ -21,9 +24,9 @@ from llmxai.report.tables import (
     build_settings,
     signed,
 )
-from llmxai.report.units import AlsoView, Level, build_also, build_level
-from llmxai.report.verdict import EARLIER_LIMITS, LIMITS, STATUS_TEXT, VerdictView, answer_text, build_verdict
-from llmxai.report.visible import Text, characters, label, percent, plain, shorten, visible
+from llmxai.report.units import AlsoView, Level, build_also, build_level, joined_groups
+from llmxai.report.verdict import EARLIER_LIMITS, LIMITS, STATUS_TEXT, VerdictView, build_verdict
+from llmxai.report.visible import Text, characters, label, percent, shorten, visible
 from llmxai.store import upgraded
 from llmxai.text import sentences
 
@@ -110,9 +113,97 @@ def build_provenance_box(provenance: Mapping[str, Any] | None) -> Provenance | N
     )
 
 
+@dataclass(frozen=True)
+class TracedRow:
+    """A part of the prompt, and its share of a passage."""
+
+    text: Text
+    share: str
+    """Traced through the answer."""
+    direct: str
+    """Of the passage's own contributions."""
+    path: tuple[tuple[Text, str], ...]
+    """The path that carries the most: each step's text, and what the next one loses without it (nats; empty if that was
+    not measured)."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The answer, a sentence or a word of it, and where it came from."""
+
+    kind: str
+    text: Text
+    traced: tuple[TracedRow, ...]
+    direct: tuple[tuple[Text, str, bool], ...]
+    """Text, share, and whether it is a part of the answer itself."""
+
+
+@dataclass(frozen=True)
+class Tracing:
+    method: str
+    passages: tuple[Passage, ...]
+
+
+def build_trace(explanation: Mapping[str, Any]) -> Tracing | None:
+    """The passages of `trace`, the answer first; None in explanations of earlier versions."""
+    told = explanation["trace"]
+    if told is None:
+        return None
+    return Tracing(
+        method_name(told["method"]), tuple(_passage(told["units"], passage) for passage in told["passages"][:PASSAGES])
+    )
+
+
+def _passage(units: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Passage:
+    return Passage(
+        kind=told["kind"],
+        text=label(shorten(told["text"], limit=LONGEST_PASSAGE)),
+        traced=tuple(
+            TracedRow(
+                text=label(source["text"]),
+                share=f"{source['share']:.0%}",
+                direct=f"{source['direct']:.0%}",
+                path=tuple(
+                    (label(step["text"]), "" if step["effect"] is None else signed(step["effect"]))
+                    for step in source["path"]
+                ),
+            )
+            for source in told["traced"][:SHOWN]
+        ),
+        direct=tuple(
+            (label(one["text"]), f"{one['share']:.0%}", units[one["unit"]]["kind"] == "answer")
+            for one in told["direct"][:SHOWN]
+        ),
+    )
+
+
+PASSAGES = 120
+"""Passages whose sources the page lists; the exported table has all of them."""
+LONGEST_PASSAGE = 200
+"""Characters of a passage that the page quotes."""
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What a reviewer's marks refer to; both empty for a page without a record."""
+
+    record: str
+    explanation: str
+    """SHA-256 of explanation.json."""
+
+
+def build_reviewed(provenance: Mapping[str, Any] | None) -> Reviewed:
+    """From the mapping of `build_provenance_box`."""
+    told = provenance or {}
+    digests = told.get("sha256")
+    return Reviewed(
+        record=str(told.get("record", "")),
+        explanation=str(digests.get("explanation.json", "")) if isinstance(digests, Mapping) else "",
+    )
+
+
 LONG = 400
 """From this many tokens on, sentences are also offered as units."""
-LONGEST_TITLE = 60
 
 
 @dataclass(frozen=True)
@@ -120,15 +211,20 @@ class ReportView:
     """Everything the page shows."""
 
     title: str
-    headline: Text
-    """The answer on one line, shortened."""
+    summary: Summary
+    """The first screen."""
     verdict: VerdictView
     warnings: tuple[Text, ...]
     levels: Mapping[str, Level]
-    """`words` first, then `tokens`, and `sentences` if the text is long."""
+    """`words` first, then `tokens`, `sentences` if the text is long, and `passages` where targets hold others. A
+    target of several words is one unit everywhere."""
+    ends: tuple[int, ...]
+    """The word that is the answer's end mark, if there is one."""
     statuses: tuple[str, ...]
     """Those that a token of the answer has."""
     rows: tuple[Row, ...]
+    trace: Tracing | None
+    """The sources of the answer, traced through its own words; None in explanations of earlier versions."""
     effects: Effects | None
     """The measured effects; None if nothing was removed, and before rule 4."""
     deletion: bool
@@ -154,6 +250,7 @@ class ReportView:
     origin: tuple[Setting, ...]
     """Model, versions, machine and decoding."""
     provenance: Provenance | None
+    reviewed: Reviewed
     home: str | None
     """Address of the run's index, relative to the page."""
 
@@ -180,15 +277,22 @@ def build_view(
     if len(explanation["tokens"]) > LONG:
         tokens = explanation["tokens"]
         groups["sentences"] = sentences([t["text"] for t in tokens], [Role(t["role"]) for t in tokens], words)
-    answer = shorten(" ".join(answer_text(explanation).split()), limit=LONGEST_TITLE)
+    targets = explanation["targets"]
+    groups = {name: joined_groups(own, targets) for name, own in groups.items()}
+    if (outer := joined_groups(words, targets, outer=True)) != groups["words"]:
+        groups["passages"] = outer
+    verdict = build_verdict(explanation, maps)
+    summary = build_summary(explanation, maps, verdict.sentences)
     return ReportView(
-        title=f"Where the answer “{plain(visible(answer))}” came from",
-        headline=visible(answer),
-        verdict=build_verdict(explanation, maps),
-        warnings=tuple(visible(warning) for warning in explanation["warnings"]),
+        title=in_words(summary.title, quoted=verdict.contrast is None),
+        summary=summary,
+        verdict=verdict,
+        warnings=tuple(visible(warning) for warning in explanation["warnings"] if warning != SUPPLIED),
         levels={name: build_level(explanation, maps, groups=own) for name, own in groups.items()},
+        ends=(len(groups["words"]) - 1,) if explanation["generation"]["stop"] == "eos" else (),
         statuses=tuple(s for s in STATUS_TEXT if any(target["status"] == s for target in explanation["targets"])),
         rows=build_rows(explanation, also=also),
+        trace=build_trace(explanation),
         effects=build_effects(explanation),
         deletion="deletion_path" in maps,
         deletion_refused=visible(refusals.get(DELETION, "")),
@@ -203,5 +307,6 @@ def build_view(
         settings=build_computed(explanation),
         origin=build_origin(explanation),
         provenance=build_provenance_box(provenance),
+        reviewed=build_reviewed(provenance),
         home=home,
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from filelock import FileLock, Timeout
 
 from llmxai.errors import OutputError
-from llmxai.evaluation.planted_models import build, marker_folder
+from llmxai.evaluation.planted_models import TRAINED, build
 from llmxai.evidence.files import make_durably
 from llmxai.models import LoadedModel, load
 from llmxai.models.identity import environment_of, weights_digest
@@ -177,18 +177,16 @@ def load_for(
     progress: Progress = lambda _news: None,
     engine: EngineName = "local",
 ) -> LoadedModel:
-    """The model of a recipe; `marker` and `closed_form` are the models of the suites."""
+    """The model of a recipe; `marker`, `tracer` and `closed_form` are the models of the suites."""
     news = RunProgress("loading the model", engine=engine)
     progress(news)
     if settings.name == "closed_form":
         return build()
     name: str | Path = settings.name
-    if settings.name == "marker":
+    if (folder := TRAINED.get(settings.name)) is not None:
         if team.leads:
-            marker_folder(
-                report=lambda stage, done, total: progress(replace(news, stage=stage, rows=done, total=total))
-            )
+            folder(report=lambda stage, done, total: progress(replace(news, stage=stage, rows=done, total=total)))
         team.wait()
-        name = marker_folder()
+        name = folder()
     device_map = settings.device_map if settings.device_map is not None else team.device_map
     return load(name, **{**settings.model_dump(exclude={"name"}), "device_map": device_map})

@@ -25,7 +25,7 @@ from llmxai.errors import OutputError
 from llmxai.evidence import Draft, vouched
 from llmxai.evidence.files import make_durably, replace_durably, replacing, sweep
 from llmxai.evidence.log import Known, read_known, read_log, removed_ids
-from llmxai.evidence.provenance import provenance_of, records_of
+from llmxai.evidence.provenance import provenance_of, records_of, reviews_of
 from llmxai.evidence.verifier.folder import evidence_of
 from llmxai.report import write_index
 from llmxai.report.rebuild import INDEX, PAGE, REBUILT, unnoticed
@@ -215,11 +215,18 @@ def clear_removed(run: Path | str, *, signer: Ed25519PrivateKey | None = None) -
         if (base / INDEX).is_file():
             if (base / ROWS).is_file() or record_folders(base):
                 how = unnoticed if again else changing
-                write_index(base, provenance=provenance_of(base), records=records_of(base), changing=how)
+                refresh_index(base, changing=how)
             else:
                 changing()
                 (base / INDEX).unlink()
     return cleared
+
+
+def refresh_index(run: Path, *, changing: Callable[[], None]) -> Path:
+    """Write the index of a run again, with what its log says now. Raises OutputError."""
+    return write_index(
+        run, provenance=provenance_of(run), records=records_of(run), reviews=reviews_of(run), changing=changing
+    )
 
 
 def _remove_pages(folders: Collection[Path], changing: Callable[[], None]) -> None:
@@ -267,7 +274,7 @@ def _rows_of(table: pq.ParquetFile) -> Iterator[dict[str, Any]]:
 
 def _bare(row: dict[str, Any]) -> dict[str, Any]:
     """The row with its figures; its texts are replaced by `REMOVED`."""
-    texts = {name: REMOVED for name in ("prompt", "answer", "error") if row.get(name)}
+    texts = {name: REMOVED for name in ("prompt", "answer", "error", "sources") if row.get(name)}
     fields: dict[str, Any] = {name: None for name in row if name.startswith("field.")}  # of the table
     if "fields" in row:  # of the ledger
         fields["fields"] = {}

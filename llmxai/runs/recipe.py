@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,8 +38,8 @@ class ModelSettings(Strict):
     """Which model, as `llmxai.load` takes it."""
 
     name: str = "smollm2"
-    """smollm2, a .gguf file, a local folder or a hub name; or one of the suites' own models: marker (trained locally on
-    a planted task) or closed_form (linear, with attributions in closed form)."""
+    """smollm2, a .gguf file, a local folder or a hub name; or one of the suites' own models: marker and tracer (trained
+    locally on planted tasks) or closed_form (linear, with attributions in closed form)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] | None = "float32"
     device_map: str | dict[str, int | str] | None = None
     quantize: Literal["4bit", "8bit"] | None = None
@@ -69,7 +70,7 @@ class Source(Strict):
     options: dict[str, OptionValue] = {}
     """Options of the suite."""
     path: str | None = None
-    """A .jsonl, .json, .csv or .parquet file; relative paths start at the recipe's folder."""
+    """A .jsonl, .json, .csv or .parquet file, or a log of Inspect (.eval); relative to the recipe's folder."""
     saved: str | None = None
     """A folder written by datasets' save_to_disk."""
     hub: str | None = None
@@ -140,6 +141,8 @@ class EvaluateSettings(Strict):
     """What is explained: the first generated token, or the whole answer as one sum of log-probs."""
     removal: Literal["delete", "baseline", "mean"] = "delete"
     """How tokens are removed: deleted, or replaced by the neutral token's embedding (baseline) or the mean one."""
+    precision: Literal["float32", "stored"] = "float32"
+    """What a model stored in 16, 8 or 4 bits computes in: float32, as in explanations, or its `stored` dtype."""
     masks: Positive = 32
     """Random subsets for LDS and infidelity."""
     samples: Positive = 8
@@ -189,9 +192,20 @@ class Recipe(Strict):
     decoding: Decoding = Decoding()
     """How answers are generated for rows without one."""
     explain: Settings | None = Settings()
-    """How every generated token is explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
+    """How answers are explained (`llmxai.Settings`); null: no explanations, only the evaluation."""
+    targets: Annotated[list[str], Field(min_length=1)] = ["token"]
+    """What of every answer is explained: token (each of them), word, sentence, answer (all at once), i:j (a range of
+    generated tokens), or a text that every answer holds. A suite's row with a target of its own keeps it."""
     evaluate: EvaluateSettings | None = None
     workers: WorkerSettings = WorkerSettings()
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The names of the methods in the tables of the evaluation, controls included; empty without one."""
+        if self.evaluate is None:
+            return []
+        names = [method.name for method in self.evaluate.methods] + [control.name for control in CONTROLS]
+        return list(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _some_work(self) -> Recipe:
@@ -230,20 +244,22 @@ def json_schema() -> dict[str, Any]:
 SUFFIXES = (".yaml", ".yml")
 
 
-def recipes_folder() -> Path:
-    """`recipes/` in the current directory, else the one next to the package in a clone."""
-    here = Path("recipes")
-    return here if here.is_dir() else Path(__file__).parents[2] / "recipes"
+def recipe_folders() -> list[Path]:
+    """`recipes/` in the current directory, and the installed one (in a clone it is next to the package)."""
+    package = Path(str(resources.files("llmxai")))
+    installed = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
+    return [place for place in (Path("recipes"), installed) if place.is_dir()]
 
 
 def list_recipes(folder: Path | None = None) -> list[Path]:
-    """The recipe files of a folder, sorted by name."""
-    folder = folder or recipes_folder()
-    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+    """The recipe files of a folder or, of several with the same name, the first of `recipe_folders`; sorted by name."""
+    folders = [folder] if folder else recipe_folders()
+    found = {path.stem: path for place in reversed(folders) for path in place.glob("*") if path.suffix in SUFFIXES}
+    return [found[name] for name in sorted(found)]
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or, in `recipes/`, by its stem."""
+    """The file of a recipe given by path or, in `recipe_folders`, by its stem."""
     path = Path(name)
     if path.is_file():
         return path

@@ -18,9 +18,10 @@ from markupsafe import Markup
 from llmxai.evaluation import Estimate
 from llmxai.evaluation.measure import BETTER
 from llmxai.names import CURRENT
+from llmxai.report import page_style
 from llmxai.runs.ledger import write_atomically, write_table
 from llmxai.runs.recipe import Recipe
-from llmxai.runs.tables import ALL, CONTROL_NAMES, Plot, Tables, build_plot, tabulate
+from llmxai.runs.tables import ALL, CONTROL_NAMES, Plot, Tables, Winner, build_plot, tabulate
 from llmxai.text import csv_cell
 
 ROW_SCHEMA = {
@@ -30,6 +31,8 @@ ROW_SCHEMA = {
     "error": pa.string(),
     "prompt": pa.string(),
     "answer": pa.string(),
+    "sources": pa.string(),
+    "probability": pa.float64(),
     "n_tokens": pa.int64(),
     "n_targets": pa.int64(),
     **{str(status): pa.int64() for status in CURRENT},
@@ -129,7 +132,7 @@ PAGES = Environment(
 
 def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: int) -> None:
     """Write tables/, plots/ and evaluation.html (if something was measured) of a run with `ok` and `failed` rows."""
-    style = PAGES.loader.get_source(PAGES, "page.css")[0] if PAGES.loader else ""
+    style = page_style() + (PAGES.loader.get_source(PAGES, "page.css")[0] if PAGES.loader else "")
     shared = {
         "recipe": recipe,
         "style": Markup(style),
@@ -158,9 +161,60 @@ def write_pages(out: Path, recipe: Recipe, tables: Tables, *, ok: int, failed: i
             best=lambda source, figure: best_of(tables, source, figure),
             signed=lambda value: f"{value:+.2g}",
             files=("figures.csv", "cost.csv", "summary.md"),
+            winner=main_winner(tables),
+            winners=[(winner, winner_sentence(winner)) for winner in tables.winners],
             plots=[Markup(_svg(plot)) for plot in plots],
         )
         _write(out / "evaluation.html", page)
+
+
+FIGURES = {
+    "lds": "predicting what removals do (LDS, a rank correlation)",
+    "mrr": "finding the planted source (MRR, 1 if it always comes first)",
+    "mrr_abs": "finding the planted source, without signs (MRR)",
+    "precision": "finding the planted source among the first (precision)",
+    "precision_abs": "finding the planted source among the first, without signs (precision)",
+    "comprehensiveness": "naming parts that matter (comprehensiveness, nats)",
+    "sufficiency": "naming parts that suffice (sufficiency, nats; less is better)",
+    "top_1_drop": "the fall without its first source (nats)",
+    "top_3_drop": "the fall without its first three sources (nats)",
+    "top_5_drop": "the fall without its first five sources (nats)",
+    "randomised_spearman": "depending on the weights (less is better)",
+}
+"""What a figure measures, for the sentence on the winner."""
+FEW = 10
+"""Questions below which the sentence on the winner concludes nothing."""
+MAIN = ("lds", "mrr", "comprehensiveness")
+"""The figures that decide the sentence at the top, the first one that there is."""
+
+
+def main_winner(tables: Tables) -> Winner | None:
+    """The best method on the main figure; None if no figure has two methods."""
+    by = {winner.figure: winner for winner in tables.winners}
+    return next((by[figure] for figure in (*MAIN, *by) if figure in by), None)
+
+
+def winner_sentence(winner: Winner) -> str:
+    """Who is best on a figure, by how much, and whether that could be chance."""
+    value, lead = winner.value, winner.lead
+    n = f"{value.n} question{'' if value.n == 1 else 's'}"
+    said = f"Best at {FIGURES.get(winner.figure, winner.figure)}: {winner.method}, {_with_interval(value)} over {n}."
+    if lead.low is None:
+        return f"{said} Too few questions to compare it with {winner.other}, the next ({signed_number(lead.mean)})."
+    judged = "more than chance" if winner.certain else "which may be chance"
+    if lead.n < FEW:
+        judged = f"{lead.n} questions are too few to conclude from"
+    return f"{said} It leads {winner.other}, the next, by {_with_interval(lead)}: {judged}."
+
+
+def _with_interval(value: Estimate) -> str:
+    interval = "" if value.low is None or value.high is None else f" ({value.low:.2f} to {value.high:.2f})"
+    return f"{value.mean:.2f}{interval}".replace("-", "−")
+
+
+def signed_number(value: float) -> str:
+    """Two digits with a sign."""
+    return f"{value:+.2g}".replace("-", "−")
 
 
 def number(value: float) -> str:

@@ -16,7 +16,7 @@ from llmxai.evidence import Vouching, begin, open_log, signing_key
 from llmxai.evidence.files import describe
 from llmxai.evidence.keys import key_id
 from llmxai.evidence.log import read_known
-from llmxai.evidence.provenance import provenance_of, records_of
+from llmxai.evidence.provenance import provenance_of, records_of, reviews_of
 from llmxai.evidence.recorder import ended_by
 from llmxai.report import write_index
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows
@@ -98,7 +98,7 @@ def run_recipe(
                 write_json(out / "manifest.json", manifest | _ending(out, outcome))
                 if not outcome.stopped:  # the index shows the manifest, so it is written last
                     box = provenance_of(out, keyid=None if signer is None else key_id(signer.public_key()))
-                    write_index(out, provenance=box, records=records_of(out))
+                    write_index(out, provenance=box, records=records_of(out), reviews=reviews_of(out))
         team.wait()
     return outcome
 

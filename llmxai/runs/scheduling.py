@@ -103,9 +103,9 @@ class Plan:
 
     def job(self, index: int, row: Row | FailedRow) -> Job:
         whole = {} if self.identity is None else {"identity": self.identity}
-        key = key_of(row=asdict(row), model=self.model, settings=self._decisive, **whole)
+        key = key_of(row=_input(row), model=self.model, settings=self._decisive, **whole)
         if self.older and self._decisive_before is not None:  # a row of an older run that is done stays done
-            older = key_of(row=asdict(row), model=self.model, settings=self._decisive_before)
+            older = key_of(row=_input(row), model=self.model, settings=self._decisive_before)
             key = key if self.ledger.find(row.id, key=older) is None else older
         tokens, targets = self._size(row)
         return Job(index, row, key, self._record(row, key), tokens, targets)
@@ -133,9 +133,17 @@ class Plan:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _input(row: Row | FailedRow) -> dict[str, Any]:
+    """The row's input, for its key; rows without a target of their own keep the keys from before there were any."""
+    return {name: value for name, value in asdict(row).items() if (name, value) != ("target", None)}
+
+
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """The parts of a recipe that determine a row's numbers, besides its input and the weights."""
-    return recipe.model_dump(mode="json", include={"version", "model", "decoding", "explain", "evaluate"})
+    parts = {"version", "model", "decoding", "explain", "evaluate"}
+    if recipe.targets != Recipe.model_fields["targets"].default:  # older recipes keep their keys
+        parts.add("targets")
+    return recipe.model_dump(mode="json", include=parts)
 
 
 def decisive_in_version_1(recipe: Recipe) -> dict[str, Any] | None:

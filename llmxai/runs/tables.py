@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from llmxai.evaluation import LEAVE_ONE_OUT, Estimate, estimate, paired_difference
 from llmxai.evaluation.measure import BETTER, CONTROLS
 
+CONTROL_NAMES = frozenset(control.name for control in CONTROLS)
 ALL = "all"
 """The source name of lines over all questions, whatever their suite."""
 
@@ -45,9 +46,29 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Winner:
+    """The best method on one figure over all questions, and its lead over the next one."""
+
+    figure: str
+    method: str
+    value: Estimate
+    other: str
+    """The next best method that is no control."""
+    lead: Estimate
+    """Paired difference of the two on the questions that both have, so that above 0 is better."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval of the lead excludes 0."""
+        return self.lead.low is not None and self.lead.low > 0
+
+
+@dataclass(frozen=True)
 class Tables:
     cells: tuple[Cell, ...]
     costs: tuple[Cost, ...]
+    winners: tuple[Winner, ...] = ()
+    """One for each figure that two methods have, controls aside."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -94,7 +115,31 @@ def tabulate(lines: Iterable[Mapping[str, Any]], *, resamples: int, seed: int) -
         ]
         mean = estimate(np.array(list(own.values())), resamples=resamples, seed=seed)
         cells.append(Cell(source, method, figure, mean, *others))
-    return Tables(cells=tuple(cells), costs=tuple(_cost(method, list(own.values())) for method, own in costs.items()))
+    return Tables(
+        cells=tuple(cells),
+        costs=tuple(_cost(method, list(own.values())) for method, own in costs.items()),
+        winners=tuple(_winners(values, cells, resamples=resamples, seed=seed)),
+    )
+
+
+def _winners(
+    values: Mapping[tuple[str, str, str], Mapping[str, float]], cells: Sequence[Cell], *, resamples: int, seed: int
+) -> Iterator[Winner]:
+    """Over all questions: the last source of the cells."""
+    source = cells[-1].source if cells else ""
+    for figure, way in BETTER.items():
+        own = [c for c in cells if (c.source, c.figure) == (source, figure) and c.method not in CONTROL_NAMES]
+        ranked = sorted(own, key=lambda cell: (-way * cell.value.mean, cell.method))
+        if len(ranked) < 2:
+            continue
+        first, second = ranked[:2]
+        ours, theirs = (values[source, cell.method, figure] for cell in (first, second))
+        both = [row for row in ours if row in theirs]
+        if not both:
+            continue
+        a, b = (way * np.array([side[row] for row in both]) for side in (ours, theirs))
+        lead = paired_difference(a, b, resamples=resamples, seed=seed)
+        yield Winner(figure, first.method, first.value, second.method, lead)
 
 
 class _Taken(NamedTuple):
@@ -167,9 +212,6 @@ class Plot:
     label: int
     marks: tuple[Mark, ...]
     ticks: tuple[Tick, ...]
-
-
-CONTROL_NAMES = frozenset(control.name for control in CONTROLS)
 
 
 def build_plot(tables: Tables, *, source: str, figure: str) -> Plot | None:

@@ -21,6 +21,7 @@ from llmxai.methods import require_method
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
 from llmxai.names import CURRENT
+from llmxai.report import summarize
 from llmxai.runs.data import FailedRow
 from llmxai.runs.ledger import MARK, Ledger
 from llmxai.runs.recipe import EvaluateSettings, Recipe
@@ -95,6 +96,8 @@ class Worker:
             return told
         explanation = self._explained(row)
         told = _summary(explanation) | self._evaluated(row, explanation.generation)
+        shown = summarize(explanation.to_dict(), record=row.id)
+        told |= {"answer": shown.answer, "sources": shown.sources, "probability": shown.probability}
         Ledger(self.run, marked=self.marked).require_run()
         save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
         return told
@@ -107,6 +110,7 @@ class Worker:
             row.asked,
             response=row.response,
             foil=row.foil,
+            targets=self.recipe.targets if row.target is None else row.target,
             decoding=self.recipe.decoding,
             settings=settings,
         )
@@ -161,6 +165,7 @@ def _context(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationConte
         samples=settings.samples,
         points=settings.points,
         seed=settings.seed,
+        precision=settings.precision,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -16,13 +16,24 @@ from llmxai.errors import NonFiniteError
 from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.effects import CONFIDENCE
-from llmxai.names import Unit
+from llmxai.names import SUPPLIED, Unit
+from llmxai.store.context import context_json, documents_json, spans_json
 from llmxai.store.reading import SCHEMA, stored_name
-from llmxai.types import Certificate, Dilution, DilutionCurve, Effects, Generation, RefereeVerdict, Scores
+from llmxai.store.traced import TOP_SOURCES, shares_of, trace_of
+from llmxai.types import (
+    Certificate,
+    Dilution,
+    DilutionCurve,
+    Effects,
+    Generation,
+    RefereeVerdict,
+    Scores,
+    predicted_token,
+)
 
 BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
-TOP_SOURCES = 20
-"""Sources listed per target and method; the maps have all of them."""
+LEAST_FALL = 0.01
+"""Nats: a smaller fall changes a probability by less than a hundredth of itself."""
 
 
 def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
@@ -32,7 +43,8 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
     methods (`stored_name`); their features and those of the gradients as uint8. Of the removals:
     `leave_one_out` [target, unit]; float64 `effect`, `effect_low` and `effect_high` [target, unit], `removal_f`
     [target, unit + mask] and `removal_hidden_f` [target, hidden]; uint8 `removal_kept` [mask, unit] and
-    `removal_hidden_undefined` [target, hidden].
+    `removal_hidden_undefined` [target, hidden]. Of the trace: float64 `trace_direct` [target, traced], `trace_steps`
+    and `trace_effects` [followed, traced] with uint8 `trace_effects_undefined`.
 
     Raises NonFiniteError instead of writing NaN.
     """
@@ -55,6 +67,10 @@ def to_maps(explanation: Explanation) -> dict[str, np.ndarray]:
         if effects.f_hidden is not None:  # NaN where not defined: 1 in `removal_hidden_undefined`
             maps["removal_hidden_f"] = effects.f_hidden.nan_to_num(0.0).double().numpy()
             maps["removal_hidden_undefined"] = _bytes(effects.f_hidden.isnan())
+    if (trace := explanation.trace) is not None:
+        traced = {"direct": trace.direct, "steps": trace.steps, "effects": trace.effects.nan_to_num(0.0)}
+        maps |= {f"trace_{name}": values.double().contiguous().numpy() for name, values in traced.items()}
+        maps |= {"trace_effects_undefined": _bytes(trace.effects.isnan())}
     for name, values in maps.items():
         if not np.isfinite(values).all():
             raise NonFiniteError(f"The map {name!r} holds NaN or infinity; nothing was written.")
@@ -86,17 +102,23 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
             "classes": list(generation.classes),
             "read_at": list(generation.read_at),
             "answer": "".join(generation.texts[generation.prompt_len :]),
+            "notes": list(generation.notes),
         },
         "tokens": [
-            {"index": i, "id": token, "text": text, "role": str(role)}
+            {"index": i, "id": token, "text": text, "role": str(role), **_replayed(explanation, i)}
             for i, (token, text, role) in enumerate(
                 zip(generation.ids, generation.texts, generation.roles, strict=True)
             )
         ],
         "words": [list(word) for word in generation.words],
-        "targets": [_target(explanation, t) for t in range(generation.n_targets)],
+        "parts": [{**vars(part), "spans": [list(span) for span in part.spans]} for part in generation.parts],
+        "targets": [_target(explanation, t) for t in range(len(explanation.targets))],
+        "trace": trace_of(explanation),
         "verdict": str(answer_verdict([view.status for view in explanation.answer_words()])),
         "effects": _measured(explanation),
+        "documents": documents_json(generation, explanation.effects),
+        "spans": spans_json(generation, explanation.effects),
+        "context": context_json(explanation.effects.context if explanation.effects is not None else None),
         "ablations": _effects(explanation.effects),
         "refusals": refusals_of(explanation),
         "full_precision": full_precision_of(explanation),
@@ -113,17 +135,20 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
     generation, gradients = explanation.generation, explanation.gradients
     assert gradients.certificate is not None
     figures, deletion = _figures(gradients.certificate, t), explanation.deletion.certificate
-    check, position = explanation.checks[t], explanation.generation.prompt_len + t
-    features, foil = gradients.features[t].numpy(), generation.foil_of(t)
+    check, target = explanation.checks[t], explanation.targets[t]
+    first, end = target.tokens
+    own = [predicted_token(position) - generation.prompt_len for position in target.positions]
+    features, foil = gradients.features[t].numpy(), generation.foil if target.kind == "contrast" else None
     return {
-        "position": position,
-        "id": generation.ids[position],
-        "text": generation.texts[position],
+        "position": first,
+        "tokens": [first, end],
+        "id": generation.ids[first],
+        "text": explanation.text(target.tokens),
         "foil": None if foil is None else {"id": foil.id, "text": foil.text},
-        "logprob": None if generation.logprobs is None else generation.logprobs[t],
-        "replayed_logprob": explanation.replay.logprobs[t],
-        "f": explanation.replay.f[t],
-        "rank": explanation.replay.ranks[t],
+        "logprob": None if generation.logprobs is None else sum(generation.logprobs[i] for i in own),
+        "replayed_logprob": explanation.replay.logprob_of(target, generation.prompt_len),
+        "f": explanation.replay.f_of(target, generation.prompt_len),
+        "rank": max(explanation.replay.ranks[i] for i in own),
         "status": str(check.status),
         "reason": check.reason,
         "verdict": {
@@ -142,6 +167,7 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
         "rollout_variant": _row(check.variant_dilution, explanation.variant, t),
         "curve": _curve(explanation.rollout.curve, t),
         "referee": _verdict(check.verdict),
+        **shares_of(explanation, [t]),
         "sources": {
             "integrated_gradients": _sources(_float(gradients.values[t]), features),
             DELETION: _sources_of(explanation.deletion, t, None),
@@ -154,6 +180,15 @@ def _target(explanation: Explanation, t: int) -> dict[str, Any]:
             },
         },
     }
+
+
+def _replayed(explanation: Explanation, index: int) -> dict[str, Any]:
+    """Of a generated token: its log-prob as recorded and as replayed, and its rank. Of the prompt's: nothing."""
+    generation, replay = explanation.generation, explanation.replay
+    if (t := index - generation.prompt_len) < 0:
+        return {}
+    recorded = None if generation.logprobs is None else generation.logprobs[t]
+    return {"logprob": recorded, "replayed_logprob": replay.logprobs[t], "rank": replay.ranks[t]}
 
 
 def _figures(certificate: Certificate, t: int) -> dict[str, Any]:
@@ -217,6 +252,7 @@ def _effects(effects: Effects | None) -> dict[str, Any] | None:
         "operator": effects.operator,
         "units": [list(unit) for unit in effects.units],
         "masks": len(effects.kept),
+        "answer_drop": None if effects.answer_drop is None else effects.answer_drop.tolist(),
     }
 
 
@@ -236,7 +272,10 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
         name: torch.cat([single, effects.hidden_drop], dim=1)
         for name, single in zip(("effect", "low", "high"), effects.estimates, strict=True)
     }
-    logprobs = torch.tensor(explanation.replay.logprobs, dtype=torch.float64)
+    logprobs = torch.tensor(
+        [explanation.replay.logprob_of(target, generation.prompt_len) for target in explanation.targets],
+        dtype=torch.float64,
+    )
     without = (logprobs[:, None] - columns["effect"]).exp().clamp(max=1)
     return {
         "confidence": CONFIDENCE,
@@ -244,28 +283,36 @@ def _measured(explanation: Explanation) -> dict[str, Any] | None:
         **{name: _rounded(values) for name, values in columns.items()},
         "probability": [round(float(p), 6) for p in logprobs.exp()],
         "probability_without": [
-            [None] * len(units) if generation.foil_of(t) is not None else row for t, row in enumerate(_rounded(without))
+            [None] * len(units) if target.kind == "contrast" else row
+            for target, row in zip(explanation.targets, _rounded(without), strict=True)
         ],
         "explained": [None if share is None else round(share, 4) for share in effects.ceiling],
         "together": [None if pair is None else list(pair) for pair in effects.pair],
     }
 
 
-def first_measured(explanation: Explanation, tokens: Unit) -> tuple[str, int, float] | None:
-    """The part of the text whose removal lowers a run of generated tokens most: text, mentions and fall in nats.
+@dataclass(frozen=True)
+class Fall:
+    """A part of the text, and how far some targets fall together without it."""
 
-    None if nothing was measured or nothing lowers it.
+    text: str
+    mentions: int
+    nats: float
+
+
+def falls_of(generation: Generation, effects: Effects, rows: Sequence[int]) -> list[Fall]:
+    """The parts of the text without which the targets `rows` fall, each taken away alone, largest fall first.
+
+    Falls below `LEAST_FALL` are left out; of several parts with the same text, the first is kept.
     """
-    effects = explanation.effects
-    if effects is None:
-        return None
-    falls = torch.cat([effects.estimates[0], effects.hidden_drop], dim=1)[slice(*tokens)].sum(dim=0)
-    falls = falls.nan_to_num(-math.inf)  # not defined for one of the tokens
-    if not len(falls) or falls.max() <= 0:
-        return None
-    best = int(falls.argmax())
-    _, ranges = _parts(effects)[best]
-    return _text_of(explanation.generation, ranges), len(ranges), float(falls[best])
+    drop = torch.cat([effects.drop, effects.hidden_drop], dim=1)[list(rows)].sum(dim=0)
+    parts = _parts(effects)
+    falls: dict[str, Fall] = {}
+    for i in drop.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist():  # NaN: not defined there
+        if drop[i] >= LEAST_FALL:
+            text = _text_of(generation, parts[i][1])
+            falls.setdefault(text.strip(), Fall(text, len(parts[i][1]), float(drop[i])))
+    return list(falls.values())
 
 
 def _parts(effects: Effects) -> list[tuple[str, tuple[Unit, ...]]]:
@@ -314,7 +361,8 @@ def full_precision_of(explanation: Explanation) -> dict[str, Any] | None:
     full = explanation.full_precision
     if full is None:
         return None
-    quantised = explanation.replay.logprobs
+    first = explanation.generation.prompt_len
+    quantised = [explanation.replay.logprob_of(target, first) for target in explanation.targets]
     differences = [own - other for own, other in zip(quantised, full.replay.logprobs, strict=True)]
     cosines = [cosine for cosine in full.cosines if cosine is not None]
     statuses = [check.status for check in explanation.checks]
@@ -383,11 +431,11 @@ def refusals_of(explanation: Explanation) -> dict[str, str]:
 def warnings_of(explanation: Explanation) -> list[str]:
     """Plain sentences that a reader must know besides the numbers."""
     generation = explanation.generation
-    warnings = []
+    warnings = list(generation.notes)
     if generation.stop == "length":
         warnings.append(f"The answer was cut off at {generation.n_targets} tokens, before the model ended it.")
     if generation.stop == "given":
-        warnings.append("The answer was supplied, not generated: the model might never have given it by itself.")
+        warnings.append(SUPPLIED)
     if generation.classes:
         warnings.append(
             f"The model is a classifier: the only token of the answer is its class {generation.generated_ids[0]} "

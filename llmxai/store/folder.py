@@ -9,16 +9,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from llmxai.errors import OutputError
-from llmxai.explanation import Explanation
-from llmxai.store.document import to_json, to_maps
 from llmxai.store.reading import SCHEMA
+
+if TYPE_CHECKING:
+    from llmxai.explanation import Explanation
 
 FILES = ("report.html", "explanation.json", "maps.safetensors")
 DERIVED = ("report.pdf", "report.rebuilt.html", "report.rebuilt.pdf")
@@ -39,6 +40,8 @@ def write_folder(
     called with the folder of the complete new files before they replace others. Raises OutputError if `out` cannot be
     written.
     """
+    from llmxai.store.document import to_json, to_maps
+
     out = Path(out)
     require_replaceable(out)
     document, maps = to_json(explanation), to_maps(explanation)
@@ -83,13 +86,8 @@ def require_replaceable(out: Path) -> None:
 
 
 def evidence_folder(out: Path | str) -> Path:
-    """The log's folder for an explanation in `out`: inside it, or next to it if llmxai may not write inside."""
-    out = Path(out)
-    try:
-        require_replaceable(out)
-    except OutputError:
-        return out.with_name(f"{out.name}.{EVIDENCE}")
-    return out / EVIDENCE
+    """The log's folder for an explanation in `out`."""
+    return Path(out) / EVIDENCE
 
 
 def _put(scratch: Path, out: Path) -> None:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from llmxai.errors import OptionError, OutputError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
+from llmxai.methods import contrast_target, span_target
 from llmxai.settings import settings_from
+from llmxai.store.context import context_from
 from llmxai.store.reading import SCHEMA, not_as_promised, read_folder, stored_name
+from llmxai.trace import Trace
 from llmxai.types import (
     Certificate,
     CrossCheck,
@@ -25,7 +28,7 @@ from llmxai.types import (
     Generation,
     Replay,
     Scores,
-    predicting_position,
+    Target,
 )
 
 Maps = Mapping[str, np.ndarray]
@@ -67,11 +70,13 @@ def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
     generation = _generation(document)
     settings = settings_from(document["settings"])
     computed = {**document["computed"], "variant": document["variant"]}
-    targets = document["targets"]
+    targets, said = document["targets"], _said(document)
+    logprobs = _all(float, said, "replayed_logprob")
+    f = {target["tokens"][0]: _f(target) for target in targets if target["foil"] is not None}
     replay = Replay(
-        logprobs=_all(float, targets, "replayed_logprob"),
-        f=tuple(_read(float, target.get("f", target["f_input"])) for target in targets),  # older folders have one F
-        ranks=_all(int, targets, "rank"),
+        logprobs=logprobs,
+        f=tuple(f.get(generation.prompt_len + t, logprob) for t, logprob in enumerate(logprobs)),
+        ranks=_all(int, said, "rank"),
         tolerance=computed["replay_tolerance"],
     )
     names = {GRADIENTS: "integrated_gradients", ROLLOUT: "rollout", settings.rollout.variant: "rollout_variant"}
@@ -79,9 +84,11 @@ def from_json(document: Mapping[str, Any], maps: Maps) -> Explanation:
         raise LookupError(f"scores has no {', '.join(sorted(missing))}")
     return Explanation(
         generation=generation,
+        targets=tuple(_target(generation, target) for target in targets),
         replay=replay,
         scores={name: _scores(name, names.get(name), document, maps, generation) for name in document["scores"]},
-        effects=_effects(document, maps, replay),
+        effects=_effects(document, maps),
+        trace=_trace(document, maps),
         checks=tuple(_check(target) for target in targets),
         settings=settings,
         computed=computed,
@@ -103,14 +110,51 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
+def _f(target: Mapping[str, Any]) -> float:
+    """F with the real input; older folders have one F of all methods."""
+    return float(_read(float, target.get("f", target["f_input"])))
+
+
+def _said(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Log-probs and rank of every generated token: of the token or, in older folders, of its target."""
+    tokens = document["tokens"][document["generation"]["prompt_len"] :]
+    own = {target["tokens"][0]: target for target in document["targets"]}
+    return [token if token.get("rank") is not None else own[token["index"]] for token in tokens]
+
+
+def _target(generation: Generation, told: Mapping[str, Any]) -> Target:
+    first, end = (place - generation.prompt_len for place in told["tokens"])
+    if told["foil"] is not None:
+        return contrast_target(generation, t=first, foil=told["foil"]["id"])
+    return span_target(generation, first=first, end=end)
+
+
+def _trace(document: Mapping[str, Any], maps: Maps) -> Trace | None:
+    told = document["trace"]
+    if told is None:
+        return None
+    return Trace(
+        method=_read(str, told["method"]),
+        units=_read(tuple[tuple[int, int], ...], [unit["tokens"] for unit in told["units"]]),
+        n_sources=sum(unit["kind"] == "prompt" for unit in told["units"]),
+        direct=_double(maps["trace_direct"]),
+        steps=_double(maps["trace_steps"]),
+        effects=_double(maps["trace_effects"]).masked_fill(_bool(maps["trace_effects_undefined"]), torch.nan),
+    )
+
+
 def _all(kind: Any, targets: Sequence[Mapping[str, Any]], name: str) -> tuple[Any, ...]:
     return tuple(_read(list[kind], [target[name] for target in targets]))
 
 
 def _generation(document: Mapping[str, Any]) -> Generation:
     told, tokens, targets = document["generation"], document["tokens"], document["targets"]
-    recorded = [target["logprob"] for target in targets]
-    foils = [{"t": t, **target["foil"]} for t, target in enumerate(targets) if target["foil"] is not None]
+    recorded = [token["logprob"] for token in _said(document)]
+    foils = [
+        {"t": target["tokens"][0] - told["prompt_len"], **target["foil"]}
+        for target in targets
+        if target["foil"] is not None
+    ]
     generation: Generation = _read(
         Generation,
         {
@@ -120,11 +164,11 @@ def _generation(document: Mapping[str, Any]) -> Generation:
             "words": document["words"],
             "logprobs": None if None in recorded else recorded,
             "foil": foils[0] if foils else None,
+            "parts": document.get("parts", ()),  # older folders have neither
+            "notes": told.get("notes", ()),
             **{name: told[name] for name in GENERATION},
         },
     )
-    if generation.n_targets != len(targets):
-        raise ValueError(f"{len(targets)} targets for the {generation.n_targets} tokens after the prompt")
     return generation
 
 
@@ -151,7 +195,7 @@ def _scores(name: str, map_name: str | None, document: Mapping[str, Any], maps: 
             certificate=_certificate([target["deletion"] for target in targets]) if name == DELETION else None,
             null=None if null is None else _float(null),
         )
-    last = [predicting_position(generation.prompt_len, t) for t in range(len(targets))]
+    last = [_target(generation, target).last for target in targets]
     return Scores(
         name,
         values,
@@ -182,7 +226,11 @@ def _curve(curves: Sequence[Mapping[str, Sequence[float]] | None]) -> DilutionCu
     return DilutionCurve(**{name: _table([curve[name] for curve in known]) for name in CURVE})
 
 
-def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects | None:
+OWN_KEYS = ("operator", "units", "masks", "answer_drop")
+"""Of `ablations`: the others are settings."""
+
+
+def _effects(document: Mapping[str, Any], maps: Maps) -> Effects | None:
     told = document["ablations"]
     if told is None:
         return None
@@ -191,20 +239,22 @@ def _effects(document: Mapping[str, Any], maps: Maps, replay: Replay) -> Effects
     measured = document["effects"]
     hidden = [unit["tokens"] for unit in measured["units"] if unit["kind"] != "prompt"]
     estimated = bool(maps.keys() & set(ENDS.values()))
-    ends = {field: _double(maps[name]) for field, name in ENDS.items()} if estimated else {}
+    ends: dict[str, Any] = {field: _double(maps[name]) for field, name in ENDS.items()} if estimated else {}
     return Effects(
         operator=_read(str, told["operator"]),
         units=units,
         kept=_bool(maps["removal_kept"]),
-        f_full=torch.tensor(replay.f, dtype=torch.float64),
+        f_full=_column([_f(target) for target in document["targets"]]),
         f_without=f[:, : len(units)],
         f_masked=f[:, len(units) :],
-        settings={key: value for key, value in told.items() if key not in ("operator", "units", "masks")},
+        settings={key: value for key, value in told.items() if key not in OWN_KEYS},
         hidden=_read(tuple[tuple[tuple[int, int], ...], ...], hidden),
         f_hidden=_hidden(maps) if hidden or "removal_hidden_f" in maps else None,
         **ends,
         pair=_read(tuple[tuple[int, int] | None, ...], measured.get("together", ())),
         ceiling=_read(tuple[float | None, ...], measured["explained"]),
+        answer_drop=None if told.get("answer_drop") is None else _column(told["answer_drop"]),
+        context=context_from(document.get("context")),
     )
 
 

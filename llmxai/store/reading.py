@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ AGREEMENT = (
     *("top_k", "top_k_overlap", "rank_biased_overlap", "jensen_shannon"),
 )
 BY_TOKEN, BY_UNIT, BY_HIDDEN = ("target", "seq"), ("target", "unit"), ("target", "hidden")
+BY_STEP = ("followed", "traced")
 SHAPES = {
     "integrated_gradients": BY_TOKEN,
     "features": BY_TOKEN,
@@ -41,11 +42,16 @@ SHAPES = {
     "effect_high": BY_UNIT,
     "removal_hidden_f": BY_HIDDEN,
     "removal_hidden_undefined": BY_HIDDEN,
+    "trace_direct": ("target", "traced"),
+    "trace_steps": BY_STEP,
+    "trace_effects": BY_STEP,
+    "trace_effects_undefined": BY_STEP,
 }
 """The axes of each map; the other methods' maps are [target, seq]."""
 NUMBERS = {
-    **dict.fromkeys(("features", "removal_kept", "removal_hidden_undefined"), "U8"),
+    **dict.fromkeys(("features", "removal_kept", "removal_hidden_undefined", "trace_effects_undefined"), "U8"),
     **dict.fromkeys(("removal_f", "removal_hidden_f", "effect", "effect_low", "effect_high"), "F64"),
+    **dict.fromkeys(("trace_direct", "trace_steps", "trace_effects"), "F64"),
 }
 """Their dtypes by the names of safetensors; F32 otherwise."""
 LONGEST_DETAIL = 200
@@ -201,6 +207,8 @@ def _misfit(document: Mapping[str, Any], maps: Mapping[str, tuple[str, list[int]
     axes = {"target": len(document["targets"]), "seq": len(document["tokens"]), "unit": units, "mask": masks}
     axes["unit + mask"] = units + masks
     axes["hidden"] = sum(unit["kind"] != "prompt" for unit in (document["effects"] or {"units": ()})["units"])
+    traced = [] if document["trace"] is None else [unit["kind"] for unit in document["trace"]["units"]]
+    axes |= {"traced": len(traced), "followed": traced.count("answer")}
     for name in _needed(document):
         if name not in maps:
             return f"maps.safetensors has no {name!r}."
@@ -218,11 +226,12 @@ def _needed(document: Mapping[str, Any]) -> list[str]:
     scores, variant = document["scores"], document["variant"] or {}
     others = others_of(scores, variant.get("method"))
     also = [stored_name(name) for name in others if scores[name]["refused"] is None]
-    return ["integrated_gradients", *(["leave_one_out"] if document["ablations"] is not None else []), *also]
+    trace = [] if document["trace"] is None else ["trace_direct", "trace_steps", "trace_effects"]
+    return ["integrated_gradients", *(["leave_one_out"] if document["ablations"] is not None else []), *also, *trace]
 
 
 def _too_large(maps: Mapping[str, np.ndarray]) -> str:
-    from llmxai.store.schema import LARGEST
+    from llmxai.store.schema_parts import LARGEST
 
     for name, values in maps.items():
         if values.dtype.kind == "f" and not (np.abs(values) <= LARGEST).all():
@@ -230,19 +239,52 @@ def _too_large(maps: Mapping[str, np.ndarray]) -> str:
     return ""
 
 
+def faults_of_trace(document: Any, trace: Any) -> Iterator[str]:
+    """Of a document as `schema` has it: the units of its trace, and every list of shares that names them."""
+    n, kinds = len(trace.units), [unit.kind for unit in trace.units]
+    if kinds != sorted(kinds, reverse=True):
+        yield "trace.units has units of the answer before some of the prompt; expected those of the prompt first."
+    for name, parts in (("units", trace.units), ("passages", trace.passages)):
+        yield from beyond(f"trace.{name}", [part.tokens for part in parts], len(document.tokens))
+    if len(trace.rest) != len(document.targets):
+        yield f"trace.rest is a list of {len(trace.rest)}; expected one for each of {len(document.targets)} targets."
+    places = [(f"targets.{t}", target) for t, target in enumerate(document.targets)]
+    places += [(f"trace.passages.{i}", passage) for i, passage in enumerate(trace.passages)]
+    for place, shares in places:
+        named = [*shares.direct, *shares.traced, *(step for source in shares.traced for step in source.path)]
+        if any(share.unit >= n for share in named):
+            yield f"{place} names a traced unit beyond the {n} of trace.units; expected one below {n}."
+
+
+def beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
+    """A fault for each range that is empty or ends beyond `n` tokens."""
+    for i, (start, stop) in enumerate(ranges):
+        if not start < stop <= n:
+            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."
+
+
+def tokens_of(target: Mapping[str, Any]) -> Any:
+    """The half-open range of a target's tokens; of one token in folders of earlier versions."""
+    position = target.get("position")
+    return target.get("tokens", [position, position + 1] if isinstance(position, int) else position)
+
+
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     """A document with empty values for everything that its schema did not have.
 
     /1 had no variant, no referee and no curve. /2 at first had no refusals, no comparison with full precision and no
     foil, and its `settings` are what /3 calls `computed`; the requested settings are None there. Rules up to 3 gave no
-    verdict on attention of its own, and nothing measured the earlier words of the answer.
+    verdict on attention of its own, and nothing measured the earlier words of the answer. Before the trace, every
+    generated token was a target.
     """
-    document = {"refusals": {}, "full_precision": None, "scores": {}, "verdict": None, "effects": None, **document}
+    added = ("full_precision", "verdict", "effects", "trace")
+    document = {"refusals": {}, "scores": {}, **dict.fromkeys(added), **document}
     if "computed" not in document:
         document |= {"computed": document["settings"], "settings": None}
     document["targets"] = [
         {
-            **{"foil": None, "verdict": None, "deletion": None, **target},
+            **{"foil": None, "verdict": None, "deletion": None, "traced": [], "direct": [], **target},
+            "tokens": tokens_of(target),
             "sources": {"deletion_path": [], **target["sources"]},
         }
         for target in document["targets"]

@@ -6,38 +6,39 @@ a later version may add some.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from llmxai.names import AttentionStatus, Role, Status
-from llmxai.store.reading import others_of, stored_name
+from llmxai.store.reading import beyond, faults_of_trace, others_of, stored_name
+from llmxai.store.schema_parts import (
+    Ablations,
+    Cells,
+    Checked,
+    Context,
+    DocumentRow,
+    EffectCells,
+    Error,
+    Figure,
+    LogProb,
+    Number,
+    PromptPart,
+    Range,
+    Share,
+    SpanRow,
+    Whole,
+    Word,
+    faults_of_context,
+    faults_of_parts,
+)
 
-LARGEST = 1e30
-"""Of any number: sums over a text stay finite, in float32 too."""
 LONGEST_VALUE = 60
 """Characters of a wrong value that are quoted."""
 
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Error = Annotated[float, Field(ge=0, le=LARGEST)]
-LogProb = Annotated[float, Field(ge=-LARGEST, le=1e-4)]
-"""Rounding may lift it a little above 0."""
-Whole = Annotated[int, Field(ge=0, le=2**53)]
-Range = Annotated[list[Whole], Field(min_length=2, max_length=2)]
-"""Half-open, of tokens."""
-Any_ = TypeVar("Any_")
-Word = Annotated[Any_, Field(strict=False)]
-"""One of the words of an enumeration."""
-Figure = Number | None
-Cells = list[list[Figure]]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", use_enum_values=True)
-
-
-class _Generation(_Part):
+class _Generation(Checked):
     prompt_len: Whole
     stop: str
     request: dict[str, Any]
@@ -46,21 +47,25 @@ class _Generation(_Part):
     classes: list[str] = Field(default_factory=list)
     read_at: list[Whole] = Field(default_factory=list)
     answer: str
+    notes: list[str] = Field(default_factory=list)
 
 
-class _Token(_Part):
+class _Token(Checked):
     index: Whole
     id: Whole
     text: str
     role: Word[Role]
+    logprob: LogProb | None = None
+    replayed_logprob: LogProb | None = None
+    rank: Whole | None = None
 
 
-class _Foil(_Part):
+class _Foil(Checked):
     id: Whole
     text: str
 
 
-class _Certified(_Part):
+class _Certified(Checked):
     """The error of a path method on one target."""
 
     f_input: Number
@@ -73,17 +78,17 @@ class _Certified(_Part):
     floor: Error | None = None
 
 
-class _TargetVerdict(_Part):
+class _TargetVerdict(Checked):
     attention: Word[AttentionStatus]
     attention_reason: str
 
 
-class _Score(_Part):
+class _Score(Checked):
     lds: Figure
     leave_one_out: Figure
 
 
-class _Referee(_Part):
+class _Referee(Checked):
     better: str | None
     difference: Figure
     interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None
@@ -93,21 +98,21 @@ class _Referee(_Part):
     read: list[str] | None = None
 
 
-class _Curve(_Part):
+class _Curve(Checked):
     sink_mass: list[Number]
     entropy: list[Number]
     null_divergence: list[Number]
     similarity: list[Number]
 
 
-class _Source(_Part):
+class _Source(Checked):
     index: Whole = -1
     unit: Whole = -1
     value: Number
     share: Number
 
 
-class _Agreement(_Part):
+class _Agreement(Checked):
     model_config = ConfigDict(extra="ignore")
     spearman: Figure
     spearman_p: Figure
@@ -120,13 +125,13 @@ class _Agreement(_Part):
     jensen_shannon: Figure
 
 
-class _NoRow(_Part):
+class _NoRow(Checked):
     """Of a variant that schema /1 did not have."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class _Row(_Part):
+class _Row(Checked):
     """The figures of one row of attention rollout, or of its variant."""
 
     model_config = ConfigDict(extra="ignore")
@@ -138,7 +143,7 @@ class _Row(_Part):
     similarity: Figure
 
 
-class _Sources(_Part):
+class _Sources(Checked):
     """By method: those that every target has, and others."""
 
     integrated_gradients: list[_Source]
@@ -149,8 +154,48 @@ class _Sources(_Part):
     __pydantic_extra__: dict[str, list[_Source]]
 
 
-class _Target(_Certified):
+class _Share(Checked):
+    unit: Whole
+    text: str
+    share: Share
+
+
+class _Step(_Share):
+    effect: Figure
+
+
+class _Traced(_Share):
+    direct: Share
+    path: list[_Step] = Field(min_length=1)
+
+
+class _Shares(Checked):
+    traced: list[_Traced]
+    direct: list[_Share]
+
+
+class _Passage(_Shares):
+    kind: str
+    tokens: Range
+    text: str
+
+
+class _TracedUnit(Checked):
+    kind: Literal["prompt", "answer"]
+    tokens: Range
+    text: str
+
+
+class _Trace(Checked):
+    method: str
+    units: list[_TracedUnit]
+    rest: list[Share]
+    passages: list[_Passage]
+
+
+class _Target(_Certified, _Shares):
     position: Whole
+    tokens: Range
     id: Whole
     text: str
     foil: _Foil | None
@@ -172,27 +217,7 @@ class _Target(_Certified):
     sources: _Sources
 
 
-class _EffectUnit(_Part):
-    kind: str
-    tokens: list[Range] = Field(min_length=1)
-
-
-class _Effects(_Part):
-    confidence: Number
-    units: list[_EffectUnit]
-    effect: Cells
-    low: Cells
-    high: Cells
-    explained: list[Figure]
-
-
-class _Ablations(_Part):
-    operator: str
-    units: list[Range]
-    masks: Whole
-
-
-class _FullTarget(_Part):
+class _FullTarget(Checked):
     logprob: LogProb
     rank: Whole
     difference: Number
@@ -201,45 +226,50 @@ class _FullTarget(_Part):
     status: Word[Status]
 
 
-class _FullPrecision(_Part):
+class _FullPrecision(Checked):
     model: str
     dtype: str
     targets: list[_FullTarget]
 
 
-class _Variant(_Part):
+class _Variant(Checked):
     method: str
     source: str
     settings: dict[str, Any]
 
 
-class _Method(_Part):
+class _Method(Checked):
     source: str
     signed: bool
     refused: str | None
     settings: dict[str, Any]
 
 
-class _Thresholds(_Part):
+class _Thresholds(Checked):
     most_sink: Number = 1.0
     least_divergence: Number = 0.0
 
 
-class _Computed(_Part):
+class _Computed(Checked):
     crosscheck: _Thresholds = _Thresholds()
 
 
-class Document(_Part):
+class Document(Checked):
     """The upgraded explanation.json; `schema` is checked before."""
 
     created: str
     generation: _Generation
     tokens: list[_Token] = Field(min_length=1)
     words: list[Range]
+    parts: list[PromptPart] = Field(default_factory=list)
     targets: list[_Target] = Field(min_length=1)
+    trace: _Trace | None
     verdict: Word[Status] | None
-    effects: _Effects | None
-    ablations: _Ablations | None
+    effects: EffectCells | None
+    documents: list[DocumentRow] = Field(default_factory=list)
+    spans: list[SpanRow] = Field(default_factory=list)
+    context: Context | None = None
+    ablations: Ablations | None
     refusals: dict[str, str]
     full_precision: _FullPrecision | None
     variant: _Variant | None
@@ -250,13 +280,13 @@ class Document(_Part):
     warnings: list[str]
 
 
-class _TargetToUpgrade(_Part):
+class _TargetToUpgrade(Checked):
     sources: dict[str, Any]
     agreement: dict[str, Any]
     rollout: dict[str, Any]
 
 
-class _ToUpgrade(_Part):
+class _ToUpgrade(Checked):
     """The parts of every schema that an upgrade works on."""
 
     targets: list[_TargetToUpgrade]
@@ -289,7 +319,7 @@ def require_upgradable(document: Mapping[str, Any]) -> None:
     _read(document, _ToUpgrade)
 
 
-Schema = TypeVar("Schema", bound=_Part)
+Schema = TypeVar("Schema", bound=Checked)
 
 
 def _read(document: Mapping[str, Any], schema: type[Schema]) -> Schema:
@@ -317,13 +347,23 @@ def _quoted(value: Any) -> str:
 
 def _faults(document: Document) -> Iterator[str]:
     yield from _faults_of_text(document)
+    yield from faults_of_parts(document.parts, document.generation.prompt_len)
     yield from _faults_of_removal(document)
+    if document.context is not None:
+        yield from faults_of_context(
+            document.context,
+            parts=len(document.parts),
+            prompt_len=document.generation.prompt_len,
+            tokens=len(document.tokens) - document.generation.prompt_len,
+            documents=len(document.documents),
+        )
     for t, target in enumerate(document.targets):
         yield from _faults_of_target(document, t, target)
     if document.effects is not None:
         yield from _faults_of_effects(document, document.effects)
-    lengths = {len(each) for target in document.targets for each in _curves(target)}
-    if len(lengths) > 1:
+    if document.trace is not None:
+        yield from faults_of_trace(document, document.trace)
+    if len(lengths := {len(each) for target in document.targets for each in _curves(target)}) > 1:
         yield f"curve has lists of {' and '.join(map(str, sorted(lengths)))} layers; expected one number of layers."
     if document.full_precision is not None and len(document.full_precision.targets) != len(document.targets):
         yield (
@@ -345,36 +385,39 @@ def _faults_of_text(document: Document) -> Iterator[str]:
         end = stop
     if end != len(tokens):
         yield f"words end at token {end}; expected {len(tokens)}, the number of tokens."
-    if first + len(document.targets) != len(tokens):
+    single = {target.tokens[0] for target in document.targets if target.tokens[1] == target.tokens[0] + 1}
+    unplayed = [token.index for token in tokens[first:] if token.replayed_logprob is None or token.rank is None]
+    if first >= len(tokens) or not single.issuperset(unplayed):  # older folders: every generated token is a target
         yield (
-            f"generation.prompt_len is {first} and there are {len(document.targets)} targets; expected {len(tokens)} "
-            f"in all, the number of tokens."
+            f"generation.prompt_len is {first}: of the {len(tokens)} tokens, one behind it has no replayed_logprob and "
+            f"is no target, or there is none; expected one of the two for each."
         )
         return
     for t, target in enumerate(document.targets):
-        own = tokens[first + t]
-        if (target.position, target.id, target.text) != (first + t, own.id, own.text):
+        start, stop = target.tokens
+        if not first <= start < stop <= len(tokens):
+            yield f"targets.{t}.tokens is [{start}, {stop}]; expected a range of the generated tokens from {first} on."
+            continue
+        text = "".join(token.text for token in tokens[start:stop])
+        if (target.position, target.id, target.text) != (start, tokens[start].id, text):
             said = f"token {target.position} with the id {target.id}"
-            yield f"targets.{t} is {said}; expected token {first + t}, with the id {own.id} and its text."
+            yield f"targets.{t} is {said}; expected token {start}, with the id {tokens[start].id} and its text."
 
 
 def _faults_of_removal(document: Document) -> Iterator[str]:
     units = [] if document.ablations is None else document.ablations.units
-    yield from _beyond("ablations.units", units, len(document.tokens))
+    yield from beyond("ablations.units", units, len(document.tokens))
+    drops = None if document.ablations is None else document.ablations.answer_drop
+    if drops is not None and len(drops) != len(units):
+        yield f"ablations.answer_drop is a list of {len(drops)}; expected one number for each of {len(units)} units."
     if document.effects is None:
         return
     if document.ablations is None:
         yield "ablations is None; expected a mapping, since effects were measured."
     for i, unit in enumerate(document.effects.units):
-        yield from _beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
+        yield from beyond(f"effects.units.{i}.tokens", unit.tokens, len(document.tokens))
     if [unit.tokens for unit in document.effects.units if unit.kind == "prompt"] != [[unit] for unit in units]:
         yield "effects.units of the kind prompt are not the units of ablations; expected the same, in order."
-
-
-def _beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
-    for i, (start, stop) in enumerate(ranges):
-        if not start < stop <= n:
-            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."
 
 
 def _faults_of_target(document: Document, t: int, target: _Target) -> Iterator[str]:
@@ -413,7 +456,7 @@ def _faults_of_referee(place: str, referee: _Referee, units: int) -> Iterator[st
         yield f"{place}.difference is None; expected a number, since there is an interval."
 
 
-def _faults_of_effects(document: Document, effects: _Effects) -> Iterator[str]:
+def _faults_of_effects(document: Document, effects: EffectCells) -> Iterator[str]:
     shape = (len(document.targets), len(effects.units))
     for name in ("effect", "low", "high"):
         rows: Cells = getattr(effects, name)

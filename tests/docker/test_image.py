@@ -236,5 +236,5 @@ def test_only_what_is_built_from_goes_to_the_builder() -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert {line[1:] for line in lines if line.startswith("!")} == {
-        *("llmxai", "docker", "locks", "pyproject.toml", "README.md"),
+        *("llmxai", "recipes", "docker", "locks", "pyproject.toml", "setup.py", "README.md", "LICENSE"),
     }

@@ -25,7 +25,7 @@ def test_a_whole_life(run: Run, ids: list[str], tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("LLMXAI_SIGNING_KEY_FILE", str(tmp_path / "k"))
     assert run("evidence", "seal", "runs/a").out.startswith("sealed: 4 records, signed")
     (tmp_path / "held.json").write_bytes((tmp_path / "runs/a/evidence/checkpoints.jsonl").read_bytes())
-    assert "(signed)" in run("review", ids[1], "--decision", "approved", "--by", "r1", "--note", "fine").out
+    assert "(signed)" in run("review", "sign", ids[1], "--decision", "approved", "--by", "r1", "--note", "fine").out
     assert "(signed)" in run("redact", ids[2], "--reason", "asked").out
     whole = run("verify", "runs/a", "--pubkey", "k.pub", "--checkpoint", "held.json")
     assert (whole.code, whole.out.startswith("whole: runs/a, 6 records, records 0 to 5 signed by key")) == (0, True)
@@ -89,7 +89,7 @@ def test_a_bundle_that_was_changed(run: Run, ids: list[str], tmp_path: Path) -> 
         (["keys", "show", "missing"], "missing: no Ed25519 public key"),
         (["replay", "x" * 20, "--run", "runs/a"], "no record has an id"),
         (
-            ["review", "x" * 20, "--decision", "d", "--by", "b", "--run", "runs/a", "--key", "missing"],
+            ["review", "sign", "x" * 20, "--decision", "d", "--by", "b", "--run", "runs/a", "--key", "missing"],
             "missing: the key cannot be read",
         ),
     ],
@@ -115,8 +115,8 @@ def test_every_command_has_help(run: Run) -> None:
     import typer
 
     group = typer.main.get_command(cli.app)
-    for name in ("verify", "prove", "consistency", "export", "redact", "review", "replay"):
+    for name in ("verify", "prove", "consistency", "export", "redact", "replay"):
         command = group.commands[name]
         assert command.help
         assert all(each.help for each in command.params if each.name not in ("help", "id"))
-    assert run("keys", "--help").code == run("evidence", "--help").code == 0
+    assert run("keys", "--help").code == run("evidence", "--help").code == run("review", "--help").code == 0

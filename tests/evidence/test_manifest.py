@@ -388,7 +388,7 @@ def test_a_page_made_again_and_the_explanation_replaced(run: Run, explanation: E
     out = tmp_path / "one"
     save(explanation, out, attempt=begin(out / "evidence", signer=KEY))
     (id,) = [entry.id for entry, _ in read_log(out)]
-    assert run("review", id, "--decision", "approved", "--by", "r1", "--run", out).code == 0
+    assert run("review", "sign", id, "--decision", "approved", "--by", "r1", "--run", out).code == 0
     assert run("report", out).code == 0
     assert (out / "report.rebuilt.html").is_file()
     verdict = verify(out, key=PUBLIC)

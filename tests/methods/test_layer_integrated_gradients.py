@@ -32,7 +32,7 @@ from llmxai.methods import (
 )
 from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.gradients.integrated_gradients import SHARED, position_groups
-from llmxai.methods.gradients.path_gradients import Node, make_path, path_function
+from llmxai.methods.gradients.path_gradients import Node, PathFunction, make_path, path_function
 from llmxai.models import LoadedModel, frozen_eval, wrap
 from llmxai.models.memory import ChunkSize
 from llmxai.settings import Compute, Tolerance
@@ -649,6 +649,36 @@ def test_gradients_in_bfloat16_are_certified_against_the_models_own_f(tiny_llama
     assert (cosine > 0.95).all()
 
 
+def test_panels_that_fail_with_rounded_products_are_computed_again_without(
+    tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU with TF32 products: here, sums get the noise of 10 bits unless they are asked for exactly."""
+    generation = chat(tiny_llama)
+    tolerance = Tolerance(relative=0.0005, absolute=0.0)
+    plain = layer_integrated_gradients(tiny_llama, generation, max_nodes=512, tolerance=tolerance)
+    sums, noise = PathFunction.sums, torch.Generator().manual_seed(0)
+
+    def rounded(self: PathFunction, *arguments: Any, **options: Any) -> Any:
+        found = sums(self, *arguments, **options)
+        if self.exact:
+            return found
+        return {
+            key: row * (1 + 2e-3 * torch.randn(row.shape, generator=noise, dtype=row.dtype))
+            for key, row in found.items()
+        }
+
+    monkeypatch.setattr(PathFunction, "sums", rounded)
+    before = layer_integrated_gradients(tiny_llama, generation, max_nodes=512, tolerance=tolerance)
+    assert not all(certificate_of(before).converged)
+    monkeypatch.setattr("llmxai.methods.gradients.integrated_gradients.rounds_products", lambda _loaded: True)
+    got = layer_integrated_gradients(tiny_llama, generation, max_nodes=512, tolerance=tolerance)
+    check_certificate(got)
+    assert all(certificate_of(got).converged)
+    assert got.settings["panels_computed_again_in_dtype"] > 0
+    assert sum(certificate_of(got).nodes) <= 2 * sum(certificate_of(plain).nodes)
+    assert difference(got.values, plain.values) < 0.01
+
+
 def test_out_of_memory_halves_the_chunk_and_says_so(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass over more than three nodes fails; the numbers are those of a run with memory to spare."""
     generation = answered(tiny_llama)
@@ -657,8 +687,8 @@ def test_out_of_memory_halves_the_chunk_and_says_so(tiny_llama: LoadedModel, mon
     forward = tiny_llama.model.forward
 
     def narrow(*arguments: object, **options: object) -> object:
-        embeds = options.get("inputs_embeds")
-        if isinstance(embeds, torch.Tensor) and len(embeds) > 3:
+        ids = options.get("input_ids")
+        if isinstance(ids, torch.Tensor) and len(ids) > 3:
             raise torch.OutOfMemoryError("out of memory")
         return forward(*arguments, **options)
 

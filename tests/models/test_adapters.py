@@ -87,10 +87,14 @@ def test_logits_of_a_causal_model(architecture: str) -> None:
     with torch.no_grad():
         want = model(torch.tensor([ids])).logits[:, positions]
         embeds = embed(model, ids)[None]
-        got = causal.logits(model, embeds, positions=positions, prefix=None, source=0)
-        prefix = keys_and_values(model, embeds[:, :2])
+        row = torch.tensor([ids])
+        got = causal.logits(model, embeds, ids=row, positions=positions, prefix=None, source=0)
+        prefix = keys_and_values(model, embeds[:, :2], row[:, :2])
         later = [position - 2 for position in positions]
-        rest = causal.logits(model, embeds[:, 2:].expand(3, -1, -1), positions=later, prefix=prefix, source=0)
+        three = row[:, 2:].expand(3, -1)
+        rest = causal.logits(
+            model, embeds[:, 2:].expand(3, -1, -1), ids=three, positions=later, prefix=prefix, source=0
+        )
     assert got.shape == (1, 3, model.config.vocab_size)
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
     assert (rest - want).abs().max() < 1e-5 * want.abs().max()
@@ -105,7 +109,12 @@ def test_logits_of_a_classifier(architecture: str) -> None:
     with torch.no_grad():
         want = loaded.model(torch.tensor([ids])).logits
         got = classifier.logits(
-            loaded.model, embed(loaded.model, ids)[None], positions=[1, len(ids) - 1], prefix=None, source=0
+            loaded.model,
+            embed(loaded.model, ids)[None],
+            ids=torch.tensor([ids]),
+            positions=[1, len(ids) - 1],
+            prefix=None,
+            source=0,
         )
     assert got.shape == (1, 2, len(CLASSES))
     assert torch.equal(got[:, 0], got[:, 1])
@@ -123,7 +132,8 @@ def test_logits_of_an_encoder_decoder(architecture: str) -> None:
             :, [3, 0]
         ]
         embeds = embed(loaded.model, [*source, *answer])[None]
-        got = encoder_decoder.logits(loaded.model, embeds, positions=[n + 3, n], prefix=None, source=n)
+        ids = torch.tensor([[*source, *answer]])
+        got = encoder_decoder.logits(loaded.model, embeds, ids=ids, positions=[n + 3, n], prefix=None, source=n)
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
@@ -133,7 +143,8 @@ def test_logits_are_differentiable_in_the_embeddings(architecture: str) -> None:
     generation = answered(loaded, response="positive" if architecture in CLASSIFIERS else " Paris")
     seen = generation.ids[: generation.prompt_len]
     embeds = embed(loaded.model, seen)[None].clone().requires_grad_()
-    found = forward_logits(loaded.model, embeds, positions=[len(seen) - 1], source=generation.source_len)
+    source = generation.source_len
+    found = forward_logits(loaded.model, embeds, ids=seen, positions=[len(seen) - 1], source=source)
     (gradient,) = torch.autograd.grad(found.float().square().sum(), embeds)
     assert torch.isfinite(gradient).all()
     assert (gradient[0].abs().amax(dim=-1) > 0).all()  # every token that the position sees
@@ -161,7 +172,7 @@ def test_who_keeps_a_beginning(architecture: str) -> None:
     else:
         model = make_loaded(architecture).model
     assert adapter_of(model).keeps_prefix(model) == (architecture in ARCHITECTURES)
-    assert (prefix_cache(model, embed(model, [5, 6])[None]) is not None) == (architecture in ARCHITECTURES)
+    assert (prefix_cache(model, embed(model, [5, 6])[None], [5, 6]) is not None) == (architecture in ARCHITECTURES)
 
 
 # where a rollout starts
@@ -217,7 +228,7 @@ def naive_greedy(
 def test_answers_of_a_causal_model(architecture: str) -> None:
     loaded = make_loaded(architecture)
     prompts = [prompt_tokens(loaded, text) for text in ("Hello", "The capital of France is")]
-    found = causal.answers(loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4)
+    found = causal.answers(loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4, tokenizer=loaded.tokenizer)
     for prompt, answer in zip(prompts, found, strict=True):
         ids, logprobs = naive_greedy(loaded.model, {}, list(prompt.ids), "input_ids")
         assert list(answer.ids) == ids
@@ -230,7 +241,9 @@ def test_answers_of_a_causal_model(architecture: str) -> None:
 def test_answers_of_an_encoder_decoder(architecture: str) -> None:
     loaded = make_encoder_decoder(architecture)
     prompt = prompt_tokens(loaded)
-    (answer,) = encoder_decoder.answers(loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4)
+    (answer,) = encoder_decoder.answers(
+        loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4, tokenizer=loaded.tokenizer
+    )
     source, begin = prompt.ids[: prompt.source_len], list(prompt.ids[prompt.source_len :])
     ids, logprobs = naive_greedy(loaded.model, {"input_ids": torch.tensor([source])}, begin, "decoder_input_ids")
     assert list(answer.ids) == ids
@@ -241,7 +254,9 @@ def test_answers_of_an_encoder_decoder(architecture: str) -> None:
 def test_answers_of_a_classifier(architecture: str) -> None:
     loaded = make_classifier(architecture)
     prompts = [prompt_tokens(loaded, text) for text in SENTENCES]
-    found = classifier.answers(loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4)
+    found = classifier.answers(
+        loaded.model, name="x", prompts=prompts, decoding=SHORT, room=4, tokenizer=loaded.tokenizer
+    )
     for prompt, answer in zip(prompts, found, strict=True):
         with torch.no_grad():
             row = loaded.model(torch.tensor([prompt.ids])).logits[0].double().log_softmax(-1)
@@ -270,7 +285,9 @@ def test_answers_of_numbers_that_are_none(make: Any) -> None:
     with torch.no_grad():
         list(loaded.model.parameters())[-1].fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="x: the logits"):
-        adapter_of(loaded.model).answers(loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4)
+        adapter_of(loaded.model).answers(
+            loaded.model, name="x", prompts=[prompt], decoding=SHORT, room=4, tokenizer=loaded.tokenizer
+        )
 
 
 # what cannot be explained

@@ -40,7 +40,7 @@ def test_what_is_said_is_what_happens(architecture: str, tmp_path: Path) -> None
     assert rows["integrated gradients"].works
     assert torch.isfinite(layer_integrated_gradients(loaded, generation, n_steps=2).values).all()
     embeds = torch.zeros(1, 2, loaded.model.get_input_embeddings().weight.shape[1])
-    assert rows["cached prefix"].works == (prefix_cache(loaded.model, embeds) is not None)
+    assert rows["cached prefix"].works == (prefix_cache(loaded.model, embeds, [5, 6]) is not None)
     at_positions = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
     assert ("positions only" in rows["integrated gradients"].note) == at_positions
     assert rows["attention rollout"].works == (architecture in ARCHITECTURES)

@@ -19,7 +19,7 @@ def test_logits_from_embeddings_are_those_from_ids(architecture: str) -> None:
     ids = loaded.tokenizer(SENTENCES[0])["input_ids"]
     positions = [2, 5, len(ids) - 1]
     with torch.no_grad():
-        got = forward_logits(loaded.model, embed(loaded.model, ids)[None], positions=positions)
+        got = forward_logits(loaded.model, embed(loaded.model, ids)[None], ids=ids, positions=positions)
         want = loaded.model(torch.tensor([ids])).logits[:, positions]
     assert (got - want).abs().max() < 1e-5
     assert transformer_depth(loaded.model) == 3
@@ -33,32 +33,33 @@ def test_a_cached_prefix_changes_nothing(architecture: str, first: int) -> None:
     ids = loaded.tokenizer(SENTENCES[0])["input_ids"]
     with torch.no_grad():
         x = embed(loaded.model, ids)[None]
-        prefix = prefix_cache(loaded.model, x[:, :first])
+        prefix = prefix_cache(loaded.model, x[:, :first], ids[:first])
         positions = list(range(first, len(ids)))
-        want = forward_logits(loaded.model, x, positions=positions)
+        want = forward_logits(loaded.model, x, ids=ids, positions=positions)
         for _ in range(2):
             batch = x[:, first:].expand(3, -1, -1)
-            got = forward_logits(loaded.model, batch, positions=[p - first for p in positions], prefix=prefix)
+            later = [p - first for p in positions]
+            got = forward_logits(loaded.model, batch, ids=ids[first:], positions=later, prefix=prefix)
             assert (got - want).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("architecture", HYBRIDS)
 def test_no_cache_where_a_layer_keeps_another_state(architecture: str) -> None:
     loaded = make_loaded(architecture)
-    assert prefix_cache(loaded.model, embed(loaded.model, [1, 2])[None]) is None
+    assert prefix_cache(loaded.model, embed(loaded.model, [1, 2])[None], [1, 2]) is None
 
 
 def test_no_cache_of_an_empty_prefix() -> None:
     loaded = make_loaded("llama")
-    assert prefix_cache(loaded.model, embed(loaded.model, [1])[None, :0]) is None
+    assert prefix_cache(loaded.model, embed(loaded.model, [1])[None, :0], []) is None
 
 
-def test_a_model_that_takes_no_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_use_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make_loaded("llama")
     x = embed(loaded.model, [1, 2])[None]
     monkeypatch.setattr(loaded.model, "forward", lambda input_ids: input_ids)
-    with pytest.raises(UnsupportedModelError, match="takes no inputs_embeds"):
-        forward_logits(loaded.model, x, positions=[0])
+    with pytest.raises(UnsupportedModelError, match="does not look its token ids up in its embedding table"):
+        forward_logits(loaded.model, x, ids=[1, 2], positions=[0])
 
 
 def test_flags_are_put_back_also_after_an_exception() -> None:

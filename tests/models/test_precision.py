@@ -35,7 +35,7 @@ SCALE = 0.1
 def logits(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         x = embed(loaded.model, ids)[None]
-        return forward_logits(loaded.model, x, positions=range(len(ids)))
+        return forward_logits(loaded.model, x, ids=ids, positions=range(len(ids)))
 
 
 def marks(model: nn.Module) -> dict[str, object]:
@@ -106,7 +106,7 @@ def test_encoder_decoders(architecture: str, monkeypatch: pytest.MonkeyPatch) ->
     for context in (full_precision(loaded), in_place(loaded, monkeypatch)):
         with context as exact, torch.no_grad():
             embeds = embed(exact.model, x)[None]
-            found.append(forward_logits(exact.model, embeds, positions=[6, 7, 8, 9], source=6))
+            found.append(forward_logits(exact.model, embeds, ids=x, positions=[6, 7, 8, 9], source=6))
     assert (found[0] - found[1]).abs().max() < 2e-2 * found[0].abs().max()  # T5 casts to its weights' dtype inside
 
 

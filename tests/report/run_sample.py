@@ -54,6 +54,8 @@ def _made_up(i: int, rng: random.Random, words: list[str]) -> RunRow:
         id=f"r{i:05d}",
         prompt=prompt,
         answer=" ".join(rng.choices(words, k=14)),
+        sources=", ".join(rng.choices(words, k=3)),
+        probability=rng.random(),
         n_targets=sum(counts),
         agree=counts[0],
         diluted=counts[1],

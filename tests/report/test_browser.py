@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from llmxai.report import build_view, render_report
+from llmxai.report.focus import rounded
 from tests.report.conftest import Open, assert_accessible, look, move
 from tests.report.sample import Sample, chat, hostile, measured, newest, sample
 
@@ -37,7 +39,18 @@ def answer(page: Page) -> list[str]:
 
 
 def headline(page: Page) -> str:
-    return page.locator("#panel-head").inner_text()
+    """The word that the panel is about; empty while the page shows the whole answer."""
+    head = page.locator("#panel-head")
+    shown = head.inner_text() if head.count() else ""
+    assert page.locator("#whole").is_visible() == (shown == "")
+    assert page.locator("#panel").is_visible() == (shown != "")
+    return shown
+
+
+def views(page: Page) -> Page:
+    """Unfold the switches."""
+    page.locator("#views").evaluate("details => { details.open = true }")
+    return page
 
 
 def test_a_violation_of_the_policy_is_noticed(browser: Browser, tmp_path: Path) -> None:
@@ -58,16 +71,16 @@ def test_a_click_pins_and_recolours(open_page: Open) -> None:
     word.click()
     assert pinned(page) == ["is"]
     assert headline(page) == "is × disagree"
-    assert page.locator("#panel ol.bars").count() == 3  # gradients, rollout, removal
+    assert page.locator("#panel ol.bars").count() == 3  # gradients, removal, rollout
     page.locator("#panel details.variant summary").click()
     assert page.locator("#panel ol.bars").count() == 4  # and the variant, made when it is opened
-    assert sorted(page.locator(".source").all_inner_texts()) == ["?", "It", "Which", "city"]
+    assert sorted(page.locator(".text .source").all_inner_texts()) == ["?", "It", "Which", "city"]
     assert "Pinned is: disagree. Top source:" in page.locator("#live").inner_text()
     expect(page).to_have_url(re.compile("#words-5$"))
     word.click()
     assert pinned(page) == []
-    assert page.locator(".source").count() == 0
-    assert headline(page) == "No word chosen"
+    assert headline(page) == ""
+    assert page.locator(".text .source").count() > 0  # those of the whole answer again
 
 
 def test_sources_have_signs_and_flags_have_symbols(open_page: Open) -> None:
@@ -82,11 +95,11 @@ def test_sources_have_signs_and_flags_have_symbols(open_page: Open) -> None:
     assert len(lines) == 4
     page.locator(".target").last.click()
     strokes = "e => getComputedStyle(e).backgroundImage.split('gradient').length - 1"  # a plus has two, a minus one
-    assert set(page.locator(".source.pos").evaluate_all(f"all => all.map({strokes})")) == {2}
-    assert set(page.locator(".source.neg").evaluate_all(f"all => all.map({strokes})")) == {1}
+    assert set(page.locator(".unit.source.pos").evaluate_all(f"all => all.map({strokes})")) == {2}
+    assert set(page.locator(".unit.source.neg").evaluate_all(f"all => all.map({strokes})")) == {1}
     assert set(page.locator(".target:not(.source)").evaluate_all(f"all => all.map({strokes})")) == {0}
-    page.get_by_role("radio", name="attention rollout").check()  # shares have no sign
-    assert set(page.locator(".source").evaluate_all(f"all => all.map({strokes})")) == {0}
+    views(page).get_by_role("radio", name="attention rollout").check()  # shares have no sign
+    assert set(page.locator(".unit.source").evaluate_all(f"all => all.map({strokes})")) == {0}
 
 
 def test_choosing_a_word_moves_no_other_word(open_page: Open) -> None:
@@ -97,7 +110,7 @@ def test_choosing_a_word_moves_no_other_word(open_page: Open) -> None:
       return [box.left - said.left, box.bottom - said.top, said.height].map(Math.round) })"""
     before = page.locator(".text .unit").evaluate_all(places)
     page.locator(".target").nth(7).click()
-    assert page.locator(".source").count() > 5
+    assert page.locator(".text .source").count() > 5
     assert page.locator(".text .unit").evaluate_all(places) == before
 
 
@@ -120,8 +133,8 @@ def test_keys(open_page: Open) -> None:
     assert page.locator("dialog").is_visible()
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
-    page.get_by_role("button", name="Keys").click()
-    page.get_by_role("button", name="Close").click()
+    views(page).get_by_role("button", name="Keys").click()
+    page.get_by_role("button", name="Close", exact=True).click()
     assert not page.locator("dialog").is_visible()
 
 
@@ -139,7 +152,9 @@ def test_enter_and_space_pin_and_tab_stops_once_in_the_answer(open_page: Open) -
     page.keyboard.press(" ")
     assert pinned(page) == ["It"]
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "panel"
+    assert (
+        page.evaluate("document.activeElement.closest('section, #panel, details').id") == "text"
+    )  # a term below the answer
 
 
 def test_no_flagged_word_to_jump_to(open_page: Open) -> None:
@@ -158,12 +173,12 @@ def test_units_switch_and_the_pin_follows(open_page: Open) -> None:
     assert "summed over them" in note
     assert "averaged" in note
     assert "the token azing," in note
-    page.get_by_role("radio", name="tokens").check()
+    views(page).get_by_role("radio", name="tokens").check()
     assert answer(page) == ["x", "am", "azing"]
     assert pinned(page) == ["am"]
     page.keyboard.press("n")
     assert pinned(page) == ["azing"]
-    page.get_by_role("radio", name="words").check()
+    views(page).get_by_role("radio", name="words").check()
     assert pinned(page) == ["amazing"]
 
 
@@ -174,16 +189,18 @@ def test_methods_switch_the_colours_and_the_legend(open_page: Open) -> None:
     numbers = [float(key.replace("−", "-")) for key in keys]
     assert numbers == [-number for number in reversed(numbers)]
     assert numbers[2] == 0
-    page.get_by_role("radio", name="attention rollout").check()
+    views(page).get_by_role("radio", name="attention rollout").check()
     assert "of all attention" in page.locator("#legend").inner_text()
-    assert page.locator(".source.pos, .source.neg").count() == 0
-    assert "<s>" in page.locator(".source").all_inner_texts()  # start mark and template are shown, not hidden
+    assert page.locator(".text .pos, .text .neg").count() == 0
+    assert "<s>" in page.locator(".text .source").all_inner_texts()  # start mark and template are shown, not hidden
 
 
 def test_the_panel_says_what_not_to_read(open_page: Open) -> None:
     page = open_page(chat())
     page.get_by_role("button", name="return, diluted").click()
     panel = page.locator("#panel")
+    assert panel.locator(".doubt:visible").count() == 0, "bars that must not be read are folded"
+    panel.get_by_text("Attention rollout: not to be read").click()
     assert panel.locator(".doubt").all_inner_texts() == ["~ diluted: do not read these bars"]
     assert "Start mark and template take" in panel.inner_text()
     page.get_by_text("All figures of this word").click()
@@ -254,15 +271,16 @@ def test_removal_the_referee_and_the_curve(open_page: Open) -> None:
     scores = panel.locator("details.scores tbody tr")
     assert scores.nth(0).inner_text().split("\t") == ["Integrated gradients", "−0.10", "0.50"]
     assert scores.nth(3).inner_text().split("\t") == ["Removal of one part at a time", "0.90", "–"]
+    page.get_by_text("All figures of this word").click()
     assert panel.locator("svg.curve polyline").count() == 2
     assert "at the end it holds" in panel.inner_text()
     page.get_by_text("The same as a table").click()
     assert panel.locator("details.layers tbody tr").count() == 6
-    page.get_by_role("radio", name="removal").check()
+    views(page).get_by_role("radio", name="removal").check()
     lit = page.locator("#given .source").all_inner_texts()
     assert {"Paris", "Arabic"} <= set(lit)
     assert "raises, in nats" in page.locator("#legend").inner_text()
-    page.get_by_role("radio", name="tokens").check()
+    views(page).get_by_role("radio", name="tokens").check()
     assert {"Par", "is"} <= set(page.locator("#given .source").all_inner_texts())  # one part, two tokens
 
 
@@ -272,7 +290,10 @@ def test_a_word_against_another(open_page: Open) -> None:
     page = open_page((document, maps))
     said = "The token “Par” is explained as a contrast with “روما”, its foil"
     quotes = "e => [...e.childNodes].map(n => n.className === 'quoted' ? `“${n.innerText}”` : n.textContent).join('')"
-    assert said in page.locator("#verdict ~ p", has_text="contrast").evaluate(quotes)
+    assert page.title() == "Why Par and not روما?"
+    assert page.locator("h1").inner_text() == "Why Par and not روما?"
+    assert page.locator("#mattered").evaluate(quotes).startswith("“Par” leads ")
+    assert " : 1" in page.locator("#whole").inner_text() or "1 : " in page.locator("#whole").inner_text()
     panel = page.locator("#panel")
     page.get_by_role("button", name="Paris, unconverged").click()  # the word that the token belongs to
     assert said in panel.locator("p.note", has_text="contrast").evaluate(quotes)
@@ -280,6 +301,7 @@ def test_a_word_against_another(open_page: Open) -> None:
     page.get_by_role("button", name="def, disagree").click()
     assert "contrast" not in panel.inner_text()
     assert "drop in the log-probability, in nats," in panel.inner_text()
+    page.locator("#every summary").click()
     row = page.locator("#every table.wide tbody tr").nth(3)
     assert row.locator("th").inner_text() == "Par and not روما"
     look(page, "explanation-contrast")
@@ -287,7 +309,7 @@ def test_a_word_against_another(open_page: Open) -> None:
 
 def test_no_referee_no_bars_of_removal(open_page: Open) -> None:
     page = open_page(sample(["<s>", " a"], [" b"], referee=False))
-    assert page.get_by_role("radio", name="removal").count() == 0
+    assert views(page).get_by_role("radio", name="removal").count() == 0
     page.locator(".target").click()
     assert "Referee: not asked." in page.locator("#panel").inner_text()
     assert page.locator("section[aria-label='Sources by removal']").count() == 0
@@ -299,13 +321,13 @@ def test_hover_previews_and_a_link_pins(open_page: Open) -> None:
     assert headline(page) == "end ! unconverged"
     assert pinned(page) == []
     page.locator("h1").hover()
-    assert headline(page) == "No word chosen"
+    assert headline(page) == ""
     page.get_by_role("button", name="is, disagree").click()
     page.get_by_role("button", name="end, unconverged").hover()
     assert headline(page) == "is × disagree"
     linked = open_page(four(), fragment="#tokens-5")
     assert pinned(linked) == ["is"]
-    assert linked.get_by_role("radio", name="tokens").is_checked()
+    assert views(linked).get_by_role("radio", name="tokens").is_checked()
     fresh = open_page(four())
     for wrong in ("#words-999", "#words-1", "#__proto__-1", "#constructor-1"):
         move(fresh, wrong)
@@ -318,7 +340,7 @@ def test_hover_previews_and_a_link_pins(open_page: Open) -> None:
 def test_hostile_text_does_nothing(open_page: Open, explanation: Callable[[], Sample]) -> None:
     page = open_page(explanation())
     for name in ("words", "tokens"):
-        page.get_by_role("radio", name=name).check()
+        views(page).get_by_role("radio", name=name).check()
         for word in page.locator(".target").all():
             word.evaluate("word => word.click()")  # the middle of a word over two lines may lie beside it
             page.evaluate(
@@ -335,10 +357,13 @@ def test_hostile_text_does_nothing(open_page: Open, explanation: Callable[[], Sa
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_on_colour_has_contrast(open_page: Open, scheme: str) -> None:
     page = open_page(chat(), color_scheme=scheme)
+    ratios = page.evaluate(CONTRAST, ".text .source, .legend .key.source")  # of the whole answer
+    assert len(ratios) > 5
+    assert min(ratios) >= 4.5
     page.locator(".target").last.click()
     for method in ("integrated gradients", "attention rollout", "gradient weighted rollout", "removal"):
-        page.get_by_role("radio", name=method).check()
-        ratios = page.evaluate(CONTRAST, ".source, .legend .key")
+        views(page).get_by_role("radio", name=method).check()
+        ratios = page.evaluate(CONTRAST, ".text .source, .legend .key.source")
         assert len(ratios) > 12
         assert min(ratios) >= 4.5
     ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -364,46 +389,75 @@ def test_320_pixels_without_sideways_scrolling(open_page: Open, explanation: Cal
     page = open_page((document, maps), viewport={"width": 320, "height": 640})
     page.locator(".target").last.click()
     page.get_by_text("All figures of this word").click()
-    for folded in page.locator("details.cards").all():
+    for folded in page.locator("section.fold > details").all():
         folded.locator("summary").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
-def test_print_lays_out_the_flagged_tokens(open_page: Open, tmp_path: Path) -> None:
+def pages_of(page: Page, place: Path) -> int:
+    page.pdf(path=place, format="A4")
+    return len(re.findall(rb"/Type\s*/Page\b", place.read_bytes()))
+
+
+def test_paper_has_a_coloured_summary_and_then_an_appendix(open_page: Open, tmp_path: Path) -> None:
     page = open_page(chat())
     page.locator(".target").last.click()
-    assert not page.locator(".printed .token-card").first.is_visible()
+    screen = page.evaluate("getComputedStyle(document.querySelector('.text .source')).backgroundColor")
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    cards = page.locator(".token-card:visible")
-    assert cards.count() == 5
-    assert page.locator(".token-card:visible table").count() == 17  # three methods each, the variant for the diluted
+    for name in ("#whole", "#trust", "#next", "#given", "#answer", "#mattered"):
+        assert page.locator(name).is_visible(), name
+    for name in ("#panel", "#views", "#review", "#cards", "#tip"):
+        assert not page.locator(name).is_visible(), name
+    coloured = page.locator("#given .source")
+    assert coloured.count() > 3
+    colours = coloured.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+    assert all(colour != "rgba(0, 0, 0, 0)" for colour in colours)
+    kept = coloured.evaluate_all("all => all.map(e => getComputedStyle(e).printColorAdjust)")
+    assert set(kept) == {"exact"}
     symbols = page.locator(".target.status-unconverged").evaluate("e => getComputedStyle(e, '::before').content")
     assert "!" in symbols
-    assert not page.locator("#panel").is_visible()
+    assert page.locator("#every tbody tr:visible").count() == 17
+    assert page.locator(".more").evaluate("e => getComputedStyle(e).breakBefore") == "page"
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    page.pdf(path=tmp_path / "page.pdf")
-    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())) >= 3
+    page.emulate_media(media="screen")
+    assert page.evaluate("getComputedStyle(document.querySelector('.text .source')).backgroundColor") == screen
+    assert pages_of(page, tmp_path / "page.pdf") <= 6
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(8, 4), (150, 15)])
+def test_pages_of_paper(open_page: Open, tmp_path: Path, tokens: int, most: int) -> None:
+    """One coloured page, then the appendix, with the verdict of rule 4 and effects of many parts."""
+    asked = ["<s>", *[f" word{i % 37}" for i in range(8 if tokens < 100 else 120)]]
+    statuses = ["confirmed", "contradicted", "undecided", "unconverged"]
+    answer = [f" out{i % 53}" for i in range(tokens)]
+    explanation = measured(sample(asked, answer), statuses=[statuses[i % 4] for i in range(tokens)])
+    assert pages_of(open_page(explanation), tmp_path / "page.pdf") <= most
 
 
 def test_without_scripts_the_tables_are_there_and_print(open_page: Open) -> None:
     page = open_page(chat(), java_script_enabled=False)
-    assert page.locator("table.wide tbody tr").count() == 17
+    assert page.locator("#given .source").count() > 3
     assert not page.locator("#panel").is_visible()
+    assert not page.locator("#review").is_visible()
     assert page.locator("noscript").inner_text()
     assert page.locator("#answer .status-unconverged").count() == 1
-    page.emulate_media(media="print")
-    assert page.locator(".token-card:visible").count() == 5
+    page.locator("#every summary").click()
+    assert page.locator("#every tbody tr:visible").count() == 17
+    page.locator("#cards summary").click()
+    assert page.locator(".token-card:visible").count() == 17
+    page.get_by_role("link", name="Read the limits").click()
+    expect(page.locator("#limits")).to_be_in_viewport()
 
 
 def test_a_long_one_answers_and_shows_its_strongest_source(open_page: Open, long_page: str) -> None:
     page = open_page(long_page)
     assert page.locator(".target").count() == 300
     page.locator(".target").nth(103).click()
-    assert page.locator("#panel ol.bars").count() == 3  # the rest, and the variant, are made when they are opened
+    assert page.locator("#panel ol.bars").count() >= 2  # the rest, and the variant, are made when they are opened
     page.locator("#panel details.rest summary").first.click()
     assert page.locator("#panel ol.bars[start='9'] li").count() == 12
-    assert 20 <= page.locator(".source").count() <= 21
+    assert 20 <= page.locator(".text .source").count() <= 21
     frame = page.locator("#given").bounding_box()
     boxes = [source.bounding_box() for source in page.locator("#given .source").all()]
     inside = [box for box in boxes if frame["y"] <= box["y"] <= frame["y"] + frame["height"]]
@@ -439,7 +493,8 @@ def test_no_fault_by_axe(open_page: Open, state: str, explanation: Callable[[], 
     page.locator(".target").nth(7).click()
     page.get_by_text("All figures of this word").click()
     look(page, f"{state}-pinned")
-    page.locator("details.cards summary").first.click()
+    for folded in page.locator("section.fold > details").all():
+        folded.locator("summary").first.click()
     page.evaluate("document.querySelectorAll('.token-card:nth-of-type(n + 4)').forEach(card => card.remove())")
     assert page.locator(".token-card:visible").count() == 3  # cards are all made alike, and rules take long
     assert_accessible(page)
@@ -461,6 +516,7 @@ def test_the_way_back_to_the_run_and_the_box_of_the_record(open_page: Open) -> N
     box = {"record": "r-\u202e1", "verify": "llmxai verify runs/x --pubkey K", "digests": {"explanation.json": "00ff"}}
     page = open_page(render_report(build_view(*four(), home="../../index.html", provenance=box)))
     assert page.get_by_role("link", name="all records of the run").get_attribute("href") == "../../index.html"
+    page.locator(".provenance summary").click()
     said = page.locator(".provenance").inner_text()
     for expected in (
         "RLO",
@@ -483,31 +539,238 @@ def test_a_panel_opens_with_what_was_measured(open_page: Open) -> None:
     page.get_by_role("button", name="city, contradicted").click()
     assert headline(page) == "city × contradicted"
     heads = page.locator("#panel h4").all_inner_texts()
-    assert heads[:3] == ["Measured effects", "Contributions (deletion path)", "Integrated gradients"]
+    assert heads[:2] == ["Measured effects", "Contributions (deletion path)"]
     assert "Attention rollout" not in heads
-    assert "Attention rollout: diluted, not to be read" in page.locator("#panel summary").all_inner_texts()
+    summaries = page.locator("#panel summary").all_inner_texts()
+    assert {"Integrated gradients", "Attention rollout: diluted, not to be read"} <= set(summaries)
     shown = page.get_by_role("region", name="Measured effects").inner_text()
     effects = document["effects"]
     row = effects["effect"][1]
     first = max((part for part, value in enumerate(row) if value is not None), key=lambda part: abs(row[part]))
     best = row[first]
-    assert f"{'−' if best < 0 else '+'}{abs(best):.3f}" in shown
+    assert f"{'−' if best < 0 else '+'}{abs(best):.2f} nats" in shown
+    page.get_by_role("region", name="Measured effects").locator("details").evaluate_all(
+        "all => all.forEach(each => { each.open = true })"
+    )
+    page.wait_for_timeout(50)
+    shown = page.get_by_role("region", name="Measured effects").inner_text()
     assert "earlier in the answer" in shown
     assert "all 2 mentions" in shown
     before, after = effects["probability"][1], effects["probability_without"][1][first]
     name = effects["units"][first]["text"].strip()
-    assert f"{100 * before:.1f}% → {100 * after:.1f}% without {name}" in " ".join(shown.split())
+    figures = page.get_by_role("region", name="Contributions").locator("li .num").all_inner_texts()
+    assert figures
+    assert all(re.fullmatch(r"[+−]\d\.\d{3} · \d+\.\d%", figure) for figure in figures), figures
+    assert f"without {name} {rounded(before)} → {rounded(after)}" in " ".join(shown.split())
     assert page.locator("#given .source, #answer .source").count() > 0
-    page.get_by_role("radio", name="contributions").check()
+    views(page).get_by_role("radio", name="contributions").check()
     assert "Pinned" in page.locator("#live").inner_text()
     page.keyboard.press("n")
     assert headline(page) == "of ? undecided"
     page.keyboard.press("n")
     assert headline(page) == "Rome ! unconverged"
-    assert "do not read these bars" in page.get_by_role("region", name="Contributions").inner_text()
+    contributions = page.get_by_role("region", name="Contributions")
+    assert contributions.inner_text() == "Contributions: not to be read"
+    contributions.locator("summary").click()
+    assert "do not read these bars" in contributions.inner_text()
     page.keyboard.press("n")
     assert headline(page) == "city × contradicted"
     page.get_by_role("button", name="The, confirmed").click()
     assert "Attention rollout" in page.locator("#panel h4").all_inner_texts()
     assert_accessible(page)
     look(page, "measured")
+
+
+# ---- the first screen
+
+WHOLE = ("confirmed", "undecided", "undecided", "undecided", "undecided", "contradicted")
+WIDTHS = ((1440, 900), (1024, 768), (768, 1024), (390, 844))
+
+
+def capital() -> Sample:
+    """A short question and answer with a verdict of rule 4."""
+    asked = ["<s>", " Which", " city", " is", " the", " capital", " of", " France", "?"]
+    return measured(
+        sample(asked, [" The", " capital", " of", " France", " is", " Paris"]), statuses=WHOLE, attention="diluted"
+    )
+
+
+@pytest.mark.parametrize("size", WIDTHS, ids=lambda size: f"{size[0]} px")
+def test_the_first_screen_answers_three_questions(open_page: Open, size: tuple[int, int]) -> None:
+    """What was asked and answered (coloured), whether to trust it, what next: in this order, without scrolling."""
+    page = open_page(capital(), viewport={"width": size[0], "height": size[1]})
+    look(page, f"first-{size[0]}")
+    tops = []
+    for name in ("#given", "#answer", "#mattered", "#trust p", "#next .steps"):
+        box = page.locator(name).first.bounding_box()
+        tops.append(box["y"])
+        assert box["y"] + box["height"] <= size[1], name
+    assert tops == sorted(tops)
+    assert page.locator("#given .source").count() >= 3
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    words = page.evaluate("document.body.innerText.split(/\\s+/).filter(Boolean).length")
+    assert 100 < words < 700
+    assert_accessible(page)
+
+
+def test_the_whole_answer_is_coloured_until_a_word_is_chosen_and_again_after(open_page: Open) -> None:
+    page = open_page(capital())
+    colours = "all => all.map(e => [e.innerText, e.className])"
+    whole = page.locator("#given .unit").evaluate_all(colours)
+    page.get_by_role("button", name="Paris, contradicted").click()
+    assert page.locator("#given .unit").evaluate_all(colours) != whole
+    page.get_by_role("button", name="Close, back to the whole answer").click()
+    assert page.locator("#given .unit").evaluate_all(colours) == whole
+    assert page.evaluate("document.activeElement.innerText") == "Paris"
+    assert headline(page) == ""
+
+
+def test_a_step_leads_to_the_word_that_it_names(open_page: Open) -> None:
+    page = open_page(capital())
+    page.get_by_role("link", name="Look at").click()
+    assert pinned(page) == ["Paris"]
+    page.get_by_role("link", name="Read the limits").click()
+    expect(page.locator("#limits")).to_be_in_viewport()
+
+
+def test_a_term_is_explained_in_a_tooltip_and_in_the_list(open_page: Open) -> None:
+    page = open_page(capital())
+    tip = page.locator("#tip")
+    assert not tip.is_visible()
+    term = page.get_by_role("link", name="How this is judged")
+    term.hover()
+    assert tip.is_visible()
+    assert tip.inner_text().startswith("Two computations are held against each other")
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    term.focus()
+    assert tip.is_visible()
+    assert_accessible(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("#term-verdict")).to_be_in_viewport()
+
+
+def test_on_a_phone_the_panel_is_a_sheet_at_the_bottom(open_page: Open) -> None:
+    page = open_page(capital(), viewport={"width": 390, "height": 844})
+    assert not page.locator("#panel").is_visible()
+    page.get_by_role("button", name="The, confirmed").click()
+    box = page.locator("#panel").bounding_box()
+    assert box["y"] + box["height"] == pytest.approx(844, abs=1)
+    assert box["x"] == 0
+    assert box["width"] == 390
+    assert box["height"] <= 0.6 * 844
+    word = page.locator(".target[aria-pressed=true]").bounding_box()
+    assert word["y"] + word["height"] < box["y"], "the word is not behind the sheet"
+    page.keyboard.press("ArrowRight")
+    assert headline(page).startswith("capital")
+    look(page, "sheet")
+    assert_accessible(page)
+    page.get_by_role("button", name="Close").click()
+    assert not page.locator("#panel").is_visible()
+
+
+BROKEN = """() => {
+  const broken = [];
+  for (const cell of document.querySelectorAll("table :is(td, th)")) {
+    const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) for (const found of walker.currentNode.data.matchAll(/[A-Za-z]{2,20}/g)) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, found.index);
+      range.setEnd(walker.currentNode, found.index + found[0].length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) broken.push(found[0]);
+    }
+  }
+  return broken;
+}"""
+
+
+@pytest.mark.parametrize("explanation", [chat, capital])
+def test_no_table_breaks_a_word_on_a_phone(open_page: Open, explanation: Callable[[], Sample]) -> None:
+    page = open_page(explanation(), viewport={"width": 390, "height": 844})
+    page.locator(".target").first.click()
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    page.wait_for_timeout(50)
+    page.evaluate("document.querySelectorAll('.provenance details').forEach(each => { each.open = false })")  # digests
+    assert page.locator("table td").count() > 50
+    assert page.evaluate(BROKEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_what_can_be_pressed_is_at_least_24_pixels_high(open_page: Open) -> None:
+    """Words and links in running text need no width of their own (WCAG 2.2, 2.5.8), but a line of that height."""
+    page = open_page(capital(), viewport={"width": 390, "height": 844})
+    page.locator(".target").first.click()
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    sizes = """all => all.filter(e => e.offsetParent).map(e => [e, e.getBoundingClientRect()])
+      .map(([e, box]) => [e.innerText || e.id || e.value, box.width, box.height])"""
+    pressed = page.locator("button, summary, label, textarea, input[type=text]").evaluate_all(sizes)
+    assert len(pressed) > 20
+    assert [each for each in pressed if each[1] < 24 or each[2] < 24] == []
+    lines = page.locator(".target").evaluate_all("all => all.map(e => parseFloat(getComputedStyle(e).lineHeight))")
+    assert min(lines) >= 24
+
+
+def test_bars_that_must_not_be_read_are_folded(open_page: Open) -> None:
+    statuses = ["unconverged"] * 6
+    document, maps = capital()
+    for target, status in zip(document["targets"], statuses, strict=True):
+        target["status"] = target["verdict"]["sources"] = status
+    page = open_page((document, maps))
+    page.locator(".target").first.click()
+    assert page.locator("#panel .doubtful .bar:visible").count() == 0
+    assert page.locator("#panel .bar:visible").count() > 0, "the measured effects can be read"
+
+
+# ---- the review
+
+
+def test_marks_are_saved_as_a_file_without_a_network(open_page: Open, tmp_path: Path) -> None:
+    box = {"record": "r-1", "verify": "llmxai verify x", "sha256": {"explanation.json": "00ff"}}
+    page = open_page(render_report(build_view(*capital(), provenance=box)))
+    page.locator("#review summary").click()
+    page.locator("#review-whole [data-mark=agree]").click()
+    page.get_by_role("button", name="Paris, contradicted").click()
+    page.locator("#mark [data-mark=question]").click()
+    page.get_by_role("textbox", name="Comment on Paris").fill("Why </script> so?")
+    assert headline(page).startswith("Paris"), "typing is not walking"
+    assert page.locator("#marks li").count() == 2
+    page.get_by_role("button", name="Save review.json").click()
+    assert page.evaluate("document.activeElement.id") == "reviewer", "a review has an author"
+    page.locator("#reviewer").fill("r7")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save review.json").click()
+    assert waiting.value.suggested_filename == "review.json"
+    waiting.value.save_as(tmp_path / "review.json")
+    saved = json.loads((tmp_path / "review.json").read_text(encoding="utf-8"))
+    assert saved.pop("saved").endswith("Z")
+    assert saved == {
+        "schema": "llmxai.review/1",
+        "record": "r-1",
+        "explanation_sha256": "00ff",
+        "page": "Where the answer “The capital of France is Paris” came from",
+        "by": "r7",
+        "marks": [
+            {"tokens": None, "text": "", "mark": "agree", "comment": ""},
+            {"tokens": [14, 15], "text": "Paris", "mark": "question", "comment": "Why </script> so?"},
+        ],
+    }
+    look(page, "review")
+    assert_accessible(page)
+    page.get_by_role("button", name="Remove the mark on Paris").click()
+    assert page.locator("#marks li").count() == 1
+    page.locator("#mark [data-mark=comment]").click()
+    page.locator("#mark [data-mark=comment]").click()
+    assert page.locator("#marks li").count() == 1, "a mark that is taken back leaves nothing"
+
+
+def test_marks_come_back_when_the_page_is_opened_again(open_page: Open) -> None:
+    page = open_page(capital())
+    page.locator("#review summary").click()
+    page.locator("#review-whole [data-mark=question]").click()
+    page.reload()
+    page.locator("#review summary").click()
+    assert page.locator("#review-whole [data-mark=question]").get_attribute("aria-pressed") == "true"
+    assert page.locator("#marks li").count() == 1
+    page.get_by_role("button", name="Remove the mark on the answer").click()
+    assert page.locator("#review-count").inner_text() == ""

@@ -13,6 +13,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from llmxai.report import RunRow, build_index, rebuild, render_index, to_columns
+from llmxai.runs import find_recipe, read_recipe
+from llmxai.runs.results import write_pages
+from llmxai.runs.tables import tabulate
 from tests.report.conftest import Open, assert_accessible, look, move
 from tests.report.run_sample import hostile_rows, made_up, write_run
 
@@ -71,17 +74,17 @@ def test_search_filter_and_clear(open_page: Open) -> None:
 
 def test_sorting_puts_rows_without_a_value_last(open_page: Open) -> None:
     rows = [
-        RunRow(id="r10", n_targets=1, agree=1, worst_gap_ratio=0.5, seconds=1.0),
-        RunRow(id="r9", n_targets=1, disagree=1, worst_gap_ratio=2.0),
+        RunRow(id="r10", n_targets=1, agree=1, probability=0.25, seconds=1.0, sources="Peru, city"),
+        RunRow(id="r9", n_targets=1, disagree=1, probability=0.999, sources="Chad"),
         RunRow(id="r1", status="failed", error="x"),
-        RunRow(id="r2", n_targets=1, agree=1, worst_gap_ratio=-0.0, seconds=3.0),
+        RunRow(id="r2", n_targets=1, agree=1, probability=0.0, seconds=3.0, sources="an, or"),
     ]
     page = open_page(index(rows))
-    page.get_by_role("button", name="error / allowed").click()
+    page.get_by_role("button", name="probability").click()
     assert listed(page) == ["r9", "r10", "r2", "r1"]
-    head = page.locator("th[data-key=gap]")
+    head = page.locator("th[data-key=probability]")
     assert head.get_attribute("aria-sort") == "descending"
-    page.get_by_role("button", name="error / allowed").click()
+    page.get_by_role("button", name="probability").click()
     assert listed(page) == ["r2", "r10", "r9", "r1"]
     assert head.get_attribute("aria-sort") == "ascending"
     page.get_by_role("button", name="seconds").click()
@@ -90,6 +93,12 @@ def test_sorting_puts_rows_without_a_value_last(open_page: Open) -> None:
     assert listed(page) == ["r1", "r2", "r9", "r10"]  # numbers in names count as numbers
     page.get_by_role("button", name="disagree").click()
     assert listed(page)[0] == "r9"
+    page.get_by_role("button", name="first sources").click()
+    assert listed(page) == ["r1", "r2", "r9", "r10"]
+    shown = page.locator("td[data-name=probability]").all_inner_texts()
+    assert sorted(shown) == ["0.0%", "25%", "99.9%"]
+    page.locator("#search").fill("peru")
+    assert listed(page) == ["r10"], "sources are searched, too"
 
 
 def test_pages_and_an_address_that_keeps_the_state(open_page: Open) -> None:
@@ -102,8 +111,8 @@ def test_pages_and_an_address_that_keeps_the_state(open_page: Open) -> None:
     assert len(listed(page)) == 20
     assert page.get_by_role("button", name="Next").is_disabled()
     page.locator("#search").fill("chad")
-    page.get_by_role("button", name="Spearman").click()
-    expect(page).to_have_url(re.compile("q=chad.*sort=-spearman"))
+    page.get_by_role("button", name="seconds").click()
+    expect(page).to_have_url(re.compile("q=chad.*sort=-seconds"))
     before, address = listed(page), page.url
     again = open_page(index(made_up(120)), fragment="#" + address.split("#")[1])
     assert listed(again) == before
@@ -155,8 +164,9 @@ def test_hostile_rows_do_nothing(open_page: Open) -> None:
 def test_no_fault_by_axe(open_page: Open, state: str, rows: list[RunRow], options: dict) -> None:
     page = open_page(index(rows, manifest={"recipe": "planted", "seed": 0}), **options)
     if rows:
-        page.get_by_role("button", name="error / allowed").click()
-    page.get_by_text("All settings and versions").click()
+        page.get_by_role("button", name="probability").click()
+    for folded in page.locator("section.fold > details").all():
+        folded.locator("summary").first.click()
     look(page, state)
     assert_accessible(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -167,6 +177,7 @@ def test_without_scripts_the_first_records_are_listed(open_page: Open) -> None:
     assert len(listed(page)) == 50
     assert "first 50 records" in page.locator("noscript").inner_text()
     assert not page.locator("#filters").is_visible()
+    page.locator("#charts summary").click()
     assert page.locator(".chart").first.is_visible()
 
 
@@ -203,14 +214,14 @@ class TestLongRun:
 
     def test_it_does_what_one_page_does(self, run: Path, open_page: Open) -> None:
         """Whatever is done to it, the same records are listed as by an index that holds all of them."""
-        whole = open_page(index(made_up(self.N), pages=frozenset()))
+        whole = open_page(index(made_up(self.N), pages={}))
         page = open_page(run / "index.html")
         assert len(self.pages_of(run)) == 7
         assert page.locator("iframe").count() == 0, "nothing is read before it is needed"
         steps: list[Callable[[Page], None]] = [
             lambda page: page.bring_to_front(),
             lambda page: page.get_by_role("button", name="Next").click(),
-            lambda page: page.get_by_role("button", name="error / allowed").click(),
+            lambda page: page.get_by_role("button", name="probability").click(),
             lambda page: page.get_by_label("Show").select_option("disagree"),
             lambda page: page.locator("#search").fill("chad peru"),
             lambda page: page.get_by_label("Show").select_option("failed"),
@@ -225,7 +236,7 @@ class TestLongRun:
             assert found(page) == found(whole), number
             assert page.locator("#rows").inner_text() == whole.locator("#rows").inner_text(), number
             assert page.locator("#page").inner_text() == whole.locator("#page").inner_text(), number
-        assert page.locator(".charts").inner_text() == whole.locator(".charts").inner_text()
+        assert page.locator(".charts").text_content() == whole.locator(".charts").text_content()
         assert page.locator("iframe").count() == 0
         assert not page.locator("#trouble").is_visible()
 
@@ -310,7 +321,10 @@ def test_the_statuses_of_rule_4_are_the_columns(open_page: Open) -> None:
     ]
     page = open_page(index(rows))
     heads = [" ".join(head.split()) for head in page.locator("#table thead th").all_inner_texts()]
-    assert heads[3:7] == ["✓ confirmed", "× contradicted", "? undecided", "! unconverged"]
+    assert heads == [
+        *("record", "asked", "answered", "first sources", "probability"),
+        *("✓ confirmed", "× contradicted", "? undecided", "! unconverged", "seconds"),
+    ]
     for value, expected in (
         *(("contradicted", ["b"]), ("undecided", ["a"]), ("unconverged", ["b"])),
         *(("confirmed", ["c"]), ("flagged", ["a", "b"])),
@@ -320,7 +334,63 @@ def test_the_statuses_of_rule_4_are_the_columns(open_page: Open) -> None:
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="contradicted").click()
     assert listed(page)[0] == "b"
+    assert "4 of 8 tokens are confirmed; 4 are flagged." in page.locator("#charts").text_content()
     said = page.locator("section").first.inner_text()
-    assert "4 of 8 tokens are confirmed; 4 are flagged." in said
     assert "1 record has the status “confirmed” for every token." in said
     assert "agree" not in said.replace("agreement", "")
+
+
+def test_reviews_have_a_column_where_there_are_any(open_page: Open) -> None:
+    rows = [RunRow(id=name, prompt="p", answer="x", n_targets=1, confirmed=1) for name in ("a", "b")]
+    rows.append(RunRow(id="c", status="failed", error="boom"))
+    page = open_page(index(rows, reviews={"b": ["agree (r7)", "rejected (<b>r8</b>)"]}))
+    assert page.locator("#table thead th").last.inner_text() == "review"
+    assert page.locator("td[data-name=review]").all_inner_texts() == ["–", "agree (r7); rejected (<b>r8</b>)", "–"]
+    page.locator("#search").fill("r8")
+    assert listed(page) == ["b"]
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="review").click()
+    assert listed(page)[-1] == "b"
+    look(page, "index-reviews")
+    assert_accessible(page)
+    assert open_page(index(rows)).locator("#table thead th").last.inner_text() == "seconds"
+
+
+def test_the_index_on_a_phone_has_a_block_for_each_record(open_page: Open) -> None:
+    page = open_page(index(made_up(12)), viewport={"width": 390, "height": 844})
+    look(page, "index-phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    table = page.locator("#table").bounding_box()
+    assert table["width"] <= 390
+    before = page.locator("td[data-name=asked]").first.evaluate("e => getComputedStyle(e, '::before').content")
+    assert "asked" in page.locator("td[data-name=asked]").first.get_attribute("data-name")
+    assert before != "none"
+    assert_accessible(page)
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["wide", "phone"])
+def test_the_evaluation_page_has_the_look_of_the_others_and_begins_with_the_winner(
+    open_page: Open, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    methods = {"gradients": 0.8, "attention": 0.2, "random": 0.1, "leave_one_out": 0.7}
+    lines = [
+        {"id": str(i), "source": f"suite {i % 2}", "method": method, "figure": figure, "value": value + i / 50}
+        | {"seconds": 1.0, "nodes": 40, "converged": True, "error": ""}
+        for method, value in methods.items()
+        for figure in ("mrr", "lds")
+        for i in range(12)
+    ]
+    write_pages(tmp_path, read_recipe(find_recipe("smoke")), tabulate(lines, resamples=200, seed=0), ok=6, failed=0)
+    page = open_page(tmp_path / "evaluation.html", viewport={"width": size[0], "height": size[1]})
+    first = page.locator("main p").first.inner_text()
+    assert first.startswith("Best at predicting what removals do (LDS, a rank correlation): gradients, 0.91 (")
+    assert "It leads attention, the next, by 0.60 (0.60 to 0.60): more than chance." in first
+    assert page.locator("main p").first.bounding_box()["y"] < 300
+    card = page.locator("section").first.evaluate("e => getComputedStyle(e).borderRadius")
+    other = open_page(index(made_up(3)), viewport={"width": size[0], "height": size[1]})
+    assert other.locator("section").first.evaluate("e => getComputedStyle(e).borderRadius") == card
+    for folded in page.locator("main details").all():
+        folded.locator("summary").click()
+    look(page, f"evaluation-{size[0]}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    assert_accessible(page)

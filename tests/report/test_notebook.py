@@ -156,7 +156,7 @@ def test_the_page_works_in_its_frame_and_reaches_nothing(open_page: Open, explan
     assert frame.locator(".target[aria-pressed=true]").count() == 1
     frame.locator(".target").first.press("ArrowRight")
     assert frame.locator("#panel ol.bars").count() >= 1
-    frame.get_by_role("link", name="All limits").click()
+    frame.get_by_role("link", name="Read the limits").click()
     expect(frame.locator("#limits")).to_be_in_viewport()
     assert page.url.endswith(".html")
     assert page.evaluate("window.hacked") is None

@@ -132,6 +132,16 @@ def test_a_page_whose_digest_the_log_holds_stays_as_it_is(tmp_path: Path, log: s
     assert again.read_text(encoding="utf-8") == render_report(build_view(*read_folder(folder)))
 
 
+def test_the_index_links_to_the_newest_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    rebuild(run)
+    (run / "evidence").mkdir()
+    (run / "records" / "0002" / "report.html").write_text("an earlier version's page")
+    index = rebuild(run).page.read_text(encoding="utf-8")
+    assert "records/0002/report.rebuilt.html" in index
+    assert "records/0001/report.html" in index
+
+
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds no explanation"):
         rebuild(tmp_path)
@@ -174,7 +184,7 @@ def test_the_index_in_words() -> None:
     )
     assert [row.href for row in view.rows] == ["records/a/report.html", "records/b/report.html", None]
     assert plain(view.rows[2].answer) == "boom"
-    assert build_index(rows, name="x", pages=frozenset({"b"})).rows[0].href is None
+    assert build_index(rows, name="x", pages={"b": "report.html"}).rows[0].href is None
 
 
 def test_charts_count_every_row_once() -> None:

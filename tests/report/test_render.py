@@ -106,12 +106,15 @@ def test_what_the_page_says_of_itself() -> None:
     text = " ".join(Tags(render_report(build_view(*chat()))).text.split())
     assert "This page is not itself verified." in text
     assert "The agreement of two methods is not proof of faithfulness" in text
-    for heading in ("In short", "Where each word came from", "Every token of the answer", "Method and settings"):
+    for heading in (
+        *("Asked", "Answered", "Can I trust this?", "What next?", "Every token of the answer", "Method and settings"),
+        *("What may be concluded, and what not", "How to read the figures", "Where this page comes from"),
+    ):
         assert heading in text
 
 
 def test_bars_that_must_not_be_read_are_not_named_as_top_source() -> None:
-    rows = re.findall(r"<tr><td class=\"num\">.*?</tr>", render_report(build_view(*chat())))
+    rows = re.findall(r"<tr><td class=\"num\" data-name=\"token\">.*?</tr>", render_report(build_view(*chat())))
     unread = [row.count("not to be read") for row in rows]
     assert unread == [1 if ("diluted" in row or "unconverged" in row) else 0 for row in rows]
     assert sum(unread) == 3

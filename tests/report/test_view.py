@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from llmxai.names import SUPPLIED
 from llmxai.report import ReportView, build_view, render_report
+from llmxai.report.focus import in_words
 from llmxai.report.removal import RemovalView, build_referee
 from llmxai.report.tables import build_settings, signed
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView
@@ -114,8 +116,8 @@ def test_the_small_example_in_full() -> None:
         "token, or it spreads as it would for any text. Do not read the bars of attention rollout there.",
         "For 2 of the 17 tokens the two methods contradict each other: trust neither alone.",
         "For 12 of the 17 tokens both methods put the same sources first.",
-        "The referee removed parts of the input and measured the effect. This supports the gradients for 12 of 17 "
-        "tokens, attention for 2, and neither for 3.",
+        "The referee removed parts of the input and measured the effect. Of 17 tokens, this supports the gradients for "
+        "12, attention for 2 and neither for 3.",
     )
     assert "not proof of faithfulness" in verdict.not_proof
     assert verdict.not_proof in view.limits
@@ -529,23 +531,41 @@ def test_attention_of_an_unconverged_token_may_be_diluted_too() -> None:
     )
     page = render_report(view)
     assert page.count('<span class="soft">not to be read</span>') == 3
-    assert page.count("Attention rollout: not to be read") == 1
+    assert page.split("<script")[0].count("Attention rollout: not to be read") == 1
     del document["settings"]["crosscheck"]  # before thresholds were kept, the status was all there is
     assert not any(row.diluted for row in build_view(document, maps).rows)
 
 
 def test_an_answer_that_was_given_is_called_so() -> None:
     document, maps = sample(["<s>", " a"], [" x", " y", " z"], stop="given")
-    page = render_report(build_view(document, maps))
-    assert "The answer that it was given to explain" in page
-    assert "1 of its 3 tokens would have been the model’s own first choice." in page
+    document["warnings"] = [SUPPLIED, "Another note."]
+    view = build_view(document, maps)
+    chance = percent(np.exp(sum(target["replayed_logprob"] for target in document["targets"])))
+    assert view.title == "What speaks for the answer “x y z”"
+    assert in_words(view.summary.came) == (
+        "The model did not write this answer: it was supplied, and the model would have said something else. "
+        f"Probability of the answer: {view.summary.focus.likely}; “y” is the model’s choice number 2."
+    )
+    assert float(view.summary.focus.likely.rstrip("%")) == pytest.approx(float(chance.rstrip("%")), abs=0.5)
+    assert [plain(warning) for warning in view.warnings] == ["Another note."], "said in the first lines already"
+    assert "The answer that was supplied" in render_report(view)
+    for target in document["targets"]:
+        target["rank"] = 1
+    assert "the model would have given the same" in in_words(build_view(document, maps).summary.came)
     document["generation"] |= {"stop": "length", "decoding": {"do_sample": True}}
-    page = render_report(build_view(document, maps))
-    assert "It answered" in page
-    assert "The answer was sampled: 1 of its 3 tokens were the model’s first choice." in page
+    document["targets"][0]["rank"] = 2
+    view = build_view(document, maps)
+    assert in_words(view.summary.came) == "The answer was sampled: 2 of its 3 tokens were the model’s first choice."
+    assert "supplied" not in render_report(view).split("<script")[0].split("</style>")[1]
 
 
 STATUSES = ("confirmed", "confirmed", "contradicted", "undecided", "unconverged", "confirmed")
+
+
+def trust(view: ReportView) -> str:
+    """The lead and the sentences on trust, as text."""
+    told = view.summary.trust
+    return " ".join(filter(None, (told.lead, *map(in_words, told.sentences))))
 
 
 def capital(*, attention: str | None = None, stop: str = "length") -> Sample:
@@ -565,14 +585,18 @@ def test_the_verdict_comes_first_and_counts_words() -> None:
         ("?", 1, "undecided"),
         ("!", 1, "unconverged"),
     ]
-    assert view.verdict.sentences[0] == (
-        "Computed accurately: 3 of the 4 words. Confirmed by taking words away: 1; contradicted: 1; undecided: 1."
+    assert view.verdict.sentences == ()
+    assert trust(view) == (
+        "In part. Computed accurately: 3 of the 4 words (not “city”). Confirmed by taking words away: 1 (“Paris”); "
+        "contradicted: 1 (“is”); undecided: 1, too uncertain to say. Attention can be read for 2 of the 4 words."
     )
     assert view.statuses == ("confirmed", "contradicted", "undecided", "unconverged")
     assert [row.flagged for row in view.rows] == [False, False, True, True, True, False]
     page = render_report(view)
-    assert page.index("Computed accurately") < page.index("The model was given") < page.index("Main sources")
-    assert "tokens with status “confirmed”" in page
+    order = [
+        page.index(said) for said in ("Asked</h2>", "Answered</h2>", "Can I trust this?", "What next?", "Every token")
+    ]
+    assert order == sorted(order)
     for word in ("agree</", "disagree", "<b>Referee", "The referee removed", "diluted</li>"):
         assert word not in page.split("</style>")[1].split("<script")[0]
 
@@ -581,14 +605,18 @@ def test_a_status_that_no_word_has_is_not_counted() -> None:
     document, maps = measured(sample(["<s>", " a", " b", " c"], [" x", " y"]), statuses=["confirmed"] * 2)
     verdict = build_view(document, maps).verdict
     assert [(count.status, count.count) for count in verdict.counts] == [("confirmed", 2)]
-    assert verdict.sentences[0] == "Computed accurately: all 2 words. Confirmed by taking words away: 2."
+    assert trust(build_view(document, maps)).startswith(
+        "Yes, as far as taking words away can show. Computed accurately: all 2 words. Confirmed by taking words "
+        "away: 2. "
+    )
     document["effects"] = document["ablations"] = None
     for target in document["targets"]:
         target["status"] = target["verdict"]["sources"] = "undecided"
     bare = build_view(document, maps)
     assert bare.effects is None
-    assert bare.verdict.sentences[0] == (
-        "Computed accurately: all 2 words. Nothing was taken away, so none could be confirmed or contradicted."
+    assert trust(bare).startswith(
+        "Not checked. Computed accurately: all 2 words. Nothing was taken away, so no word could be confirmed or "
+        "contradicted. "
     )
     assert render_report(bare)
 
@@ -604,19 +632,15 @@ def test_an_answer_of_punctuation_and_its_end_mark_are_words_all_the_same() -> N
     ("attention", "said"),
     [
         ("readable", "Attention can be read for all 4 words."),
-        (
-            "diluted",
-            "Attention cannot be read on this model: for every word of this answer it says no more than it would for "
-            "any text.",
-        ),
-        ("refused", "Attention cannot be read on this model: attention rollout is not defined for it."),
-        (None, "Attention can be read for 2 of the 4 words; for the others it says no more than for any text."),
+        ("diluted", "Attention cannot be read on this model."),
+        ("refused", "Attention cannot be read on this model: rollout is not defined for it."),
+        (None, "Attention can be read for 2 of the 4 words."),
     ],
 )
 def test_attention_has_one_line(attention: str | None, said: str) -> None:
     view = build_view(*capital(attention=attention))
-    assert view.verdict.sentences[1] == said
-    assert len(view.verdict.sentences) == 2
+    assert in_words(view.summary.trust.sentences[1]) == said
+    assert len(view.summary.trust.sentences) == 2
     unread = [target.attention != "readable" for target in view.levels["tokens"].targets]
     assert [bool(row.unreadable) for row in view.rows] == unread
     assert render_report(view).split("<script")[0].count("<caption>Attention rollout") == unread.count(False)

@@ -79,7 +79,9 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
     maps = load_file(out / "maps.safetensors")
     shape, effects = (explanation.generation.n_targets, len(explanation.generation.ids)), explanation.effects
     units, masks, hidden = (len(part) for part in (effects.units, effects.kept, effects.hidden))
+    followed, traced = explanation.trace.steps.shape
     assert hidden > 0
+    assert followed > 0
     assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
         "integrated_gradients": (shape, np.float32),
         "features": (shape, np.uint8),
@@ -97,21 +99,25 @@ def test_maps_are_float32_rows_of_targets(explanation: Explanation, tmp_path: Pa
         "effect_high": ((shape[0], units), np.float64),
         "removal_hidden_f": ((shape[0], hidden), np.float64),
         "removal_hidden_undefined": ((shape[0], hidden), np.uint8),
+        "trace_direct": ((shape[0], traced), np.float64),
+        "trace_steps": ((followed, traced), np.float64),
+        "trace_effects": ((followed, traced), np.float64),
+        "trace_effects_undefined": ((followed, traced), np.uint8),
     }
     assert (maps["integrated_gradients"][~explanation.gradients.features.numpy()] == 0).all()
 
 
 TARGET_KEYS = (
-    "position id text foil logprob replayed_logprob f rank status reason verdict gap local_error tolerance nodes "
-    "deletion f_input f_baseline net converged floor agreement agreement_variant rollout rollout_variant curve referee "
-    "sources"
+    "position tokens id text foil logprob replayed_logprob f rank status reason verdict gap local_error "
+    "tolerance nodes deletion f_input f_baseline net converged floor agreement agreement_variant rollout "
+    "rollout_variant curve referee traced direct sources"
 )
 AGREEMENT = "spearman spearman_p recency_p adjusted_p kendall top_k top_k_overlap rank_biased_overlap jensen_shannon"
 ROLLOUT = "sink_mass feature_mass lost_mass entropy null_divergence similarity"
 KEYS = {
     (): (
-        "schema created generation tokens words targets verdict effects ablations refusals full_precision variant "
-        "scores settings computed environment warnings"
+        "schema created generation tokens words parts targets trace verdict effects documents spans context ablations "
+        "refusals full_precision variant scores settings computed environment warnings"
     ),
     ("scores",): "layer_integrated_gradients deletion_path attention_rollout gradient_weighted_rollout",
     ("scores", "attention_rollout"): "source signed refused settings",
@@ -121,8 +127,15 @@ KEYS = {
         "panels_computed_again_in_dtype chunk_tokens chunk_halvings checkpoint rollout crosscheck replay_tolerance "
         "precision"
     ),
-    ("generation",): "prompt_len stop request decoding source_len classes read_at answer",
+    ("generation",): "prompt_len stop request decoding source_len classes read_at answer notes",
     ("tokens", 0): "index id text role",
+    ("tokens", -1): "index id text role logprob replayed_logprob rank",
+    ("trace",): "method units rest passages",
+    ("trace", "units", 0): "kind tokens text",
+    ("trace", "passages", 0): "kind tokens text traced direct",
+    ("targets", 0, "traced", 0): "unit text share direct path",
+    ("targets", 0, "traced", 0, "path", 0): "unit text share effect",
+    ("targets", 0, "direct", 0): "unit text share",
     ("targets", 0): TARGET_KEYS,
     ("targets", 0, "verdict"): "sources attention reason attention_reason rule",
     ("targets", 0, "deletion"): "f_input f_baseline gap local_error tolerance nodes converged floor",
@@ -144,7 +157,7 @@ KEYS = {
     ("targets", 0, "sources"): "integrated_gradients deletion_path rollout rollout_variant leave_one_out",
     ("targets", 0, "sources", "rollout_variant", 0): "index value share",
     ("targets", 0, "sources", "leave_one_out", 0): "unit value share",
-    ("ablations",): "operator units masks kind kept_share seed baseline chunk_tokens chunk_halvings",
+    ("ablations",): "operator units masks answer_drop kind kept_share seed baseline chunk_tokens chunk_halvings",
     ("variant",): "method source settings",
     ("targets", 0, "sources", "rollout", 0): "index value share",
     ("targets", 0, "sources", "integrated_gradients", 0): "index value share",

@@ -39,7 +39,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "no words": (lambda d: d["words"].pop(), "words end at token 4; expected 5, the number of tokens."),
     "an empty word": (lambda d: d["words"].insert(0, [0, 0]), "words.0 is [0, 0]; expected a range of tokens"),
-    "a target": (lambda d: d["targets"].pop(), "there are 1 targets; expected 5 in all, the number of tokens."),
+    "a target": (lambda d: d["targets"].pop(), "one behind it has no replayed_logprob and is no target"),
     "an index": (lambda d: d["tokens"][2].update(index=7), "tokens.2.index is 7; expected 2."),
     "another token": (lambda d: d["targets"][0].update(id=9), "with the id 9; expected token 3, with the id 3"),
     "a source": (

@@ -27,8 +27,10 @@ from llmxai.methods.attention.capture import (
     at_least_float32,
     attending,
     eager_maps,
+    require_attention_alone,
     require_eager_length,
     require_every_layer,
+    require_map,
     through_interface,
     visible_in_map,
     widest,
@@ -40,7 +42,7 @@ from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, TargetRows, kinds, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, frozen_eval, transformer_layers
 from llmxai.models.families import rollout_refusal
-from llmxai.models.forward import first_of
+from llmxai.models.forward import first_of, own_errors, with_first
 from llmxai.names import Progress, quiet
 from llmxai.types import Generation, Scores
 
@@ -182,6 +184,15 @@ def _weighted(gradient: Tensor, weights: Tensor) -> Float[Tensor, "query key"]:
     return product.clamp_(min=0).mean(dim=0).to(widest(product.device))
 
 
+def require_one_stream(loaded: LoadedModel, leaves: Sequence[Tensor]) -> None:
+    """Raise UnsupportedModelError unless the last layer gave one vector per token."""
+    if len(leaves) != 1 or leaves[0].dim() != 3:
+        raise UnsupportedModelError(
+            f"{loaded.name}: the layers of {type(loaded.model).__name__} do not pass one vector per token from each "
+            "to the next, so gradients cannot be followed down layer by layer; integrated gradients work."
+        )
+
+
 @contextmanager
 def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Target]) -> Iterator[Descent]:
     """One forward pass; leaving the context restores hooks, attention function and flags.
@@ -192,7 +203,8 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
     model, taken = loaded.model, _Taken()
     rows = TargetRows.of(targets)
-    embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
+    ids = generation.ids[: max(rows.positions) + 1]
+    embeds = embed(model, ids)[None]
     if not through_interface(model):
         require_eager_length(loaded, embeds.shape[1])
     calls: list[_LayerCall] = []
@@ -204,16 +216,23 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
 
     def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
         leaves.append(first_of(output).detach().requires_grad_())
-        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+        return with_first(output, leaves[-1])
 
     own = through_interface(model)
-    through = attending(model, taken.output) if own else eager_maps(model, taken.maps.append)
+
+    def keep(weights: Tensor) -> None:
+        require_map(model, weights, embeds.shape[1])
+        taken.maps.append(weights)
+
+    with frozen_eval(model), torch.no_grad():
+        require_attention_alone(loaded, ids)
+    through = attending(model, taken.output) if own else eager_maps(model, keep)
     with frozen_eval(model), torch.no_grad(), through:
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
         handles.append(layers[-1].register_forward_hook(cut))
         try:
             with torch.enable_grad():  # the weights are frozen, so the graph starts at the leaf
-                values = rows.values(forward_logits(model, embeds, positions=rows.positions))[0]
+                values = rows.values(forward_logits(model, embeds, ids=ids, positions=rows.positions))[0]
                 # in a language model, a position feeds only the targets that are predicted there
                 shared = loaded.kind is not ModelKind.CLASSIFIER and len(set(rows.positions)) == len(rows.positions)
                 parts = [values.sum()] if shared else list(values)
@@ -221,6 +240,7 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
             for handle in handles:
                 handle.remove()
         require_every_layer(loaded, len(taken.cut) or len(taken.maps))
+        require_one_stream(loaded, leaves)
         taken.clear()
         taken.graph = True
         top = torch.cat([torch.autograd.grad(part, leaves[0], retain_graph=True)[0] for part in parts])
@@ -261,10 +281,11 @@ def gradient_weighted_rollout(
         for first in range(0, len(targets), size):
             group, done = range(first, min(first + size, len(targets))), first * depth
             downs.append([])
-            for rows, null in _down(descent, start[group.start : group.stop], group):
-                downs[-1].append((rows, null))
-                done += len(group)
-                progress(done, depth * len(targets))
+            with own_errors(loaded.model, what="be followed down layer by layer"):
+                for rows, null in _down(descent, start[group.start : group.stop], group):
+                    downs[-1].append((rows, null))
+                    done += len(group)
+                    progress(done, depth * len(targets))
     return _scores(loaded, generation, targets, start, downs)
 
 

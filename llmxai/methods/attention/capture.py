@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import UnsupportedModelError
-from llmxai.models import LoadedModel, ModelKind, embed, keeps_logits, transformer_depth
+from llmxai.models import LoadedModel, ModelKind, layer_stacks, transformer_depth
+from llmxai.models.embedding import input_device
 from llmxai.models.families import SCORE_BIAS, rollout_refusal
-from llmxai.models.forward import frozen_eval
+from llmxai.models.forward import first_of, frozen_eval, own_errors, run
 from llmxai.models.memory import free_memory
 
 ROWS = 256
@@ -154,7 +156,8 @@ class AttentionCall:
         options = dict(self.options)
         if isinstance(bias := options.get(SCORE_BIAS), Tensor):
             options[SCORE_BIAS] = bias[:, :, queries, keys]
-        output, weights = own_attention(self.module)(self.module, query, key, value, mask, **options)
+        with own_errors(self.module, what="attend eagerly"):
+            output, weights = own_attention(self.module)(self.module, query, key, value, mask, **options)
         return output, weights
 
     def weights(self, queries: slice, keys: slice) -> Float[Tensor, "head query key"]:
@@ -210,9 +213,9 @@ def capture_attention(
 ) -> list[LayerAttention]:
     """Every layer's attention over `ids`, first layer first.
 
-    Raises UnsupportedModelError if a layer has no softmax attention (linear attention, state space), and for an
-    architecture outside transformers' attention interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or if calls must
-    be watched.
+    Raises UnsupportedModelError if a layer has no softmax attention (linear attention, state space), if tokens reach
+    each other by anything else than attention (convolutions), and for an architecture outside transformers' attention
+    interface (BLOOM, Falcon) above `EAGER_LIMIT` tokens or if calls must be watched.
     """
     if (refusal := rollout_refusal(loaded.model.config)) is not None:
         raise UnsupportedModelError(f"{loaded.name}: {refusal}")
@@ -223,6 +226,7 @@ def capture_attention(
             f"single stack of layers. Use attention_rollout or gradient_weighted_rollout, which cover both stacks."
         )
     with frozen_eval(model), torch.no_grad():
+        require_attention_alone(loaded, ids)
         if through_interface(model):
             calls: list[AttentionCall] = []
 
@@ -235,7 +239,9 @@ def capture_attention(
                 return output
 
             with attending(model, note):
-                run(model, embed(model, ids)[None])
+                read(model, ids)
+            for call in calls:
+                require_tokens(model, (call.query.shape[2], call.key.shape[2]), len(ids))
             layers = [_fused(call, fuse) for call in calls]
         elif watch is not None:
             raise UnsupportedModelError(
@@ -296,6 +302,7 @@ def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> lis
     layers: list[LayerAttention] = []
 
     def take(weights: Tensor) -> None:
+        require_map(model, weights, len(ids))
         fused = fuse(at_least_float32(weights[0].detach()), None, whole)
         layers.append(
             LayerAttention(
@@ -304,14 +311,85 @@ def _eager_layers(model: PreTrainedModel, ids: Sequence[int], fuse: Fuse) -> lis
         )
 
     with eager_maps(model, take):
-        run(model, embed(model, ids)[None])
+        read(model, ids)
     return layers
 
 
-def run(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> None:
+PROBE = 8
+"""Tokens on which `require_attention_alone` tries a model."""
+
+
+def require_attention_alone(loaded: LoadedModel, ids: Sequence[int]) -> None:
+    """Raise UnsupportedModelError if a token's states depend on another token by more than softmax attention.
+
+    Convolutions over several tokens and recurrent layers are found by their modules. Where attention goes through the
+    interface, it is replaced by zeros, and another first token must leave the last layer's other positions as they are.
+    Call inside `frozen_eval(model)`.
+    """
+    model = loaded.model
+    stacks = layer_stacks(model)
+    parts = [part for stack in stacks for part in stack.modules()]
+    mixing = sorted({type(part).__name__ for part in parts if _mixes_tokens(part)})
+    if not mixing and through_interface(model) and len(stacks) == 1 and len(ids) > 1:
+        first, second = (_without_attention(model, [start, *ids[1:PROBE]]) for start in (ids[0], ids[1]))
+        same = torch.allclose(first[0, 1:].float(), second[0, 1:].float(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        mixing = [] if same else ["something else in its layers"]
+    if mixing:
+        raise UnsupportedModelError(
+            f"{loaded.name}: in {type(model).__name__}, tokens reach each other not only by attention but by "
+            f"{' and '.join(mixing)} as well, so attention rollout is not defined for it; integrated gradients are."
+        )
+
+
+def _mixes_tokens(part: nn.Module) -> bool:
+    kernel = getattr(part, "kernel_size", ())
+    convolves = isinstance(part, nn.modules.conv._ConvNd | nn.Unfold) and max(np.atleast_1d(kernel)) > 1
+    return convolves or isinstance(part, nn.RNNBase)
+
+
+def _without_attention(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "1 seq hidden"]:
+    """The last layer's output with all attention replaced by zeros."""
+    found: list[Tensor] = []
+    handle = layer_stacks(model)[0][-1].register_forward_hook(lambda *given: found.append(first_of(given[2]).detach()))
+    try:
+        with attending(model, lambda call: call.query.new_zeros(_output_shape(call))):
+            read(model, ids)
+    finally:
+        handle.remove()
+    return found[0] if len(found) == 1 and found[0].dim() == 3 else torch.zeros(1, len(ids), 1)
+
+
+def _output_shape(call: AttentionCall) -> tuple[int, ...]:
+    batch, heads, n, _ = call.query.shape
+    return batch, n, heads, call.value.shape[-1]
+
+
+def require_tokens(model: PreTrainedModel, shape: tuple[int, int], n: int) -> None:
+    """Raise UnsupportedModelError unless an attention has one query and one key per token."""
+    if shape != (n, n):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} attends from {shape[0]} queries to {shape[1]} keys, and there are {n} tokens: it "
+            "pools them, or adds some of its own. So attention rollout is not defined for it; integrated gradients "
+            "are."
+        )
+
+
+def require_map(model: PreTrainedModel, weights: Tensor, n: int) -> None:
+    """Raise UnsupportedModelError unless these are weights [1, head, query, key] whose rows sum to at most 1."""
+    whole = weights.dim() == 4 and len(weights) == 1
+    require_tokens(model, (weights.shape[2], weights.shape[3]) if whole else (0, 0), n)
+    sums = weights.detach().float().sum(dim=-1)
+    if not (sums.max() < 1.01 and weights.min() >= 0):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returns attention whose rows are no shares of 1 (up to {float(sums.max()):.3g}), "
+            "so attention rollout is not defined for it; integrated gradients are."
+        )
+
+
+def read(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """One forward pass for its side effects, with as few logits as the model allows."""
-    few = {"logits_to_keep": 1} if keeps_logits(model) else {}
-    model(inputs_embeds=inputs_embeds, use_cache=False, **few)
+    row = torch.tensor([list(ids)], device=input_device(model))
+    run(model, input_ids=row, attention_mask=torch.ones_like(row), use_cache=False, logits_to_keep=1)
 
 
 @contextmanager

@@ -146,10 +146,11 @@ def _capture(
         return output(call)
 
     with attending(model, note):
-        embeds = embed(model, generation.ids[: max(rows.positions) + 1])[None]
+        ids, source = generation.ids[: max(rows.positions) + 1], generation.source_len
+        embeds = embed(model, ids, source=source)[None]
         # the weights are frozen, so the graph starts at the embeddings
         embeds.requires_grad_(torch.is_grad_enabled())
-        logits = forward_logits(model, embeds, positions=rows.positions, source=generation.source_len)
+        logits = forward_logits(model, embeds, ids=ids, positions=rows.positions, source=source)
     inside = set(model.get_encoder().modules())
     encoder = sum(call.module in inside for call in calls)
     wanted = [len(stack) for stack in layer_stacks(model)]

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmxai.errors import UnsupportedModelError
-from llmxai.methods.attention.capture import AttentionCall, Fuse, at_least_float32, run
-from llmxai.models import LoadedModel, embed
+from llmxai.methods.attention.capture import AttentionCall, Fuse, at_least_float32, read
+from llmxai.models import LoadedModel
 from llmxai.models.families import OUTPUT_PROJECTIONS, family_of, residual_multiplier
 from llmxai.models.forward import first_of, frozen_eval, transformer_layers
 
@@ -141,7 +141,7 @@ def measured_residual(loaded: LoadedModel, ids: Sequence[int]) -> list[Float[Ten
         for layer in transformer_layers(model):
             streams.append(_Streams(layer, _attention_of(layer), residual_inside=inside))
         with frozen_eval(model), torch.no_grad():
-            run(model, embed(model, ids)[None])
+            read(model, ids)
     finally:
         for stream in streams:
             for handle in stream.handles:

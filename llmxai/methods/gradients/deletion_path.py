@@ -34,8 +34,8 @@ from llmxai.methods.gradients.integrated_gradients import certified, integrate
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
-from llmxai.models.families import kind_of, softmax_refusal
-from llmxai.models.forward import input_device
+from llmxai.models.embedding import input_device
+from llmxai.models.families import field_of, kind_of, softmax_refusal
 from llmxai.models.memory import score_maps_of
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
@@ -283,6 +283,7 @@ class PresencePath:
     two_way: bool
     """Whether the model reads in both directions, so other tokens can see the last one."""
     hidden: Hidden
+    ids: tuple[int, ...]
 
     def attached(self, model: PreTrainedModel) -> Any:
         """The model with hidden tokens in its attention."""
@@ -313,8 +314,15 @@ class PresencePath:
         places = [position - live.start for position in positions]
         with self.hidden.by(inputs):
             try:
-                found = forward_logits(loaded.model, embeds, positions=places, prefix=prefix, source=self.hidden.source)
-            except (TypeError, ValueError) as error:
+                found = forward_logits(
+                    loaded.model,
+                    embeds,
+                    ids=self.ids[live],
+                    positions=places,
+                    prefix=prefix,
+                    source=self.hidden.source,
+                )
+            except UnsupportedModelError as error:
                 raise UnsupportedModelError(
                     f"{loaded.name}: {type(loaded.model).__name__} refuses a mask that is added to its attention "
                     f"scores ({error}), so the deletion path is not defined for it; integrated gradients work."
@@ -353,19 +361,20 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
         raise OptionError(
             f"With features={features!r} the source is a single token, which the decoder must see. Give a longer one."
         )
-    x = embed(loaded.model, generation.ids).to(wide)
+    x = embed(loaded.model, generation.ids, source=source).to(wide)
     return PresencePath(
         input=x,
         moving=moving.to(x.device),
         two_way=loaded.kind is ModelKind.CLASSIFIER,
         hidden=Hidden(source=source, fused=fuses(loaded.model, tokens=len(x))),
+        ids=generation.ids,
     )
 
 
 def kept_maps(loaded: LoadedModel, compute: Compute, *, tokens: int) -> int:
     """Attention weights that the graph of one chunk keeps without checkpointing."""
     layers = sum(len(stack) for stack in layer_stacks(loaded.model))
-    heads = loaded.model.config.get_text_config().num_attention_heads
+    heads = field_of(loaded.model.config.get_text_config(), "num_attention_heads", 1)
     chunk = max(compute.chunk_tokens or CHUNK_TOKENS, tokens)
     return int(MAPS * layers * heads * tokens * chunk)
 

@@ -26,7 +26,7 @@ from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel, checkpointed, frozen_eval, in_dtype
 from llmxai.models.loading import torch_dtype
 from llmxai.models.memory import ChunkSize, plan_for
-from llmxai.models.precision import rounds_activations
+from llmxai.models.precision import rounds_activations, rounds_products
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, IntegratedGradients, Tolerance
 from llmxai.types import Certificate, Generation, Scores
@@ -120,6 +120,8 @@ def integrate(
             function = partial(path_function, path=path, targets=chosen, size=size, cached=cached)
             slow = function(exact, pairs=pairs if fast is exact else 0)
             quick = slow if fast is exact else function(fast, pairs=pairs)
+            if quick is slow and rounds_products(loaded):
+                slow = replace(quick, exact=True, padding=None)
             watched = _overall(progress, parts, later=sum(len(g) for g in groups[number + 1 :]), own=len(group))
             known = None if f_input is None else f_input[group]
             if spec.n_steps is not None:

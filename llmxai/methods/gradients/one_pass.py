@@ -16,7 +16,8 @@ from llmxai.methods.gradients.path_gradients import make_path
 from llmxai.methods.registry import at_least, between, method
 from llmxai.methods.targets import Target, TargetRows, kinds, targets_of
 from llmxai.models import LoadedModel, embed, forward_logits
-from llmxai.models.forward import frozen_eval, input_device, seeded
+from llmxai.models.embedding import input_device
+from llmxai.models.forward import frozen_eval, seeded
 from llmxai.types import Generation, Scores
 
 Forward = Callable[[Float[Tensor, "batch seq hidden"]], Float[Tensor, " batch"]]
@@ -39,11 +40,8 @@ def score_tokens(
     targets = targets_of(generation, targets)
     chosen = visible_features(generation, targets, features=features)
     with frozen_eval(loaded.model), seeded(seed, device=input_device(loaded.model)):
-        x = embed(loaded.model, generation.ids)[None]
-        rows = [
-            work(_forward(loaded, target, source=generation.source_len), x).detach().double().cpu()
-            for target in targets
-        ]
+        x = embed(loaded.model, generation.ids, source=generation.source_len)[None]
+        rows = [work(_forward(loaded, generation, target), x).detach().double().cpu() for target in targets]
     return Scores(
         method=method,
         values=torch.stack(rows) * chosen,
@@ -53,12 +51,19 @@ def score_tokens(
     )
 
 
-def _forward(loaded: LoadedModel, target: Target, *, source: int) -> Forward:
+def _forward(loaded: LoadedModel, generation: Generation, target: Target) -> Forward:
     rows = TargetRows.of([target])
 
     def forward(embeddings: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, " batch"]:
-        seen = embeddings[:, : target.last + 1]
-        return rows.values(forward_logits(loaded.model, seen, positions=rows.positions, source=source))[:, 0]
+        end = target.last + 1
+        logits = forward_logits(
+            loaded.model,
+            embeddings[:, :end],
+            ids=generation.ids[:end],
+            positions=rows.positions,
+            source=generation.source_len,
+        )
+        return rows.values(logits)[:, 0]
 
     return forward
 

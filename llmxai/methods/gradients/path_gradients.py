@@ -18,6 +18,7 @@ from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
 from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
+from llmxai.models.forward import own_errors
 from llmxai.models.memory import ChunkSize, in_chunks, score_maps_of, within_memory
 from llmxai.models.precision import exact_products
 from llmxai.types import Generation
@@ -34,6 +35,10 @@ class Path(Protocol):
     @property
     def moving(self) -> Bool[Tensor, " seq"]:
         """The tokens that change along the path."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The real tokens, which the model reads at every a."""
 
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """The context that the model needs during all passes along the path."""
@@ -71,6 +76,8 @@ class EmbeddingPath:
     input: Float[Tensor, "seq hidden"]
     baseline: Float[Tensor, "seq hidden"]
     moving: Bool[Tensor, " seq"]
+    ids: tuple[int, ...]
+    """What the model reads at every a: the real tokens."""
     source: int = 0
     """For an encoder-decoder: how many of the tokens go into the encoder."""
 
@@ -107,8 +114,9 @@ class EmbeddingPath:
         prefix: DynamicCache | None,
     ) -> Float[Tensor, "node row vocab"]:
         """Logits with `inputs` in the sequence."""
-        places = [position - live.start for position in positions]
-        return forward_logits(loaded.model, inputs, positions=places, prefix=prefix, source=self.source)
+        places, ids = [position - live.start for position in positions], self.ids[live]
+        ids += ids[-1:] * (inputs.shape[1] - len(ids))  # for padding behind them
+        return forward_logits(loaded.model, inputs, ids=ids, positions=places, prefix=prefix, source=self.source)
 
     def slopes(
         self, gradient: Float[Tensor, "node live hidden"], alphas: Float[Tensor, " node"], live: slice
@@ -126,10 +134,11 @@ class EmbeddingPath:
 def make_path(loaded: LoadedModel, generation: Generation, *, features: str, baseline: str | Tensor) -> EmbeddingPath:
     """The path over the embeddings of a generation, in float32 (float64 for a float64 model)."""
     wide = torch.float64 if loaded.dtype == torch.float64 else torch.float32
-    x = embed(loaded.model, generation.ids).to(wide)
-    b = baseline_embedding(loaded, baseline, seq=len(generation.ids)).to(x)
+    source = generation.source_len
+    x = embed(loaded.model, generation.ids, source=source).to(wide)
+    b = baseline_embedding(loaded, baseline, seq=len(generation.ids), source=source).to(x)
     moving = moving_tokens(generation, features=features).to(x.device)
-    return EmbeddingPath(input=x, baseline=b.expand_as(x), moving=moving, source=generation.source_len)
+    return EmbeddingPath(input=x, baseline=b.expand_as(x), moving=moving, ids=generation.ids, source=source)
 
 
 Pullback = Callable[[Tensor, bool], Tensor]
@@ -181,6 +190,8 @@ class PathFunction:
     """Keys and values of the tokens before them."""
     padding: Padding | None = None
     """The shape for which layers are compiled, if they are."""
+    exact: bool = False
+    """Whether gradients are computed without TF32 products, even where the process allows them."""
 
     @property
     def chunk(self) -> int:
@@ -248,7 +259,8 @@ class PathFunction:
             except Exception as error:
                 if not compilation_failed(error):
                     raise
-        return self._pairs(nodes, done, progress)
+        with own_errors(self.loaded.model, what="be differentiated along this path"):
+            return self._pairs(nodes, done, progress)
 
     def _pairs(
         self, nodes: Sequence[Node], done: int, progress: Callable[[int], None], *, extra: int = 0
@@ -261,11 +273,13 @@ class PathFunction:
         weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]
         passes = max(map(len, panels.values()))
         carried = [[node.targets[k] if k < len(node.targets) else -1 for node in nodes] for k in range(passes)]
-        pull, slopes = self._pullback(inputs, extra=extra), []
-        for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
-            slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
-            done += sum(t >= 0 for t in carried[k])
-            progress(done)
+        slopes: list[Tensor] = []
+        with exact_products() if self.exact else nullcontext():
+            pull = self._pullback(inputs, extra=extra)
+            for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
+                slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
+                done += sum(t >= 0 for t in carried[k])
+                progress(done)
         with exact_products():  # in a fixed order, so that a GPU gives the same bits again
             sums = torch.einsum("pn,knl->pkl", numbers(weights), torch.stack(slopes))
         pairs = [(panel, t) for panel, targets in panels.items() for t in targets]
@@ -284,7 +298,8 @@ class PathFunction:
 
     def _pullback(self, inputs: Float[Tensor, "node live *width"], *, extra: int) -> Pullback:
         """One forward pass; then gradients with respect to `inputs`, one target per node at a time."""
-        if not keeps_logits(self.loaded.model):
+        model = self.loaded.model
+        if not keeps_logits(model) or model.get_output_embeddings() is None:
             with torch.enable_grad():
                 values = self.rows.values(self._logits(inputs, extra=extra))
 
@@ -340,7 +355,8 @@ def path_function(
     prefix = None
     if cached and padding is None:  # compiled layers take no cache: its index would make every layer another code
         with exact_products():
-            prefix = prefix_cache(loaded.model, path.input[None, :first].to(loaded.dtype))
+            before = path.input[None, :first].to(loaded.dtype)
+            prefix = prefix_cache(loaded.model, before, path.ids[:first])
     return PathFunction(
         loaded=loaded,
         path=path,

@@ -1,4 +1,7 @@
-"""Measured effects: F of every target with units of the prompt removed, one by one and in random subsets."""
+"""Measured effects: F of every target with units of the prompt removed, one by one and in random subsets.
+
+The units of a long prompt are found from coarse to fine (`coarse`).
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,33 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import DynamicCache
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.gradients.deletion_path import presence_path
-from llmxai.methods.perturbation.removal import f_of_masks, hidden_sets, prompt_units, unit_sums
+from llmxai.methods.perturbation.coarse import context_effects, measured_context, meter_of, take_apart, tree_of
+from llmxai.methods.perturbation.removal import (
+    MOST_UNITS,
+    content_words,
+    f_of_masks,
+    hidden_sets,
+    prompt_units,
+    unit_sums,
+)
 from llmxai.methods.registry import method
-from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, targets_of
+from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, span_target, targets_of
 from llmxai.models import LoadedModel, frozen_eval
 from llmxai.models.memory import ChunkSize, forward_tokens, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
 from llmxai.stats import LinearFit, acting_together, ridge_with_prior
-from llmxai.types import Effects, Generation, Scores
+from llmxai.types import ContextEffects, Effects, Generation, Piece, Scores, predicted_token
 
 CONFIDENCE = 0.9
 """Of the intervals of effects."""
@@ -44,7 +57,8 @@ def measure_effects(
 ) -> Effects:
     """F (nats) of all targets with units of the prompt removed, one by one and in random subsets.
 
-    Template tokens, BOS and the answer are never removed. `f_input`: F with nothing removed, if already known. One
+    Template tokens, BOS and the answer are never removed. A prompt of more than `MOST_UNITS` words is taken apart from
+    coarse to fine, unless `removal.units` says otherwise. `f_input`: F with nothing removed, if already known. One
     forward pass per mask serves all targets.
 
     >>> measure_effects(loaded, generation, removal=Removal(units="sentence")).drop  # [target, unit], nats
@@ -52,16 +66,18 @@ def measure_effects(
     Raises NonFiniteError if the model gives NaN.
     """
     targets = targets_of(generation, targets)
+    words = [word for word in content_words(generation) if word[1] <= generation.prompt_len]
+    if removal.units == "auto" and len(words) > MOST_UNITS and (roots := tree_of(generation)):
+        return from_coarse_to_fine(loaded, generation, targets, removal, roots, f_input=f_input, progress=progress)
     units, kind = prompt_units(generation, units=removal.units)
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
-    whole = torch.ones(int(f_input is None), len(units), dtype=torch.bool)
-    planned = forward_tokens(loaded.model, tokens=len(generation.ids), targets=len(targets))
-    size = ChunkSize(removal.chunk_tokens or planned)
+    whole = torch.ones(1, len(units), dtype=torch.bool)
+    size = _size(loaded, generation, targets, removal)
     f = f_of_masks(
         loaded,
         generation,
-        targets,
+        (*targets, span_target(generation)),
         units,
         torch.cat([whole, alone, kept]),
         operator=removal.operator,
@@ -69,28 +85,98 @@ def measure_effects(
         size=size,
         progress=progress,
     )
-    known = len(whole)
-    f_full = f[:, 0] if f_input is None else f_input.double()
-    sets = hidden_sets(generation) if removal.answer else ()
-    hidden = f_of_hidden(loaded, generation, targets, sets, size=size) if sets else None
+    f, answer = f[:-1], f[-1]
+    known = 1 + len(units)
     return Effects(
         operator=removal.operator,
         units=units,
         kept=kept,
-        f_full=f_full,
-        f_without=f[:, known : known + len(units)],
-        f_masked=f[:, known + len(units) :],
-        settings={
-            "kind": kind,
-            "kept_share": 0.5,
-            "seed": removal.seed,
-            "baseline": removal.baseline if removal.operator == "baseline" else None,
-            "chunk_tokens": size.tokens,
-            "chunk_halvings": size.halvings,
-        },
-        hidden=sets if hidden is not None else (),
-        f_hidden=hidden,
+        f_full=f[:, 0] if f_input is None else f_input.double(),
+        f_without=f[:, 1:known],
+        f_masked=f[:, known:],
+        settings=_settings(removal, size, kind),
+        answer_drop=answer[0] - answer[1:known],
+        context=measured_context(loaded, generation, targets, removal, size=size, masked=answer[known:]),
+        **_hidden(loaded, generation, targets, removal, size=size),
     )
+
+
+def _size(loaded: LoadedModel, generation: Generation, targets: Sequence[Target], removal: Removal) -> ChunkSize:
+    planned = forward_tokens(loaded.model, tokens=len(generation.ids), targets=len(targets))
+    return ChunkSize(removal.chunk_tokens or planned)
+
+
+def from_coarse_to_fine(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: Sequence[Target],
+    removal: Removal,
+    roots: Sequence[Piece],
+    *,
+    f_input: Float[Tensor, " target"] | None,
+    progress: Progress = quiet,
+) -> Effects:
+    """The same for documents, turns and what they consist of, within `removal.budget` forward passes."""
+    size = _size(loaded, generation, targets, removal)
+    subsets = min(removal.subsets, removal.budget // 3)
+    left = removal.budget - subsets - 3  # with everything, without the context, without the rest
+    with frozen_eval(loaded.model):
+        meter = meter_of(
+            loaded, generation, targets, removal, roots, size=size, passes=removal.budget, progress=progress
+        )
+        full = meter.full()
+        found = take_apart(generation, roots, meter, full, left=left)
+        units = tuple(piece.tokens for piece in found.units)
+        kept = half_subsets(len(units), subsets, seed=removal.seed)
+        sets = [[unit for unit, stays in zip(units, row, strict=True) if not stays] for row in kept.tolist()]
+        f = torch.stack([found.figures[piece] for piece in found.units])
+        masked = meter.without(sets) if sets else f[:0]
+        context = context_effects(generation, meter, found, full, masked[:, len(targets)])
+        prefix = meter.prefix
+    return Effects(
+        operator=meter.how,
+        units=units,
+        kept=kept,
+        f_full=full[: len(targets)] if f_input is None else f_input.double(),
+        f_without=f[:, : len(targets)].T.contiguous(),
+        f_masked=masked[:, : len(targets)].T.contiguous(),
+        settings=_settings(removal, size, "piece"),
+        answer_drop=full[len(targets)] - f[:, len(targets)],
+        context=context,
+        **_hidden(loaded, generation, targets, removal, size=size, units=units, reader=meter.hides_from, prefix=prefix),
+    )
+
+
+def _settings(removal: Removal, size: ChunkSize, kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "kept_share": 0.5,
+        "seed": removal.seed,
+        "baseline": removal.baseline if removal.operator == "baseline" else None,
+        "chunk_tokens": size.tokens,
+        "chunk_halvings": size.halvings,
+    }
+
+
+def _hidden(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: Sequence[Target],
+    removal: Removal,
+    *,
+    size: ChunkSize,
+    units: Sequence[Unit] | None = None,
+    reader: int | None = None,
+    prefix: DynamicCache | None = None,
+) -> dict[str, Any]:
+    """The fields of `Effects` about what is hidden; with `units`, of the mentions only those of a unit."""
+    sets = hidden_sets(generation) if removal.answer else ()
+    if units is not None:
+        sets = tuple(one for one in sets if len(one) == 1 or not set(units).isdisjoint(one))
+    if not sets:
+        return {}
+    found = f_of_hidden(loaded, generation, targets, sets, size=size, reader=reader or 0, prefix=prefix)
+    return {} if found is None else {"hidden": sets, "f_hidden": found}
 
 
 def f_of_hidden(
@@ -100,45 +186,72 @@ def f_of_hidden(
     sets: Sequence[Sequence[Unit]],
     *,
     size: ChunkSize,
+    reader: int = 0,
+    prefix: DynamicCache | None = None,
 ) -> Float[Tensor, "target hidden"] | None:
     """F of every target with each set of ranges hidden from the tokens behind it; None where a model allows no mask.
 
-    NaN for a target in front of a set, and for one inside a word of it: a target's own word always stays. One forward
-    pass per set serves all targets.
+    With `prefix`, the keys and values of the tokens before `reader`, only from the tokens from `reader` on.
+
+    A token in front of a set, and one inside a word of it, counts as unchanged: its own word always stays. NaN for a
+    target of such tokens only. One forward pass per set serves all targets.
     """
     try:
         path = presence_path(loaded, generation, features="all")
     except UnsupportedModelError:
         return None
-    rows = TargetRows.of(targets)
+    rows = TargetRows.of(_single(targets))
     seen = max(rows.positions) + 1
-    presence = torch.zeros(len(sets), seen, dtype=path.input.dtype, device=path.input.device)
+    presence = torch.zeros(len(sets) + 1, seen, dtype=path.input.dtype, device=path.input.device)  # the last hides none
     for number, ranges in enumerate(sets):
         for start, end in ranges:
             presence[number, start:end] = -torch.inf
 
     def values(chosen: slice) -> Tensor:
-        logits = path.logits(loaded, presence[chosen], positions=rows.positions, live=slice(0, seen), prefix=None)
+        logits = path.logits(
+            loaded, presence[chosen], positions=rows.positions, live=slice(reader, seen), prefix=prefix
+        )
         return rows.values(logits).double().cpu()
 
     try:
         with frozen_eval(loaded.model), torch.no_grad(), path.attached(loaded.model):
-            found = in_chunks(values, size=size, each=seen, items=len(sets)).T.contiguous()
+            f = in_chunks(values, size=size, each=seen, items=len(sets) + 1)  # [set + 1, row]
     except UnsupportedModelError:
         return None
-    for t, target in enumerate(targets):
-        said = [position + 1 for position in target.positions]
-        for number, ranges in enumerate(sets):
-            inside = any(start < place < end for start, end in ranges for place in said)
-            if inside or min(start for start, _ in ranges) > target.last:
-                found[t, number] = torch.nan
+    outside = torch.tensor([[_is_behind(position, ranges) for position in rows.positions] for ranges in sets])
+    drop = torch.where(outside, f[-1] - f[:-1], 0.0)
+    owner = torch.tensor([number for number, target in enumerate(targets) for _ in target.positions])
+    sums = torch.zeros(len(targets), len(sets), dtype=torch.float64).index_add_(0, owner, drop.T)
+    seen_by_any = torch.zeros(sums.shape).index_add_(0, owner, outside.T.float()) > 0
+    f_full = torch.zeros(len(targets), dtype=torch.float64).index_add_(0, owner, f[-1])
+    return (f_full[:, None] - sums).masked_fill(~seen_by_any, torch.nan)
+
+
+def _single(targets: Sequence[Target]) -> list[Target]:
+    """Every token of every target as a target of its own."""
+    found = []
+    for target in targets:
+        if len(target.ids) == 1:
+            found.append(target)
+            continue
+        for number, (position, token) in enumerate(zip(target.positions, target.ids, strict=True)):
+            foils = target.foils[number : number + 1]
+            found.append(Target(kind=target.kind, positions=(position,), ids=(token,), foils=foils))
     return found
 
 
-def estimated(effects: Effects, prior: Scores | None) -> Effects:
+def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
+    """Whether the token that a position predicts comes after the first of the ranges and is inside none of them."""
+    token = predicted_token(position)
+    inside = any(start < token < end for start, end in ranges)
+    return not inside and min(start for start, _ in ranges) <= position
+
+
+def estimated(effects: Effects, prior: Scores | None, *, answer: Sequence[int] | None = None) -> Effects:
     """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
 
     From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores.
+    `answer`: the targets that make up the whole answer; by default all of them.
     """
     if not len(effects.kept):
         return effects
@@ -146,8 +259,10 @@ def estimated(effects: Effects, prior: Scores | None) -> Effects:
     means = np.zeros((len(effects.f_full), len(effects.units)))
     if prior is not None and prior.refused is None:
         means = unit_sums(prior.values, effects.units)
+    whole = means if answer is None else means[list(answer)]
     fits = [ridge_with_prior(x, f.numpy(), mean) for f, mean in zip(effects.f_masked, means, strict=True)]
     ends = [fit.interval(CONFIDENCE) for fit in fits]
+    context = effects.context and _context_estimated(effects, effects.context, x, whole.sum(axis=0))
     ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
     left = [effects.f_masked[t].numpy() - x @ fit.mean for t, fit in enumerate(fits)]
     return replace(
@@ -155,12 +270,26 @@ def estimated(effects: Effects, prior: Scores | None) -> Effects:
         effect=torch.from_numpy(np.stack([fit.mean for fit in fits])),
         low=torch.from_numpy(np.stack([low for low, _ in ends])),
         high=torch.from_numpy(np.stack([high for _, high in ends])),
+        context=context,
         ceiling=ceiling,
         pair=tuple(
             acting_together(x, rest) if share is not None and share < ADDITIVE else None
             for rest, share in zip(left, ceiling, strict=True)
         ),
     )
+
+
+def _context_estimated(
+    effects: Effects, context: ContextEffects, x: Float[np.ndarray, "mask unit"], prior: Float[np.ndarray, " unit"]
+) -> ContextEffects:
+    """The sums of the effects on the answer over the units of every root, with their intervals."""
+    fit = ridge_with_prior(x, context.f_masked.numpy(), prior)
+    inside = [
+        [i for i, unit in enumerate(effects.units) if root.tokens[0] <= unit[0] and unit[1] <= root.tokens[1]]
+        for root in context.pieces[: context.roots]
+    ]
+    effect, low, high = (torch.from_numpy(side) for side in fit.sums(inside, CONFIDENCE))
+    return replace(context, effect=effect, low=low, high=high)
 
 
 def _explained(fit: LinearFit, f: Float[np.ndarray, " mask"]) -> float | None:

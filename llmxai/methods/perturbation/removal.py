@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -21,6 +21,7 @@ from llmxai.errors import NonFiniteError, OptionError
 from llmxai.methods.features import CONTENT, baseline_embedding
 from llmxai.methods.targets import Target, TargetRows
 from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval, prefix_cache
+from llmxai.models.forward import shortened
 from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import CHUNK_TOKENS, OPERATORS, UNITS, require_known
@@ -31,6 +32,11 @@ MOST_UNITS = 64
 """`auto` merges more pieces than this, since each costs a forward pass."""
 FEWEST_SENTENCES = 16
 """With fewer sentences than this, `auto` uses runs of words: so few sentences are too coarse."""
+
+
+def content_words(generation: Generation) -> list[Unit]:
+    """The words of the prompt and the answer that people or the model wrote."""
+    return [word for word in generation.words if generation.roles[word[0]] in CONTENT]
 
 
 def prompt_units(generation: Generation, *, units: str = "auto") -> tuple[tuple[Unit, ...], str]:
@@ -87,11 +93,7 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
     The answer's last word has nothing behind it. Longer answers are cut into sentences, as prompts are. Mentions are
     words with the same letters and digits, whatever their case, in the prompt's content or the answer.
     """
-    first = generation.prompt_len
-    words = [word for word in generation.words if generation.roles[word[0]] in CONTENT]
-    own = [word for word in words if word[0] >= first and word[1] < len(generation.ids)]
-    if len(own) > MOST_UNITS:
-        own, _ = _not_too_many(generation, own)
+    words = content_words(generation)
     mentions: dict[str, list[Unit]] = {}
     for start, end in words:
         text = "".join(c for c in "".join(generation.texts[start:end]).casefold() if c.isalnum())
@@ -99,7 +101,14 @@ def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
             mentions.setdefault(text, []).append((start, end))
     repeated = [tuple(places) for places in mentions.values() if len(places) > 1]
     repeated.sort(key=len, reverse=True)
-    return (*((word,) for word in own), *repeated[:MOST_UNITS])
+    return (*((unit,) for unit in answer_units(generation)), *repeated[:MOST_UNITS])
+
+
+def answer_units(generation: Generation) -> tuple[Unit, ...]:
+    """The words of the answer that have something behind them; of a longer answer its sentences, or runs of them."""
+    first, n = generation.prompt_len, len(generation.ids)
+    own = [word for word in content_words(generation) if word[0] >= first and word[1] < n]
+    return tuple(_not_too_many(generation, own)[0] if len(own) > MOST_UNITS else own)
 
 
 def unit_sums(
@@ -144,8 +153,10 @@ class MaskedSequence:
     first: int
     prefix: DynamicCache | None
     real: Float[Tensor, "live hidden"]
+    ids: Tensor
+    """[live]: deleted tokens take theirs along; where only the embedding is replaced, the id stays."""
     baseline: str
-    substitute: Float[Tensor, " hidden"] | None
+    substitute: Float[Tensor, "*seq hidden"] | None
     """What replaces removed tokens; None if they are deleted."""
     owner: Tensor
     """[live]: the unit of each token, or -1."""
@@ -162,32 +173,39 @@ class MaskedSequence:
         *,
         operator: str,
         baseline: str,
+        cache: DynamicCache | None = None,
     ) -> MaskedSequence:
+        """`cache`: keys and values of more of the sequence than the tokens before the units, if already known."""
         rows = TargetRows.of(targets)
-        x = embed(loaded.model, generation.ids[: max(rows.positions) + 1])
+        source = generation.source_len
+        ids = generation.ids[: max(rows.positions) + 1]
+        x = embed(loaded.model, ids, source=source)
         # one token before the units is recomputed every time, so that no sequence is empty
         first = max(0, min((start for start, _ in units), default=generation.prompt_len) - 1)
-        prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype))
+        prefix = shortened(cache, first) if cache is not None and first else None
+        if prefix is None:
+            prefix = prefix_cache(loaded.model, x[None, :first].to(loaded.dtype), ids[:first])
         first = first if prefix is not None else 0
         owner = torch.full((len(x),), -1)
         for unit, (start, end) in enumerate(units):
             owner[start:end] = unit
         substitute = None
         if operator != "delete":
-            substitute = baseline_embedding(loaded, "mean" if operator == "mean" else baseline, seq=len(x)).to(x)
+            neutral = "mean" if operator == "mean" else baseline
+            substitute = baseline_embedding(loaded, neutral, seq=len(x), source=source).to(x)
         return cls(
             loaded=loaded,
             rows=rows,
             first=first,
             prefix=prefix,
             real=x[first:],
+            ids=torch.tensor(ids[first:]),
             baseline=baseline,
             substitute=substitute,
             owner=owner[first:],
-            source=generation.source_len,
+            source=source,
         )
 
-    @torch.no_grad()
     def f(
         self,
         kept: Bool[Tensor, "mask unit"],
@@ -195,23 +213,40 @@ class MaskedSequence:
         size: ChunkSize,
         progress: Progress = quiet,
     ) -> Float[Tensor, "target mask"]:
-        """F of every target under every mask; masks that leave the same number of tokens run together."""
+        """F of every target under every mask."""
+        read, width = self.rows.values, len(self.rows.targets)
+        return self.of_masks(kept, read, width=width, size=size, progress=progress).T.contiguous()
+
+    @torch.no_grad()
+    def of_masks(
+        self,
+        kept: Bool[Tensor, "mask unit"],
+        read: Callable[[Tensor], Tensor],
+        *,
+        width: int,
+        size: ChunkSize,
+        progress: Progress = quiet,
+    ) -> Float[Tensor, "mask figure"]:
+        """The `width` figures that `read` takes from the logits [mask, row, vocab] of every mask, float64 on the CPU.
+
+        Masks that leave the same number of tokens run together.
+        """
         present = self.present(kept)
         lengths = present.sum(dim=1)
-        found = torch.empty(len(kept), len(self.rows.targets), dtype=torch.float64)
+        found = torch.empty(len(kept), width, dtype=torch.float64)
         done = 0
         for length in sorted(set(lengths.tolist())):
             alike = (lengths == length).nonzero()[:, 0]
 
             def part(chosen: slice, alike: Tensor = alike, length: int = length, done: int = done) -> Tensor:
                 masks = alike[chosen]
-                values = self.values(self.embedded(present[masks], kept[masks], length))
+                values = self.read(*self.embedded(present[masks], kept[masks], length), read)
                 progress(done + chosen.stop, len(kept))
                 return values
 
             found[alike] = in_chunks(part, size=size, each=length, items=len(alike))
             done += len(alike)
-        return found.T.contiguous()
+        return found
 
     def stays(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
         """Which tokens the masks leave in place."""
@@ -221,46 +256,65 @@ class MaskedSequence:
     def present(self, kept: Bool[Tensor, "mask unit"]) -> Bool[Tensor, "mask live"]:
         """Which positions of the sequence are occupied, by a real token or a replacement.
 
-        If deletion would leave nothing to predict from (a raw prompt without BOS), one neutral token remains.
+        If deletion would leave nothing to predict from (a raw prompt without BOS, or a whole source), one neutral token
+        remains.
         """
         if self.substitute is not None:
             return torch.ones(len(kept), len(self.owner), dtype=torch.bool)
         stays = self.stays(kept)
-        before = min(self.rows.positions) - self.first + 1
+        before = self.source or min(self.rows.positions) - self.first + 1
         stays[:, 0] |= ~stays[:, :before].any(dim=1)
         return stays
 
     def embedded(
         self, present: Bool[Tensor, "chosen live"], kept: Bool[Tensor, "chosen unit"], length: int
-    ) -> Float[Tensor, "chosen length hidden"]:
-        """The embeddings of the sequence under masks that leave `length` tokens each."""
+    ) -> tuple[Float[Tensor, "chosen length hidden"], Int[Tensor, "chosen length"]]:
+        """The embeddings and ids of the sequence under masks that leave `length` tokens each."""
         where = present.nonzero()[:, 1].reshape(len(present), length).to(self.real.device)
+        ids = self.ids[where.cpu()]
         removed = ~self.stays(kept).to(self.real.device).gather(1, where)
         if not removed.any():
-            return self.real[where]
+            return self.real[where], ids
         neutral = self.substitute
         if neutral is None:  # deletion left nothing else
             neutral = baseline_embedding(self.loaded, self.baseline, seq=length).to(self.real)
-        return torch.where(removed[..., None], neutral, self.real[where])
+        return torch.where(removed[..., None], neutral, self.real[where]), ids
 
     @torch.no_grad()
-    def values(self, x: Float[Tensor, "chosen length hidden"]) -> Float[Tensor, "chosen target"]:
+    def values(
+        self, x: Float[Tensor, "chosen length hidden"], ids: Int[Tensor, "... length"]
+    ) -> Float[Tensor, "chosen target"]:
         """F with `x` from `first` on; if it is shorter than the original, tokens before the targets were deleted."""
+        return self.read(x, ids, self.rows.values)
+
+    def read(
+        self,
+        x: Float[Tensor, "chosen length hidden"],
+        ids: Int[Tensor, "... length"],
+        read: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "chosen figure"]:
+        """The figures that `read` takes from the logits, float64 on the CPU."""
         gone = len(self.owner) - x.shape[1]
         logits = forward_logits(
             self.loaded.model,
             x.to(self.loaded.dtype),
+            ids=ids,
             positions=[position - self.first - gone for position in self.rows.positions],
             prefix=self.prefix,
             source=max(0, self.source - gone),  # units are in the source, if there is one
         )
-        values = self.rows.values(logits).double().cpu()
-        if not torch.isfinite(values).all():
-            raise NonFiniteError(
-                f"{self.loaded.name}: NaN or infinity with parts of the prompt removed, computed in "
-                f"{self.loaded.dtype}. Load the model with --dtype float32 or bfloat16, or use --no-removal."
-            )
+        values = read(logits).double().cpu()
+        require_finite(self.loaded, values)
         return values
+
+
+def require_finite(loaded: LoadedModel, values: Tensor) -> None:
+    """Raise NonFiniteError if a removal gave NaN or infinity."""
+    if not torch.isfinite(values).all():
+        raise NonFiniteError(
+            f"{loaded.name}: NaN or infinity with parts of the prompt removed, computed in {loaded.dtype}. Load the "
+            f"model with --dtype float32 or bfloat16, or use --no-removal."
+        )
 
 
 @dataclass
@@ -331,7 +385,7 @@ class SetFunction:
         """F with `x` in place of `real`."""
         self.forwards += len(x)
         with frozen_eval(self.loaded.model):
-            return self.parts.values(x)[:, 0]
+            return self.parts.values(x, self.parts.ids)[:, 0]
 
 
 def removal_forward(removal: SetFunction) -> Callable[[Float[Tensor, "batch feature"]], Float[Tensor, " batch"]]:

@@ -17,7 +17,8 @@ from llmxai.methods.perturbation.removal import SetFunction, removal_forward
 from llmxai.methods.registry import at_least, method
 from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel
-from llmxai.models.forward import input_device, seeded
+from llmxai.models.embedding import input_device
+from llmxai.models.forward import seeded
 from llmxai.types import Generation, Scores
 
 Fit = Callable[[SetFunction], Float[Tensor, " feature"]]

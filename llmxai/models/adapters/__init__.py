@@ -3,25 +3,25 @@
 | function | result |
 | --- | --- |
 | `require_explainable(model, name)` | raises UnsupportedModelError if its answers cannot be explained |
-| `logits(model, embeds, positions, prefix, source)` | logits at positions, differentiable in the embeddings |
+| `logits(model, embeds, ids, positions, prefix, source)` | logits at positions, differentiable in the embeddings |
 | `stacks(model)` | its stacks of layers |
 | `keeps_prefix(model)` | whether keys and values of a fixed beginning can be cached |
 | `initial_rows(model, name, generation, positions)` | the rows that an attention rollout starts from |
-| `answers(model, name, prompts, decoding)` | the model's own answers as ids with their log-probs |
+| `answers(model, name, prompts, decoding, room, tokenizer)` | the model's own answers as ids with their log-probs |
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters import causal, classifier, encoder_decoder
+from llmxai.models.embedding import input_device
 from llmxai.models.families import ModelKind, kind_of
 from llmxai.models.forward import keys_and_values
 from llmxai.settings import Decoding
@@ -37,8 +37,9 @@ class Adapter(Protocol):
     def logits(
         self,
         model: PreTrainedModel,
-        inputs_embeds: Float[Tensor, "batch seq hidden"],
+        inputs_embeds: Float[Tensor, "batch seq width"] | None,
         *,
+        ids: Int[Tensor, "batch seq"],
         positions: Sequence[int],
         prefix: DynamicCache | None,
         source: int,
@@ -53,7 +54,14 @@ class Adapter(Protocol):
     ) -> Float[Tensor, "target seen"]: ...
 
     def answers(
-        self, model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        prompts: Sequence[PromptTokens],
+        decoding: Decoding,
+        room: int,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> list[Answer]: ...
 
 
@@ -71,23 +79,24 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
 
 def forward_logits(
     model: PreTrainedModel,
-    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    inputs_embeds: Float[Tensor, "batch seq width"] | None,
     *,
+    ids: Sequence[int] | Int[Tensor, "... seq"],
     positions: Sequence[int],
     prefix: DynamicCache | None = None,
     source: int = 0,
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` (indices into seq) only; differentiable in `inputs_embeds`.
 
+    The model reads `ids`, [seq] or [batch, seq], with `inputs_embeds` in place of their embeddings (`replaced`); None
+    leaves its own.
     `prefix` holds the keys and values of the tokens before seq, for a batch of one; it is not changed. `source`: for an
-    encoder-decoder, how many of the embeddings go into the encoder. Raises UnsupportedModelError for a model that
-    cannot start from embeddings.
+    encoder-decoder, how many of the embeddings go into the encoder. Raises UnsupportedModelError for a model whose
+    embeddings cannot be replaced, and from any error in its own code.
     """
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} takes no inputs_embeds, so its embeddings cannot be moved along a path."
-        )
-    return adapter_of(model).logits(model, inputs_embeds, positions=positions, prefix=prefix, source=source)
+    rows = torch.as_tensor(ids, device=input_device(model))
+    rows = rows.reshape(-1, rows.shape[-1]) if inputs_embeds is None else rows.expand(len(inputs_embeds), -1)
+    return adapter_of(model).logits(model, inputs_embeds, ids=rows, positions=positions, prefix=prefix, source=source)
 
 
 def layer_stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
@@ -95,8 +104,10 @@ def layer_stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
     return adapter_of(model).stacks(model)
 
 
-def prefix_cache(model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq hidden"]) -> DynamicCache | None:
+def prefix_cache(
+    model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq width"], ids: Sequence[int]
+) -> DynamicCache | None:
     """Keys and values of a fixed beginning; None if it is empty or the model cannot cache it."""
     if not inputs_embeds.shape[1] or not adapter_of(model).keeps_prefix(model):
         return None
-    return keys_and_values(model, inputs_embeds)
+    return keys_and_values(model, inputs_embeds, torch.tensor([list(ids)], device=input_device(model)))

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
+from llmxai.models.embedding import indices, input_device, replaced
 from llmxai.models.families import layers_without_softmax
-from llmxai.models.finding import encoder_message
+from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
     cache_argument,
     frozen_eval,
-    indices,
-    input_device,
     keeps_logits,
+    lost_positions,
+    own_errors,
     repeated,
+    run,
     transformer_layers,
 )
 from llmxai.settings import Decoding
@@ -47,13 +51,22 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
         return
     quantised = getattr(model, "hf_quantizer", None) is not None
     if not (quantised and (first - later).norm() < QUANTISED_NOISE * (first - own).norm()):
-        raise UnsupportedModelError(encoder_message(name, type(model).__name__))
+        raise not_causal(model, name=name)
+
+
+def not_causal(model: PreTrainedModel, *, name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{name}: {type(model).__name__} is not a causal language model as it runs here: a later token changes the "
+        f"logits of an earlier one, so its log-probs are not those with which it would generate from left to right. "
+        f"Give a causal model (for example `{EMBEDDED}`), or a fine-tuned classifier (...ForSequenceClassification)."
+    )
 
 
 def logits(
     model: PreTrainedModel,
-    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    inputs_embeds: Float[Tensor, "batch seq width"] | None,
     *,
+    ids: Int[Tensor, "batch seq"],
     positions: Sequence[int],
     prefix: DynamicCache | None,
     source: int,
@@ -61,13 +74,16 @@ def logits(
     """Logits at `positions`; the output head runs only there if the model allows it."""
     del source
     past: dict[str, object] = {"use_cache": False}
+    before = 0
     if prefix is not None:
-        past = {"use_cache": True, cache_argument(model): repeated(prefix, len(inputs_embeds))}
+        grown = repeated(prefix, len(ids))
+        past, before = {"use_cache": True, cache_argument(model): grown}, grown.get_seq_length()
     keep = indices(model, positions)
-    if keeps_logits(model):
-        return torch.as_tensor(model(inputs_embeds=inputs_embeds, logits_to_keep=keep, **past).logits)
-    output = model(inputs_embeds=inputs_embeds, **past)
-    return torch.as_tensor(output.logits[:, keep.to(output.logits.device)])
+    mask = ids.new_ones(len(ids), before + ids.shape[1])
+    with replaced(model, ids, inputs_embeds):
+        output = run(model, input_ids=ids, attention_mask=mask, logits_to_keep=keep, **past)
+    found = torch.as_tensor(output.logits)
+    return found if keeps_logits(model) else found[:, keep.to(found.device)]
 
 
 def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
@@ -75,8 +91,15 @@ def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
 
 
 def keeps_prefix(model: PreTrainedModel) -> bool:
-    """Whether the model's only memory of earlier tokens is keys and values, which later tokens do not change."""
-    return not getattr(model, "_is_stateful", False) and not layers_without_softmax(model.config)
+    """Whether the model's only memory of earlier tokens is keys and values, which later tokens do not change.
+
+    One that numbers positions from all its ids (Qwen's with pictures) cannot go on from a cache with the rest of them.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    takes = "use_cache" in parameters and bool({"cache", "past_key_values"} & set(parameters))
+    numbers = any(hasattr(part, "get_rope_index") for part in model.modules())
+    stateful = getattr(model, "_is_stateful", False) or bool(layers_without_softmax(model.config))
+    return takes and not numbers and not stateful
 
 
 def initial_rows(
@@ -96,52 +119,108 @@ def equal_shares(positions: Sequence[Sequence[int]]) -> Float[Tensor, "target se
 
 
 def answers(
-    model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+    model: PreTrainedModel,
+    *,
+    name: str,
+    prompts: Sequence[PromptTokens],
+    decoding: Decoding,
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Answer]:
-    """One pass per step for all prompts, rows padded on the left; log-probs (nats) are of the raw logits."""
+    """One pass per step for all prompts, rows padded on the left; log-probs (nats) are of the raw logits.
+
+    With stop strings, one prompt at a time: transformers pads a row that has stopped, and the padding looks like text.
+    """
     config = generation_config(model, decoding, room)
-    device = input_device(model)
-    width = max(len(prompt.ids) for prompt in prompts)
-    pads = [width - len(prompt.ids) for prompt in prompts]
-    rows = zip(prompts, pads, strict=True)
-    ids = torch.tensor([[config.pad_token_id] * pad + list(prompt.ids) for prompt, pad in rows], device=device)
-    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=device)
-    return generated(
-        model, name=name, config=config, inputs={"inputs": ids, "attention_mask": mask}, seed=decoding.seed
-    )
+    each = 1 if config.stop_strings else len(prompts)
+    found = []
+    for first in range(0, len(prompts), each):
+        part = prompts[first : first + each]
+        width = max(len(prompt.ids) for prompt in part)
+        pads = [width - len(prompt.ids) for prompt in part]
+        rows = zip(part, pads, strict=True)
+        ids = [[config.pad_token_id] * pad + list(prompt.ids) for prompt, pad in rows]
+        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+        device = input_device(model)
+        inputs = {"inputs": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+        if lost := lost_positions(model):  # generate counts from 0, and the model's own forward does not
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) + lost - 1).clamp(min=lost)
+        found += generated(model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed)
+    return found
 
 
-def generation_config(model: PreTrainedModel, decoding: Decoding, room: int) -> Any:
-    """The model's own generation settings, overridden by `decoding`."""
+GENERATING = "generate with its generation settings"
+ONE_BY_ONE: dict[str, Any] = {
+    **{"num_beams": 1, "num_return_sequences": 1, "token_healing": False, "use_cache": True},
+    **dict.fromkeys(
+        (
+            *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "constraints"),
+            *("force_words_ids", "penalty_alpha", "dola_layers", "low_memory", "prompt_lookup_num_tokens"),
+            *("assistant_early_exit", "cache_implementation", "cache_config", "prefill_chunk_size", "compile_config"),
+        )
+    ),
+}
+"""Overrides a model's own generation settings: tokens are chosen one by one, each from all before it, as `Decoding`
+says. So no search over several answers or layers, no other prompt (token healing), and no drafts or special caches,
+which change how fast the same tokens come, or round them."""
+
+
+def generation_config(model: PreTrainedModel, decoding: Decoding, room: int) -> GenerationConfig:
+    """The model's own generation settings, overridden by `decoding` and `ONE_BY_ONE`."""
     sampled = decoding.temperature > 0
-    config = copy.deepcopy(model.generation_config)
-    config.update(
-        max_new_tokens=room,
-        max_length=None,
-        do_sample=sampled,
-        temperature=decoding.temperature if sampled else None,
-        top_p=decoding.top_p if sampled else None,
-        top_k=decoding.top_k if sampled else None,
-        num_beams=1,
-        num_return_sequences=1,
-        return_dict_in_generate=True,
-        output_logits=True,
-        output_scores=False,
-        use_cache=True,
-    )
+    own = model.generation_config
+    config = GenerationConfig.from_model_config(model.config) if own is None else copy.deepcopy(own)
+    for setting in [name for name in ONE_BY_ONE if hasattr(config, name)]:
+        setattr(config, setting, ONE_BY_ONE[setting])
+    with own_errors(model, what=GENERATING):  # settings are validated together
+        config.update(
+            max_new_tokens=room,
+            max_length=None,
+            do_sample=sampled,
+            temperature=decoding.temperature if sampled else None,
+            top_p=decoding.top_p if sampled else None,
+            top_k=decoding.top_k if sampled else None,
+            return_dict_in_generate=True,
+            output_logits=True,
+            output_scores=False,
+        )
     if config.pad_token_id is None:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else (eos if eos is not None else 0)
     return config
 
 
-def generated(model: PreTrainedModel, *, name: str, config: Any, inputs: dict[str, Tensor], seed: int) -> list[Answer]:
-    """The answers of `model.generate`, row by row, up to the first end mark. Preserves the caller's random state."""
+@contextmanager
+def only_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Inside, these are the model's own settings as well: `generate` takes from those what is None here."""
+    before = model.generation_config
+    try:
+        model.generation_config = config
+        yield
+    finally:
+        model.generation_config = before
+
+
+def generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    config: GenerationConfig,
+    inputs: dict[str, Tensor],
+    seed: int,
+) -> list[Answer]:
+    """The answers of `model.generate`, row by row, up to the first end mark. Preserves the caller's random state.
+
+    Raises UnsupportedModelError if transformers cannot generate with the model's settings.
+    """
     device = input_device(model)
     devices = [device.index or 0] if device.type == "cuda" else []
+    named = {"tokenizer": tokenizer} if config.stop_strings else {}
     with frozen_eval(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        output = model.generate(**inputs, generation_config=config)
+        with only_settings(model, config), own_errors(model, what=GENERATING):
+            output: Any = model.generate(**inputs, generation_config=config, **named)
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     width = output.sequences.shape[1] - len(output.logits)
     found = []
@@ -149,11 +228,12 @@ def generated(model: PreTrainedModel, *, name: str, config: Any, inputs: dict[st
         ids = sequence[width:].tolist()
         end = next((t + 1 for t, token in enumerate(ids) if token in eos), len(ids))
         steps = [logits[row] for logits in output.logits[:end]]
+        stopped = config.stop_strings and end < config.max_new_tokens
         found.append(
             Answer(
                 ids=tuple(ids[:end]),
                 logprobs=_recorded(model, ids[:end], steps, name=name),
-                stop="eos" if ids[end - 1] in eos else "length",
+                stop="eos" if ids[end - 1] in eos else "string" if stopped else "length",
             )
         )
     return found

@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import NonFiniteError, PromptError, UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares
-from llmxai.models.finding import require_one_class
-from llmxai.models.forward import embed, frozen_eval, input_device, transformer_layers
+from llmxai.models.embedding import input_device, replaced
+from llmxai.models.finding import require_one_class, require_one_stack
+from llmxai.models.forward import first_of, frozen_eval, own_errors, run, transformer_layers, with_first
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
+NO_TOKEN = -1
+"""An id that no token has."""
+
 
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError if the logits are not a distribution over mutually exclusive classes."""
+    """Raise UnsupportedModelError if the logits are not a distribution over mutually exclusive classes, or two stacks
+    give them.
+    """
     require_one_class(model.config, name=name)
+    require_one_stack(model.config, type(model).__name__, name=name)
 
 
 def logits(
     model: PreTrainedModel,
-    inputs_embeds: Float[Tensor, "batch seq hidden"],
+    inputs_embeds: Float[Tensor, "batch seq width"] | None,
     *,
+    ids: Int[Tensor, "batch seq"],
     positions: Sequence[int],
     prefix: DynamicCache | None,
     source: int,
 ) -> Float[Tensor, "batch position vocab"]:
     """The single row of logits for the whole sequence, returned for any position."""
     del prefix, source
-    return torch.as_tensor(model(inputs_embeds=inputs_embeds).logits)[:, None].expand(-1, len(positions), -1)
+    with replaced(model, ids, inputs_embeds):
+        return class_logits(model, ids)[:, None].expand(-1, len(positions), -1)
+
+
+def class_logits(model: PreTrainedModel, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch class"]:
+    """The model's logits, every token seen."""
+    with padding_named(model):
+        return torch.as_tensor(run(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
+
+
+@contextmanager
+def padding_named(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model without padding names an id that no text has: it refuses batches otherwise, and pads nothing."""
+    config = model.config.get_text_config()
+    before = getattr(config, "pad_token_id", None)
+    try:
+        if before is None:
+            config.pad_token_id = NO_TOKEN
+        yield
+    finally:
+        config.pad_token_id = before
 
 
 def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
@@ -60,10 +89,16 @@ def initial_rows(
 
 
 def answers(
-    model: PreTrainedModel, *, name: str, prompts: Sequence[PromptTokens], decoding: Decoding, room: int
+    model: PreTrainedModel,
+    *,
+    name: str,
+    prompts: Sequence[PromptTokens],
+    decoding: Decoding,
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Answer]:
     """The most likely class of every prompt."""
-    del decoding, room
+    del decoding, room, tokenizer
     return [classified(model, prompt, name=name, label=None) for prompt in prompts]
 
 
@@ -73,9 +108,8 @@ def classified(model: PreTrainedModel, prompt: PromptTokens, *, name: str, label
     The id is the class's number. Raises PromptError for a label that the model does not have and NonFiniteError if the
     logits hold NaN.
     """
-    ids = torch.tensor([prompt.ids], device=input_device(model))
     with frozen_eval(model), torch.no_grad():
-        values = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double()
+        values = class_logits(model, torch.tensor([prompt.ids], device=input_device(model)))[0].double()
         try:
             read = positions_read(model, prompt.ids)
         except UnsupportedModelError:
@@ -97,9 +131,10 @@ def classified(model: PreTrainedModel, prompt: PromptTokens, *, name: str, label
 
 
 def label_names(model: PreTrainedModel) -> list[str]:
-    """The names of the classes, in the order of the logits."""
+    """The names of the classes, in the order of the logits; classes of one name get their numbers: `other (3)`."""
     known = model.config.id2label
-    return [str(known.get(number, f"LABEL_{number}")) for number in range(model.config.num_labels)]
+    names = [str(known.get(number, f"LABEL_{number}")) for number in range(model.config.num_labels)]
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def class_number(names: Sequence[str], label: str, *, name: str) -> int:
@@ -121,15 +156,17 @@ def positions_read(model: PreTrainedModel, ids: Sequence[int]) -> tuple[int, ...
     leaves: list[Tensor] = []
 
     def cut(_layer: nn.Module, _arguments: object, output: Any) -> Any:
-        tensor = output[0] if isinstance(output, tuple) else output
-        leaves.append(tensor.detach().requires_grad_())
-        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+        leaves.append(first_of(output).detach().requires_grad_())
+        return with_first(output, leaves[-1])
 
     handle = transformer_layers(model)[-1].register_forward_hook(cut)
     try:
         with torch.enable_grad():
-            values = model(inputs_embeds=embed(model, ids)[None]).logits
-            (gradient,) = torch.autograd.grad(values.float().square().sum(), leaves[0])
+            values = class_logits(model, torch.tensor([list(ids)], device=input_device(model)))
+            if len(leaves) != 1 or leaves[0].shape[:2] != (1, len(ids)):
+                raise UnsupportedModelError(f"The layers of {type(model).__name__} do not give one vector per token.")
+            with own_errors(model, what="be differentiated in its last layer"):
+                (gradient,) = torch.autograd.grad(values.float().square().sum(), leaves[0])
     finally:
         handle.remove()
     return tuple(gradient[0].abs().amax(dim=-1).nonzero()[:, 0].tolist())

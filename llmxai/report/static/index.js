@@ -16,17 +16,17 @@
   const pieces = (text) => [text].flat(1).map((piece) => Array.isArray(piece) ? make("span", { class: "mark" }, piece[0]) : piece);
   const plain = (text) => [text].flat(2).join("");
 
-  // ---- records: data.figures has [failed, a count for each of data.statuses, gap, spearman, seconds] of every one, in the order of the run
+  // ---- records: data.figures has [failed, a count for each of data.statuses, probability, seconds] of every one, in the order of the run
   const figures = data.figures;
-  // [id, href, prompt, answer, record]; for a long run only the first ones, until the data pages are loaded
+  // [id, href, prompt, answer, record, sources, review]; for a long run only the first ones, until the data pages are loaded
   const texts = [...data.texts];
-  const NUMBERS = Object.fromEntries([...data.statuses, "gap", "spearman", "seconds"].map((name, i) => [name, i + 1]));
+  const NUMBERS = Object.fromEntries([...data.statuses, "probability", "seconds"].map((name, i) => [name, i + 1]));
   const COUNTS = data.statuses.length, FLAGGED = data.statuses.filter((status) => !data.fine.includes(status));
   const flagged = (row) => FLAGGED.some((status) => row[NUMBERS[status]] > 0);
-  const WORDS = { id: 0, prompt: 2, answer: 3 };
+  const WORDS = { id: 0, prompt: 2, answer: 3, sources: 5, review: 6 };
   const fold = (text) => text.normalize("NFKC").toLowerCase();
   const cased = []; // the searchable text, built when first needed
-  const searched = (i) => cased[i] ??= fold([0, 2, 3, 4].map((at) => plain(texts[i][at])).join("\n"));
+  const searched = (i) => cased[i] ??= fold([0, 2, 3, 4, 5, 6].map((at) => plain(texts[i][at])).join("\n"));
   const kept = {
     all: () => true,
     failed: ([failed]) => failed,
@@ -70,7 +70,7 @@
     try {
       (await checked(await posted(file), digest)).forEach((row, i) => { texts[first + i] = row; });
     } catch (error) {
-      for (let i = first; i < end; i += 1) texts[i] ??= [`record ${i + 1}`, null, "", "(its data page cannot be read)", ""];
+      for (let i = first; i < end; i += 1) texts[i] ??= [`record ${i + 1}`, null, "", "(its data page cannot be read)", "", "", ""];
       trouble.push(`${file} ${error.message}.`);
     }
     reading -= 1;
@@ -105,21 +105,28 @@
     return found.map((i) => [of(i), i]).sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : way * (a - b))).map(([, i]) => i);
   }
 
-  function cells([id, href, prompt, answer, record], [failed, ...numbers]) {
-    const name = make("bdi", {}, ...pieces(id));
-    const said = make("td", {}, make("span", { dir: "auto" }, ...pieces(answer)));
+  /** As people say it: 57%, 5.7%, 99.8%. */
+  const percent = (p) => p >= 0.1 && p < 0.985 ? `${Math.round(100 * p)}%` : p !== 0 && p < 0.0005 ? (p < 0.00001 ? "under 0.001%" : `${(100 * p).toFixed(3)}%`) : `${(100 * p).toFixed(1)}%`;
+  const text = (name, said) => make("td", { "data-name": name }, make("span", { dir: "auto" }, ...pieces(said)));
+
+  function cells([id, href, prompt, answer, record, sources, review], [failed, ...numbers]) {
+    const name = make("bdi", {}, ...pieces(id)), said = text("answered", answer);
     if (failed) said.prepend(make("span", { class: "warning" }, "failed: "));
-    const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name, ...(record.length ? [make("code", { class: "soft" }, ...pieces(record))] : [])), make("td", {}, make("span", { dir: "auto" }, ...pieces(prompt))), said);
+    const row = make("tr", {}, make("th", { scope: "row" }, href ? make("a", { href }, name) : name, ...(record.length ? [make("code", { class: "soft" }, ...pieces(record))] : [])), text("asked", prompt), said);
+    const decided = data.reviewed ? [make("td", { "data-name": "review" }, ...(review.length ? pieces(review) : ["–"]))] : [];
     if (failed) {
-      row.append(make("td", { colspan: COUNTS + 3, class: "soft" }, "no explanation"));
+      row.append(make("td", { colspan: COUNTS + 3, class: "soft" }, "no explanation"), ...decided);
       return row;
     }
+    const [probability, seconds] = numbers.slice(COUNTS);
+    const figure = (name, value, write) => make("td", { class: "num", "data-name": name }, value === null ? "–" : write(value));
+    row.append(text("first sources", sources), figure("probability", probability, percent));
     numbers.slice(0, COUNTS).forEach((count, i) => {
       const status = data.statuses[i];
       const linked = count && href ? [make("a", { href: `${href}#${status}`, "aria-label": `${count} ${status}, go to the first` }, String(count))] : [String(count)];
-      row.append(make("td", { class: `num${count ? ` status-${status}` : ""}` }, ...linked));
+      row.append(make("td", { class: `num${count ? ` status-${status}` : ""}`, "data-name": status }, ...linked));
     });
-    numbers.slice(COUNTS, COUNTS + 3).forEach((value, i) => row.append(make("td", { class: "num" }, value === null ? "–" : value.toFixed([2, 2, 1][i]).replace("-", "−"))));
+    row.append(figure("seconds", seconds, (value) => value.toFixed(1)), ...decided);
     return row;
   }
 
@@ -133,7 +140,7 @@
     const first = (state.page - 1) * data.page, shown = found.slice(first, first + data.page);
     if (!have(shown)) return wait();
     body.replaceChildren(...shown.map((i) => cells(texts[i], figures[i])));
-    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: COUNTS + 6 }, "No record matches.")));
+    if (!shown.length) body.append(make("tr", {}, make("td", { colspan: COUNTS + 6 + (data.reviewed ? 1 : 0) }, "No record matches.")));
     say(`${found.length} of ${figures.length} records${shown.length ? `, ${first + 1} to ${first + shown.length} shown` : ""}.`);
     byId("page").textContent = `Page ${state.page} of ${pages}`;
     byId("previous").disabled = state.page === 1;

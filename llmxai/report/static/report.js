@@ -3,12 +3,13 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const given = byId("given"), answer = byId("answer"), panel = byId("panel"), live = byId("live"), help = byId("help");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const whole = byId("whole"), allRoles = byId("all-roles"), tip = byId("tip");
   const BARS = 8; // sources shown at once; the rest can be unfolded
   const state = { level: "words", method: document.querySelector("input[name=method]").value, pinned: null, shown: null };
   let nodes = [];         // one element per unit
   let byUnit = new Map(); // number of a unit -> its figures
   let painted = [];
+  let leaving = false;
   let stop = null;        // the one word that Tab reaches
 
   const level = () => data.levels[state.level];
@@ -33,6 +34,8 @@
     return details;
   }
   const isStructure = (role) => role === "template" || role === "bos";
+  /** A word that the list of terms explains, in a tooltip or, when it is chosen, in the list itself. */
+  const term = (key, text) => byId(`term-${key}`) ? make("a", { class: "term", href: `#term-${key}` }, text) : text;
 
   // ---- numbers
   const nats = (value, digits = 3) => {
@@ -45,30 +48,21 @@
     if (value > 0 && value < 0.00001) return `${(100 * value).toPrecision(1).replace("e-", "·10⁻").replace(/⁻(\d+)/, (_, n) => "⁻" + [...n].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).join(""))}%`;
     return `${(100 * value).toFixed(value < 0.0005 ? 4 : value < 0.9995 || value === 1 ? 1 : 3)}%`;
   };
+  /** As people say it: 57%, 5.7%, 99.8%. */
+  const short = (value) => value >= 0.1 && value < 0.985 ? `${Math.round(100 * value)}%` : percent(value);
   const chance = (p) => p < 0.001 ? "under 0.001" : p.toPrecision(2);
   const either = (value, show) => value === null ? "not defined here" : show(value);
 
-  // ---- colours: blue raises, orange lowers; the text colour is the one with more contrast
-  const POSITIVE = [33, 102, 172], NEGATIVE = [194, 98, 14], MASS = [60, 95, 135];
-  const mix = (end, share) => {
-    const ground = dark.matches ? [29, 33, 38] : [255, 255, 255];
-    return end.map((c, i) => Math.round(ground[i] + (c - ground[i]) * share));
-  };
-  const luminance = (rgb) => {
-    const [r, g, b] = rgb.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const paint = (element, end, share) => {
-    const colour = mix(end, share), light = luminance(colour);
-    element.style.backgroundColor = `rgb(${colour.join(",")})`;
-    element.style.color = (light + 0.05) / 0.05 > 1.05 / (light + 0.05) ? "#000" : "#fff";
+  // ---- colours: blue raises, orange lowers, in steps; the style sheet has a text colour with enough contrast for each
+  const sides = (value, hasSign) => hasSign ? (value < 0 ? "neg" : "pos") : "mass";
+  const step = (value, most) => Math.max(1, Math.ceil(data.steps * Math.abs(value) / most));
+  const STEPS = Array.from({ length: data.steps }, (_, i) => `s${i + 1}`);
+  const paint = (element, value, most, hasSign) => {
+    element.classList.add("source", sides(value, hasSign), `s${step(value, most)}`);
+    painted.push(element);
   };
   const unpaint = () => {
-    for (const element of painted) {
-      element.style.backgroundColor = "";
-      element.style.color = "";
-      element.classList.remove("source", "pos", "neg");
-    }
+    for (const element of painted) element.classList.remove("source", "pos", "neg", "mass", ...STEPS);
     painted = [];
   };
   const signed = () => ["effects", "deletion", "gradients", "removal"].includes(state.method);
@@ -107,12 +101,15 @@
     nodes = [];
     given.replaceChildren();
     answer.replaceChildren();
-    for (const [role, name, first, end] of turns) {
+    given.classList.toggle("all", allRoles.checked);
+    const before = turns.findLastIndex(([role]) => role !== "generated" && role !== "thinking");
+    for (const [number, [role, name, first, end]] of turns.entries()) {
       const said = make("div", { class: "said", dir: "auto" });
       for (let i = first; i < end; i += 1) said.append(...unit(units[i], i));
       const turn = make("div", { class: `turn-box role-${role}` }, make("span", { class: "turn-label" }, name), said);
-      (role === "generated" ? answer : given).append(turn);
+      (number > before ? answer : given).append(turn);
     }
+    if (data.ends) nodes.at(-1).classList.add("ends");
     stop = targets.length ? nodes[targets[0].unit] : null;
     stop?.setAttribute("tabindex", "0");
   }
@@ -123,6 +120,7 @@
     const before = typeof content[0] === "string" ? content[0].match(/^ */)[0] : "";
     if (before && (content.length > 1 || before.length < content[0].length)) content[0] = content[0].slice(before.length);
     const kept = content[0] === text ? "" : before;
+    const leads = kept === " " && level().turns.some(([, , first]) => first === i); // the space before a text's first word
     const element = make(isStructure(role) ? "bdi" : "span", { class: "unit" }, ...content);
     if (String(content.at(-1)).endsWith("\n")) element.classList.add("breaks"); // room after it would be a line of its own
     if (byUnit.has(i)) {
@@ -130,44 +128,37 @@
       for (const [key, value] of Object.entries({ role: "button", tabindex: "-1", "aria-pressed": "false", "data-unit": i, "aria-label": `${name}, ${status}`, title: `${data.statuses[status].sign} ${status}` })) element.setAttribute(key, value);
     }
     nodes[i] = element;
-    return kept ? [kept, element] : [element];
+    return kept && !leads ? [kept, element] : [element];
   }
 
   function repaint() {
     unpaint();
-    const target = byUnit.get(state.shown);
+    const target = byUnit.get(state.shown), hasSign = !target || signed();
+    const pairs = target ? lit(target) : level().focus, most = largest(pairs);
     legend(target);
-    if (!target) {
-      panel.replaceChildren(make("h3", { id: "panel-head" }, "No word chosen"), make("p", {}, "Choose a word of the answer to see its sources."));
-      return;
-    }
-    const pairs = lit(target), most = largest(pairs);
-    for (const [number, value] of pairs) {
-      if (number === state.shown) continue;
-      const element = nodes[number];
-      paint(element, signed() ? (value < 0 ? NEGATIVE : POSITIVE) : MASS, 0.08 + 0.92 * Math.abs(value) / most);
-      element.classList.add("source");
-      if (signed()) element.classList.add(value < 0 ? "neg" : "pos");
-      painted.push(element);
-    }
-    fill(target);
+    given.classList.toggle("all", allRoles.checked || (target !== undefined && ["rollout", "variant"].includes(state.method)));
+    for (const [number, value] of pairs) if (number !== state.shown) paint(nodes[number], value, most, hasSign);
+    whole.hidden = target !== undefined;
+    panel.hidden = target === undefined;
+    document.body.classList.toggle("chosen", target !== undefined);
+    if (target) fill(target);
+    else panel.replaceChildren();
   }
 
+  const plainLegend = [...byId("legend").childNodes];
   function legend(target) {
     const where = byId("legend");
-    where.replaceChildren();
     if (!target) {
-      where.append("Colours and their numbers appear here when a word is chosen.");
+      where.replaceChildren(...plainLegend);
       return;
     }
-    const most = largest(lit(target)) / data.scale[state.method];
-    where.append(signed() ? "lowers " : "no attention ");
-    for (const step of signed() ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
-      const key = make("span", { class: "key" }, signed() ? nats(step * most, 2) : percent(step * most));
-      paint(key, signed() ? (step < 0 ? NEGATIVE : POSITIVE) : MASS, Math.abs(step));
-      where.append(key);
+    const hasSign = signed(), top = largest(lit(target)) / data.scale[state.method];
+    where.replaceChildren(hasSign ? "lowers " : "no attention ");
+    for (const share of hasSign ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
+      const colour = share ? ` source ${sides(share, hasSign)} s${step(share, 1)}` : "";
+      where.append(make("span", { class: `key${colour}` }, hasSign ? nats(share * top, 2) : percent(share * top)));
     }
-    where.append(signed() ? " raises, in nats" : state.method === "variant" ? " of its row" : " of all attention");
+    where.append(...(hasSign ? [" raises, in ", term("nat", "nats")] : [state.method === "variant" ? " of its row" : " of all attention"]));
     if (unreadable(target)) where.append(make("b", {}, " · do not read for this word"));
   }
 
@@ -178,21 +169,22 @@
   };
   const partName = (part) => [data.removal.parts[part][0], ""];
   /** A ranked list: name and numbers on one line, a bar below; signed bars start in the middle. */
-  function bars(pairs, { scale, signed, share = null, named = unitName, write = signed ? nats : percent, detail = null }) {
+  function bars(pairs, { scale, signed, share = null, named = unitName, write = signed ? (value) => nats(value) : percent, detail = null, before = "", faint = 0 }) {
     const most = largest(pairs), item = (pair) => {
       const [number, whole] = pair, value = whole / scale, [text, note] = named(number);
       const bar = make("span", { class: `bar${signed ? " signed" : ""}`, "aria-hidden": "true" });
       const fill = make("span", { class: `fill ${signed ? (value < 0 ? "neg" : "pos") : "mass"}` });
       fill.style.setProperty("width", `${(signed ? 50 : 100) * Math.abs(whole) / most}%`);
       bar.append(fill);
-      return make("li", {}, make("span", { class: "named" }, make("bdi", {}, ...pieces(text)), make("span", { class: "soft" }, note)),
-        make("span", { class: "num" }, write(value), ...(share ? [make("span", { class: "soft" }, ` · ${percent(share(value))}`)] : [])),
+      return make("li", {}, make("span", { class: "named" }, ...(before ? [make("span", { class: "soft" }, before)] : []), make("bdi", {}, ...pieces(text)), make("span", { class: "soft" }, note)),
+        make("span", { class: "num" }, write(value, pair), ...(share ? [make("span", { class: "soft" }, ` · ${percent(share(value))}`)] : [])),
         ...(detail ? [make("span", { class: "detail soft" }, ...detail(pair))] : []), bar);
     };
     if (!pairs.length) return [make("p", { class: "soft" }, "No source above rounding.")];
-    const list = make("ol", { class: "bars" }, ...pairs.slice(0, BARS).map(item));
-    if (pairs.length <= BARS) return [list];
-    return [list, folded("rest", `${pairs.length - BARS} more`, () => [make("ol", { class: "bars", start: BARS + 1 }, ...pairs.slice(BARS).map(item))])];
+    const n = Math.min(BARS, pairs.filter(([, value]) => Math.abs(value) >= faint * most).length); // the others are folded
+    const list = make("ol", { class: "bars" }, ...pairs.slice(0, n).map(item));
+    if (pairs.length <= n) return [list];
+    return [list, folded("rest", `${pairs.length - n} more`, () => [make("ol", { class: "bars", start: n + 1 }, ...pairs.slice(n).map(item))])];
   }
 
   function facts(title, rows) {
@@ -286,28 +278,33 @@
       make("p", { class: "unit-note" }, make("span", { class: "key-line sink", "aria-hidden": "true" }), " share on the first token, ", make("span", { class: "key-line far", "aria-hidden": "true" }), " distance from the null (bits)"), make("p", { class: "note" }, said), folded("layers", "The same as a table", table))];
   }
 
-  /** Probability with and without a part, and the interval of its effect. */
-  const changed = (target) => ([part, value, low, high, without]) => {
-    const [text, , note] = data.effects.parts[part];
-    return [...(low === high ? [] : [`${nats(low, 2)} to ${nats(high, 2)}${without === null ? "" : "; "}`]),
-      ...(without === null ? [] : [`${percent(target.probability)} → ${percent(without)} without `, quoted(text), note ? `, ${note}` : ""])];
+  /** What becomes of the word without a part: its probability or, where that says little or there is a foil, a ratio. */
+  const becomes = (target, value, without) => {
+    if (without === null) return `lead ${nats(-value, 2)} nats`;
+    if (target.probability >= 0.005) return `${short(target.probability)} → ${short(without)}`;
+    const ratio = Math.exp(Math.min(50, Math.abs(value)));
+    return ratio < 1.05 ? "about as likely" : `${ratio > 1e6 ? "over a million" : ratio < 10 ? ratio.toFixed(1) : Number(ratio.toPrecision(2)).toLocaleString("en")} times ${value < 0 ? "more" : "less"} likely`;
   };
 
   function effects(target) {
     if (!data.effects) return data.measured ? [make("p", { class: "note" }, "Nothing was taken away, so there are no measured effects.")] : [];
     const named = (part) => [data.effects.parts[part][0], data.effects.parts[part][2] ? ` (${data.effects.parts[part][2]})` : ""];
-    return [make("section", { "aria-label": "Measured effects", class: "effects" }, make("h4", {}, "Measured effects"),
-      make("p", { class: "unit-note" }, `fall of ${target.contrast ? "the lead over the foil" : "the log-probability"} without the part, in nats, with its ${data.effects.confidence} interval where it was measured more than once`),
-      ...bars(target.effects, { scale: 1, signed: true, named, detail: changed(target) }))];
+    const detail = ([, value, low, high]) => [`${nats(value, 2)} nats${low === high ? "" : `, ${nats(low, 2)} to ${nats(high, 2)}`}`];
+    const write = (value, [, , , , without]) => becomes(target, value, without);
+    return [make("section", { "aria-label": "Measured effects", class: "effects" }, make("h4", {}, term("effect", "Measured effects")),
+      make("p", { class: "unit-note" }, `${target.contrast ? "its lead over the foil" : "its probability"} without the part; below, the fall of the log-probability, with its ${data.effects.confidence} interval where it was measured more than once`),
+      ...bars(target.effects, { scale: 1, signed: true, named, write, detail, before: "without ", faint: 0.05 }))];
   }
 
   function deletion(target) {
     if (data.deletion_refused) return [make("section", { "aria-label": "Contributions" }, make("h4", {}, "Contributions"), make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.deletion_refused)))];
     if (!data.deletion) return [];
     const doubtful = target.status === "unconverged";
-    return [make("section", { "aria-label": "Contributions", class: doubtful ? "doubtful" : "" }, make("h4", {}, "Contributions (deletion path)"), make("p", { class: "unit-note" }, "nats · share of all values"), ...doubt(doubtful, "unconverged"),
+    const list = () => [make("p", { class: "unit-note" }, term("nat", "nats"), " · share of all values"), ...doubt(doubtful, "unconverged"),
       make("p", { class: "note" }, `All values together may be off by ${plain(target.deletion_error)} nats (${plain(target.deletion_tolerance)} allowed).`),
-      ...bars(target.deletion, { scale: data.scale.deletion, signed: true, share: (value) => target.deletion_total ? Math.abs(value) / target.deletion_total : 0 }))];
+      ...bars(target.deletion, { scale: data.scale.deletion, signed: true, share: (value) => target.deletion_total ? Math.abs(value) / target.deletion_total : 0 })];
+    if (doubtful) return [make("section", { "aria-label": "Contributions", class: "doubtful" }, folded("deletion", "Contributions: not to be read", list))];
+    return [make("section", { "aria-label": "Contributions" }, make("h4", {}, term("contribution", "Contributions (deletion path)")), ...list())];
   }
 
   function removal(target) {
@@ -350,7 +347,8 @@
   function rollout(target) {
     const attributes = { "aria-label": "Sources by attention rollout", class: target.diluted ? "doubtful" : "" };
     if (data.measured && target.attention !== "readable" && !data.refused) return make("section", attributes, folded("attention", `Attention rollout: ${target.attention}, not to be read`, () => [make("p", { class: "note" }, target.attention_reason), ...shares(target)]));
-    const section = make("section", attributes, make("h4", {}, "Attention rollout"));
+    if (target.diluted && !data.refused) return make("section", attributes, folded("attention", "Attention rollout: not to be read", () => shares(target)));
+    const section = make("section", attributes, make("h4", {}, term("attention", "Attention rollout")));
     if (data.refused) section.append(make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.refused)));
     else section.append(...shares(target));
     return section;
@@ -367,17 +365,39 @@
     const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. ${data.measured ? "Effects with their intervals, contributions" : "Gradient values"}, log-probabilities, gaps and errors are summed over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ", the most doubtful one.")] : [];
     const [before, between, after] = data.contrast, [token, foil] = target.contrast ?? [];
     const against = target.contrast ? [make("p", { class: "note" }, before, quoted(token), between, quoted(foil), after)] : [];
-    const figures = folded("figures", "All figures of this word", () => [make("div", { class: "pair" }, certainty(target), attention(target), agreement(target))]);
+    const mark = make("div", { id: "mark" });
     panel.replaceChildren(
-      make("h3", { id: "panel-head" }, quoted(own[3]), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)),
-      make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...against, ...joined, ...effects(target),
-      make("div", { class: "pair" }, ...deletion(target),
-        make("section", { "aria-label": "Sources by integrated gradients", class: target.converged ? "" : "doubtful" }, make("h4", {}, "Integrated gradients"), make("p", { class: "unit-note" }, "nats · share of all values"),
-          ...doubt(!target.converged, "unconverged"),
-          ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })),
-        rollout(target), ...variant(target), ...removal(target), ...also(target)),
-      ...referee(target), ...dilution(target), likelihood(target), figures,
+      make("div", { class: "panel-top" }, make("h3", { id: "panel-head" }, quoted(own[3]), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)), closing()),
+      make("p", { class: "chance" }, `${short(target.probability)} likely here${target.rank === 1 ? ", the model’s first choice" : target.joined > 1 ? "" : `, the model’s choice number ${target.rank}`}.`),
+      ...against, ...effects(target),
+      make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...joined,
+      make("div", { class: "pair" }, ...deletion(target), gradients(target), ...removal(target), rollout(target), ...variant(target), ...also(target)),
+      ...referee(target), folded("figures", "All figures of this word", () => [...dilution(target), make("div", { class: "pair" }, likelihood(target), certainty(target), attention(target), agreement(target))]),
+      make("section", { "aria-label": "Your review of this word" }, make("h4", {}, "Your review of this word"), mark),
     );
+    const { units } = level(), next = units[state.shown + 1]?.[5] ?? own[5] + target.joined;
+    document.dispatchEvent(new CustomEvent("llmxai-word", { detail: { place: mark, tokens: [own[5], next], text: own[4] } }));
+  }
+
+  const closing = () => {
+    const button = make("button", { type: "button", class: "close", "aria-label": "Close, back to the whole answer" }, "✕");
+    button.addEventListener("click", () => {
+      const word = nodes[state.shown];
+      pin(null);
+      leaving = true; // the word gets the focus again, and is not shown for that
+      word?.focus({ preventScroll: true });
+      leaving = false;
+    });
+    return button;
+  };
+
+  /** Open where they are the only contributions; else folded, as a second opinion. */
+  function gradients(target) {
+    const list = () => [make("p", { class: "unit-note" }, term("nat", "nats"), " · share of all values"), ...doubt(!target.converged, "unconverged"),
+      ...bars(target.gradients, { scale: data.scale.gradients, signed: true, share: (value) => target.gradients_total ? Math.abs(value) / target.gradients_total : 0 })];
+    const attributes = { "aria-label": "Sources by integrated gradients", class: target.converged ? "" : "doubtful" };
+    if (data.deletion || !target.converged) return make("section", attributes, folded("gradients", `Integrated gradients${target.converged ? "" : ": not to be read"}`, list));
+    return make("section", attributes, make("h4", {}, "Integrated gradients"), ...list());
   }
 
   // ---- choosing
@@ -388,8 +408,8 @@
 
   /** Scroll each text box, and nothing else, so that its strongest source is visible. */
   function reveal(target) {
-    for (const box of [given, answer]) {
-      const best = lit(target).find(([number]) => number !== state.shown && box.contains(nodes[number]));
+    for (const box of target ? [given, answer] : [given]) {
+      const best = (target ? lit(target) : level().focus).find(([number]) => number !== state.shown && box.contains(nodes[number]));
       if (!best || box.scrollHeight <= box.clientHeight) continue;
       const node = nodes[box === answer ? state.shown : best[0]].getBoundingClientRect(), frame = box.getBoundingClientRect();
       if (node.top < frame.top || node.bottom > frame.bottom) box.scrollTop += node.top - frame.top - frame.height / 3;
@@ -417,6 +437,7 @@
     nodes[number].setAttribute("aria-pressed", "true");
     reach(nodes[number]);
     reveal(target);
+    nodes[number].scrollIntoView?.({ block: "nearest" });
     live.textContent = `Pinned ${name(number)}: ${target.status}.${unreadable(target) ? " Do not read these colours." : best ? ` Top source: ${source}.` : ""}`;
     remember(`#${state.level}-${number}`);
   }
@@ -462,15 +483,16 @@
   };
   const preview = (event) => {
     const number = numberOf(event);
-    if (number !== null && state.pinned === null && number !== state.shown) show(number);
+    if (number !== null && state.pinned === null && number !== state.shown && !leaving) show(number);
   };
+  allRoles.addEventListener("change", repaint);
   answer.addEventListener("click", toggle);
   answer.addEventListener("pointerover", preview);
   answer.addEventListener("focusin", preview);
   answer.addEventListener("pointerleave", () => state.pinned === null && state.shown !== null && show(null));
   byId("switches").addEventListener("change", (event) => {
     if (event.target.name === "level") change(event.target.value);
-    else {
+    else if (event.target.name === "method") {
       state.method = event.target.value;
       repaint();
     }
@@ -478,7 +500,8 @@
   byId("help-button").addEventListener("click", () => help.showModal());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-    const own = event.target.matches("input, .scroll"); // these use the arrow keys themselves
+    const own = event.target.matches("input, .scroll, textarea"); // these use the arrow keys themselves
+    if (event.target.matches("textarea, [type=text]")) return;
     const act = {
       ArrowRight: () => !own && (walk(1, () => true), true),
       ArrowLeft: () => !own && (walk(-1, () => true), true),
@@ -486,35 +509,71 @@
       p: () => (walk(-1, (target) => !data.fine.includes(target.status)), true),
       Enter: () => toggle(event),
       " ": () => toggle(event),
-      Escape: () => (pin(null), true),
+      Escape: () => (tip.hidden ? pin(null) : untip(), true),
       "?": () => (help.showModal(), true),
     }[event.key];
     if (act?.()) event.preventDefault();
   });
-  dark.addEventListener("change", repaint);
+
+  // ---- terms: a tooltip over the word; choosing it leads to the list of terms
+  const untip = () => { tip.hidden = true; };
+  const showTip = (event) => {
+    const link = event.target.closest?.("a.term"), meaning = link && byId(link.getAttribute("href").slice(1));
+    if (!meaning) return;
+    tip.replaceChildren(...meaning.cloneNode(true).childNodes);
+    tip.hidden = false;
+    link.setAttribute("aria-describedby", "tip");
+    const at = link.getBoundingClientRect(), own = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(at.left, innerWidth - own.width - 8))}px`;
+    tip.style.top = `${at.bottom + own.height + 6 < innerHeight ? at.bottom + 2 : Math.max(8, at.top - own.height - 2)}px`;
+  };
+  const leave = (event) => {
+    const to = event.relatedTarget;
+    if (!(to instanceof Node) || (!tip.contains(to) && !to.closest?.("a.term"))) untip();
+  };
+  for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, showTip);
+  document.addEventListener("pointerout", (event) => (event.target.closest?.("a.term") || tip.contains(event.target)) && leave(event));
+  document.addEventListener("focusout", (event) => event.target.closest?.("a.term") && untip());
+  addEventListener("scroll", untip, { passive: true });
 
   // Inside a notebook "#limits" would be an address in the notebook
   if (location.protocol === "about:") document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#']");
     if (!link) return;
     event.preventDefault();
-    byId(link.getAttribute("href").slice(1))?.scrollIntoView();
+    visit(link.getAttribute("href").slice(1));
   });
 
-  // ---- paper: folded parts print too
-  const printed = document.querySelector("details.printed");
-  let opened = false;
-  addEventListener("beforeprint", () => { if (printed) [opened, printed.open] = [printed.open, true]; });
-  addEventListener("afterprint", () => { if (printed) printed.open = opened; });
+  // ---- paper: what the page opens on, and the folded parts behind it
+  const printed = [...document.querySelectorAll("details.printed")];
+  let opened = null, shown = null;
+  addEventListener("beforeprint", () => {
+    if (opened) return;
+    [opened, shown] = [printed.map((details) => details.open), state.shown];
+    for (const details of printed) details.open = true;
+    if (shown !== null) show(null);
+  });
+  addEventListener("afterprint", () => {
+    printed.forEach((details, i) => { details.open = opened?.[i] ?? details.open; });
+    if (shown !== null) show(shown);
+    opened = shown = null;
+  });
 
   // ---- start, with the word that the address names
-  function follow() {
-    const name = location.hash.slice(1); // a status: the first word that has it
+  /** Pin the first word that has a status, or unfold and show a place on the page. */
+  function visit(name) {
     if (Object.hasOwn(data.statuses, name)) {
       const first = level().targets.find((target) => target.status === name);
       if (first) pin(first.unit);
       return;
     }
+    const place = byId(name), around = place?.closest("details:not([open])");
+    if (around) around.open = true;
+    if (around || location.protocol === "about:") place?.scrollIntoView();
+  }
+
+  function follow() {
+    visit(location.hash.slice(1));
     const link = location.hash.match(/^#([a-z]+)-(\d+)$/);
     if (!link || !Object.hasOwn(data.levels, link[1])) return;
     const number = Number(link[2]);
@@ -529,6 +588,7 @@
   document.querySelector("input[name=method]").checked = true;
   build();
   repaint();
+  reveal();
   follow();
   addEventListener("hashchange", follow);
 })();

@@ -1,0 +1,166 @@
+"""The rows that tracing follows, and tracing as a method of the table (the algebra: llmxai/trace.py).
+
+Every unit of the answer needs a row of contributions. Where every token is a target, its row is the sum of theirs and
+costs nothing. Where the targets are larger, the missing rows are computed in one pass along the path of the method that
+is followed, with `ROW_NODES` nodes: one forward pass a node, and one vector-Jacobian product a node and unit. An answer
+has at most 64 units (words, then sentences, then runs of them), so the cost does not grow with its number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from llmxai.methods.gradients.deletion_path import deletion_path
+from llmxai.methods.perturbation.removal import answer_units, prompt_units
+from llmxai.methods.registry import METHODS, at_least, method
+from llmxai.methods.targets import Target, kinds, seen_by, span_target, targets_of
+from llmxai.models import LoadedModel
+from llmxai.names import Progress, Unit, quiet
+from llmxai.settings import Compute
+from llmxai.trace import Trace, falls, unit_shares
+from llmxai.types import Effects, Generation, Scores
+
+ROW_NODES = 8
+"""Nodes of a row that is computed only to be followed; more do not rank sources better (docs/defaults.md)."""
+
+
+def followed_units(generation: Generation) -> tuple[Unit, ...]:
+    """The units of the answer whose shares are handed on: those that can be hidden, and its last word."""
+    last = generation.words[-1]
+    ends = generation.stop == "eos" or last[0] < generation.prompt_len
+    return (*answer_units(generation), *(() if ends else (last,)))
+
+
+def missing_rows(generation: Generation, targets: Sequence[Target]) -> tuple[Target, ...]:
+    """A target for every unit of the answer that some target sees and that no targets make up."""
+    last = max(target.last for target in targets)
+    return tuple(
+        _target_of(generation, unit)
+        for unit in followed_units(generation)
+        if unit[0] <= last and rows_of(targets, unit) is None
+    )
+
+
+def _target_of(generation: Generation, unit: Unit) -> Target:
+    first = generation.prompt_len
+    return span_target(generation, first=unit[0] - first, end=unit[1] - first)
+
+
+def rows_of(targets: Sequence[Target], unit: Unit) -> list[int] | None:
+    """The targets whose log-probs sum to that of a unit: the unit itself, or its tokens; None if there are none."""
+    alike = {target.tokens: number for number, target in enumerate(targets) if target.kind == "logprob"}
+    if unit in alike:
+        return [alike[unit]]
+    single = [alike.get((token, token + 1)) for token in range(*unit)]
+    found = [number for number in single if number is not None]
+    return found if len(found) == len(single) else None
+
+
+def with_missing_rows(
+    loaded: LoadedModel,
+    generation: Generation,
+    targets: Sequence[Target],
+    scores: Scores,
+    *,
+    compute: Compute = Compute(),
+    progress: Progress = quiet,
+) -> Scores:
+    """`scores` (of `targets`) without their certificate, and after them those of the `missing_rows`.
+
+    The latter with the features and the baseline of `scores`, and `ROW_NODES` nodes.
+    """
+    more = missing_rows(generation, targets)
+    if not more:
+        return scores
+    entry, said = METHODS[scores.method], scores.settings
+    options = {name: said[name] for name in ("features", "baseline") if name in entry.options and name in said}
+    found = entry.function(
+        loaded, generation, targets=more, n_steps=ROW_NODES, compute=compute, progress=progress, **options
+    )
+    return Scores(
+        method=scores.method,
+        values=torch.cat([scores.values, found.values]),
+        features=torch.cat([scores.features, found.features]),
+        signed=scores.signed,
+        settings=scores.settings,
+    )
+
+
+def traced(
+    generation: Generation,
+    targets: Sequence[Target],
+    rows: Scores,
+    *,
+    units: Sequence[Unit],
+    effects: Effects | None = None,
+) -> Trace:
+    """The shares of every target, followed through the answer to the `units` of the prompt.
+
+    `rows`: of `with_missing_rows`. `effects`: those on the same rows; None if nothing was measured.
+    """
+    everything = (*targets, *missing_rows(generation, targets))
+    own = followed_units(generation)
+    steps = torch.zeros(len(own), len(units) + len(own), dtype=torch.float64)
+    measured = torch.full_like(steps, torch.nan)
+    fallen = None if effects is None else falls(effects, (*units, *own))
+    for number, unit in enumerate(own):
+        made = rows_of(everything, unit)
+        if made is not None:
+            before = len(units) + number
+            sums = rows.values[made].double().sum(dim=0)
+            sums[unit[0] : unit[1]] = 0.0  # how a word is spelt out is no source of it
+            steps[number, :before] = unit_shares(sums[None], [*units, *own])[0, :before]
+            if fallen is not None:
+                measured[number, :before] = fallen[made, :before].sum(dim=0)
+    return Trace(
+        method=rows.method,
+        units=(*units, *own),
+        n_sources=len(units),
+        direct=unit_shares(rows.values[: len(targets)], [*units, *own]),
+        steps=steps,
+        effects=measured,
+    )
+
+
+@method(
+    "traced_deletion_path",
+    needs={"gradients", "attentions"},
+    source="Walker & Ewetz 2025, https://arxiv.org/abs/2512.15663, on deletion-path contributions",
+    limits={"n_steps": at_least(1)},
+)
+def traced_deletion_path(
+    loaded: LoadedModel,
+    generation: Generation,
+    *,
+    targets: Sequence[Target] | None = None,
+    features: str = "content",
+    units: str = "word",
+    n_steps: int = ROW_NODES,
+    compute: Compute = Compute(),
+) -> Scores:
+    """Share of every unit of the prompt after the shares of the answer's own words are followed back to the prompt.
+
+    Deletion-path contributions with `n_steps` nodes, followed through the answer (llmxai/trace.py). A unit's share is
+    split equally over its tokens; all are at least 0, and a row sums to 1 minus what reaches no unit.
+
+    Raises what `deletion_path` raises.
+    """
+    targets = targets_of(generation, targets)
+    scores = deletion_path(loaded, generation, targets=targets, features=features, n_steps=n_steps, compute=compute)
+    chosen, kind = prompt_units(generation, units=units)
+    rows = with_missing_rows(loaded, generation, targets, scores, compute=compute)
+    trace = traced(generation, targets, rows, units=chosen)
+    values = torch.zeros(len(targets), len(generation.ids), dtype=torch.float64)
+    allowed = torch.zeros(values.shape, dtype=torch.bool)
+    for (start, end), share in zip(chosen, trace.total.T, strict=True):
+        values[:, start:end] = share[:, None] / (end - start)
+        allowed[:, start:end] = True
+    return Scores(
+        method="traced_deletion_path",
+        values=values,
+        features=allowed & seen_by(targets, len(generation.ids)),
+        signed=False,
+        settings={"target": kinds(targets), "features": features, "units": kind, "n_steps": n_steps},
+    )

@@ -1,0 +1,321 @@
+"""What the page opens on: the whole answer or, where a token has a foil, that token; and what mattered most for it.
+
+The log-probability of a whole answer is the sum of those of its tokens, so effects and contributions on it are sums
+over its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmxai.report.removal import DIGITS, Effect, Effects, build_effects, build_removal, covered
+from llmxai.report.verdict import Contrast, build_contrast
+from llmxai.report.visible import Text, label, percent, plain
+
+EFFECTS, REMOVAL, DELETION, GRADIENTS = "effects", "removal", "deletion", "gradients"
+BY = {
+    EFFECTS: "measured by taking each part away",
+    REMOVAL: "measured by taking each part away",
+    DELETION: "estimated by contributions, since nothing was removed",
+    GRADIENTS: "estimated by integrated gradients, since nothing was removed",
+}
+STEPS = 6
+"""Strengths of a colour."""
+FAINT = 0.05
+"""Share of the largest value below which a part is neither coloured nor listed."""
+LISTED, SAID = 5, 3
+"""Sources in the list, and in the sentence above it."""
+SMALL = 0.005
+"""A probability below this is compared as a ratio."""
+MOST_TIMES = 1e6
+
+Sentence = tuple[str | Text, ...]
+"""Our own words, and pieces of the text, which the page quotes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part of the text, and how much it matters for what the page opens on."""
+
+    text: Text
+    note: str
+    """Its place, as `Part.note`."""
+    value: float
+    """Nats that its removal takes from the log-probability (or the lead over the foil), or that it contributes."""
+    change: str
+    """The same as probabilities, odds or a ratio; empty for contributions."""
+    interval: str
+    """Of `value`; empty where it was measured by one removal."""
+    length: float
+    """|value| relative to the largest, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Focus:
+    """What the page opens on."""
+
+    method: str
+    """`effects`, `removal`, `deletion` or `gradients`: the first of them that there is."""
+    by: str
+    contrast: Contrast | None
+    """The token and its foil; None for the whole answer."""
+    likely: str
+    """Probability of the whole answer, or odds of the token against its foil."""
+    sources: tuple[Source, ...]
+    sentence: Sentence
+    total: float
+    """Sum of the absolute values, for shares of contributions."""
+
+
+def first_sources(explanation: Mapping[str, Any], *, limit: int = SAID) -> tuple[str, ...]:
+    """The first sources of what the page opens on, without maps: the measured ones or, where nothing was measured,
+    those of the lists that are stored with each token. A word has the label of its text.
+    """
+    if explanation["effects"] is not None:
+        return tuple(plain(source.text) for source in build_focus(explanation, {}).sources[:limit])
+    first, sums = explanation["generation"]["prompt_len"], dict[str, float]()
+    tokens, rows = explanation["tokens"], focus_rows(explanation)
+    owner = {i: (a, b) for a, b in explanation["words"] for i in range(a, b)}
+    for row in rows:
+        sources = explanation["targets"][row]["sources"]
+        for source in sources.get("deletion_path") or sources["integrated_gradients"]:
+            if source["index"] < first:
+                a, b = owner[source["index"]]
+                name = plain(label("".join(token["text"] for token in tokens[a:b])))
+                sums[name] = sums.get(name, 0.0) + source["value"]
+    return tuple(sorted(sums, key=lambda name: -abs(sums[name]))[:limit])
+
+
+def answer_probability(explanation: Mapping[str, Any]) -> float:
+    """Probability of the whole answer, without the mark that ends it."""
+    targets = explanation["targets"]
+    said = len(targets) - (explanation["generation"]["stop"] == "eos")
+    return probability(targets[: said or len(targets)])
+
+
+def in_words(sentence: Sentence, *, quoted: bool = True) -> str:
+    """A sentence as plain text, with quotes around the pieces of the text."""
+    marks = "“{}”" if quoted else "{}"
+    return "".join(part if isinstance(part, str) else marks.format(plain(part)) for part in sentence)
+
+
+def focus_rows(explanation: Mapping[str, Any]) -> list[int]:
+    """The targets that the page opens on: the token that has a foil, else the whole answer without its end mark."""
+    targets = explanation["targets"]
+    against = [row for row, target in enumerate(targets) if target["foil"] is not None]
+    said = len(targets) - (explanation["generation"]["stop"] == "eos")
+    return against[:1] or list(range(said or len(targets)))
+
+
+def focus_method(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
+    """By what the text is coloured at first."""
+    if explanation["effects"] is not None:
+        return EFFECTS
+    if explanation["ablations"] is not None:
+        return REMOVAL
+    return DELETION if "deletion_path" in maps else GRADIENTS
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A part of the text with its value on the focus."""
+
+    text: Text
+    note: str
+    ranges: tuple[tuple[int, int], ...]
+    value: float
+    low: float
+    high: float
+
+
+def build_focus(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> Focus:
+    rows, targets = focus_rows(explanation), explanation["targets"]
+    own = [targets[row] for row in rows]
+    contrast, method = build_contrast(own), focus_method(explanation, maps)
+    everything = _parts(explanation, maps, method, rows)
+    found = _distinct(_strong(everything))[:LISTED]
+    most = max((abs(one.value) for one in found), default=1.0)
+    before = float(own[0]["f_input"]) if contrast else sum(target["replayed_logprob"] for target in own)
+    sources = tuple(
+        Source(
+            text=one.text,
+            note=one.note,
+            value=one.value,
+            change=_changed(before, one.value, contrast is not None) if method in (EFFECTS, REMOVAL) else "",
+            interval="" if one.low == one.high else f"{_nats(one.low)} to {_nats(one.high)}",
+            length=abs(one.value) / most,
+        )
+        for one in found
+    )
+    return Focus(
+        method=method,
+        by=BY[method],
+        contrast=contrast,
+        likely=odds(before) if contrast else rounded(math.exp(before)),
+        sources=sources,
+        sentence=_mattered(sources, before, contrast, method),
+        total=float(sum(abs(one.value) for one in everything)),
+    )
+
+
+def focus_units(
+    explanation: Mapping[str, Any],
+    maps: Mapping[str, np.ndarray],
+    groups: Sequence[tuple[int, int]],
+) -> tuple[tuple[int, float], ...]:
+    """The units of the text that the focus colours, with their values, strongest first.
+
+    A unit that several parts touch has the value of the strongest.
+    """
+    rows, method = focus_rows(explanation), focus_method(explanation, maps)
+    found: dict[int, float] = {}
+    for part in _strong(_parts(explanation, maps, method, rows)):
+        for start, end in covered(part.ranges, groups):
+            for unit in range(start, end):
+                if abs(part.value) > abs(found.get(unit, 0.0)):
+                    found[unit] = part.value
+    return tuple((unit, round(value, DIGITS)) for unit, value in sorted(found.items(), key=lambda one: -abs(one[1])))
+
+
+def _parts(
+    explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray], method: str, rows: Sequence[int]
+) -> list[_Found]:
+    """All parts that the focus could depend on; those of the prompt alone for the whole answer."""
+    first, tokens = explanation["generation"]["prompt_len"], explanation["tokens"]
+    if method == EFFECTS:
+        effects = build_effects(explanation)
+        assert effects is not None
+        whole = build_contrast([explanation["targets"][row] for row in rows]) is None
+        return [
+            _effect(effects, one)
+            for one in effects.on(rows)
+            if (not whole or effects.parts[one.part].ranges[-1][1] <= first) and _clear(effects, one, rows)
+        ]
+    if method == REMOVAL:
+        removal = build_removal(explanation)
+        assert removal is not None
+        values = maps["leave_one_out"][rows].astype(float).sum(axis=0)
+        return [
+            _Found(text, "", (place,), float(value), float(value), float(value))
+            for text, place, value in zip(removal.parts, removal.ranges, values, strict=True)
+        ]
+    sums = maps["deletion_path" if method == DELETION else "integrated_gradients"][rows].astype(float).sum(axis=0)
+    words = [(a, b) for a, b in explanation["words"] if b <= first]
+    return [
+        _Found(label("".join(token["text"] for token in tokens[a:b])), "", ((a, b),), *[float(sums[a:b].sum())] * 3)
+        for a, b in words
+    ]
+
+
+def _effect(effects: Effects, one: Effect) -> _Found:
+    part = effects.parts[one.part]
+    return _Found(part.text, part.note, part.ranges, one.value, one.low, one.high)
+
+
+def _clear(effects: Effects, one: Effect, rows: Sequence[int]) -> bool:
+    """Whether the effect differs from zero beyond its interval, as a whole or on one of the tokens.
+
+    The intervals of a sum are added up, which is too wide for a long answer.
+    """
+    if one.low > 0 or one.high < 0:
+        return True
+    return bool(((effects.low[rows, one.part] > 0) | (effects.high[rows, one.part] < 0)).any())
+
+
+def _strong(parts: Sequence[_Found]) -> list[_Found]:
+    most = max((abs(part.value) for part in parts), default=0.0)
+    return sorted(
+        (part for part in parts if part.value and abs(part.value) >= FAINT * most), key=lambda p: -abs(p.value)
+    )
+
+
+def _distinct(parts: Sequence[_Found]) -> list[_Found]:
+    """A word alone and with all its mentions counts once, with the larger value."""
+    kept: list[_Found] = []
+    taken: set[tuple[int, int]] = set()
+    for part in parts:
+        if not taken & set(part.ranges):
+            kept.append(part)
+            taken |= set(part.ranges)
+    return kept
+
+
+def _mattered(sources: Sequence[Source], before: float, contrast: Contrast | None, method: str) -> Sentence:
+    """The first sources in one sentence."""
+    if not sources:
+        return ("No single part of the prompt changes it beyond what the measurement can tell.",)
+    if method in (DELETION, GRADIENTS):
+        listed: Sentence = ("It rests most on ",)
+        for number, source in enumerate(sources[:SAID]):
+            listed += (", " if number else "", source.text)
+        return (*listed, ", by estimate: nothing was removed to measure it.")
+    said: Sentence = ()
+    for number, source in enumerate(sources[:SAID]):
+        noted = f" ({source.note})" if source.note else ""
+        if number:
+            said += ("; without ", source.text, f"{noted} {_after(source)}")
+        elif contrast:
+            said += (
+                *(contrast.token, f" leads {odds(before)} against ", contrast.foil, ". Without "),
+                *(source.text, f"{noted} it is {_after(source)}"),
+            )
+        else:
+            said += ("Without ", source.text, f"{noted} this answer is {_said_first(source, before)}")
+    return (*said, ".")
+
+
+def _said_first(source: Source, before: float) -> str:
+    if "→" not in source.change:
+        return source.change
+    return f"{_after(source)} likely instead of {rounded(math.exp(before))}"
+
+
+def _after(source: Source) -> str:
+    return source.change.rpartition("→ ")[2]
+
+
+def _changed(before: float, value: float, contrast: bool) -> str:
+    if contrast:
+        return f"{odds(before)} → {odds(before - value)}"
+    if math.exp(before) < SMALL:
+        return times(-value)
+    return f"{rounded(math.exp(before))} → {rounded(math.exp(min(0.0, before - value)))}"
+
+
+def times(difference: float) -> str:
+    """A change of the log-probability as a ratio."""
+    ratio = math.exp(min(abs(difference), 50.0))
+    if ratio < 1.05:
+        return "about as likely"
+    how = "over a million times" if ratio > MOST_TIMES else f"{_count(ratio)} times"
+    return f"{how} {'more' if difference > 0 else 'less'} likely"
+
+
+def odds(lead: float) -> str:
+    """A lead in nats as odds: `1,200 : 1`, or `1 : 3` for a token that is behind."""
+    ratio = math.exp(min(abs(lead), 50.0))
+    shown = "over a million" if ratio > MOST_TIMES else _count(ratio)
+    return f"{shown} : 1" if lead >= 0 else f"1 : {shown}"
+
+
+def _count(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{float(f'{ratio:.2g}'):,.0f}"
+
+
+def rounded(probability: float) -> str:
+    """A probability as people say it: 57%, 5.7%, 99.8%."""
+    return f"{100 * probability:.0f}%" if 0.1 <= probability < 0.985 else percent(probability)
+
+
+def probability(targets: Sequence[Mapping[str, Any]]) -> float:
+    """Of these tokens, one after the other."""
+    return math.exp(min(0.0, sum(target["replayed_logprob"] for target in targets)))
+
+
+def _nats(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{abs(value):.2f}"
