@@ -14,6 +14,7 @@ BENCH := .venv-bench
 FLASHTRACE := .venv-flashtrace
 TOOLS := .venv-tools
 EXCHANGE := .venv-exchange
+SITE := .venv-site
 NOTEBOOK := .venv-notebook
 INSTALL := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(INSTALL) --require-hashes --no-deps
@@ -23,7 +24,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs bench-rollout bench-scale bench-survival bench-tracing
+.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-rollout bench-scale bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -137,6 +138,14 @@ eval-sanity: setup ## check that explanations depend on the weights and are stab
 docs: setup ## generate docs/api.md, docs/cli.md and the two JSON schemas from the code
 	$(BIN)/python docs/generate.py
 
+docs-site: $(SITE)/.made ## build the documentation as a site in site/, and stop at a broken link
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
+
+$(SITE)/.made: docs/requirements.lock
+	@test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python $(LOCKED) -r docs/requirements.lock
+	@touch $@
+
 lock: $(TOOLS)/.made ## resolve the packages again and write requirements.lock and locks/*.lock (UPGRADE=1 takes newer versions)
 	$(TOOLS)/bin/python locks/lock.py write $(if $(UPGRADE),--upgrade)
 
@@ -166,12 +175,12 @@ $(NOTEBOOK)/.made: locks/notebook.lock docker/jupyter_guard.py docker/install.sh
 	docker/install.sh guard $(NOTEBOOK)
 	@touch $@
 
-exchange: $(EXCHANGE)/.made ## create .venv-exchange with OpenTelemetry, MLflow, Inspect and Inseq, for the tests of llmxai send
+exchange: $(EXCHANGE)/.made ## create .venv-exchange with OpenTelemetry, MLflow, Inspect, Inseq and a notebook kernel, for the tests of llmxai send and of the notebooks
 
 # On top of .venv, whose packages a line in a .pth file adds
-$(EXCHANGE)/.made: locks/exchange.lock locks/bench.lock $(STAMP)
+$(EXCHANGE)/.made: tests/exchange/requirements.lock locks/bench.lock $(STAMP)
 	@test -x $(EXCHANGE)/bin/python || $(PYTHON) -m venv $(EXCHANGE)
-	$(EXCHANGE)/bin/python $(LOCKED) -r locks/exchange.lock
+	$(EXCHANGE)/bin/python $(LOCKED) -r tests/exchange/requirements.lock
 	$(EXCHANGE)/bin/python $(LOCKED) -r locks/bench.lock
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(EXCHANGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
 	@touch $@
@@ -195,4 +204,4 @@ docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUP
 	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(TOOLS) $(NOTEBOOK) $(EXCHANGE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(TOOLS) $(NOTEBOOK) $(EXCHANGE) $(SITE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -168,7 +168,7 @@ class PromptTokens:
     source_len: int = 0
     """For an encoder-decoder: how many of them the encoder reads."""
     parts: tuple[Part, ...] = ()
-    """What the user gave, in the order of turns, documents and tools; empty for token ids."""
+    """What the user gave: documents, then turns with their reasoning and calls, then tools; empty for token ids."""
     thinks: str = ""
     """The mark that ends the reasoning which the prompt has begun (`</think>`); empty if it has begun none."""
     notes: tuple[str, ...] = ()

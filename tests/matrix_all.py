@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tiny import make_tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -277,8 +279,9 @@ def from_ids(
     given |= {"inputs_embeds": model.get_input_embeddings()(ids)} if alone else {"input_ids": ids}
     if kind is ModelKind.ENCODER_DECODER:
         given["decoder_input_ids"] = torch.tensor([[*start, *answer]])
-    if "attention_mask" not in inspect.signature(model.forward).parameters:
-        del given["attention_mask"]
+    given["use_cache"] = False  # with a cache, FSMT's decoder has no causal mask
+    known = inspect.signature(model.forward).parameters
+    given = {name: value for name, value in given.items() if name in known}
     with torch.no_grad():
         logits = model(**given).logits[0].double()
     if kind is ModelKind.CLASSIFIER:
@@ -381,7 +384,9 @@ def main() -> int:
     """Print the table; 1 if a number is wrong or there was a traceback."""
     parser = argparse.ArgumentParser()
     parser.add_argument("only", nargs="*", help="model types")
-    asked = parser.parse_args().only
+    parser.add_argument("--write", type=Path, help="a page with the results")
+    chosen = parser.parse_args()
+    asked = chosen.only
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rows = []
@@ -393,9 +398,57 @@ def main() -> int:
         print(line(row), flush=True)
         if row.outcome == "traceback":
             print(row.why, flush=True)
+    if chosen.write:
+        chosen.write.write_text(page(rows), encoding="utf-8")
     counts = Counter(row.outcome for row in rows)
     print(f"{len(rows)} classes: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))
     return int(bool(counts["wrong"] or counts["traceback"]))
+
+
+OUTCOMES = ("same", "refused", "wrong", "traceback", "not built")
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/matrix.md."""
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    counted = Counter((row.kind, row.outcome) for row in rows)
+    lines = [
+        "# Every class of transformers",
+        "",
+        f"`make matrix-all` wrote this with transformers {transformers.__version__}. Every class behind",
+        "AutoModelForCausalLM, AutoModelForSequenceClassification and AutoModelForSeq2SeqLM is built tiny with all",
+        "weights random. Two prompts, one with padding ids in it and at its end, go through transformers from ids.",
+        f"`same`: llmxai's log-probs are within {TOLERANCE} nats, the longest prompt that llmxai takes runs and one more",
+        "token is refused, and the model's own answer is explained.",
+        "",
+        "| kind | " + " | ".join(OUTCOMES) + " |",
+        "| --- |" + " ---: |" * len(OUTCOMES),
+        *(f"| {kind} | " + " | ".join(str(counted[kind, each]) for each in OUTCOMES) + " |" for kind in kinds),
+        "",
+        "## Need their ids",
+        "",
+        "From embeddings alone, transformers itself gives other log-probs on one of the two prompts (nats):",
+        "",
+        ", ".join(f"{row.name} {row.alone:.1g}" for row in rows if (row.alone or 0) > TOLERANCE) + ".",
+        "",
+        "## Refused",
+        "",
+        *(f"- {row.name}: {' '.join(row.why.split())}" for row in rows if row.outcome == "refused"),
+        "",
+        "## Explained without attention rollout",
+        "",
+        ", ".join(f"{row.name}" for row in rows if row.outcome == "same" and row.rollout) + ".",
+        "",
+        "## Not built here",
+        "",
+        *(f"- {row.name}: {' '.join(row.why.split())}" for row in rows if row.outcome == "not built"),
+        "",
+        "## The same",
+        "",
+        ", ".join(row.name for row in rows if row.outcome == "same") + ".",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def line(row: Row) -> str:

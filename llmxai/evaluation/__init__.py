@@ -1,6 +1,7 @@
 """Which explanation is faithful? Questions with known sources, and measures based on removal."""
 
-from llmxai.evaluation import questions as questions  # enters its suites
+from llmxai.evaluation import contexts as contexts  # enters its suites
+from llmxai.evaluation import questions as questions
 from llmxai.evaluation.case import Case, Row, locate, make_case, token_positions
 from llmxai.evaluation.measure import (
     BETTER,

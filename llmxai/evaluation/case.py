@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -41,6 +42,15 @@ class Row:
     """Known sources, in characters of `text`."""
     fields: Mapping[str, str | int | float] = field(default_factory=dict)
     """Other known facts, such as the depth of a needle; they become columns of the results."""
+    documents: tuple[Mapping[str, Any], ...] = ()
+    """What the question is about: each with `text` and, if it has one, `title`."""
+    document_spans: tuple[tuple[int, int, int], ...] = ()
+    """Known sources in documents: (document, start, end), in characters of its text."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What goes with the prompt, as arguments of `explain`."""
+        return {"documents": list(self.documents)} if self.documents else {}
 
     @property
     def asked(self) -> str | tuple[Mapping[str, str], ...]:
@@ -91,8 +101,10 @@ def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: 
     else:
         chosen = span_target(generation, end=1 if target == "first" else None)
     truth = None
-    if row.spans:
-        positions = token_positions(generation, row.text, row.spans)
+    if row.spans or row.document_spans:
+        positions = token_positions(generation, row.text, row.spans) if row.spans else frozenset()
+        for number, start, end in row.document_spans:
+            positions |= set(generation.part("document", number).tokens(start, end))
         truth = torch.tensor([i in positions for i in features])
         if not truth.any():
             raise PromptError(f"{row.id}: none of the known sources is a content token of the prompt.")

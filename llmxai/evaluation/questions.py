@@ -1,7 +1,7 @@
 """Suites of questions with known sources.
 
 Grammar or repetition: indirect_object, agreement, induction. Retrieval: needle, key_value, multi_hop, context_memory.
-With their own models: marker, trace, closed_form.
+Documents and tools: `contexts`. With their own models: marker, trace, closed_form.
 """
 
 from __future__ import annotations
@@ -174,28 +174,30 @@ def multi_hop(random: Random, label: str, *, distractors: int = 1) -> Iterator[R
 
 
 @suite("context_memory")
-def context_memory(random: Random, label: str) -> Iterator[Row]:
+def context_memory(random: Random, label: str, *, document: bool = False) -> Iterator[Row]:
     """The context contradicts the model's knowledge; the answer follows the context, whose word is the source.
 
-    The foil is the true fact, so the target is the contrast of the two.
+    The foil is the true fact, so the target is the contrast of the two. `document`: the story is a document of its own,
+    so that explanations say whether it mattered at all (`context.divergence_all`).
     """
     world = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Germany": "Berlin"}
     world |= {"Norway": "Oslo", "Egypt": "Cairo", "Peru": "Lima", "Ireland": "Dublin", "Austria": "Vienna"}
     for index in count():
         country, city = random.choice(sorted(world.items()))
         other = random.choice([name for name in CITIES if name != city])
-        text = (
-            f"In this story, the capital of {country} was moved to {other} last year. "
-            f"According to the story, what is the capital of {country}? Answer with one word."
-        )
+        story = f"In this story, the capital of {country} was moved to {other} last year."
+        question = f"According to the story, what is the capital of {country}? Answer with one word."
+        text = question if document else f"{story} {question}"
         yield Row(
             id=numbered(label, index),
             source=label,
             messages=_chat(text),
             response=other,
             foil=city,
-            spans=(locate(text, other),),
+            spans=() if document else (locate(text, other),),
             fields={"country": country},
+            documents=({"title": "Story", "text": story},) if document else (),
+            document_spans=((0, *locate(story, other)),) if document else (),
         )
 
 

@@ -104,11 +104,11 @@ WORDLESS = r"[\W_]+"
 EVERYTHING = r"[\s\S]+"
 KEPT = (
     *(("(?!)", NOWHERE), (r"\s+", OUTSIDE), (r"\A\s+", NOWHERE), (r"\s+\Z", NOWHERE)),
-    *((r"\A\s+|\s+\Z", NOWHERE), (r"\s+", TRIMMED), (r"\s+", NOWHERE), (WORDLESS, OUTSIDE), (WORDLESS, TRIMMED)),
-    *((EVERYTHING, OUTSIDE), (EVERYTHING, TRIMMED)),
+    *((r"\A\s+|\s+\Z", NOWHERE), (r"\s+", TRIMMED), (r"\s+", NOWHERE)),
+    *((WORDLESS, OUTSIDE), (WORDLESS, TRIMMED), (EVERYTHING, OUTSIDE), (EVERYTHING, TRIMMED)),
     *((rf"{TAG}|\s+", NOWHERE), (rf"{TAG}|{WORDLESS}", TRIMMED), (rf"{TAG}|{WORDLESS}", NOWHERE)),
 )
-"""What of a text is not replaced by marks, and where marks are put besides: nowhere, around the text, or around the text
+"""What of a text is not replaced by marks, and where more marks are put: nowhere, around the text, or around the text
 without the white space at its ends. Tried in this order."""
 
 

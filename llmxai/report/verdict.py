@@ -199,12 +199,17 @@ def _counted(explanation: Mapping[str, Any], n: int) -> str:
     targets = explanation["targets"]
     if not is_measured(explanation):
         return f"Of the {len(targets)} tokens (pieces of words) in the answer"
-    first, end = explanation["generation"]["prompt_len"], len(explanation["tokens"])
-    if sum(stop - start for start, stop in {tuple(one["tokens"]) for one in targets}) != len(targets) or len(
-        targets
-    ) < end - first - (explanation["generation"]["stop"] == "eos"):
+    if in_passages(explanation):
         return "Of the only passage explained" if n == 1 else f"Of the {n} passages explained"
     return f"Of {'the only word' if n == 1 else f'the {n} words'} in the answer"
+
+
+def in_passages(explanation: Mapping[str, Any]) -> bool:
+    """Whether the targets are passages, or only some of the tokens, instead of every token of the answer."""
+    targets = explanation["targets"]
+    first, end = explanation["generation"]["prompt_len"], len(explanation["tokens"])
+    length = sum(stop - start for start, stop in {tuple(one["tokens"]) for one in targets})
+    return bool(length != len(targets)) or len(targets) < end - first - (explanation["generation"]["stop"] == "eos")
 
 
 def answer_text(explanation: Mapping[str, Any]) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
-from llmxai.errors import RecipeError
+from llmxai.errors import PromptError, RecipeError
 from llmxai.evaluation import Row, locate, suite_rows
 from llmxai.evaluation.case import Span
 from llmxai.evaluation.suites import ROWS
+from llmxai.generation import chat_inputs
 from llmxai.runs.recipe import Recipe, Source
 from llmxai.text import bounded
 
@@ -202,11 +203,21 @@ class _Templates:
                 response=said["response"],
                 foil=said["foil"],
             )
-            spans = tuple(locate(row.text, snippet) for snippet in said["sources"]) + self._spans(columns)
-        except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+            row = replace(row, documents=self._documents(columns))
+            spans, places = _located(row, said["sources"])
+            spans += self._spans(columns)
+        except (
+            TemplateError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            PromptError,
+        ) as error:
             told = f"row {index}: {_one_line(error)}. Columns: {', '.join(columns)}."
             return FailedRow(name, self.source.label, told)
-        return replace(row, spans=spans)
+        return replace(row, spans=spans, document_spans=places)
 
     def _render(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -218,11 +229,39 @@ class _Templates:
             "sources": [_render(template, columns) or "" for template in self.sources],
         }
 
+    def _documents(self, columns: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+        """The documents in the row's column, checked; a column of JSON text is read."""
+        if self.source.documents is None:
+            return ()
+        found = columns[self.source.documents]
+        found = json.loads(found) if isinstance(found, str) else found
+        if not found:
+            raise ValueError(f"the column {self.source.documents!r} holds no documents")
+        kept = [{k: v for k, v in one.items() if v is not None} if isinstance(one, Mapping) else one for one in found]
+        return chat_inputs(documents=kept).documents
+
     def _spans(self, columns: Mapping[str, Any]) -> tuple[Span, ...]:
         if self.source.spans is None:
             return ()
         found: Sequence[Sequence[int]] = columns[self.source.spans]
         return tuple((int(start), int(end)) for start, end in found)
+
+
+def _located(row: Row, snippets: Sequence[str]) -> tuple[tuple[Span, ...], tuple[tuple[int, int, int], ...]]:
+    """Where the snippets stand: in the prompt or, where they do not, in the documents.
+
+    Raises ValueError unless each occurs exactly once in all of them.
+    """
+    spans, places = list[Span](), list[tuple[int, int, int]]()
+    for snippet in snippets:
+        holding = [i for i, document in enumerate(row.documents) if snippet and snippet in document["text"]]
+        if not holding or (row.text.count(snippet) and snippet):
+            spans.append(locate(row.text, snippet))
+        elif len(holding) > 1:
+            raise ValueError(f"the source {snippet!r} occurs in {len(holding)} documents; expected exactly once")
+        else:
+            places.append((holding[0], *locate(row.documents[holding[0]]["text"], snippet)))
+    return tuple(spans), tuple(places)
 
 
 def _render(template: Template | None, columns: Mapping[str, Any]) -> str | None:

@@ -89,12 +89,14 @@ class Source(Strict):
     """Template for the row's id; by default its number."""
     prompt: str | None = None
     messages: list[Turn] | None = None
+    documents: str | None = None
+    """Column with the documents that the question is about: a list of texts, or of objects with `text` and `title`."""
     response: str | None = None
     """Template for the answer to explain; without it the model generates one."""
     foil: str | None = None
     """Template for an answer that the model did not give; the target becomes the contrast with it."""
     sources: list[str] = []
-    """Templates, each for a piece of the prompt that is known to matter; it must occur exactly once."""
+    """Templates, each for a piece of the prompt, or of one document, that is known to matter; it must occur once."""
     spans: str | None = None
     """Column with known sources as [[start, end], ...], in characters of the raw prompt or of the last message."""
 
@@ -103,7 +105,11 @@ class Source(Strict):
         given = [name for name in ("suite", "path", "saved", "hub") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of suite, path, saved and hub; given: {', '.join(given) or 'none'}")
-        own = [name for name in ("prompt", "messages", "response", "foil", "spans") if getattr(self, name) is not None]
+        own = [
+            name
+            for name in ("prompt", "messages", "documents", "response", "foil", "spans")
+            if getattr(self, name) is not None
+        ]
         if self.suite is not None and (own or self.sources):
             raise ValueError(f"a suite has its own rows; remove {', '.join(own or ['sources'])}")
         if self.suite is None and self.options:

@@ -55,7 +55,8 @@ class Job:
             return cls(row=FailedRow(**row), **document)
         messages = None if row["messages"] is None else tuple(row["messages"])
         spans = tuple((start, end) for start, end in row["spans"])
-        return cls(row=Row(**{**row, "messages": messages, "spans": spans}), **document)
+        given = {"documents": tuple(row["documents"]), "document_spans": tuple(map(tuple, row["document_spans"]))}
+        return cls(row=Row(**{**row, **given, "messages": messages, "spans": spans}), **document)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Plan:
             return 0, 0
         asked = row.prompt if row.prompt is not None else "\n".join(turn["content"] for turn in row.messages or ())
         targets = self._tokens(row.response) if row.response is not None else self.recipe.decoding.max_new_tokens
+        asked += "\n".join(str(each["text"]) for each in row.documents)
         return self._tokens(asked) + targets, targets
 
     def _tokens(self, text: str) -> int:
@@ -134,8 +136,9 @@ class Plan:
 
 
 def _input(row: Row | FailedRow) -> dict[str, Any]:
-    """The row's input, for its key; rows without a target of their own keep the keys from before there were any."""
-    return {name: value for name, value in asdict(row).items() if (name, value) != ("target", None)}
+    """The row's input, for its key; rows without target or documents keep the keys from before there were any."""
+    added = {"target": None, "documents": (), "document_spans": ()}
+    return {name: value for name, value in asdict(row).items() if name not in added or value != added[name]}
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:

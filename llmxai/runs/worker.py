@@ -16,7 +16,7 @@ from llmxai.evaluation import Competitor, EvaluationContext, Row, make_case, mea
 from llmxai.evidence import Attempt, Draft, drafting, evaluated
 from llmxai.explain import explain
 from llmxai.explanation import Explanation
-from llmxai.generation import answer
+from llmxai.generation import answer, chat_inputs, encode
 from llmxai.methods import require_method
 from llmxai.models import LoadedModel
 from llmxai.models.identity import environment_of
@@ -90,7 +90,8 @@ class Worker:
         row = _whole(row)
         attempt.request = request_of(row)
         if self.recipe.explain is None:
-            generation = answer(self.loaded, row.asked, response=row.response, decoding=self.recipe.decoding)
+            asked = encode(self.loaded, row.asked, chat_inputs(**row.given))
+            generation = answer(self.loaded, asked, response=row.response, decoding=self.recipe.decoding)
             told = self._evaluated(row, generation)
             evaluated(attempt, generation, environment=environment_of(self.loaded))
             return told
@@ -108,6 +109,7 @@ class Worker:
         return explain(
             self.loaded,
             row.asked,
+            **row.given,
             response=row.response,
             foil=row.foil,
             targets=self.recipe.targets if row.target is None else row.target,
@@ -151,8 +153,8 @@ def _evidence(draft: Draft | None) -> dict[str, Any]:
 def request_of(row: Row) -> dict[str, Any]:
     """The request, as records and explanations store it."""
     asked: dict[str, Any] = {"prompt": row.prompt} if row.messages is None else {"messages": list(row.messages)}
-    more = {"response": row.response, "foil": row.foil}
-    return asked | {name: text for name, text in more.items() if text is not None}
+    more = {"response": row.response, "foil": row.foil, **row.given}
+    return asked | {name: value for name, value in more.items() if value is not None}
 
 
 def _context(loaded: LoadedModel, settings: EvaluateSettings) -> EvaluationContext:

@@ -10,7 +10,7 @@ from tiny import make_loaded
 from llmxai.errors import PromptError, RecipeError
 from llmxai.evaluation import SUITES, Case, Row, locate, make_case, require_suite, suite_rows, token_positions
 from llmxai.evaluation.planted_models import build, contributions
-from llmxai.generation import answer, encode_messages, force_response
+from llmxai.generation import answer, chat_inputs, encode_messages, force_response
 from llmxai.models import LoadedModel
 from llmxai.types import Generation
 
@@ -39,7 +39,8 @@ def test_a_seed_gives_the_same_rows_and_another_seed_others(name: str) -> None:
 def test_every_row_has_an_answer_and_sources_inside_its_text(name: str) -> None:
     for row in rows(name):
         assert row.response
-        assert row.spans
+        assert row.spans or row.document_spans
+        assert all(0 <= start < end <= len(row.documents[i]["text"]) for i, start, end in row.document_spans)
         assert all(0 <= start < end <= len(row.text) for start, end in row.spans)
         assert row.foil != row.response
 
@@ -57,6 +58,51 @@ def test_needles_lie_at_their_depths() -> None:
         before = row.text[: row.text.index(fact)].count(".")
         assert before == {0.0: 0, 0.5: 6, 1.0: 12}[float(row.fields["depth"])]
         assert row.text.count(" is ") - row.text.count("the weather is") >= 3
+
+
+@pytest.mark.parametrize("name", ["rag", "long"])
+def test_the_answer_stands_in_one_sentence_of_one_document(name: str) -> None:
+    for row in rows(name, limit=12):
+        ((number, start, end),) = row.document_spans
+        fact = row.documents[number]["text"][start:end]
+        assert row.response is not None
+        assert fact.endswith(f" is {row.response.lower()}.")
+        assert fact[: -len(f" is {row.response}.")].replace("The ", "the ") in row.text
+        assert sum(fact in document["text"] for document in row.documents) == 1
+        assert len(row.documents) == row.fields["documents"]
+
+
+def test_long_contexts_have_about_as_many_words_as_asked_for() -> None:
+    for row in rows("long", limit=3):
+        words = sum(len(document["text"].split()) for document in row.documents)
+        assert 0.55 * float(row.fields["tokens"]) < words + 4 * len(row.documents) < 0.95 * float(row.fields["tokens"])
+
+
+def test_an_injected_instruction_names_the_answer() -> None:
+    for row in rows("injection"):
+        (span,) = row.spans
+        assert row.messages is not None
+        assert [turn["role"] for turn in row.messages] == ["user", "tool"]
+        assert str(row.response) in row.text[slice(*span)]
+
+
+def test_a_story_may_be_a_document() -> None:
+    for plain, apart in zip(rows("context_memory"), rows("context_memory", document=True), strict=True):
+        assert f"{apart.documents[0]['text']} {apart.text}" == plain.text
+        ((number, start, end),) = apart.document_spans
+        assert apart.documents[number]["text"][start:end] == plain.response
+
+
+def test_sources_in_documents_become_tokens() -> None:
+    loaded = make_loaded("llama", max_position_embeddings=2048)
+    (row,) = rows("rag", limit=1)
+    prompt = encode_messages(loaded, list(row.messages or ()), chat_inputs(**row.given))
+    case = make_case(loaded, row, force_response(loaded, prompt, response=row.response or ""), target="answer")
+    assert case.truth is not None
+    marked = [case.features[i] for i in case.truth.nonzero()[:, 0].tolist()]
+    ((number, start, end),) = row.document_spans
+    assert row.documents[number]["text"][start:end] in "".join(case.generation.texts[i] for i in marked)
+    assert marked == list(range(marked[0], marked[-1] + 1))
 
 
 def test_multi_hop_needs_both_facts() -> None:
@@ -89,7 +135,7 @@ def test_the_closed_form_source_contributes_most() -> None:
         assert row.text[slice(*row.spans[0])] == words[scores.index(max(scores))]
 
 
-@pytest.mark.parametrize("name", [name for name in SUITES if name not in ("marker", "closed_form")])
+@pytest.mark.parametrize("name", [name for name in SUITES if name not in ("marker", "closed_form", "rag", "long")])
 def test_sources_are_found_among_the_tokens(name: str, tiny_llama: LoadedModel) -> None:
     """On a byte-level tokenizer, in a chat or raw: what the chosen tokens spell is the source."""
     for row in rows(name, limit=3):

@@ -42,7 +42,7 @@ def folder(explanation: Explanation, tmp_path_factory: pytest.TempPathFactory) -
 def there(code: str, *arguments: Path | str, cwd: Path) -> Any:
     """What the code prints last, as JSON, where the real libraries are."""
     if not PYTHON.exists():
-        needed("the libraries of locks/exchange.in are missing", "exchange")
+        needed("the libraries of tests/exchange/requirements.in are missing", "exchange")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [PYTHON, "-c", code, *map(str, arguments)],

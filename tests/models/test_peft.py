@@ -51,7 +51,9 @@ INSIDE: dict[str, Any] = {
     "ln_tuning": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
     "miss": lambda: peft.MissConfig(target_modules=QV, r=4),
     "randlora": lambda: peft.RandLoraConfig(target_modules=["q_proj"], r=4),
-    "trainable tokens": lambda: peft.TrainableTokensConfig(token_indices=[20, 21], target_modules=["embed_tokens"]),
+    "trainable tokens": lambda: peft.TrainableTokensConfig(
+        token_indices=list(range(20, 390)), target_modules=["embed_tokens"]
+    ),
     "adaption prompt": lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2),
 }
 """Adapters inside the layers."""

@@ -253,3 +253,37 @@ def test_why_words_are_undecided(largest: list[float], said: str) -> None:
             document["effects"][name][t] = [None if x is None else 0.0 for x in document["effects"][name][t]]
             document["effects"][name][t][1] = value
     assert said in " ".join(map(in_words, build_view(document, maps).summary.trust.sentences))
+
+
+def spans(parts: list[list[int]]) -> ReportView:
+    """Three words with the targets `parts`, given as ranges of the answer's tokens."""
+    document, maps = made(("confirmed",) * 3, attention="diluted", stop="length", foil=False, removed=True)
+    first, chosen = document["generation"]["prompt_len"], []
+    for a, b in parts:
+        own = document["targets"][a:b]
+        target = {**own[0], "position": first + a, "tokens": [first + a, first + b]}
+        target["replayed_logprob"] = sum(one["replayed_logprob"] for one in own)
+        target["text"] = "".join(one["text"] for one in own)
+        chosen.append(target)
+    n = len(parts)
+    document["targets"] = chosen
+    for name in ("effect", "low", "high", "probability", "probability_without", "explained", "together"):
+        document["effects"][name] = document["effects"][name][:n]
+    return build_view(document, {name: values[:n] for name, values in maps.items()})
+
+
+def test_targets_that_are_passages_are_not_called_words() -> None:
+    view = spans([[0, 2], [2, 3]])
+    assert view.summary.focus.whole
+    assert "all 2 passages" in " ".join(map(in_words, view.summary.trust.sentences))
+    assert "The whole answer" in render_report(view)
+    assert spans([[0, 3], [0, 1], [1, 2]]).summary.focus.likely == view.summary.focus.likely, "the largest make it up"
+
+
+def test_only_a_part_of_the_answer_explained_is_not_called_the_whole() -> None:
+    view = spans([[0, 1], [1, 2]])
+    assert not view.summary.focus.whole
+    page = render_report(view).split("<script")[0].split("</style>")[1]
+    assert "The passages explained" in page
+    assert "Probability of the whole answer" not in page
+    assert "this answer is" not in in_words(view.summary.focus.sentence)
