@@ -70,7 +70,7 @@ MASKS = 96
 ATTENDED = 4
 """Attention along the deletion path, compared with causal attention: every key, and each query's own once more."""
 EFFICIENCY = {"cpu": 0.7, "cuda": 0.3}
-"""Share of the rate of large products that a model reaches, by device (benchmarks/RESULTS.md, benchmarks/GPU.md)."""
+"""Share of the rate of large products that a model reaches, by device (docs/scale.md, benchmarks/GPU.md)."""
 
 
 def predicted_seconds(
