@@ -115,7 +115,7 @@ def test_tracing_leads_to_the_sources_where_direct_contributions_do_not(
 
 @pytest.mark.slow
 def test_the_sources_are_checked_causally(tracer: LoadedModel, cases: list[tuple[Row, Case]]) -> None:
-    """Removing the true source costs the whole answer nats, and its last word next to none: the words before it stay."""
+    """Removing the true source costs the whole answer nats, its last word next to none: the words before it stay."""
     for _, case in cases:
         assert case.truth is not None
         whole = SetFunction(tracer, case.generation, span_target(case.generation), case.features)
