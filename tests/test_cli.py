@@ -115,7 +115,7 @@ def test_targets_of_the_answer(run: Run, model_folder: Path, tmp_path: Path) -> 
         assert [source["text"] for source in target["traced"]] == [unit["text"] for unit in units]
         assert all(source["path"][0]["unit"] == source["unit"] for source in target["traced"])
         assert all(0 < one["share"] <= 1 for one in target["direct"])
-    ended = run(*explain(model_folder, *options, "--target", "Rom"))
+    ended = run(*explain(model_folder, *options, "--target", "Rom", "--overwrite"))
     assert ended.code == 2
     assert "The target 'Rom' does not occur in the answer. Nearest is 'Rome'" in ended.err
 

@@ -308,7 +308,7 @@ def trace_answer(
 
 @suite("trace")
 def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: int = 12) -> Iterator[Row]:
-    """Answers in steps, for the model `tracer`: the last word's sources are the words after the question's markers.
+    """Answers in steps, for the model `tracer`: the last word's sources are the question's markers and the words after.
 
     It follows from the answer's earlier words alone, so only a method that traces through them finds these sources.
     `tasks`: copy, chain2, chain3, sum, think; `length`: words of the question, 6 to 14, as the model was trained.
@@ -316,14 +316,15 @@ def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: i
     for index, task in zip(count(), cycle(tasks), strict=False):
         text, sources, places = trace_text(random, task, length)
         words, _ = trace_answer(random, task, sources)
-        starts = [len(" ".join(text.split(" ")[:place])) + 1 for place in places]
+        pieces = text.split(" ")
+        starts = [len(" ".join(pieces[:place])) + 1 for place in places]
         yield Row(
             id=numbered(label, index),
             source=label,
             prompt=text,
             response=f" {' '.join(words)}",
             target=f"{len(words) - 1}:",
-            spans=tuple((start, start + len(word)) for start, word in zip(starts, sources, strict=True)),
+            spans=tuple((start - 2, start + len(word)) for start, word in zip(starts, sources, strict=True)),
             fields={"task": task, "length": length},
         )
 
