@@ -303,6 +303,9 @@ def answer_rows(explanation: Mapping[str, Any]) -> list[list[int]]:
     placed = by_place(targets)
     made = [(word, rows) for word in words if (rows := rows_inside(placed, *word))]
     mark = words[-1] if explanation["generation"]["stop"] == "eos" else None
+    alone = rows_inside(placed, first, words[-1][0] if mark and len(words) > 1 else len(explanation["tokens"]))
+    if not {*alone} <= {row for _, rows in made for row in rows}:  # passages of several words
+        return [[row] for row in alone]
     worded = [
         rows for word, rows in made if word != mark and any(c.isalnum() for row in rows for c in targets[row]["text"])
     ]
