@@ -69,13 +69,16 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_kept_executed(path: Path) -> None:
-    """In order, without errors, and without anything of the machine that did it."""
+    """In order or not at all, without errors, and without anything of the machine that did it."""
+    assert not re.search(r"/(tmp|home|root|work)/", path.read_text(encoding="utf-8"))
     counts = [cell["execution_count"] for cell in cells(path)]
+    if not any(counts):
+        assert not any(cell["outputs"] for cell in cells(path))
+        return
     assert counts == list(range(1, len(counts) + 1))
     kinds = {output["output_type"] for cell in cells(path) for output in cell["outputs"]}
     assert kinds <= {"stream", "execute_result"}
     assert cells(path)[-1]["outputs"]
-    assert not re.search(r"/(tmp|home|root|work)/", path.read_text(encoding="utf-8"))
 
 
 EXECUTE = """
@@ -99,4 +102,5 @@ def test_notebooks_execute(path: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     outputs = json.loads(done.stdout.splitlines()[-1])
-    assert [n > 0 for n in outputs] == [bool(cell["outputs"]) for cell in cells(path)]
+    assert len(outputs) == len(cells(path))
+    assert outputs[-1] > 0

@@ -181,6 +181,7 @@ def test_inspect(model_folder: Path, tmp_path: Path) -> None:
     code = """
 import json, sys
 from pathlib import Path
+from llmxai.runs import read_recipe, run_recipe
 from llmxai.exchange.inspect import write_scores
 from inspect_ai.log import read_eval_log
 outcome = run_recipe(read_recipe("log.yaml"), Path("run"), root=Path("."))
