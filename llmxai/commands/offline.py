@@ -97,13 +97,15 @@ def report(
 
 def table(
     folder: Annotated[Path, typer.Argument(help="Folder of an explanation or of a run.", show_default=False)],
-    file: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="File to write: .csv, .json or .parquet.", show_default=False)],
     rows: Annotated[
         str | None,
-        typer.Option(help="records, tokens or sources. [default: tokens for an explanation, records for a run]"),
+        typer.Option(
+            help="records, tokens, sources, traced, documents or spans. [default: tokens, or records for a run]"
+        ),
     ] = None,
 ) -> None:
-    """Write the stored numbers of an explanation or a run as one flat table, CSV or Parquet."""
+    """Write the stored numbers of an explanation or a run as one flat table: CSV, JSON or Parquet."""
     from llmxai.report.export import export as write
 
     written = write(folder, file, table=rows)

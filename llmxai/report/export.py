@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -216,8 +217,8 @@ def write_pdf(page: Path) -> Path:
     return out
 
 
-TABLES = ("records", "tokens", "sources", "traced")
-ENDINGS = (".csv", ".parquet")
+TABLES = ("records", "tokens", "sources", "traced", "documents", "spans")
+ENDINGS = (".csv", ".json", ".parquet")
 FLAT = ("position", "text", "logprob", "replayed_logprob", "rank", "status", "reason")
 CERTIFICATE = ("gap", "local_error", "tolerance", "nodes", "f_input", "f_baseline", "net", "converged")
 
@@ -225,12 +226,15 @@ Columns = dict[str, list[Any]]
 
 
 def export(folder: Path | str, file: Path | str, *, table: str | None = None) -> int:
-    """Write one table of an explanation or a run to `file` (.csv or .parquet); returns the number of its rows.
+    """Write one table of an explanation or a run to `file` (.csv, .json or .parquet); returns the number of its rows.
 
     `records`: one row per record. `tokens`: one per generated token, with its status, gap and agreement. `sources`: one
     per generated token, method and source (the stored top 20). `traced`: one per passage (answer, sentence, word, or
-    target) and part of the prompt, with its traced and its direct share, and the path that carries the most. By
-    default: `tokens` for one explanation, `records` for a run.
+    target) and part of the prompt, with its traced and its direct share, and the path that carries the most.
+    `documents`: one per document, turn or tool of the prompt, with its effect on the answer. `spans`: one per part of
+    the text that was removed, in characters of the document or turn that it belongs to.
+
+    By default: `tokens` for one explanation, `records` for a run.
 
     Raises OptionError for an unknown table or file ending, and OutputError if a folder or file cannot be read or
     written.
@@ -244,14 +248,14 @@ def export(folder: Path | str, file: Path | str, *, table: str | None = None) ->
         raise OptionError(f"{file}: the file ending gives the format; {file.suffix!r} is none of {', '.join(ENDINGS)}.")
     if table == "records":
         if single:
-            raise OptionError(f"{folder}: is one explanation and has no table of records. Use tokens or sources.")
+            raise OptionError(f"{folder}: is one explanation and has no table of records. Use {', '.join(TABLES[1:])}.")
         columns = to_columns(read_rows(folder))
     else:
         columns = _tables([folder] if single else record_folders(folder), table=table)
     if not columns:
-        raise OutputError(f"{folder}: holds no explanation to export.")
+        raise OutputError(f"{folder}: holds nothing for a table of {table}: no explanation, or none that has them.")
     try:
-        (_write_csv if file.suffix == ".csv" else _write_parquet)(columns, file)
+        WRITERS[file.suffix](columns, file)
     except OSError as error:
         raise OutputError(f"{file}: cannot be written ({error}).") from error
     return len(next(iter(columns.values())))
@@ -264,12 +268,25 @@ def _tables(folders: list[Path], *, table: str) -> Columns:
         if table == "traced":
             rows.extend({"record": folder.resolve().name, **row} for row in _traced(document))
             continue
+        if table in ("documents", "spans"):
+            rows.extend({"record": folder.resolve().name, **_flat(row)} for row in document.get(table, ()))
+            continue
         for number, target in enumerate(document["targets"], start=1):
             head = {"record": folder.resolve().name, "number": number}
             found = [_token(target)] if table == "tokens" else _sources(document, target)
             rows.extend({**head, **row} for row in found)
     names = list(dict.fromkeys(key for row in rows for key in row))
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `documents` or `spans` with single values: ranges become two columns."""
+    pairs = {"interval": ("low", "high"), "tokens": ("first", "last")}
+    return {
+        name: value
+        for key, given in row.items()
+        for name, value in (zip(pairs[key], given, strict=True) if key in pairs else ((key, given),))
+    }
 
 
 def _token(target: Mapping[str, Any]) -> dict[str, Any]:
@@ -364,3 +381,11 @@ def _write_parquet(columns: Columns, file: Path) -> None:
         for name, own in columns.items()
     }
     pq.write_table(pa.table(clean), file)
+
+
+def _write_json(columns: Columns, file: Path) -> None:
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+WRITERS = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}

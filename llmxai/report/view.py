@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import SUPPLIED, Role, Status
+from llmxai.report.context import ContextView, build_context
 from llmxai.report.focus import in_words
 from llmxai.report.removal import DELETION, ROLLOUT, Effects, RemovalView, build_effects, build_removal, method_name
 from llmxai.report.summary import Summary, build_summary
@@ -225,6 +226,8 @@ class ReportView:
     rows: tuple[Row, ...]
     trace: Tracing | None
     """The sources of the answer, traced through its own words; None in explanations of earlier versions."""
+    context: ContextView | None
+    """Documents and turns; None for a short prompt of one turn."""
     effects: Effects | None
     """The measured effects; None if nothing was removed, and before rule 4."""
     deletion: bool
@@ -293,6 +296,7 @@ def build_view(
         statuses=tuple(s for s in STATUS_TEXT if any(target["status"] == s for target in explanation["targets"])),
         rows=build_rows(explanation, also=also),
         trace=build_trace(explanation),
+        context=build_context(explanation),
         effects=build_effects(explanation),
         deletion="deletion_path" in maps,
         deletion_refused=visible(refusals.get(DELETION, "")),

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import llmxai
 from llmxai import Explanation, IntegratedGradients, Removal, Settings, explain
 from llmxai.errors import OutputError
+from llmxai.report.context import nats
+from llmxai.report.export import export
+from llmxai.report.render import render_report
+from llmxai.report.view import build_view
+from llmxai.report.visible import plain
 from llmxai.settings import DeletionPath
-from llmxai.store import read_document, to_json, write_folder
+from llmxai.store import read_document, to_json, to_maps, write_folder
 from llmxai.store.context import OWN_MEMORY, own_memory
 from llmxai.store.schema import validated
 from tests.tiny import make_loaded
@@ -81,6 +89,50 @@ def test_every_character_of_the_documents_is_in_a_span(document: dict[str, Any])
     for title, text in (("Cities", DOCUMENTS[0]["text"]), ("Document 3", DOCUMENTS[2]["text"])):
         inside = {i for s in document["spans"] if s["document"] == title for i in range(s["start"], s["end"])}
         assert [text[i] for i in range(len(text)) if i not in inside and not text[i].isspace()] == []
+
+
+def test_the_page_shows_documents_opened_to_their_sentences(explanation: Explanation, document: dict[str, Any]) -> None:
+    view = build_view(document, to_maps(explanation)).context
+    assert view is not None
+    titles = [plain(row.title) for row in view.rows]
+    by_effect = sorted(document["documents"], key=lambda row: -abs(row["effect"]))
+    assert titles == [row["title"] for row in by_effect]
+    assert any(row.pieces for row in view.rows)
+    for row, want in zip(view.rows, by_effect, strict=True):
+        assert row.effect == nats(want["effect"])
+        assert row.interval == "{} to {}".format(*map(nats, want["interval"]))
+    page = render_report(build_view(document, to_maps(explanation)))
+    assert "Documents and turns" in page
+    assert "The capital of France is Paris." in page
+
+
+def test_the_page_of_a_prompt_of_one_turn_has_no_such_table() -> None:
+    found = explain(make_loaded("llama"), "The capital of France is", response=" Paris", settings=QUICK)
+    view = build_view(json.loads(json.dumps(to_json(found))), to_maps(found))
+    assert view.context is None
+    assert "Documents and turns" not in render_report(view)
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_spans_and_documents_are_exported(
+    explanation: Explanation, document: dict[str, Any], tmp_path: Path, ending: str
+) -> None:
+    folder = write_folder(explanation, tmp_path / "a", render=lambda *_: "<html></html>")
+    for table in ("spans", "documents"):
+        file = tmp_path / f"{table}.{ending}"
+        assert export(folder, file, table=table) == len(document[table])
+        if ending == "json":
+            rows = json.loads(file.read_text(encoding="utf-8"))
+        elif ending == "csv":
+            rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"))))
+        else:
+            rows = pq.read_table(file).to_pylist()
+        for row, want in zip(rows, document[table], strict=True):
+            assert row["record"] == "a"
+            assert (int(row["first"]), int(row["last"])) == tuple(want["tokens"])
+            for key in ("document", "start", "end", "title", "kind", "effect", "share"):
+                if key in want:
+                    assert str(row[key]) == str(want[key])
 
 
 def test_a_short_prompt_has_spans_and_no_documents() -> None:
