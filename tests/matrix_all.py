@@ -418,7 +418,7 @@ def page(rows: Sequence[Row]) -> str:
         f"`make matrix-all` wrote this with transformers {transformers.__version__}. Every class behind",
         "AutoModelForCausalLM, AutoModelForSequenceClassification and AutoModelForSeq2SeqLM is built tiny with all",
         "weights random. Two prompts, one with padding ids in it and at its end, go through transformers from ids.",
-        f"`same`: llmxai's log-probs are within {TOLERANCE} nats, the longest prompt that llmxai takes runs and one more",
+        f"`same`: llmxai's log-probs are within {TOLERANCE} nats, the longest prompt that llmxai takes runs, one more",
         "token is refused, and the model's own answer is explained.",
         "",
         "| kind | " + " | ".join(OUTCOMES) + " |",
