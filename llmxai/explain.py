@@ -149,7 +149,7 @@ def explained(
     require_room(loaded, generation, settings.compute, progress, targets=most)
     measured = _measured(loaded, generation, targets, settings, replayed, progress)
     if measured is not None:
-        found(generation, targets, replayed, measured.of_first(len(targets)))
+        found(generation, targets, replayed, estimated(measured, prior=None).of_first(len(targets)))
     scores = _scores(loaded, generation, targets, settings, f_of(replayed, targets, generation), progress)
     gradients, deletion, rollout = (scores[name] for name in (GRADIENTS, DELETION, ROLLOUT))
     variant = scores[settings.rollout.variant]

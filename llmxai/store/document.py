@@ -301,11 +301,11 @@ class Fall:
 
 
 def falls_of(generation: Generation, effects: Effects, rows: Sequence[int]) -> list[Fall]:
-    """The parts of the text without which the targets `rows` fall, each taken away alone, largest fall first.
+    """The parts of the text without which the targets `rows` fall, largest fall first: the effects, as pages show them.
 
     Falls below `LEAST_FALL` are left out; of several parts with the same text, the first is kept.
     """
-    drop = torch.cat([effects.drop, effects.hidden_drop], dim=1)[list(rows)].sum(dim=0)
+    drop = torch.cat([effects.estimates[0], effects.hidden_drop], dim=1)[list(rows)].sum(dim=0)
     parts = _parts(effects)
     falls: dict[str, Fall] = {}
     for i in drop.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist():  # NaN: not defined there

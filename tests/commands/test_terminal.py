@@ -38,13 +38,14 @@ def as_printed(lines: list[Text], **how: Any) -> str:
 
 
 def test_falls_are_those_of_the_measured_removals(explanation: Explanation) -> None:
-    """Against a plain loop over units and hidden sets."""
+    """Against a plain loop over units and hidden sets; every token of the answer is a target here."""
     effects, generation = explanation.effects, explanation.generation
     assert effects is not None
+    assert effects.effect is not None
     for word in explanation.answer_words():
         wanted: dict[str, float] = {}
         for u, (start, end) in enumerate(effects.units):
-            drop = sum(float(effects.f_full[t] - effects.f_without[t, u]) for t in range(*word.tokens))
+            drop = sum(float(effects.effect[t, u]) for t in range(*word.tokens))
             text = "".join(generation.texts[start:end]).strip()
             wanted[text] = max(wanted.get(text, -math.inf), drop)
         assert effects.f_hidden is not None
@@ -53,7 +54,7 @@ def test_falls_are_those_of_the_measured_removals(explanation: Explanation) -> N
             text = "".join(generation.texts[slice(*ranges[0])]).strip()
             if not math.isnan(drop):
                 wanted[text] = max(wanted.get(text, -math.inf), drop)
-        found = falls_of(generation, effects, word.tokens)
+        found = falls_of(generation, effects, range(*word.tokens))
         assert {fall.text.strip(): fall.nats for fall in found} == pytest.approx(
             {text: drop for text, drop in wanted.items() if drop >= LEAST_FALL}, abs=1e-9
         )
@@ -62,8 +63,9 @@ def test_falls_are_those_of_the_measured_removals(explanation: Explanation) -> N
 
 def test_what_is_known_first_agrees_with_the_end(explanation: Explanation) -> None:
     """The early lines have the same words and sources as the summary, which adds the statuses."""
-    early = first_lines(explanation.generation, explanation.replay, explanation.effects)
-    assert first_lines(explanation.generation, explanation.replay, None) == early[:1]
+    known = explanation.generation, explanation.targets, explanation.replay
+    early = first_lines(*known, explanation.effects)
+    assert first_lines(*known, None) == early[:1]
     late = summary(explanation)
     words = explanation.answer_words()
     for first, last, word in zip(early[1:], late[1:], words, strict=False):
@@ -81,7 +83,7 @@ def test_it_is_reported_as_soon_as_it_is_known(tiny_llama: LoadedModel) -> None:
         response=" Rome",
         settings=FEW,
         progress=lambda stage, _done, _n: order.append(stage),
-        found=lambda _generation, _replay, effects: order.append("answer" if effects is None else "effects"),
+        found=lambda _generation, _targets, _replay, effects: order.append("answer" if effects is None else "effects"),
     )
     stages = list(dict.fromkeys(stage for stage in order if not stage.startswith("planned")))
     assert stages[:5] == ["generating", "replaying", "answer", "removing parts of the text", "effects"]
