@@ -34,8 +34,7 @@ from llmxai.evaluation.planted_models import marker_folder  # noqa: E402
 from llmxai.evaluation.suites import suite_rows  # noqa: E402
 from llmxai.generation import answer  # noqa: E402
 from llmxai.methods import deletion_path, estimated, measure_effects, token_targets  # noqa: E402
-from llmxai.methods.perturbation.effects import half_subsets  # noqa: E402
-from llmxai.methods.perturbation.removal import f_of_masks  # noqa: E402
+from llmxai.methods.perturbation.removal import f_of_masks, half_subsets  # noqa: E402
 from llmxai.models.memory import ChunkSize  # noqa: E402
 from llmxai.names import Unit  # noqa: E402
 from llmxai.settings import CHUNK_TOKENS, Removal  # noqa: E402

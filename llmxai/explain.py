@@ -37,7 +37,7 @@ from llmxai.models.precision import in_precision
 from llmxai.models.speed import in_words, layer_operations, predicted_seconds
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
-from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores, rows_in
+from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
 
 AskedTargets = str | Target | Sequence[str | Target] | None
 """What `explain` takes as targets."""
@@ -158,9 +158,7 @@ def explained(
     watched = partial(progress, stage)
     rows = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
     if measured is not None:
-        everything = (*targets, *missing_rows(generation, targets))
-        answer_rows = rows_in(everything, generation.prompt_len, (0, generation.n_targets))
-        measured = estimated(measured, prior=rows if judged is deletion else None, answer=answer_rows)
+        measured = estimated(measured, prior=rows if judged is deletion else None)
     units = prompt_units(generation)[0] if measured is None else measured.units
     trace = traced(generation, targets, rows, units=units, effects=measured)
     effects = None if measured is None else measured.of_first(len(targets))

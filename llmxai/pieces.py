@@ -62,7 +62,8 @@ class ContextEffects:
     f_rest: float | None = None
     """F with all of `rest` removed together; None if there is at most one."""
     effect: Float[Tensor, " root"] | None = None
-    """The sum of the estimated effects (nats, `Effects.effect`, on the whole answer) of a root's units."""
+    """How much F falls without a root of the context, on average over random halves of its other roots: its Banzhaf
+    value, by a ridge regression. Of other roots, the fall without it alone."""
     low: Float[Tensor, " root"] | None = None
     """Lower end of the 90 % interval of `effect`."""
     high: Float[Tensor, " root"] | None = None
@@ -77,7 +78,7 @@ class ContextEffects:
 
     @property
     def estimates(self) -> tuple[Float[Tensor, " root"], Float[Tensor, " root"], Float[Tensor, " root"]]:
-        """`effect`, `low` and `high` of the roots; all three are their `drop` without random subsets."""
+        """`effect`, `low` and `high` of the roots; all three are their `drop` where there is none."""
         if self.effect is None or self.low is None or self.high is None:
             return (self.drop[: self.roots],) * 3
         return self.effect, self.low, self.high

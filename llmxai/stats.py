@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,20 +136,6 @@ class LinearFit:
     """Standard deviation of what a sum of the weights does not explain (interactions of units)."""
     df: int
     """Degrees of freedom of the interval."""
-    covariance: Float[np.ndarray, "unit unit"]
-    """Of the posterior of the weights."""
-
-    def sums(
-        self, groups: Sequence[Sequence[int]], confidence: float
-    ) -> tuple[Float[np.ndarray, " group"], Float[np.ndarray, " group"], Float[np.ndarray, " group"]]:
-        """The sum of the weights of each group, with the lower and upper ends of its interval."""
-        chosen = np.zeros((len(groups), len(self.mean)))
-        for row, group in zip(chosen, groups, strict=True):
-            row[list(group)] = 1
-        total = chosen @ self.mean
-        sd = np.sqrt(np.clip(np.einsum("gu,uv,gv->g", chosen, self.covariance, chosen), 0, None))
-        width = stats.t.ppf((1 + confidence) / 2, self.df) * sd
-        return total, total - width, total + width
 
     def interval(self, confidence: float) -> tuple[Float[np.ndarray, " unit"], Float[np.ndarray, " unit"]]:
         """Lower and upper ends, by Student's t."""
@@ -172,7 +158,7 @@ def ridge_with_prior(
     """
     rows, units = x.shape
     if rows < 2:
-        return LinearFit(prior.astype(float), np.full(units, np.inf), float("nan"), 1, np.diag(np.full(units, np.inf)))
+        return LinearFit(prior.astype(float), np.full(units, np.inf), float("nan"), 1)
     centred, target = x - x.mean(axis=0), y - y.mean()
     guess = centred @ prior
     scale = max(0.0, float(guess @ target) / float(guess @ guess)) if (guess**2).sum() > 0 else 0.0
@@ -192,8 +178,7 @@ def ridge_with_prior(
     mean = scale * prior + ratio * centred.T @ (inner @ residual)
     covered = np.einsum("ru,rs,su->u", centred, inner, centred)
     sd = np.sqrt(np.clip(variance * ratio * (1 - ratio * covered), 0, None))
-    covariance = variance * ratio * (np.eye(units) - ratio * centred.T @ inner @ centred)
-    return LinearFit(mean, sd, float(np.sqrt(variance)), df, covariance)
+    return LinearFit(mean, sd, float(np.sqrt(variance)), df)
 
 
 def acting_together(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmxai.methods.perturbation.effects import half_subsets
+from llmxai.methods.perturbation.removal import half_subsets
 from llmxai.stats import PRIOR_GRID, acting_together, ridge_with_prior
 
 

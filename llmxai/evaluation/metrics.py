@@ -21,8 +21,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor, nn
 
-from llmxai.methods.perturbation.effects import half_subsets
-from llmxai.methods.perturbation.removal import SetFunction, removal_forward
+from llmxai.methods.perturbation.removal import SetFunction, half_subsets, removal_forward
 from llmxai.methods.perturbation.surrogates import random_masks
 from llmxai.models import LoadedModel, embed, embedding_module
 from llmxai.models.forward import frozen_eval

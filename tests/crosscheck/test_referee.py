@@ -16,8 +16,7 @@ from llmxai.crosscheck.referee import (
     sources_of,
     verdicts,
 )
-from llmxai.methods.perturbation.effects import half_subsets
-from llmxai.methods.perturbation.removal import unit_sums
+from llmxai.methods.perturbation.removal import half_subsets, unit_sums
 from llmxai.types import Effects
 
 N_UNITS, TARGETS = 12, 3

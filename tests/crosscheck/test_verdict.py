@@ -13,7 +13,7 @@ from tiny import null_of
 from llmxai.crosscheck import RULE, answer_verdict, attention_verdict, cross_check, sources_verdict
 from llmxai.crosscheck.verdict import candidates, chance
 from llmxai.methods import token_targets
-from llmxai.methods.perturbation.effects import half_subsets
+from llmxai.methods.perturbation.removal import half_subsets
 from llmxai.names import AttentionStatus, Status, Unit
 from llmxai.stats import jensen_shannon
 from llmxai.types import (

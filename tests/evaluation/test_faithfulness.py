@@ -30,8 +30,7 @@ from llmxai.evaluation.planted_models import build
 from llmxai.generation import answer
 from llmxai.methods import gradient_x_input, span_target
 from llmxai.methods.features import baseline_embedding
-from llmxai.methods.perturbation.effects import half_subsets
-from llmxai.methods.perturbation.removal import SetFunction
+from llmxai.methods.perturbation.removal import SetFunction, half_subsets
 from llmxai.methods.perturbation.surrogates import random_masks
 from llmxai.models import embed
 

@@ -15,8 +15,7 @@ from llmxai.errors import NonFiniteError, OptionError
 from llmxai.generation import encode_messages, force_response
 from llmxai.methods import leave_one_out, measure_effects
 from llmxai.methods.features import baseline_embedding
-from llmxai.methods.perturbation.effects import half_subsets
-from llmxai.methods.perturbation.removal import MOST_UNITS, f_of_masks, prompt_units
+from llmxai.methods.perturbation.removal import MOST_UNITS, f_of_masks, half_subsets, prompt_units
 from llmxai.methods.targets import token_targets
 from llmxai.models import LoadedModel, embed
 from llmxai.models.adapters import causal

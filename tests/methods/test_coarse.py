@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from llmxai.generation import chat_inputs, encode_messages, encode_prompt, force_response
-from llmxai.methods import deletion_path, estimated, measure_effects, token_targets
+from llmxai.methods import measure_effects, token_targets
 from llmxai.methods.features import CONTENT
 from llmxai.methods.perturbation.coarse import context_of, disjoint, reader_of, tree_of
 from llmxai.methods.perturbation.removal import MOST_UNITS
 from llmxai.methods.perturbation.tree import in_runs, paragraphs, pieces_of, roots_of
 from llmxai.models import LoadedModel
 from llmxai.settings import Removal
+from llmxai.stats import ridge_with_prior
 from llmxai.types import Effects, Generation, Piece
 from tests.tiny import make_loaded
 
@@ -270,19 +272,24 @@ def test_short_prompts_keep_their_words_as_units(loaded: LoadedModel) -> None:
     assert found.context.context == (0,)
 
 
-def test_the_effect_of_a_document_is_the_sum_over_its_units(loaded: LoadedModel, asked: Generation) -> None:
-    prior = deletion_path(loaded, asked, n_steps=4)
-    found = estimated(measure_effects(loaded, asked, removal=Removal(subsets=32)), prior)
-    context = found.context
+def test_the_effect_of_a_document_is_over_halves_of_the_others(loaded: LoadedModel, asked: Generation) -> None:
+    context = measure_effects(loaded, asked, removal=Removal(subsets=8)).context
     assert context is not None
+    rows, f = [], []
+    for stays in ((1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        ranges = [context.pieces[i].tokens for i in range(3) if not stays[i]]
+        rows.append(stays)
+        f.append(float(picked(asked, deleted(loaded, asked, ranges)).sum()))
+    fit = ridge_with_prior(np.array(rows, dtype=float), np.array(f), np.zeros(3))
     effect, low, high = context.estimates
-    assert context.effect is effect
-    assert (low <= effect).all()
-    assert (effect <= high).all()
-    assert effect.shape == (context.roots,)
-    without = estimated(measure_effects(loaded, asked, removal=Removal(subsets=0)), prior)
-    assert without.context is not None
-    assert torch.equal(without.context.estimates[0], without.context.drop[: without.context.roots])
+    assert np.allclose(effect[:3].numpy(), fit.mean, atol=1e-5)
+    for side, want in zip((low, high), fit.interval(0.9), strict=True):
+        assert np.allclose(side[:3].numpy(), want, atol=1e-5)
+    question = float(context.f_full - context.f_without[3])
+    assert [float(side[3]) for side in (effect, low, high)] == [pytest.approx(question)] * 3
+    without = measure_effects(loaded, asked, removal=Removal(subsets=0)).context
+    assert without is not None
+    assert torch.equal(without.estimates[0], without.drop[: without.roots])
 
 
 def test_a_chosen_target_gets_the_same_effects(loaded: LoadedModel, asked: Generation) -> None:

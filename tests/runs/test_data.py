@@ -12,6 +12,7 @@ from llmxai.errors import RecipeError
 from llmxai.evaluation import Row
 from llmxai.runs.data import FailedRow, count_rows, recipe_rows, source_rows
 from llmxai.runs.recipe import Recipe, Source
+from llmxai.runs.scheduling import Job
 
 TABLE = [
     {"question": f"Where is {name}?", "hint": "in the garden", "answer": f" {name}", "n": i}
@@ -80,6 +81,40 @@ def test_spans_from_a_column(tmp_path: Path) -> None:
     (row,) = rows(tmp_path, path="s.jsonl", prompt="{{ q }}", spans="spans")
     assert isinstance(row, Row)
     assert row.spans == ((0, 3), (7, 11))
+
+
+LIBRARY = [
+    {"question": "Where is a?", "documents": [{"title": "A", "text": "a is here."}, {"text": "b is there."}]},
+    {"question": "Where is b?", "documents": ["c is gone.", "b is there."]},
+    {"question": "Where is c?", "documents": []},
+    {"question": "Where is d?", "documents": [{"title": "D", "text": " "}]},
+    {"question": "Where is e?", "documents": ["b is there.", "b is there."]},
+]
+
+
+def test_documents_from_a_column(tmp_path: Path) -> None:
+    lines = [{**row, "documents": json.dumps(row["documents"])} for row in LIBRARY]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    turns = [{"role": "user", "content": "{{ question }}"}]
+    source = Source(path="d.jsonl", messages=turns, documents="documents", sources=["b is there."])
+    first, second, empty, blank, twice = source_rows(source, root=tmp_path)
+    assert isinstance(first, Row)
+    assert isinstance(second, Row)
+    assert first.given == {"documents": [{"title": "A", "text": "a is here."}, {"text": "b is there."}]}
+    assert first.document_spans == second.document_spans == ((1, 0, 11),)
+    assert (first.text, first.spans) == ("Where is a?", ())
+    for row, says in ((empty, "holds no documents"), (blank, "is empty"), (twice, "occurs in 2 documents")):
+        assert isinstance(row, FailedRow)
+        assert says in row.error
+    job = Job(0, first, "key", "record", 1, 1)
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_documents_as_a_list_of_objects(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps(LIBRARY[0]) + "\n", encoding="utf-8")
+    (row,) = source_rows(Source(path="d.jsonl", prompt="{{ question }}", documents="documents"), root=tmp_path)
+    assert isinstance(row, Row)
+    assert row.documents[1] == {"text": "b is there."}, "a title that another document has is no title of this one"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,13 +27,14 @@ from transformers import DynamicCache
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.gradients.deletion_path import presence_path
-from llmxai.methods.perturbation.removal import MaskedSequence, require_finite
+from llmxai.methods.perturbation.removal import MaskedSequence, half_subsets, require_finite
 from llmxai.methods.perturbation.tree import LEVELS, in_runs, pieces_of, roots_of
 from llmxai.methods.targets import Target, TargetRows, span_target
 from llmxai.models import LoadedModel, adapter_of, embed, frozen_eval, prefix_cache
 from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
+from llmxai.stats import ridge_with_prior
 from llmxai.types import ContextEffects, Generation, Piece
 
 LEAST_EFFECT = 0.5
@@ -41,6 +43,8 @@ EFFECT_SHARE = 0.3
 """Share of the largest fall that it reaches, too."""
 LONGEST_READER = 256
 """Tokens of the prompt's end, at most, from which pieces are hidden; they are computed in every pass."""
+CONFIDENCE = 0.9
+"""Of the intervals of effects."""
 DELETED_ROOTS, DELETED_PIECES = 4, 8
 """Roots and smaller pieces that are deleted where the others are hidden."""
 
@@ -307,6 +311,7 @@ def context_effects(
         divergence_all = next(joint)[targets:]
     else:
         divergence_all = figures[context[0], targets:] if context else torch.zeros(generation.n_targets).double()
+    effect, low, high = _root_effects(meter, roots, context, full[-1] - figures[: len(roots), targets - 1], full[-1])
     f_without, f_deleted = figures[:, targets - 1], torch.full((len(pieces),), torch.nan, dtype=torch.float64)
     if meter.hides_from is not None:
         for i in _to_delete(meter, pieces, len(roots), float(full[-1]) - f_without):
@@ -326,7 +331,43 @@ def context_effects(
         recomputed=meter.recomputed,
         rest=rest,
         f_rest=f_rest,
+        effect=effect,
+        low=low,
+        high=high,
     )
+
+
+def root_subsets(removal: Removal) -> int:
+    """Random halves of the roots of the context that are measured, at most."""
+    return min(removal.subsets, removal.budget // 6)
+
+
+def _root_effects(
+    meter: Meter,
+    roots: Sequence[Piece],
+    context: Sequence[int],
+    alone: Float[Tensor, " root"],
+    f_full: Float[Tensor, ""],
+) -> tuple[Float[Tensor, " root"], ...]:
+    """The effect of every root on the answer with the ends of its interval; of one outside the context, its fall alone.
+
+    A ridge regression of F on which roots of the context are there: all, all but one, and random halves of them.
+    """
+    kept = half_subsets(len(context), root_subsets(meter.removal), seed=meter.removal.seed)
+    if len(context) < 2 or not len(kept):
+        return alone, alone, alone
+    sets = [[roots[i].tokens for i, stays in zip(context, row, strict=True) if not stays] for row in kept.tolist()]
+    f = meter.without(sets)[:, len(meter.targets)]
+    single = ~torch.eye(len(context), dtype=torch.bool)
+    x = torch.cat([torch.ones(1, len(context), dtype=torch.bool), single, kept]).double().numpy()
+    y = torch.cat([f_full[None], f_full - alone[list(context)], f]).numpy()
+    fit = ridge_with_prior(x, y, np.zeros(len(context)))
+    found = []
+    for values in (fit.mean, *fit.interval(CONFIDENCE)):
+        side = alone.clone()
+        side[list(context)] = torch.from_numpy(values)
+        found.append(side)
+    return tuple(found)
 
 
 def _to_delete(meter: Meter, pieces: Sequence[Piece], roots: int, fall: Float[Tensor, " piece"]) -> list[int]:

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
-from math import comb
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.gradients.deletion_path import presence_path
-from llmxai.methods.perturbation.coarse import context_effects, measured_context, meter_of, take_apart, tree_of
+from llmxai.methods.perturbation.coarse import (
+    CONFIDENCE,
+    context_effects,
+    measured_context,
+    meter_of,
+    root_subsets,
+    take_apart,
+    tree_of,
+)
 from llmxai.methods.perturbation.removal import (
     MOST_UNITS,
     content_words,
     f_of_masks,
+    half_subsets,
     hidden_sets,
     prompt_units,
     unit_sums,
@@ -35,10 +42,8 @@ from llmxai.models.memory import ChunkSize, forward_tokens, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
 from llmxai.stats import LinearFit, acting_together, ridge_with_prior
-from llmxai.types import ContextEffects, Effects, Generation, Piece, Scores, predicted_token
+from llmxai.types import Effects, Generation, Piece, Scores, predicted_token
 
-CONFIDENCE = 0.9
-"""Of the intervals of effects."""
 CONSTANT = 1e-12
 """Variance (nats squared) of F under which it does not depend on what is removed."""
 
@@ -119,7 +124,7 @@ def from_coarse_to_fine(
     """The same for documents, turns and what they consist of, within `removal.budget` forward passes."""
     size = _size(loaded, generation, targets, removal)
     subsets = min(removal.subsets, removal.budget // 3)
-    left = removal.budget - subsets - 3  # with everything, without the context, without the rest
+    left = removal.budget - subsets - root_subsets(removal) - 3  # with everything, without the context, and the rest
     with frozen_eval(loaded.model):
         meter = meter_of(
             loaded, generation, targets, removal, roots, size=size, passes=removal.budget, progress=progress
@@ -247,11 +252,10 @@ def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
     return not inside and min(start for start, _ in ranges) <= position
 
 
-def estimated(effects: Effects, prior: Scores | None, *, answer: Sequence[int] | None = None) -> Effects:
+def estimated(effects: Effects, prior: Scores | None) -> Effects:
     """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
 
     From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores.
-    `answer`: the targets that make up the whole answer; by default all of them.
     """
     if not len(effects.kept):
         return effects
@@ -259,10 +263,8 @@ def estimated(effects: Effects, prior: Scores | None, *, answer: Sequence[int] |
     means = np.zeros((len(effects.f_full), len(effects.units)))
     if prior is not None and prior.refused is None:
         means = unit_sums(prior.values, effects.units)
-    whole = means if answer is None else means[list(answer)]
     fits = [ridge_with_prior(x, f.numpy(), mean) for f, mean in zip(effects.f_masked, means, strict=True)]
     ends = [fit.interval(CONFIDENCE) for fit in fits]
-    context = effects.context and _context_estimated(effects, effects.context, x, whole.sum(axis=0))
     ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
     left = [effects.f_masked[t].numpy() - x @ fit.mean for t, fit in enumerate(fits)]
     return replace(
@@ -270,7 +272,6 @@ def estimated(effects: Effects, prior: Scores | None, *, answer: Sequence[int] |
         effect=torch.from_numpy(np.stack([fit.mean for fit in fits])),
         low=torch.from_numpy(np.stack([low for low, _ in ends])),
         high=torch.from_numpy(np.stack([high for _, high in ends])),
-        context=context,
         ceiling=ceiling,
         pair=tuple(
             acting_together(x, rest) if share is not None and share < ADDITIVE else None
@@ -279,44 +280,9 @@ def estimated(effects: Effects, prior: Scores | None, *, answer: Sequence[int] |
     )
 
 
-def _context_estimated(
-    effects: Effects, context: ContextEffects, x: Float[np.ndarray, "mask unit"], prior: Float[np.ndarray, " unit"]
-) -> ContextEffects:
-    """The sums of the effects on the answer over the units of every root, with their intervals."""
-    fit = ridge_with_prior(x, context.f_masked.numpy(), prior)
-    inside = [
-        [i for i, unit in enumerate(effects.units) if root.tokens[0] <= unit[0] and unit[1] <= root.tokens[1]]
-        for root in context.pieces[: context.roots]
-    ]
-    effect, low, high = (torch.from_numpy(side) for side in fit.sums(inside, CONFIDENCE))
-    return replace(context, effect=effect, low=low, high=high)
-
-
 def _explained(fit: LinearFit, f: Float[np.ndarray, " mask"]) -> float | None:
     variance = float(np.var(f))
     return max(0.0, 1 - fit.noise**2 / variance) if variance > CONSTANT else None
-
-
-def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"]:
-    """`n` different subsets that keep `n_units // 2` of the units each; all such subsets if there are at most `n`.
-
-    All have the same size, as in Park et al. 2023 (https://arxiv.org/abs/2303.14186, definition 3). With varying
-    sizes, any scores that are all positive would predict F from the size alone wherever every removal lowers F. No
-    subset is empty or full.
-    """
-    size = n_units // 2
-    if size == 0:
-        return torch.zeros(0, n_units, dtype=torch.bool)
-    if comb(n_units, size) <= n:
-        chosen = [list(one) for one in combinations(range(n_units), size)]
-    else:
-        rng = np.random.default_rng(seed)
-        found: dict[tuple[int, ...], None] = {}
-        while len(found) < n:
-            found[tuple(sorted(rng.choice(n_units, size, replace=False).tolist()))] = None
-        chosen = [list(one) for one in found]
-    kept = torch.zeros(len(chosen), n_units, dtype=torch.bool)
-    return kept.scatter_(1, torch.tensor(chosen), value=True)
 
 
 @method("leave_one_out", needs={"forward"}, source="Li, Monroe & Jurafsky 2016, https://arxiv.org/abs/1612.08220")

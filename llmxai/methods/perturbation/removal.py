@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import torch
@@ -85,6 +87,28 @@ def _runs(pieces: Sequence[Unit], most: int) -> list[Unit]:
             found.append((start, end))
             size = 1
     return found
+
+
+def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"]:
+    """`n` different subsets that keep `n_units // 2` of the units each; all such subsets if there are at most `n`.
+
+    All have the same size, as in Park et al. 2023 (https://arxiv.org/abs/2303.14186, definition 3). With varying
+    sizes, any scores that are all positive would predict F from the size alone wherever every removal lowers F. No
+    subset is empty or full.
+    """
+    size = n_units // 2
+    if size == 0:
+        return torch.zeros(0, n_units, dtype=torch.bool)
+    if comb(n_units, size) <= n:
+        chosen = [list(one) for one in combinations(range(n_units), size)]
+    else:
+        rng = np.random.default_rng(seed)
+        found: dict[tuple[int, ...], None] = {}
+        while len(found) < n:
+            found[tuple(sorted(rng.choice(n_units, size, replace=False).tolist()))] = None
+        chosen = [list(one) for one in found]
+    kept = torch.zeros(len(chosen), n_units, dtype=torch.bool)
+    return kept.scatter_(1, torch.tensor(chosen), value=True)
 
 
 def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
