@@ -11,7 +11,10 @@ export TORCH_UNLOCKED ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
+FLASHTRACE := .venv-flashtrace
 TOOLS := .venv-tools
+EXCHANGE := .venv-exchange
+SITE := .venv-site
 NOTEBOOK := .venv-notebook
 INSTALL := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(INSTALL) --require-hashes --no-deps
@@ -21,7 +24,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image docker-build docker-run clean docs bench-rollout bench-scale bench-survival
+.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-rollout bench-scale bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -49,6 +52,9 @@ test-fast: setup ## run the tests that need neither the real model nor a browser
 matrix: setup ## explain a tiny model of every architecture end to end; print the table
 	$(BIN)/python tests/matrix.py
 
+matrix-all: setup ## compare every causal, classifier and encoder-decoder class with transformers' own log-probs; write docs/matrix.md
+	$(BIN)/python -W ignore tests/matrix_all.py --write docs/matrix.md
+
 check: lint types test ## what CI runs
 
 lint: setup ## check style and format with ruff
@@ -69,6 +75,15 @@ $(BENCH)/.made: requirements.lock locks/bench.lock locks/model.lock
 	$(PYTHON) -m venv $(BENCH)
 	locks/install.sh $(BENCH) requirements.lock locks/bench.lock locks/model.lock
 	$(BENCH)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+bench-tracing: setup $(FLASHTRACE)/.made ## compare tracing through the answer with FlashTrace; write benchmarks/TRACING.md
+	$(FLASHTRACE)/bin/python benchmarks/tracing.py
+
+$(FLASHTRACE)/.made: requirements.lock locks/flashtrace.lock locks/model.lock
+	$(PYTHON) -m venv $(FLASHTRACE)
+	locks/install.sh $(FLASHTRACE) requirements.lock locks/flashtrace.lock locks/model.lock
+	$(FLASHTRACE)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 bench-rollout: setup ## measure rollout on long prompts and its variants on planted questions; write benchmarks/ROLLOUT.md
@@ -114,6 +129,7 @@ eval-faithfulness: setup ## evaluate faithfulness by removal on the embedded mod
 eval-planted: setup ## evaluate on known sources: a linear model, a trained one, the embedded model (10 minutes to an hour)
 	$(BIN)/llmxai run closed_form --out $(or $(EVAL_OUT),runs/eval-planted)/closed_form
 	$(BIN)/llmxai run marker --out $(or $(EVAL_OUT),runs/eval-planted)/marker
+	$(BIN)/llmxai run trace --out $(or $(EVAL_OUT),runs/eval-planted)/trace
 	$(BIN)/llmxai run planted --out $(or $(EVAL_OUT),runs/eval-planted)/smollm2
 
 eval-sanity: setup ## check that explanations depend on the weights and are stable under noise, on the trained model
@@ -121,6 +137,14 @@ eval-sanity: setup ## check that explanations depend on the weights and are stab
 
 docs: setup ## generate docs/api.md, docs/cli.md and the two JSON schemas from the code
 	$(BIN)/python docs/generate.py
+
+docs-site: $(SITE)/.made ## build the documentation as a site in site/, and stop at a broken link
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
+
+$(SITE)/.made: docs/requirements.lock
+	@test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python $(LOCKED) -r docs/requirements.lock
+	@touch $@
 
 lock: $(TOOLS)/.made ## resolve the packages again and write requirements.lock and locks/*.lock (UPGRADE=1 takes newer versions)
 	$(TOOLS)/bin/python locks/lock.py write $(if $(UPGRADE),--upgrade)
@@ -151,6 +175,16 @@ $(NOTEBOOK)/.made: locks/notebook.lock docker/jupyter_guard.py docker/install.sh
 	docker/install.sh guard $(NOTEBOOK)
 	@touch $@
 
+exchange: $(EXCHANGE)/.made ## create .venv-exchange with OpenTelemetry, MLflow, Inspect, Inseq and a notebook kernel, for the tests of llmxai send and of the notebooks
+
+# On top of .venv, whose packages a line in a .pth file adds
+$(EXCHANGE)/.made: tests/exchange/requirements.lock locks/bench.lock $(STAMP)
+	@test -x $(EXCHANGE)/bin/python || $(PYTHON) -m venv $(EXCHANGE)
+	$(EXCHANGE)/bin/python $(LOCKED) -r tests/exchange/requirements.lock
+	$(EXCHANGE)/bin/python $(LOCKED) -r locks/bench.lock
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(EXCHANGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	@touch $@
+
 sshd: ## install Debian's OpenSSH for the tests of the image (needs root; for CI: it is not started, but enabled for the next boot)
 	@test -x /usr/sbin/sshd || { policy=/usr/sbin/policy-rc.d; \
 	  test -e $$policy || { printf '#!/bin/sh\nexit 101\n' > $$policy && chmod 755 $$policy && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }; \
@@ -170,4 +204,4 @@ docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUP
 	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(BENCH) $(TOOLS) $(NOTEBOOK) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(TOOLS) $(NOTEBOOK) $(EXCHANGE) $(SITE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -34,7 +34,7 @@ from llmxai.evaluation.planted_models import marker_folder  # noqa: E402
 from llmxai.evaluation.suites import suite_rows  # noqa: E402
 from llmxai.generation import answer  # noqa: E402
 from llmxai.methods import deletion_path, estimated, measure_effects, token_targets  # noqa: E402
-from llmxai.methods.perturbation.removal import (
+from llmxai.methods.perturbation.removal import (  # noqa: E402
     f_of_masks,
     half_subsets,
 )

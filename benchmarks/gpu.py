@@ -203,16 +203,14 @@ def stages(prompt: int = 512, tokens: int = 64) -> None:
     prompt, tokens = (prompt, tokens) if CUDA else (40, 4)
     ids = list(random_answer(prompt, 1).ids[:prompt])
     explain(loaded, ids[:64], max_new_tokens=2)
-    runs = []
-    for compute in (Compute(), Compute(), Compute(gradient_dtype="float16")):
+    row("run", "stage", "s")
+    row(*["---"] * 3)
+    for what, compute in (("first", Compute()), ("second", Compute()), ("float16", Compute(gradient_dtype="float16"))):
         with clock() as (progress, seconds):
             found = explain(loaded, ids, max_new_tokens=tokens, settings=Settings(compute=compute), progress=progress)
-        runs.append(seconds)
-    row("stage", "first s", "second s", "gradients in float16 s")
-    row(*["---"] * 4)
-    for stage in runs[0]:
-        row(stage if len(stage) < 60 else f"{stage[:57]}...", *(one.get(stage, 0.0) for one in runs))
-    row("all", *(sum(one.values()) for one in runs))
+        for stage, took in seconds.items():
+            row(what, stage if len(stage) < 60 else f"{stage[:57]}...", took)
+        row(what, "all", sum(seconds.values()))
     for name in ("layer_integrated_gradients", "deletion_path"):
         one = certificate(found, name)
         print(f"\n{name}: {sum(one.converged)} of {len(found)} converged, {sum(one.nodes)} nodes", flush=True)

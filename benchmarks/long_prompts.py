@@ -47,7 +47,7 @@ def main() -> None:
             break
         start = time.perf_counter()
         prompt = encode_messages(loaded, list(row.messages or ()), chat_inputs(**row.given))
-        generation = answer(loaded, prompt, decoding=Decoding(max_new_tokens=6))
+        generation = answer(loaded, prompt, decoding=Decoding(max_new_tokens=16))
         said = "".join(generation.texts[generation.prompt_len :])
         generating = time.perf_counter() - start
         if str(row.response).lower() not in said.lower():

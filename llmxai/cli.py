@@ -13,7 +13,8 @@ from llmxai.commands import evidence
 from llmxai.commands.console import Terminated, log
 from llmxai.commands.explain import EXAMPLES, demo, explain
 from llmxai.commands.offline import check, methods, report, table
-from llmxai.commands.run import recipes, run
+from llmxai.commands.run import gate, recipes, run
+from llmxai.commands.send import send
 from llmxai.errors import UserError
 
 app = typer.Typer(
@@ -59,7 +60,9 @@ app.add_typer(evidence.evidence, name="evidence")
 app.command()(report)
 app.command()(table)
 app.command()(run)
+app.command()(gate)
 app.add_typer(recipes, name="recipes")
+app.add_typer(send, name="send")
 
 
 def _terminated(_signal: int, _frame: Any) -> NoReturn:

@@ -13,8 +13,8 @@ import torch
 from llmxai.crosscheck import RULE, cross_check
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.explanation import DELETION, GRADIENTS, ROLLOUT, Explanation
-from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay
-from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, prompt_tokens, prompts_of, require_alone
+from llmxai.generation import ChatInputs, answer, chat_inputs, generate_many, replay, require_foil
+from llmxai.inputs import AnyModel, AnyPrompt, loaded_model, numbered, prompt_tokens, prompts_of, require_alone
 from llmxai.methods import (
     METHODS,
     Target,
@@ -30,9 +30,11 @@ from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
 from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.models import LoadedModel
+from llmxai.models.embedding import input_device
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
 from llmxai.models.precision import in_precision
+from llmxai.models.speed import in_words, layer_operations, predicted_seconds
 from llmxai.names import StageProgress, quiet
 from llmxai.settings import Compute, Decoding, Settings, require_known
 from llmxai.types import Effects, Generation, PromptTokens, Replay, Scores
@@ -46,6 +48,9 @@ STAGES = {
     ROLLOUT: "rolling out attention",
 }
 """What progress calls the methods that are always computed."""
+SHORT = 1e10
+"""Operations of a pass, times targets, below which no device takes a minute, so that its rate need not be measured."""
+MINUTE = 60.0
 
 Found = Callable[[Generation, Sequence[Target], Replay, Effects | None], None]
 """Called with the answer and its targets once it is replayed (effects None), and again once removals are measured."""
@@ -99,6 +104,7 @@ def explain(
     Raises UserError (see `llmxai.errors`) for everything that the caller can correct.
     """
     require_methods(settings)
+    require_foil(foil)
     chat = chat_inputs(
         documents=documents,
         documents_in=documents_in,
@@ -264,8 +270,8 @@ def explain_many(
     prompts: Iterable[Any],
     *,
     batch_size: int = 8,
-    response: str | None = None,
-    foil: str | None = None,
+    response: str | Sequence[str | None] | None = None,
+    foil: str | Sequence[str | None] | None = None,
     documents: Sequence[Any] | None = None,
     documents_in: str = "auto",
     tools: Sequence[Any] | None = None,
@@ -281,15 +287,18 @@ def explain_many(
 
     `prompts`: an iterable of prompts as in `explain`, a tokenizer's batch, or a table (datasets, pandas, pyarrow) with
     a column `prompt`, `messages` or `text`, and maybe `documents` and `tools`. `batch_size` of them are answered
-    together, then each answer is explained by itself. Everything else is as in `explain`. All prompts are encoded
-    first, so an invalid one raises a PromptError with its number at once; explanations before a later error are not
-    lost.
+    together, then each answer is explained by itself. `response` and `foil` are one for all prompts, or a list with one
+    for each (None: none). Everything else is as in `explain`. All prompts are encoded first, so an invalid one raises a
+    PromptError with its number at once; explanations before a later error are not lost.
 
     >>> for explanation in explain_many("smollm2", ["The sky is", "The sea is"]): print(explanation.summary())
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; expected at least 1.")
     require_methods(settings)
+    for number, each in enumerate([foil] if foil is None or isinstance(foil, str) else foil, start=1):
+        with numbered(number):
+            require_foil(each)
     chat = chat_inputs(
         documents=documents,
         documents_in=documents_in,
@@ -301,22 +310,34 @@ def explain_many(
     require_settings(loaded, settings)
     decoding = _decoding(decoding, max_new_tokens)
     asked = prompts_of(loaded, prompts, chat)
+    responses, foils = (_one_each(name, each, len(asked)) for name, each in (("response", response), ("foil", foil)))
 
     def explanations() -> Iterator[Explanation]:
         for first in range(0, len(asked), batch_size):
             batch = asked[first : first + batch_size]
             progress(f"generating {first + 1} to {first + len(batch)} of {len(asked)}", 0, 1)
-            if response is None:
-                new = [one for one in batch if not isinstance(one, Generation)]
-                generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
-                answers = [one if isinstance(one, Generation) else next(generated) for one in batch]
-            else:
-                answers = [answer(loaded, one, response=response) for one in batch]
-            for number, one in enumerate(answers, start=first + 1):
+            own = responses[first : first + batch_size]
+            left_open = (one for one, text in zip(batch, own, strict=True) if text is None)
+            new = [one for one in left_open if not isinstance(one, Generation)]
+            generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
+            for number, (one, text) in enumerate(zip(batch, own, strict=True), start=first + 1):
+                if text is None and not isinstance(one, Generation):
+                    one = next(generated)
                 watched = partial(_numbered, progress, f"{number} of {len(asked)}")
-                yield explain(loaded, one, foil=foil, targets=targets, settings=settings, progress=watched)
+                with numbered(number):
+                    given = answer(loaded, one, response=text, foil=foils[number - 1])
+                yield explain(loaded, given, targets=targets, settings=settings, progress=watched)
 
     return explanations()
+
+
+def _one_each(name: str, value: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+    """One text for each of `count` prompts. Raises OptionError for another number of them."""
+    if value is None or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise OptionError(f"{name} is a list of {len(value)} for {count} prompts. Give one for each, or one for all.")
+    return list(value)
 
 
 def require_methods(settings: Settings) -> None:
@@ -346,16 +367,28 @@ def require_room(
     *,
     targets: int | None = None,
 ) -> None:
-    """Report the plan for integrated gradients, unless the caller made one.
+    """Report the plan for integrated gradients, unless the caller made one, and how long it will take, if long.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
+    tokens, n = len(generation.ids), targets or generation.n_targets
+    long = expected_time(loaded, tokens=tokens, targets=n)
+    if long is not None:
+        progress(f"expected to take {long}", 0, 1)
     if compute.chunk_tokens is not None or compute.checkpoint is not None:
         return
-    tokens = len(generation.ids)
-    plan = plan_for(loaded.model, tokens=tokens, targets=targets or generation.n_targets, dtype=loaded.dtype)
+    plan = plan_for(loaded.model, tokens=tokens, targets=n, dtype=loaded.dtype)
     require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
     progress(f"planned {plan.sentence()}", 0, 1)
+
+
+def expected_time(loaded: LoadedModel, *, tokens: int, targets: int) -> str | None:
+    """In words how long an explanation takes; None if it is less than a minute."""
+    if layer_operations(loaded.model, tokens=tokens) * targets < SHORT:
+        return None
+    device = input_device(loaded.model)
+    seconds = predicted_seconds(loaded.model, tokens=tokens, targets=targets, device=device, dtype=loaded.dtype)
+    return in_words(seconds) if seconds > MINUTE else None
 
 
 def _or_refused(name: str, generation: Generation, targets: int, work: Callable[[], Scores]) -> Scores:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmxai.errors import OptionError, did_you_mean
-from llmxai.names import OUTLETS, Role, Status, Unit
+from llmxai.names import OUTLETS, Status, Unit
 from llmxai.settings import Settings, require_known, require_least
 from llmxai.tables import Effect, Source, asked_line, long_table, one_line, wide_table
 from llmxai.text import character_units, places, quoted, sentences, trimmed
@@ -413,7 +413,7 @@ class Explanation:
         counts = {status: sum(check.status == status for check in self.checks) for status in CAREFUL}
         foil = self.generation.foil
         view = self[:] if foil is None else self[foil.t]
-        first = [source for source in view.sources() if source.role != Role.GENERATED][:FIRST_SOURCES]
+        first = [source for source in view.sources() if source.tokens[0] < self.generation.prompt_len][:FIRST_SOURCES]
         says = CAREFUL if self.effects is not None else CAREFUL | {Status.UNDECIDED: "nothing was removed to check it"}
         lines = {
             "asked": asked_line(self.generation),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
@@ -195,11 +196,18 @@ def prompts_of(
     """
     found: list[PromptTokens | Generation] = []
     for number, one in enumerate(_each(prompts), start=1):
-        try:
+        with numbered(number):
             found.append(one if isinstance(one, Generation) else prompt_tokens(loaded, one, chat))
-        except PromptError as error:
-            raise PromptError(f"Prompt {number}: {error}") from error
     return found
+
+
+@contextmanager
+def numbered(number: int) -> Iterator[None]:
+    """Put the number of the prompt before the message of a PromptError."""
+    try:
+        yield
+    except PromptError as error:
+        raise PromptError(f"Prompt {number}: {error}") from error
 
 
 def _each(prompts: object) -> Iterator[Any]:

@@ -58,7 +58,7 @@ class ContextEffects:
     recomputed: int
     """Tokens that went through the model in them."""
     rest: tuple[int, ...] = ()
-    """The pieces that were not taken apart although they could be."""
+    """The pieces that were not split although they could be."""
     f_rest: float | None = None
     """F with all of `rest` removed together; None if there is at most one."""
     effect: Float[Tensor, " root"] | None = None

@@ -6,21 +6,24 @@ Units: log-probs and attributions are in nats, rollout rows are shares of 1, LDS
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llmxai.errors import OptionError
 from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
-from llmxai.names import Unit
 from llmxai.pieces import ContextEffects as ContextEffects
 from llmxai.pieces import Effects as Effects
 from llmxai.pieces import Piece as Piece
+from llmxai.target import Target as Target
+from llmxai.target import TargetKind as TargetKind
+from llmxai.target import predicted_token as predicted_token
+from llmxai.target import predicting_position as predicting_position
+from llmxai.target import rows_in as rows_in
 from llmxai.text import quoted
 
 
@@ -120,64 +123,6 @@ class CrossCheck:
     """None if nothing was removed."""
 
 
-def predicting_position(prompt_len: int, t: int) -> int:
-    """The position whose logits predict generated token `t` (0-based), which itself sits at `prompt_len + t`.
-
-    This is the position rule; it is written nowhere else in llmxai.
-    """
-    return prompt_len + t - 1
-
-
-def predicted_token(position: int) -> int:
-    """The index of the token that the logits at `position` are about: the position rule read backwards."""
-    return position + 1
-
-
-TargetKind = Literal["logprob", "logit", "contrast"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """F = sum over (position, id) of the log-prob (nats) or logit of `id`, or of its logit minus the foil's."""
-
-    kind: TargetKind
-    positions: tuple[int, ...]
-    """Predicting positions: the logits there are about the next token."""
-    ids: tuple[int, ...]
-    foils: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.positions or len(self.positions) != len(self.ids):
-            raise OptionError(
-                f"A target has {len(self.positions)} positions and {len(self.ids)} ids; expected one id per position."
-            )
-        if self.kind == "contrast" and len(self.foils) != len(self.ids):
-            raise OptionError(
-                f"A contrast of {len(self.ids)} tokens has {len(self.foils)} foils; expected one per token."
-            )
-
-    @property
-    def last(self) -> int:
-        """Its last predicting position; later tokens have no influence."""
-        return max(self.positions)
-
-    @property
-    def tokens(self) -> Unit:
-        """Half-open range of token indices, from the first to the last token that it is about."""
-        return predicted_token(min(self.positions)), predicted_token(self.last) + 1
-
-
-def rows_in(targets: Sequence[Target], prompt_len: int, tokens: Unit) -> list[int]:
-    """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
-    own, (start, end) = [target.tokens for target in targets], (place + prompt_len for place in tokens)
-    inside = [row for row, (a, b) in enumerate(own) if start <= a and b <= end]
-    largest: list[int] = []
-    for row in sorted(inside, key=lambda row: (own[row][0], -own[row][1])):
-        if not largest or own[row][0] >= own[largest[-1]][1]:
-            largest.append(row)
-    return largest
-
-
 @dataclass(frozen=True)
 class Part:
     """Something that the user gave as one piece, and the tokens of the prompt that carry its text.
@@ -223,7 +168,7 @@ class PromptTokens:
     source_len: int = 0
     """For an encoder-decoder: how many of them the encoder reads."""
     parts: tuple[Part, ...] = ()
-    """What the user gave, in the order of turns, documents and tools; empty for token ids."""
+    """What the user gave: documents, then turns with their reasoning and calls, then tools; empty for token ids."""
     thinks: str = ""
     """The mark that ends the reasoning which the prompt has begun (`</think>`); empty if it has begun none."""
     notes: tuple[str, ...] = ()

@@ -22,6 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "locks"
+OTHERS = (ROOT / "tests" / "exchange" / "requirements.in", ROOT / "docs" / "requirements.in")
+"""Of environments that share nothing with llmxai's own: other tools, and the generator of the site."""
 CPU_WHEELS = LOCKS / "torch-cpu.sha256"
 ONLY_CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 HEADER = "# Written by `make lock`: exact versions, and the SHA-256 of every file that pip may install.\n"
@@ -89,11 +91,12 @@ def lock(upgrade: bool) -> None:
         same = ("--constraint", str(pins))
         runtime = resolve(["pyproject.toml"], "--extra", "peft", *same, before=None, upgrade=False)
         write(LOCKS / "runtime.lock", runtime.values())
-        for source in sorted(LOCKS.glob("*.in")):
+        for source in [*sorted(LOCKS.glob("*.in")), *OTHERS]:
             path = source.with_suffix(".lock")
             alone = ["--no-deps"] if source.stem == "model" else []  # it names packages that llmxai does not use
-            blocks = resolve([str(source)], *same, *alone, before=path, upgrade=upgrade)
-            if source.stem == "bench":  # installed on top of the others
+            own = [] if source in OTHERS else same
+            blocks = resolve([str(source)], *own, *alone, before=path, upgrade=upgrade)
+            if source.stem in ("bench", "flashtrace"):  # installed on top of the others
                 blocks = {name: block for name, block in blocks.items() if name not in found}
             write(path, blocks.values())
 

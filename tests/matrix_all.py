@@ -19,9 +19,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tiny import make_tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -30,12 +32,12 @@ from llmxai import IntegratedGradients, Removal, Settings, explain
 from llmxai.errors import PromptError, UserError
 from llmxai.generation import encode_ids, force_response, replay
 from llmxai.models import LoadedModel, wrap
-from llmxai.models.families import AUTO_CLASSES, ModelKind
+from llmxai.models.families import AUTO_CLASSES, ModelKind, kind_of
 from llmxai.settings import DeletionPath
 
 TOLERANCE = 1e-4
 """Largest difference (nats) between a log-prob from ids in transformers and ours; relative above 10 nats."""
-SECONDS = 240
+SECONDS = 90
 """For one class; then it counts as one that could not be built or run here."""
 SCALE = 0.2
 """Standard deviation of every weight; the gains of norms lie that far around 1."""
@@ -72,7 +74,7 @@ SIZES: tuple[tuple[str, int | str], ...] = (
     (r"(q|kv|o)_lora_rank|index_n_heads|laurel_rank|o_groups|(linear_)?(key|value)_head_dim", 8),
     (r"linear_(num_)?(key|value)_(head_dim|heads)|linear_num_(key|value)_heads", 4),
     (
-        r"(max_)?((encoder|decoder|target|source)_)?(max_)?position(_embedding)?s|n_positions|n_ctx|max_seq_len",
+        r"(max_)?((encoder|decoder|target|source)_)?(max_)?position(_embedding)?s|n_positions|n_ctx|max_seq_len|model_max_length",
         POSITIONS,
     ),
     (r"sliding_window|attention_window|local_attention|window_size|attention_chunk_size", WINDOW),
@@ -151,7 +153,7 @@ def build(
         f"{name}_token_id": getattr(made, f"{name}_token_id") for name in ("pad", "eos", "bos", "mask", "cls", "sep")
     }
     own |= {**ids, "num_labels": 3} if kind is ModelKind.CLASSIFIER else ids
-    own["decoder_start_token_id"] = made.pad_token_id
+    own["decoder_start_token_id"] = made.eos_token_id
     if kind is ModelKind.CAUSAL:
         own |= {name: value for name, value in (("is_decoder", True), ("is_encoder_decoder", False)) if name in fields}
     config = config_class(**own)
@@ -162,6 +164,7 @@ def build(
     model = AUTO_CLASSES[kind].from_config(config)
     if type(model) is not model_class:  # of the several classes of this configuration
         model = model_class._from_config(config)
+    KINDS[type(model)] = kind_of(model)  # some that hear and write have one stack
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point():
@@ -169,6 +172,9 @@ def build(
                 parameter.copy_(torch.randn_like(parameter) * SCALE + float(gain))
     return model.eval()
 
+
+KINDS: dict[type, ModelKind] = {}
+"""Of the classes that were built."""
 
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
 OWN: dict[str, dict[str, Any]] = {
@@ -216,7 +222,7 @@ OWN: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 8,
     },
     "qwen4_exp_text": {
-        **{"indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": 8, "indexer_budget": 8},
+        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8},
         **{"indexer_compress_ratio": 2, "hc_lowrank": 8},
     },
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
@@ -270,21 +276,18 @@ def from_ids(
     kind = KINDS[type(model)]
     ids = torch.tensor([prompt if kind is not ModelKind.CAUSAL else [*prompt, *answer]])
     given: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
-    table = model.get_input_embeddings()
-    given |= {"inputs_embeds": table(ids)} if alone else {"input_ids": ids}
+    given |= {"inputs_embeds": model.get_input_embeddings()(ids)} if alone else {"input_ids": ids}
     if kind is ModelKind.ENCODER_DECODER:
         given["decoder_input_ids"] = torch.tensor([[*start, *answer]])
-    if "attention_mask" not in inspect.signature(model.forward).parameters:
-        del given["attention_mask"]
+    given["use_cache"] = False  # with a cache, FSMT's decoder has no causal mask
+    known = inspect.signature(model.forward).parameters
+    given = {name: value for name, value in given.items() if name in known}
     with torch.no_grad():
         logits = model(**given).logits[0].double()
     if kind is ModelKind.CLASSIFIER:
         return [float(torch.log_softmax(logits, dim=-1)[answer[0]])]
     before = len(start if kind is ModelKind.ENCODER_DECODER else prompt)
     return [float(torch.log_softmax(logits[before + t - 1], dim=-1)[token]) for t, token in enumerate(answer)]
-
-
-KINDS: dict[type, ModelKind] = {}
 
 
 def examine(kind: ModelKind, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel]) -> Row:
@@ -297,9 +300,9 @@ def examine(kind: ModelKind, config_class: type[PreTrainedConfig], model_class: 
 
     try:
         model = build(kind, config_class, model_class, made)
-        KINDS[type(model)] = kind
+        kind = KINDS[type(model)]
         answer = [1] if kind is ModelKind.CLASSIFIER else list(made(RESPONSE)["input_ids"])
-        start = [made.pad_token_id]
+        start = [made.eos_token_id]
         first, second = sequences(kind, made)
         wants = [from_ids(model, first, answer, start), from_ids(model, second, answer, start)]
     except Exception as error:  # a class that cannot be built from its own configuration, or does not run from ids
@@ -335,7 +338,7 @@ def given_answer(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> A
 def require_edge(loaded: LoadedModel, made: PreTrainedTokenizerFast) -> None:
     """As many tokens as the model takes run in transformers, and one more is refused."""
     limit = loaded.context_length
-    if limit is None or loaded.kind is ModelKind.ENCODER_DECODER:
+    if limit is None or limit > 2 * POSITIONS or loaded.kind is ModelKind.ENCODER_DECODER:
         return
     row = torch.full((1, limit), made("a")["input_ids"][0])
     with torch.no_grad():
@@ -381,7 +384,9 @@ def main() -> int:
     """Print the table; 1 if a number is wrong or there was a traceback."""
     parser = argparse.ArgumentParser()
     parser.add_argument("only", nargs="*", help="model types")
-    asked = parser.parse_args().only
+    parser.add_argument("--write", type=Path, help="a page with the results")
+    chosen = parser.parse_args()
+    asked = chosen.only
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rows = []
@@ -393,9 +398,57 @@ def main() -> int:
         print(line(row), flush=True)
         if row.outcome == "traceback":
             print(row.why, flush=True)
+    if chosen.write:
+        chosen.write.write_text(page(rows), encoding="utf-8")
     counts = Counter(row.outcome for row in rows)
     print(f"{len(rows)} classes: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))
     return int(bool(counts["wrong"] or counts["traceback"]))
+
+
+OUTCOMES = ("same", "refused", "wrong", "traceback", "not built")
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/matrix.md."""
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    counted = Counter((row.kind, row.outcome) for row in rows)
+    lines = [
+        "# Every class of transformers",
+        "",
+        f"`make matrix-all` wrote this with transformers {transformers.__version__}. Every class behind",
+        "AutoModelForCausalLM, AutoModelForSequenceClassification and AutoModelForSeq2SeqLM is built tiny with all",
+        "weights random. Two prompts, one with padding ids in it and at its end, go through transformers from ids.",
+        f"`same`: llmxai's log-probs are within {TOLERANCE} nats, the longest prompt that llmxai takes runs, one more",
+        "token is refused, and the model's own answer is explained.",
+        "",
+        "| kind | " + " | ".join(OUTCOMES) + " |",
+        "| --- |" + " ---: |" * len(OUTCOMES),
+        *(f"| {kind} | " + " | ".join(str(counted[kind, each]) for each in OUTCOMES) + " |" for kind in kinds),
+        "",
+        "## Need their ids",
+        "",
+        "From embeddings alone, transformers itself gives other log-probs on one of the two prompts (nats):",
+        "",
+        ", ".join(f"{row.name} {row.alone:.1g}" for row in rows if (row.alone or 0) > TOLERANCE) + ".",
+        "",
+        "## Refused",
+        "",
+        *(f"- {row.name}: {' '.join(row.why.split())}" for row in rows if row.outcome == "refused"),
+        "",
+        "## Explained without attention rollout",
+        "",
+        ", ".join(f"{row.name}" for row in rows if row.outcome == "same" and row.rollout) + ".",
+        "",
+        "## Not built here",
+        "",
+        *(f"- {row.name}: {' '.join(row.why.split())}" for row in rows if row.outcome == "not built"),
+        "",
+        "## The same",
+        "",
+        ", ".join(row.name for row in rows if row.outcome == "same") + ".",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def line(row: Row) -> str:

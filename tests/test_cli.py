@@ -33,7 +33,8 @@ FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
     *("starting: importing PyTorch and transformers", "loading the model", "generating", "replaying"),
     *("removing parts of the text", "integrating gradients", "integrating the deletion path"),
-    *("rolling out attention", "gradient weighted rollout", "writing the report"),
+    *("rolling out attention", "gradient weighted rollout", "tracing through the answer"),
+    "writing the report",
 )
 
 
@@ -94,6 +95,29 @@ def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path)
         else:
             assert "without" in line or line.endswith("nothing taken away lowers it")
     assert lines[1 + len(words)] == verdict_sentence(explanation)
+
+
+def test_targets_of_the_answer(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    """What a script relies on: every target has its text, its traced and its direct sources."""
+    options = ("--prompt", "The capital of France", "--response", " Paris and Rome", "--out", tmp_path / "out")
+    ended = run(*explain(model_folder, *options, "--target", "answer", "--target", "Rome", "--target", "0:1", "--json"))
+    assert ended.code == 0
+    document = json.loads(ended.out)
+    assert [target["text"] for target in document["targets"][:2]] == [" Paris and Rome", " Rome"]
+    assert document["targets"][2]["tokens"][1] == document["targets"][2]["tokens"][0] + 1
+    prompt = {tuple(unit["tokens"]) for unit in document["trace"]["units"] if unit["kind"] == "prompt"}
+    for target in document["targets"]:
+        shares = [source["share"] for source in target["traced"]]
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1.0001
+        units = [document["trace"]["units"][source["unit"]] for source in target["traced"]]
+        assert {tuple(unit["tokens"]) for unit in units} <= prompt
+        assert [source["text"] for source in target["traced"]] == [unit["text"] for unit in units]
+        assert all(source["path"][0]["unit"] == source["unit"] for source in target["traced"])
+        assert all(0 < one["share"] <= 1 for one in target["direct"])
+    ended = run(*explain(model_folder, *options, "--target", "Rom", "--overwrite"))
+    assert ended.code == 2
+    assert "The target 'Rom' does not occur in the answer. Nearest is 'Rome'" in ended.err
 
 
 def test_plain_progress_lines_when_there_is_no_terminal(run: Run, model_folder: Path, tmp_path: Path) -> None:

@@ -229,11 +229,10 @@ def explain(
     """Explain every token of an answer and write report.html, explanation.json and maps.safetensors."""
     asked = {name: value for name, value in locals().items() if name not in TEXTS and value is not None}
     if list_settings:
-        for name, value in field_paths().items():
-            typer.echo(f"{name} = {json.dumps(value)}")
+        typer.echo("\n".join(f"{name} = {json.dumps(value)}" for name, value in field_paths().items()))
         return
-    request = asked_from([question, prompt], prompt_file, messages, raw=raw, chat=chat)
-    request |= {"response": response, "foil": foil}
+    texts: dict[str, Any] = {"response": response, "foil": foil}
+    request = asked_from([question, prompt], prompt_file, messages, raw=raw, chat=chat) | texts
     if private and open_report:
         raise OptionError("--private writes no report, so there is nothing to open. Leave out --open.")
     chosen = _settings(asked, also or (), assignments or (), removal=removal)
@@ -268,8 +267,7 @@ def explain(
             explanation = run(
                 loaded,
                 prompted,
-                response=response,
-                foil=foil,
+                **texts,
                 **given,
                 targets=target or None,
                 decoding=decoding,

@@ -31,8 +31,10 @@ def check(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     quantize: Annotated[str | None, typer.Option(help="4bit or 8bit (bitsandbytes).")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer to plan the memory for.")] = 512,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="How many of them belong to the answer.")] = 64,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer to plan memory and time for.")] = 512,
+    answer_tokens: Annotated[
+        int, typer.Option("--answer-tokens", "--targets", min=1, help="How many of them belong to the answer.")
+    ] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
     """Show what works for a model, from its configuration alone, before any long run."""

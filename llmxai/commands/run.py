@@ -8,10 +8,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,18 @@ from rich.table import Table
 
 from llmxai.commands.console import Terminated, log, run_progress, told_when_interrupted
 
+if TYPE_CHECKING:
+    from llmxai.runs.gate import Condition
+
+FailIf = Annotated[
+    list[str],
+    typer.Option(
+        "--fail-if",
+        help="Exit 3 if this holds: 'unconverged > 5%', 'failed > 0', 'deletion_path.mrr < 0.9'. Several times.",
+    ),
+]
+Junit = Annotated[Path | None, typer.Option(help="JUnit XML to write, with conditions and rows as test cases.")]
+Summary = Annotated[Path | None, typer.Option(help="Markdown to write, for a pull request.")]
 LAUNCHED = "LLMXAI_LAUNCHED"
 """Set in the environment of processes that `--engine accelerate` started, so they start no others."""
 
@@ -38,15 +50,22 @@ def run(
     progress: Annotated[
         Literal["rich", "json", "none"], typer.Option(help="Progress on stderr; json is one line per row.")
     ] = "rich",
+    fail_if: FailIf = [],  # noqa: B006
+    junit: Junit = None,
+    summary: Summary = None,
 ) -> None:
     """Run a recipe: explain and evaluate every row of its data. The same command resumes a stopped run.
 
-    Ctrl-C stops after the current rows, a second one at once. Several machines: docs/scale.md.
+    Ctrl-C stops after the current rows, a second one at once. Several machines: docs/scale.md. With --fail-if the exit
+    code is 3 if a condition holds: docs/use-in-ci.md.
     """
     from llmxai.runs import find_recipe, read_recipe, run_recipe
+    from llmxai.runs.gate import read_condition, require_figures
 
     path = find_recipe(recipe)
     read = read_recipe(path, settings=settings)
+    conditions = [read_condition(text) for text in fail_if]
+    require_figures(conditions, explains=read.explain is not None, methods=read.evaluated)
     if engine == "accelerate" and not {"LOCAL_RANK", LAUNCHED} & os.environ.keys():
         import torch
 
@@ -77,6 +96,35 @@ def run(
         typer.echo(f"stopped before the end; the same command resumes: {folder}")
         raise typer.Exit(130)
     typer.echo(f"index: {outcome.folder / 'index.html'}")
+    _judge(outcome.folder, conditions, junit=junit, summary=summary)
+
+
+def gate(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    fail_if: FailIf = [],  # noqa: B006
+    junit: Junit = None,
+    summary: Summary = None,
+) -> None:
+    """Check a finished run: exit 3 if a condition holds, and write what CI shows."""
+    from llmxai.runs.gate import read_condition
+
+    _judge(folder, [read_condition(text) for text in fail_if], junit=junit, summary=summary)
+
+
+def _judge(folder: Path, conditions: Sequence[Condition], *, junit: Path | None, summary: Path | None) -> None:
+    from llmxai.runs.gate import judge, write_junit, write_summary
+
+    if not conditions and junit is None and summary is None:
+        return
+    verdict = judge(folder, conditions)
+    if junit is not None:
+        write_junit(verdict, junit)
+    if summary is not None:
+        write_summary(verdict, summary)
+    for each in verdict.judged:
+        typer.echo(f"{'passed' if each.passed else 'FAILED'}: not {each.condition.text} ({each.shown})")
+    if not verdict.passed:
+        raise typer.Exit(3)
 
 
 @contextmanager

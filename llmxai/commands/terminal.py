@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from llmxai.names import CURRENT, AttentionStatus, Role, Status, Unit
+from llmxai.names import CURRENT, AttentionStatus, Status, Unit
 from llmxai.text import quoted, trimmed
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def summary(explanation: Explanation) -> list[Text]:
         if explanation.effects is not None:
             sources = _removed(generation, explanation.targets, explanation.replay, explanation.effects, word.tokens)
         else:
-            given = [s for s in word.sources() if s.role != Role.GENERATED][:MOST_SOURCES]
+            given = [s for s in word.sources() if s.tokens[0] < generation.prompt_len][:MOST_SOURCES]
             sources = Text(", ").join(Text.assemble((_named(s.text), SOURCE), f" {s.value:+.2f} nats") for s in given)
         shown = _padded(_word(generation, word.tokens), width)
         shown.stylize(STYLES[word.status])

@@ -11,7 +11,7 @@ from llmxai.evaluation.case import Row, locate
 from llmxai.evaluation.suites import COLOURS, FILLERS, NAMES, PLACES, THINGS, numbered, suite
 
 TOKENS_A_SENTENCE, TOKENS_A_TITLE = 8.2, 10
-"""About, with the tokenizers of common models; with what stands between two documents."""
+"""About, with the tokenizers of common models; with what is between two documents."""
 OWNED = "The {thing} of {name} is {colour}."
 SEEN = "{name} saw a {thing} near {place}."
 
@@ -26,7 +26,7 @@ def sentences_about(random: Random) -> Iterator[str]:
 def _library(
     random: Random, *, documents: int, sentences: int, distractors: int
 ) -> tuple[list[dict[str, Any]], tuple[str, str, str], tuple[int, int, int]]:
-    """Documents, (thing, name, colour) of the fact that is asked for, and where it stands."""
+    """Documents, (thing, name, colour) of the fact that is asked for, and where it is."""
     things = random.sample([(thing, name) for thing in THINGS for name in NAMES], distractors + 1)
     colours = [random.choice(COLOURS) for _ in things]
     facts = [

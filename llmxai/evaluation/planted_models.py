@@ -142,7 +142,7 @@ class Training:
 
 
 TRAINING = Training()
-TRACER = Training(version=1, hidden=64, layers=3, batch=64, steps=3000, learning_rate=0.003)
+TRACER = Training(version=1, hidden=64, batch=64, steps=4000, check_every=100, learning_rate=0.003)
 
 Batch = tuple[Int[Tensor, "row seq"], Bool[Tensor, "row seq"]]
 """Token ids, and which of them the model is to predict."""
@@ -198,24 +198,27 @@ def train_tracer(
     """Train `tracer` from its seed. Raises NumericalError if it never answers enough of the held-out set."""
     tokenizer = word_tokenizer([*TASKS, *SIGNS, *WORDS, *DIGITS])
 
-    def batch(draw: Random, rows: int, length: int, task: str, *, replaced: float) -> Batch:
-        drawn = [trace_text(draw, task, length) for _ in range(rows)]
-        answers = [trace_answer(draw, task, sources, replaced=replaced) for _, sources, _ in drawn]
-        ids = torch.tensor(
-            [
-                tokenizer(f"{text} {' '.join(words)}")["input_ids"]
-                for (text, _, _), (words, _) in zip(drawn, answers, strict=True)
-            ]
-        )
-        wanted = torch.zeros(ids.shape, dtype=torch.bool)
-        wanted[:, -len(answers[0][1]) :] = torch.tensor([follows for _, follows in answers])
+    def batch(draw: Random, rows: int, tasks: Sequence[str], *, replaced: float) -> Batch:
+        """Padded on the right, which no earlier token sees."""
+        found = []
+        for _ in range(rows):
+            task = draw.choice(tasks)
+            text, sources, _ = trace_text(draw, task, _length(draw, TRACER, least=6 if task == "sum" else 3))
+            words, follows = trace_answer(draw, task, sources, replaced=replaced)
+            found.append((tokenizer(f"{text} {' '.join(words)}")["input_ids"], follows))
+        longest = max(len(ids) for ids, _ in found)
+        ids = torch.zeros(rows, longest, dtype=torch.long)
+        wanted = torch.zeros(rows, longest, dtype=torch.bool)
+        for row, (own, follows) in enumerate(found):
+            ids[row, : len(own)] = torch.tensor(own)
+            wanted[row, len(own) - len(follows) : len(own)] = torch.tensor(follows)
         return ids, wanted
 
     def drawn(draw: Random) -> Batch:
-        return batch(draw, TRACER.batch, _length(draw, TRACER, least=6), draw.choice(TASKS), replaced=0.3)
+        return batch(draw, TRACER.batch, (*TASKS, "sum", "sum"), replaced=0.2)  # sums take the longest
 
     held = Random(TRACER.seed + 1)
-    held_out = [batch(held, 64, 12, task, replaced=replaced) for task in TASKS for replaced in (0.0, 0.3)]
+    held_out = [batch(held, 64, [task], replaced=replaced) for task in TASKS for replaced in (0.0, 0.2)]
     return _trained("tracer", TRACER, tokenizer, drawn, held_out, report)
 
 
@@ -242,7 +245,7 @@ def _trained(
             for step in range(training.steps):
                 if step % training.check_every == 0:
                     report(f"training the {name} model", step, training.steps)
-                    if min(accuracy(model, *each) for each in held_out) >= training.enough:
+                    if min([accuracy(model, *each) for each in held_out]) >= training.enough:
                         return model.eval().requires_grad_(False), tokenizer
                 _step(model, optimiser, draw_batch(draw), step, training)
     finally:

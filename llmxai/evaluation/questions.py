@@ -265,9 +265,10 @@ def trace_answer(
 ) -> tuple[list[str], list[bool]]:
     """The words of the answer, and which of them follow from the prompt and the words before.
 
-    copy: the source, then the source. chain2, chain3: the source and one or two words, each following the one before.
-    sum: the numbers as they are added, modulo 10. think: a thought in brackets, which ends with the answer that is then
-    given. A word that another one is made from is `replaced` by a random one with that probability.
+    copy: the marker with the source, then the source. chain2, chain3: the same and one or two words, each following the
+    one before. sum: the markers with the numbers as they are added, modulo 10. think: a thought in brackets, which ends
+    with the answer that is then given. A word that another one is made from is `replaced` by a random one with that
+    probability.
     """
     answer: list[str] = []
     follows: list[bool] = []
@@ -283,15 +284,17 @@ def trace_answer(
         follows.append(True)
 
     if task == "sum":
+        sign(MARKER)
         total = write(sources[0], kind=DIGITS)
-        for number, last in ((sources[1], False), (sources[2], True)):
-            sign(SECOND)
+        for marker, number, last in ((SECOND, sources[1], False), (THIRD, sources[2], True)):
+            sign(marker)
             added = write(number, kind=DIGITS)
             sign("=")
             total = write(str((int(total) + int(added)) % 10), kind=DIGITS, used=not last)
         return answer, follows
     if task == "think":
         sign("(")
+    sign(MARKER)
     word = write(sources[0])
     steps = {"copy": 1, "chain2": 1, "chain3": 2, "think": 1}[task]
     for step in range(steps):
@@ -305,7 +308,7 @@ def trace_answer(
 
 @suite("trace")
 def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: int = 12) -> Iterator[Row]:
-    """Answers in steps, for the model `tracer`: the last word's sources are the words after the question's markers.
+    """Answers in steps, for the model `tracer`: the last word's sources are the question's markers and the words after.
 
     It follows from the answer's earlier words alone, so only a method that traces through them finds these sources.
     `tasks`: copy, chain2, chain3, sum, think; `length`: words of the question, 6 to 14, as the model was trained.
@@ -313,14 +316,15 @@ def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: i
     for index, task in zip(count(), cycle(tasks), strict=False):
         text, sources, places = trace_text(random, task, length)
         words, _ = trace_answer(random, task, sources)
-        starts = [len(" ".join(text.split(" ")[:place])) + 1 for place in places]
+        pieces = text.split(" ")
+        starts = [len(" ".join(pieces[:place])) + 1 for place in places]
         yield Row(
             id=numbered(label, index),
             source=label,
             prompt=text,
             response=f" {' '.join(words)}",
             target=f"{len(words) - 1}:",
-            spans=tuple((start, start + len(word)) for start, word in zip(starts, sources, strict=True)),
+            spans=tuple((start - 2, start + len(word)) for start, word in zip(starts, sources, strict=True)),
             fields={"task": task, "length": length},
         )
 

@@ -1,6 +1,6 @@
 """Prompts as exact ids, the model's answer, and the check that both belong together."""
 
-from llmxai.generation.answer import answer, force_response, generate, generate_many, with_foil
+from llmxai.generation.answer import answer, force_response, generate, generate_many, require_foil, with_foil
 from llmxai.generation.chat import ChatInputs, Message, chat_inputs
 from llmxai.generation.prompt import Prompt, encode, encode_ids, encode_messages, encode_prompt, token_texts
 from llmxai.generation.replay import replay
@@ -23,6 +23,7 @@ __all__ = [
     "generate",
     "generate_many",
     "replay",
+    "require_foil",
     "token_texts",
     "with_foil",
 ]

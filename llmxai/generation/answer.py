@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, groupby
+
+from transformers import PreTrainedTokenizerBase
 
 from llmxai.errors import OptionError, PromptError
 from llmxai.generation.chat import require_text
 from llmxai.generation.prompt import WINDOW, Prompt, encode, require_embedded, require_fits, token_texts
+from llmxai.generation.replay import replay
 from llmxai.generation.template import thoughts_in
 from llmxai.models import LoadedModel, ModelKind, adapter_of
 from llmxai.models.adapters.classifier import class_number, classified, label_names
 from llmxai.settings import Decoding
-from llmxai.text import group_words
+from llmxai.text import group_words, quoted
 from llmxai.types import Answer, Foil, Generation, PromptTokens, Role
 
 
@@ -25,13 +28,19 @@ def with_foil(loaded: LoadedModel, generation: Generation, *, foil: str) -> Gene
 
     Raises PromptError if the two do not differ in any token that both have.
     """
-    require_text(foil, what="The foil")
-    if not foil.strip():
-        raise PromptError("The foil is empty: there is nothing to explain the answer against. Give another answer.")
+    require_foil(foil)
     found = (
         _class(loaded, generation, foil) if loaded.kind is ModelKind.CLASSIFIER else _token(loaded, generation, foil)
     )
     return replace(generation, foil=found, request={**generation.request, "foil": foil})
+
+
+def require_foil(foil: str | None) -> None:
+    """Raise PromptError for a foil that is no answer. Needs no model."""
+    if foil is not None:
+        require_text(foil, what="The foil")
+        if not foil.strip():
+            raise PromptError("The foil is empty: there is nothing to explain the answer against. Give another answer.")
 
 
 def _class(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
@@ -57,20 +66,17 @@ def _token(loaded: LoadedModel, generation: Generation, foil: str) -> Foil:
     )
 
 
-def _encoded(loaded: LoadedModel, generation: Generation, foil: str) -> tuple[list[int], Sequence[str]]:
+def _encoded(loaded: LoadedModel, generation: Generation, foil: str) -> tuple[Sequence[int], Sequence[str]]:
     """Ids of the foil and the text that each adds in place of the answer, with the answer's leading white space.
 
     Some tokenizers add a space before the first word, others take it from the text.
     """
     answer = "".join(generation.texts[generation.prompt_len :])
     wanted = answer[: len(answer) - len(answer.lstrip())] + foil.lstrip()
-    before = generation.ids[generation.source_len : generation.prompt_len][-WINDOW:]
-    for text in (wanted, foil.lstrip(), foil):
-        ids = list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
-        texts = token_texts(loaded.tokenizer, (*before, *ids))[len(before) :]
-        if "".join(texts) == wanted:
-            break
-    return ids, texts
+    before = generation.ids[generation.source_len : generation.prompt_len]
+    found = spellings_after(loaded.tokenizer, before, wanted)
+    ids = found.exact[0] if found.exact else found.plain
+    return ids, _texts_after(loaded.tokenizer, before, ids)
 
 
 def answer(
@@ -155,7 +161,10 @@ def room_for(loaded: LoadedModel, prompt: PromptTokens, decoding: Decoding) -> i
 
 
 def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) -> Generation:
-    """`response` as the answer: encoded by itself and appended to the prompt's ids; or the class of that name.
+    """`response` as the answer, in the tokens that the model would have said it in; or the class of that name.
+
+    After the prompt, the tokens read exactly as the response. Where several sequences do, the most probable is taken.
+    Reasoning that the prompt begins is ended before a response that does not end it. `notes` says so.
 
     Raises PromptError for an empty response, one that does not fit into the model's context, or an unknown class.
     """
@@ -163,13 +172,97 @@ def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) 
         given = classified(loaded.model, prompt, name=loaded.name, label=response)
         return _generation(loaded, prompt, given, response=response)
     require_text(response, what="The response")
-    ids = loaded.tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
-    if not ids:
+    prompt = _thoughts_ended(loaded, prompt, response)
+    before = () if prompt.source_len else prompt.ids
+    found = spellings_after(loaded.tokenizer, before, response)
+    if not found.plain:
         raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
+    ways = found.exact or (found.plain,)
     own = len(prompt.ids) - prompt.source_len
-    require_fits(loaded.answer_length, own + len(ids), what="The prompt with the response", name=loaded.name)
-    require_embedded(loaded, ids)
-    return _generation(loaded, prompt, Answer(ids=tuple(ids), logprobs=None, stop="given"), response=response)
+    require_fits(loaded.answer_length, own + min(map(len, ways)), what="The prompt with the response", name=loaded.name)
+    require_embedded(loaded, found.plain)
+    if not found.exact:
+        said = "".join(_texts_after(loaded.tokenizer, before, found.plain))
+        note = f"The tokenizer of {loaded.name} cannot write the response exactly: its tokens read {quoted(said, 80)}."
+        prompt = replace(prompt, notes=(*prompt.notes, note))
+    answers = [Answer(ids=ids, logprobs=None, stop="given") for ids in ways]
+    generations = [_generation(loaded, prompt, each, response=response) for each in answers]
+    return generations[0] if len(generations) == 1 else _most_probable(loaded, generations)
+
+
+def _most_probable(loaded: LoadedModel, generations: Sequence[Generation]) -> Generation:
+    """Of the same text in different tokens."""
+    room = loaded.answer_length
+    fit = [each for each in generations if room is None or len(each.ids) - each.source_len <= room]
+    scored = sorted(((sum(replay(loaded, each).logprobs), i) for i, each in enumerate(fit)), reverse=True)
+    best, chosen = scored[0]
+    others = f", the next one {scored[1][0]:.2f}" if len(scored) > 1 else ""
+    note = (
+        f"{len(generations)} sequences of tokens read exactly as the given answer. The most probable one is explained: "
+        f"its log-probs sum to {best:.2f} nats{others}."
+    )
+    return replace(fit[chosen], notes=(*fit[chosen].notes, note))
+
+
+def _thoughts_ended(loaded: LoadedModel, prompt: PromptTokens, response: str) -> PromptTokens:
+    """The prompt, with the end of the reasoning that it begins if the response has none."""
+    if not prompt.thinks or prompt.thinks in response:
+        return prompt
+    text = f"\n{prompt.thinks}\n\n"
+    found = spellings_after(loaded.tokenizer, prompt.ids, text)
+    ids = found.exact[0] if found.exact else found.plain
+    note = (
+        f"The prompt begins reasoning, and the given answer does not end it: {prompt.thinks} was put before the "
+        f"answer. Give the reasoning and {prompt.thinks} with the answer to explain both."
+    )
+    return replace(
+        prompt,
+        ids=(*prompt.ids, *ids),
+        roles=(*prompt.roles, *[Role.TEMPLATE] * len(ids)),
+        thinks="",
+        notes=(*prompt.notes, note),
+    )
+
+
+@dataclass(frozen=True)
+class Spellings:
+    """A text as token ids: the sequences that read exactly so in their place, and what the tokenizer gives for it
+    alone."""
+
+    exact: tuple[tuple[int, ...], ...]
+    plain: tuple[int, ...]
+
+
+def spellings_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], text: str) -> Spellings:
+    """`text` as it can follow the ids `before`.
+
+    Many tokenizers put a space before the first word of any text. The text is also encoded behind others, such as the
+    end of what is before, whose own ids are then taken off.
+    """
+
+    def encoded(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    plain = encoded(text) if text else ()
+    tail = list(before[-WINDOW:])
+    decoded = str(tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    found = [plain]
+    for front in dict.fromkeys((decoded, *FRONTS)) if before else ():
+        own, both = encoded(front), encoded(front + text)
+        if both[: len(own)] == own:
+            found.append(both[len(own) :])
+    exact = [ids for ids in dict.fromkeys(found) if ids and "".join(_texts_after(tokenizer, before, ids)) == text]
+    return Spellings(tuple(exact), plain)
+
+
+FRONTS = ("\n", "a", ".", "1")
+"""Texts behind which another is encoded as in the middle of a text."""
+
+
+def _texts_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text that each of `ids` adds behind the ids before them."""
+    tail = tuple(before[-WINDOW:])
+    return token_texts(tokenizer, (*tail, *ids))[len(tail) :]
 
 
 def _generation(
@@ -208,7 +301,7 @@ def _generation(
 
 def _answer_roles(texts: Sequence[str], *, opened: str) -> list[Role]:
     """`thinking` for tokens of the answer that begin in reasoning or in its marks, `generated` for the rest."""
-    spans = thoughts_in("".join(texts), opened=opened).spans
+    spans = thoughts_in("".join(texts), opened=opened, whole=True).spans
     starts = accumulate((len(text) for text in texts), initial=0)
     return [
         Role.THINKING if any(start <= at < end for start, end in spans) else Role.GENERATED

@@ -103,10 +103,12 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], cha
         inputs = {"messages": given, **rest}
         try:
             found = rendered(tokenizer, inputs, [p.leaf for p in drawn.pieces], options=options, name=name)
-        except PromptError:
-            if number == len(forms):
-                raise
-            continue
+        except PromptError as error:
+            if number < len(forms):
+                continue
+            if in_template:
+                raise PromptError(f"{error} {WITHOUT_TEMPLATE}") from error
+            raise
         if not any(_is_printed_data(message, found.text) for message in given):
             break
     else:
@@ -133,10 +135,7 @@ def takes(template: str, variable: str) -> bool:
 
 def _require_taken(template: str, chat: ChatInputs, *, name: str) -> None:
     if chat.documents and chat.documents_in == "template" and not takes(template, "documents"):
-        raise PromptError(
-            f"The chat template of {name} takes no documents: they would be left out. With documents_in='user' "
-            f"(--documents-in user) they stand before the text of the user's last message."
-        )
+        raise PromptError(f"The chat template of {name} takes no documents: they would be left out. {WITHOUT_TEMPLATE}")
     if chat.tools and not takes(template, "tools"):
         raise PromptError(
             f"The chat template of {name} takes no tools: they would be left out. Describe them in a system message, "
@@ -155,6 +154,9 @@ def _note_on_documents(chat: ChatInputs, name: str) -> str:
     return why + DOCUMENTS_STAND.format("the text of the user's last message")
 
 
+WITHOUT_TEMPLATE = (
+    "With documents_in='user' (--documents-in user) the documents stand before the text of the user's last message."
+)
 DOCUMENTS_STAND = "The documents stand before {}, each as 'Document N: title' and, on the next line, its text."
 
 
@@ -269,7 +271,7 @@ def _part_texts(content: Any) -> list[str]:
 def _segments(text: str, role: Role, part: int, offset: int, *, shift: int) -> Iterator[_Segment]:
     """A turn's own text; in an assistant's, text between think tags is reasoning."""
     at = 0
-    for start, end in thoughts_in(text).spans if role == Role.CONTEXT else ():
+    for start, end in thoughts_in(text, whole=True).spans if role == Role.CONTEXT else ():
         yield _Segment(shift + at, shift + start, role, part, offset + at)
         yield _Segment(shift + start, shift + end, Role.THINKING, part, offset + start)
         at = end
@@ -350,8 +352,8 @@ def _require_shown(drawn: _Drawer, found: Located, *, name: str) -> None:
     for number, part in enumerate(drawn.parts):
         if part.kind == "document" and number not in shown:
             raise PromptError(
-                f"The chat template of {name} leaves out document {part.source + 1} ({part.title!r}). With "
-                f"documents_in='user' (--documents-in user) documents stand before the text of the user's last message."
+                f"The chat template of {name} leaves out document {part.source + 1} ({part.title!r}). "
+                f"{WITHOUT_TEMPLATE}"
             )
 
 

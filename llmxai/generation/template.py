@@ -99,17 +99,17 @@ def _stop_clock() -> None:
 ALPHABETS = ((0x20000, 0x2A6D0), (0x30000, 0x31340), (0x17000, 0x187F0), (0xAC00, 0xD7A0))
 """Rare letters, printed as they are by JSON, Python and Jinja, without upper case and white space."""
 TAG = r"<[^<>\n]*>|\[/?[A-Z_]+\]|◁[^◁▷\n]*▷"
+NOWHERE, OUTSIDE, TRIMMED = range(3)
+WORDLESS = r"[\W_]+"
+EVERYTHING = r"[\s\S]+"
 KEPT = (
-    *(("(?!)", False), (r"\A\s+|\s+\Z", False), (r"\A\s+", False), (r"\s+\Z", False), (r"\s+", True), (r"\s+", False)),
-    *(
-        (r"[\W_]+", True),
-        (rf"{TAG}|\s+", False),
-        (rf"{TAG}|[\W_]+", True),
-        (rf"{TAG}|[\W_]+", False),
-        (r"[\s\S]+", True),
-    ),
+    *(("(?!)", NOWHERE), (r"\s+", OUTSIDE), (r"\A\s+", NOWHERE), (r"\s+\Z", NOWHERE)),
+    *((r"\A\s+|\s+\Z", NOWHERE), (r"\s+", TRIMMED), (r"\s+", NOWHERE)),
+    *((WORDLESS, OUTSIDE), (WORDLESS, TRIMMED), (EVERYTHING, OUTSIDE), (EVERYTHING, TRIMMED)),
+    *((rf"{TAG}|\s+", NOWHERE), (rf"{TAG}|{WORDLESS}", TRIMMED), (rf"{TAG}|{WORDLESS}", NOWHERE)),
 )
-"""What of a text is not replaced by marks, and whether marks are also put at its two ends: tried in this order."""
+"""What of a text is not replaced by marks, and where more marks are put: nowhere, around the text, or around the text
+without the white space at its ends. Tried in this order."""
 
 
 def runs_of(leaf: Leaf, text: str, inputs: Inputs, render: Callable[[Inputs], str]) -> list[Run] | None:
@@ -127,11 +127,13 @@ def runs_of(leaf: Leaf, text: str, inputs: Inputs, render: Callable[[Inputs], st
     if alphabet is None:
         return None
     full = alphabet.spelt(len(leaf.text))
-    first = len(leaf.text) - len(leaf.text.lstrip())
-    last = max(first, len(leaf.text.rstrip()))
-    for kept, at_ends in KEPT:
+    trimmed = len(leaf.text) - len(leaf.text.lstrip()), len(leaf.text.rstrip())
+    for kept, around in KEPT:
+        first, last = trimmed if around == TRIMMED and leaf.text.strip() else (0, len(leaf.text))
         marked = "".join(leaf.text[a:b] if as_is else full[a:b] for a, b, as_is in _split(re.compile(kept), leaf.text))
-        shown = f"{marked[:first]}{OPEN}{marked[first:last]}{CLOSE}{marked[last:]}" if at_ends else marked
+        shown = marked
+        if around != NOWHERE:
+            shown = f"{marked[:first]}{OPEN}{marked[first:last]}{CLOSE}{marked[last:]}"
         if (got := again(shown)) is not None:
             found = _compared(got, text, alphabet=alphabet, full=full, ends=(first, last))
             if found or (found is not None and marked.strip() != leaf.text.strip()):
@@ -343,8 +345,13 @@ class Thoughts:
     """The mark that would end the last span, if the text does not."""
 
 
-def thoughts_in(text: str, *, opened: str = "") -> Thoughts:
-    """The reasoning in a text; `opened`: the closing mark of reasoning that begins before it."""
+def thoughts_in(text: str, *, opened: str = "", whole: bool = False) -> Thoughts:
+    """The reasoning in a text; `opened`: the closing mark of reasoning that begins before it.
+
+    In a `whole` answer, a closing mark without an opening one ends reasoning that began before it.
+    """
+    if whole and not opened:
+        opened = _closed_first(text)
     spans, at, closing = list[tuple[int, int]](), 0, opened
     while True:
         if not closing:
@@ -361,6 +368,15 @@ def thoughts_in(text: str, *, opened: str = "") -> Thoughts:
         at = end + len(closing)
         spans.append((start, at))
         closing = ""
+
+
+def _closed_first(text: str) -> str:
+    """The closing mark that comes before any opening one; only of marks that nothing else is written with."""
+    for first, last in THOUGHTS:
+        end = text.find(last) if "/" in last else -1
+        if end >= 0 and not 0 <= text.find(first) < end:
+            return last
+    return ""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int | None:
 
 
 SPACES = ("\u2581", "\u0120", " ")
-"""How vocabularies write a space: of SentencePiece, byte-level, as it is."""
+"""How vocabularies write a space: of SentencePiece, byte-level, plain."""
 
 
 def _space(tokenizer: PreTrainedTokenizerBase) -> int | None:

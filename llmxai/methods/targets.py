@@ -148,8 +148,8 @@ def _require_nested(generation: Generation, targets: Sequence[Target]) -> None:
         if other[0] < one[1] < other[1] and one[0] < other[0]:
             a, b = (f"{start - first}:{end - first}" for start, end in (one, other))
             raise OptionError(
-                f"The targets {a} and {b} overlap, so neither can be told from the other. Give ranges of generated "
-                f"tokens that do not overlap, or one that holds the other."
+                f"The targets {a} and {b} overlap, so neither can be distinguished from the other. Give ranges of "
+                f"generated tokens that do not overlap, or one that holds the other."
             )
 
 

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from llmxai.models.finding import find_model, knows_text, quantization_config, q
 from llmxai.models.forward import context_limit, keeps_logits, transformer_depth
 from llmxai.models.loading import stored_dtype
 from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_maps_of, useful_tokens, weight_bytes
+from llmxai.models.precision import LOW, tf32_products
+from llmxai.models.speed import in_words, predicted_seconds
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class ModelCheck:
     context_length: int | None
     capabilities: tuple[Capability, ...]
     plan: MemoryPlan
+    seconds: float
+    """About how long an explanation takes on this machine (`predicted_seconds`)."""
 
 
 def check_model(
@@ -58,7 +62,7 @@ def check_model(
     tokens: int = 512,
     answer_tokens: int = 64,
 ) -> ModelCheck:
-    """What works for a model, and the memory for `tokens` in total, `answer_tokens` of which are the answer.
+    """What works for a model, and memory and time for `tokens` in total, `answer_tokens` of which are the answer.
 
     Reads configuration and tokenizer only. Raises ModelLoadError, UnsupportedModelError or OptionError as `load` does.
     """
@@ -86,6 +90,9 @@ def check_model(
         weights=weights,
         score_maps=score_maps_of(model),
     )
+    computing = torch.float32 if width in LOW else width  # precision "float32", the default
+    with tf32_products() if width in LOW else nullcontext():
+        seconds = predicted_seconds(model, tokens=tokens, targets=answer_tokens, device=device, dtype=computing)
     return ModelCheck(
         name=found.name,
         architecture=type(model).__name__,
@@ -100,9 +107,17 @@ def check_model(
             _quantisation(share, quantization_of(found.config)),
             _sharding(model),
             Capability("memory", plan.fits, plan.sentence()),
+            Capability(
+                "time", True, f"{in_words(seconds)} for {answer_tokens} of {tokens} tokens on this {_place(device)}"
+            ),
         ),
         plan=plan,
+        seconds=seconds,
     )
+
+
+def _place(device: torch.device) -> str:
+    return "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _chat(place: str, revision: str | None) -> Capability:

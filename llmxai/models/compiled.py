@@ -31,9 +31,10 @@ DEVICES = ("cuda",)
 """Where layers are compiled. On a CPU it takes minutes and saves little."""
 COMPILATION = 10.0
 """Seconds that a new shape takes: 6 to 10 on an H100 (benchmarks/GPU.md)."""
-SAVED = {2: 0.35, 4: 0.2}
+SAVED = {2: 0.35}
 """Share of the time that compiled layers save, by bytes per number: on the same card 0.39 at 1B and 0.25 at 8B
-parameters in bfloat16, 0.25 at 1B in float32 with TF32 products."""
+parameters in bfloat16. In float32 with TF32 products it is 0.25 for full chunks, and a whole explanation took
+longer."""
 EAGER = 0.33
 """Share of the rate of large matrix products at which layers run uncompiled."""
 TOKENS = 32

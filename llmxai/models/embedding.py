@@ -26,7 +26,7 @@ def embedding_module(model: nn.Module) -> nn.Module:
     try:
         module = model.get_input_embeddings()  # type: ignore[operator]
     except (NotImplementedError, AttributeError):
-        module = None
+        module = getattr(model, "embed_tokens", None)  # of a stack that is no model by itself (FSMT)
     if not isinstance(module, nn.Module):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no input embedding that transformers can name; "

@@ -47,7 +47,7 @@ class Family:
     recurrent: bool = False
     """Whether every layer keeps a recurrent state, in a configuration without `layer_types`."""
     tables: tuple[str, ...] = ()
-    """Names of modules that embed token ids a second time, beside the input embedding; at most one per model."""
+    """Names of modules that embed token ids a second time, after the input embedding; at most one per model."""
 
 
 PER_LAYER = ("embed_tokens_per_layer",)

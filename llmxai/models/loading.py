@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
+from torch import nn
 from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
@@ -169,7 +170,7 @@ def _files(place: str, known: str, *, revision: str | None, code: bool = False) 
     return tuple(sorted(path for pattern in patterns for path in folder.glob(pattern)))
 
 
-def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
+def wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **known: Any) -> LoadedModel:
     """Use a model that is already in memory, or a PeftModel around one. The model is not changed.
 
     >>> wrap(AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name))
@@ -179,8 +180,9 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **known: An
     adapter that works outside the layers.
     """
     if is_peft(model):
-        known.setdefault("adapter", f"in memory: {', '.join(model.active_adapters)}")
+        known.setdefault("adapter", f"in memory: {', '.join(cast(Any, model).active_adapters)}")
         model = adapted_layers(model)
+    model = cast(PreTrainedModel, model)
     known.setdefault("quantization", quantization_of(model.config))
     known.setdefault("name", getattr(model.config, "_name_or_path", "") or type(model).__name__)
     loaded = LoadedModel(model=model, tokenizer=tokenizer, **known)

@@ -49,7 +49,7 @@ class ContextView:
     rows: tuple[DocumentRow, ...]
     how: str
     rest: str
-    """What is known about the pieces that were not taken apart; empty if all were."""
+    """What is known about the pieces that were not split; empty if all were."""
     memory: Text
     """Which words of the answer do not depend on the context; empty without a context."""
 
@@ -124,7 +124,7 @@ def _rest(context: Mapping[str, Any]) -> str:
         full - (context["f_without"][i] if context["f_deleted"][i] is None else context["f_deleted"][i]) for i in rest
     ]
     said = (
-        f"{len(rest)} parts were not taken apart: none of them alone changes the log-probability of the answer by more "
+        f"{len(rest)} parts were not split: none of them alone changes the log-probability of the answer by more "
         f"than {max(map(abs, falls)):.2f} nats, nor does any part of them that no other part counters"
     )
     joint = "" if context["f_rest"] is None else f"; all of them together change it by {nats(full - context['f_rest'])}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmxai.report.removal import DIGITS, Effect, Effects, build_effects, build_removal, covered
-from llmxai.report.verdict import Contrast, build_contrast
+from llmxai.report.verdict import Contrast, build_contrast, by_place, rows_inside
 from llmxai.report.visible import Text, label, percent, plain
 
 EFFECTS, REMOVAL, DELETION, GRADIENTS = "effects", "removal", "deletion", "gradients"
@@ -64,6 +64,8 @@ class Focus:
     by: str
     contrast: Contrast | None
     """The token and its foil; None for the whole answer."""
+    whole: bool
+    """Whether it is the whole answer; no for a contrast, or if only passages of the answer were explained."""
     likely: str
     """Probability of the whole answer, or odds of the token against its foil."""
     sources: tuple[Source, ...]
@@ -91,11 +93,10 @@ def first_sources(explanation: Mapping[str, Any], *, limit: int = SAID) -> tuple
     return tuple(sorted(sums, key=lambda name: -abs(sums[name]))[:limit])
 
 
-def answer_probability(explanation: Mapping[str, Any]) -> float:
-    """Probability of the whole answer, without the mark that ends it."""
-    targets = explanation["targets"]
-    said = len(targets) - (explanation["generation"]["stop"] == "eos")
-    return probability(targets[: said or len(targets)])
+def answer_probability(explanation: Mapping[str, Any]) -> float | None:
+    """Probability of the whole answer, without the mark that ends it; None if only parts of it are targets."""
+    rows = answer_targets(explanation)
+    return probability([explanation["targets"][row] for row in rows]) if is_whole(explanation, rows) else None
 
 
 def in_words(sentence: Sentence, *, quoted: bool = True) -> str:
@@ -105,11 +106,27 @@ def in_words(sentence: Sentence, *, quoted: bool = True) -> str:
 
 
 def focus_rows(explanation: Mapping[str, Any]) -> list[int]:
-    """The targets that the page opens on: the token that has a foil, else the whole answer without its end mark."""
-    targets = explanation["targets"]
-    against = [row for row, target in enumerate(targets) if target["foil"] is not None]
-    said = len(targets) - (explanation["generation"]["stop"] == "eos")
-    return against[:1] or list(range(said or len(targets)))
+    """The targets that the page opens on: the one that has a foil, else those that make up the answer, each as large
+    as possible, without its end mark."""
+    against = [row for row, target in enumerate(explanation["targets"]) if target["foil"] is not None]
+    return against[:1] or answer_targets(explanation) or list(range(len(explanation["targets"])))
+
+
+def answer_targets(explanation: Mapping[str, Any]) -> list[int]:
+    """The targets that the answer is made of, without its end mark; none inside another."""
+    return rows_inside(by_place(explanation["targets"]), *_answer(explanation))
+
+
+def is_whole(explanation: Mapping[str, Any], rows: Sequence[int]) -> bool:
+    """Whether these targets make up the whole answer, without its end mark."""
+    first, end = _answer(explanation)
+    spans = [explanation["targets"][row]["tokens"] for row in rows]
+    return bool(sum(stop - start for start, stop in spans) >= end - first)
+
+
+def _answer(explanation: Mapping[str, Any]) -> tuple[int, int]:
+    first, n = explanation["generation"]["prompt_len"], len(explanation["tokens"])
+    return first, n - (explanation["generation"]["stop"] == "eos" and n - first > 1)
 
 
 def focus_method(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> str:
@@ -156,9 +173,10 @@ def build_focus(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) 
         method=method,
         by=BY[method],
         contrast=contrast,
+        whole=contrast is None and is_whole(explanation, rows),
         likely=odds(before) if contrast else rounded(math.exp(before)),
         sources=sources,
-        sentence=_mattered(sources, before, contrast, method),
+        sentence=_mattered(sources, before, contrast, method, whole=is_whole(explanation, rows)),
         total=float(sum(abs(one.value) for one in everything)),
     )
 
@@ -245,8 +263,11 @@ def _distinct(parts: Sequence[_Found]) -> list[_Found]:
     return kept
 
 
-def _mattered(sources: Sequence[Source], before: float, contrast: Contrast | None, method: str) -> Sentence:
+def _mattered(
+    sources: Sequence[Source], before: float, contrast: Contrast | None, method: str, *, whole: bool
+) -> Sentence:
     """The first sources in one sentence."""
+    subject = "this answer" if whole else "this part of the answer"
     if not sources:
         return ("No single part of the prompt changes it beyond what the measurement can tell.",)
     if method in (DELETION, GRADIENTS):
@@ -265,7 +286,7 @@ def _mattered(sources: Sequence[Source], before: float, contrast: Contrast | Non
                 *(source.text, f"{noted} it is {_after(source)}"),
             )
         else:
-            said += ("Without ", source.text, f"{noted} this answer is {_said_first(source, before)}")
+            said += ("Without ", source.text, f"{noted} {subject} is {_said_first(source, before)}")
     return (*said, ".")
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import AttentionStatus, Status
-from llmxai.report.focus import EFFECTS, REMOVAL, Focus, Sentence, build_focus, probability, rounded
+from llmxai.report.focus import EFFECTS, REMOVAL, Focus, Sentence, answer_targets, build_focus, probability, rounded
 from llmxai.report.removal import Effects, build_effects
-from llmxai.report.verdict import Contrast, answer_text, answer_words, is_measured, word_status
-from llmxai.report.visible import label, shorten, visible
+from llmxai.report.verdict import Contrast, answer_text, answer_words, in_passages, is_measured, word_status
+from llmxai.report.visible import Text, label, shorten, visible
 
 NAMED = 3
 """Most words of a status that a sentence names."""
@@ -70,7 +70,8 @@ def is_given(explanation: Mapping[str, Any]) -> bool:
 
 
 def _came(explanation: Mapping[str, Any]) -> Sentence:
-    targets = explanation["targets"]
+    rows = answer_targets(explanation)
+    targets = [explanation["targets"][row] for row in rows or range(len(explanation["targets"]))]
     first, chance = sum(target["rank"] == 1 for target in targets), rounded(probability(targets))
     if not is_given(explanation):
         if not explanation["generation"]["decoding"].get("do_sample"):
@@ -79,13 +80,13 @@ def _came(explanation: Mapping[str, Any]) -> Sentence:
     if first == len(targets):
         return (
             f"This answer was supplied, and the model would have given the same: each token is its first choice "
-            f"(probability of the whole: {chance}).",
+            f"(probability: {chance}).",
         )
     which = next(target for target in targets if target["rank"] != 1)
     return (
         f"The model did not write this answer: it was supplied, and the model would have said something else. "
         f"Probability of the answer: {chance}; ",
-        label(which["text"]),
+        label(shorten(which["text"], limit=LONGEST_TITLE)),
         f" is the model’s choice number {which['rank']}.",
     )
 
@@ -101,7 +102,10 @@ def build_trust(explanation: Mapping[str, Any]) -> Trust:
     removed = explanation["ablations"] is not None
     return Trust(
         lead=_lead(counts, len(words), removed),
-        sentences=(_sources_line(explanation, words, statuses), (_attention_line([_attention(own) for own in words]),)),
+        sentences=(
+            _sources_line(explanation, words, statuses),
+            (_attention_line([_attention(own) for own in words], _noun(explanation)),),
+        ),
     )
 
 
@@ -120,22 +124,27 @@ def _lead(counts: Mapping[Status, int], n: int, removed: bool) -> str:
     return "Undecided."
 
 
-def _of(count: int, n: int) -> str:
+def _of(count: int, n: int, noun: str) -> str:
     if count == n:
-        return "the only word" if n == 1 else f"all {n} words"
-    return f"{count} of the {n} words"
+        return f"the only {noun}" if n == 1 else f"all {n} {noun}s"
+    return f"{count} of the {n} {noun}s"
+
+
+def _noun(explanation: Mapping[str, Any]) -> str:
+    """What is counted."""
+    return "passage" if in_passages(explanation) else "word"
 
 
 def _sources_line(
     explanation: Mapping[str, Any], words: Sequence[Sequence[Mapping[str, Any]]], statuses: Sequence[Status]
 ) -> Sentence:
     of = {status: [own for own, one in zip(words, statuses, strict=True) if one == status] for status in Status}
-    n, inaccurate = len(words), of[Status.UNCONVERGED]
+    n, inaccurate, noun = len(words), of[Status.UNCONVERGED], _noun(explanation)
     accurate = n - len(inaccurate)
-    said: Sentence = ("Computed accurately: ", _of(accurate, n) if accurate else "no word")
+    said: Sentence = ("Computed accurately: ", _of(accurate, n, noun) if accurate else f"no {noun}")
     said += (*((" (not ", *_names(inaccurate), ")") if inaccurate and accurate else ()), ". ")
     if explanation["ablations"] is None:
-        return (*said, "Nothing was taken away, so no word could be confirmed or contradicted.")
+        return (*said, f"Nothing was taken away, so no {noun} could be confirmed or contradicted.")
     told: list[Sentence] = []
     if confirmed := of[Status.CONFIRMED]:
         told.append((f"confirmed by taking words away: {len(confirmed)}", *_bracketed(confirmed, n)))
@@ -148,7 +157,7 @@ def _sources_line(
             )
         )
     if undecided := of[Status.UNDECIDED]:
-        told.append((f"undecided: {len(undecided)}, {_why_undecided(explanation, undecided)}",))
+        told.append((f"undecided: {len(undecided)}{_why_undecided(explanation, undecided)}",))
     joined: Sentence = ()
     for number, part in enumerate(told):
         joined += (("; " if number else ""), *part)
@@ -171,30 +180,36 @@ def _bracketed(words: Sequence[Sequence[Mapping[str, Any]]], n: int) -> Sentence
 def _names(words: Sequence[Sequence[Mapping[str, Any]]]) -> Sentence:
     said: Sentence = ()
     for number, own in enumerate(words[:NAMED]):
-        said += (", " if number else "", label("".join(target["text"] for target in own)))
+        said += (", " if number else "", _label(own))
     return (*said, f" and {len(words) - NAMED} more") if len(words) > NAMED else said
 
 
+def _label(own: Sequence[Mapping[str, Any]]) -> Text:
+    return label(shorten("".join(target["text"] for target in own), limit=LONGEST_TITLE))
+
+
 def _why_undecided(explanation: Mapping[str, Any], words: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Whether a single part matters to these words at all, by the threshold of the verdict."""
     effects = build_effects(explanation)
     least = explanation["computed"].get("crosscheck", {}).get("least_effect")
     if effects is None or least is None:
-        return "too uncertain to say"
-    first = explanation["generation"]["prompt_len"]
-    tokens = [t["position"] - first for own in words for t in own if t["status"] == Status.UNDECIDED]
-    decided = [_decides(effects, token, least) for token in tokens]
-    them = "them" if len(words) > 1 else "it"
-    if not any(decided):
-        return f"no single word decides {them}"
-    return "too uncertain to say"
+        return ", too uncertain to say"
+    n, numbers = len(words), {id(target): row for row, target in enumerate(explanation["targets"])}
+    rows = [[numbers[id(target)] for target in own if target["status"] == Status.UNDECIDED] for own in words]
+    some = sum(any(_decides(effects, row, least) for row in own) for own in rows)
+    if not some:
+        return f", no single word decides {'them' if n > 1 else 'it'}"
+    if some == n:
+        return ", since the order of the sources may be chance"
+    return f" (no single word decides {n - some}; for {some} the order of the sources may be chance)"
 
 
-def _decides(effects: Effects, token: int, least: float) -> bool:
+def _decides(effects: Effects, row: int, least: float) -> bool:
     """Whether the strongest single part lowers the score by `least` nats at least."""
-    value = effects.value[token]
+    value = effects.value[row]
     if np.isnan(value).all():
         return False
-    return bool(effects.low[token, int(np.nanargmax(value))] >= least)
+    return bool(effects.low[row, int(np.nanargmax(value))] >= least)
 
 
 def _attention(own: Sequence[Mapping[str, Any]]) -> str:
@@ -203,15 +218,15 @@ def _attention(own: Sequence[Mapping[str, Any]]) -> str:
     return next(status for status in reversed(AttentionStatus) if status in told)
 
 
-def _attention_line(attention: Sequence[str]) -> str:
+def _attention_line(attention: Sequence[str], noun: str) -> str:
     n, readable = len(attention), attention.count(AttentionStatus.READABLE)
     if attention.count(AttentionStatus.REFUSED) == n:
         return "Attention cannot be read on this model: rollout is not defined for it."
     if readable == 0:
         return "Attention cannot be read on this model."
     if readable == n:
-        return f"Attention can be read for {_of(n, n)}."
-    return f"Attention can be read for {_of(readable, n)}."
+        return f"Attention can be read for {_of(n, n, noun)}."
+    return f"Attention can be read for {_of(readable, n, noun)}."
 
 
 # ---- what next
@@ -223,7 +238,7 @@ def _steps(explanation: Mapping[str, Any], focus: Focus) -> tuple[Step, ...]:
     for status in (Status.CONTRADICTED, Status.DISAGREE):
         which = next((own for own in words if word_status(own) == status), None)
         if which is not None:
-            name = label("".join(target["text"] for target in which))
+            name = _label(which)
             what = (
                 ": there the methods contradict each other."
                 if status == Status.DISAGREE
@@ -233,7 +248,7 @@ def _steps(explanation: Mapping[str, Any], focus: Focus) -> tuple[Step, ...]:
     if len(steps) == 1:
         steps.append(Step(("Choose a word of the answer to see what it rests on.",), "#answer"))
     if focus.contrast is None:
-        steps.append(Step(("Expected another answer? Compare with it (--foil).",)))
+        steps.append(Step(("Expected another answer? Have the two compared.",)))
     steps.append(Step(("Read the limits: the answer may still be untrue.",), "#limits"))
     return tuple(steps)
 

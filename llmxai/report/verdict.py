@@ -199,12 +199,17 @@ def _counted(explanation: Mapping[str, Any], n: int) -> str:
     targets = explanation["targets"]
     if not is_measured(explanation):
         return f"Of the {len(targets)} tokens (pieces of words) in the answer"
-    first, end = explanation["generation"]["prompt_len"], len(explanation["tokens"])
-    if sum(stop - start for start, stop in {tuple(one["tokens"]) for one in targets}) != len(targets) or len(
-        targets
-    ) < end - first - (explanation["generation"]["stop"] == "eos"):
+    if in_passages(explanation):
         return "Of the only passage explained" if n == 1 else f"Of the {n} passages explained"
     return f"Of {'the only word' if n == 1 else f'the {n} words'} in the answer"
+
+
+def in_passages(explanation: Mapping[str, Any]) -> bool:
+    """Whether the targets are passages, or only some of the tokens, instead of every token of the answer."""
+    targets = explanation["targets"]
+    first, end = explanation["generation"]["prompt_len"], len(explanation["tokens"])
+    length = sum(stop - start for start, stop in {tuple(one["tokens"]) for one in targets})
+    return bool(length != len(targets)) or len(targets) < end - first - (explanation["generation"]["stop"] == "eos")
 
 
 def answer_text(explanation: Mapping[str, Any]) -> str:
@@ -295,12 +300,16 @@ def answer_rows(explanation: Mapping[str, Any]) -> list[list[int]]:
     """
     first, targets = explanation["generation"]["prompt_len"], explanation["targets"]
     words = [(max(start, first), end) for start, end in explanation["words"] if end > first]
-    if explanation["generation"]["stop"] == "eos" and len(words) > 1:
-        words = words[:-1]
     placed = by_place(targets)
-    made = [rows for rows in (rows_inside(placed, *word) for word in words) if rows]
-    worded = [rows for rows in made if any(c.isalnum() for row in rows for c in targets[row]["text"])]
-    return worded or made or [[row] for row in range(len(targets))]
+    made = [(word, rows) for word in words if (rows := rows_inside(placed, *word))]
+    mark = words[-1] if explanation["generation"]["stop"] == "eos" else None
+    alone = rows_inside(placed, first, words[-1][0] if mark and len(words) > 1 else len(explanation["tokens"]))
+    if not {*alone} <= {row for _, rows in made for row in rows}:  # passages of several words
+        return [[row] for row in alone]
+    worded = [
+        rows for word, rows in made if word != mark and any(c.isalnum() for row in rows for c in targets[row]["text"])
+    ]
+    return worded or [rows for _, rows in made] or [[row] for row in range(len(targets))]
 
 
 def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:

@@ -22,6 +22,8 @@ from llmxai.runs.recipe import Recipe, Source
 from llmxai.text import bounded
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+EVAL = ".eval"
+"""A log of Inspect (inspect.aisi.org.uk)."""
 SHUFFLE_BUFFER = 10_000
 SANDBOX = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
 SIMPLE = (
@@ -88,6 +90,8 @@ def _columns(source: Source, *, root: Path) -> Iterator[Mapping[str, Any]]:
         yield from data
     except RecipeError:
         raise
+    except StopIteration:
+        raise RecipeError(f"{source.label}: has no rows.") from None
     except Exception as error:  # datasets raises its own errors and those of its readers, pyarrow and the hub
         raise RecipeError(f"{source.label}: cannot be read ({type(error).__name__}: {_one_line(error)}).") from error
 
@@ -97,10 +101,12 @@ def _open(source: Source, *, root: Path) -> Any:
 
     if source.path is not None:
         path = root / source.path
-        if path.suffix not in READERS:
-            raise RecipeError(f"{path}: unknown kind of file. Known: {', '.join(READERS)}.")
+        if path.suffix not in (*READERS, EVAL):
+            raise RecipeError(f"{path}: unknown kind of file. Known: {', '.join((*READERS, EVAL))}.")
         if not path.is_file():
             raise RecipeError(f"{path}: no such file. Relative paths start at the recipe's folder, {root}.")
+        if path.suffix == EVAL:
+            return datasets.Dataset.from_list(list(eval_samples(path)))
         return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", streaming=True)
     if source.saved is not None:
         folder = root / source.saved
@@ -120,6 +126,34 @@ def _open(source: Source, *, root: Path) -> Any:
     )
 
 
+def eval_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """The samples of an Inspect log as rows: id, epoch, row, system, input (the last user message), response, target.
+
+    `row` is the default id of the row. Raises RecipeError without inspect-ai.
+    """
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError as error:
+        raise RecipeError(f"{path}: to read it, run: pip install 'llmxai[inspect]' ({error}).") from error
+    for sample in read_eval_log(str(path)).samples or ():
+        said = [] if isinstance(sample.input, str) else sample.input
+        last = {message.role: message.text for message in said}
+        yield {
+            "id": str(sample.id),
+            "epoch": sample.epoch,
+            "row": eval_row(sample.id, sample.epoch),
+            "system": last.get("system", ""),
+            "input": sample.input if isinstance(sample.input, str) else last.get("user", ""),
+            "response": sample.output.completion,
+            "target": sample.target if isinstance(sample.target, str) else "; ".join(sample.target),
+        }
+
+
+def eval_row(sample: int | str, epoch: int) -> str:
+    """The id of the row of an Inspect log's sample."""
+    return _identifier(f"{sample}-{epoch}")
+
+
 def _require_inside(folder: Path) -> None:
     """Raise RecipeError if a saved data set names files outside of its folder."""
     for state in folder.glob("**/state.json"):
@@ -136,7 +170,8 @@ class _Templates:
         self.source, self.stem = source, _stem(source)
         self.simple = True
         """Whether no template can take long, so that none needs a process of its own."""
-        self.id = self._compile(source.id, "id")
+        of_eval = "{{ row }}" if source.path is not None and source.path.endswith(EVAL) else None
+        self.id = self._compile(source.id or of_eval, "id")
         self.prompt = self._compile(source.prompt, "prompt")
         self.turns = [(t.role, self._compile(t.content, "messages")) for t in source.messages or ()]
         self.response = self._compile(source.response, "response")

@@ -70,7 +70,7 @@ class Source(Strict):
     options: dict[str, OptionValue] = {}
     """Options of the suite."""
     path: str | None = None
-    """A .jsonl, .json, .csv or .parquet file; relative paths start at the recipe's folder."""
+    """A .jsonl, .json, .csv or .parquet file, or a log of Inspect (.eval); relative to the recipe's folder."""
     saved: str | None = None
     """A folder written by datasets' save_to_disk."""
     hub: str | None = None
@@ -204,6 +204,14 @@ class Recipe(Strict):
     generated tokens), or a text that every answer holds. A suite's row with a target of its own keeps it."""
     evaluate: EvaluateSettings | None = None
     workers: WorkerSettings = WorkerSettings()
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The names of the methods in the tables of the evaluation, controls included; empty without one."""
+        if self.evaluate is None:
+            return []
+        names = [method.name for method in self.evaluate.methods] + [control.name for control in CONTROLS]
+        return list(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _some_work(self) -> Recipe:

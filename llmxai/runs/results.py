@@ -182,6 +182,8 @@ FIGURES = {
     "randomised_spearman": "depending on the weights (less is better)",
 }
 """What a figure measures, for the sentence on the winner."""
+FEW = 10
+"""Questions below which the sentence on the winner concludes nothing."""
 MAIN = ("lds", "mrr", "comprehensiveness")
 """The figures that decide the sentence at the top, the first one that there is."""
 
@@ -200,6 +202,8 @@ def winner_sentence(winner: Winner) -> str:
     if lead.low is None:
         return f"{said} Too few questions to compare it with {winner.other}, the next ({signed_number(lead.mean)})."
     judged = "more than chance" if winner.certain else "which may be chance"
+    if lead.n < FEW:
+        judged = f"{lead.n} questions are too few to conclude from"
     return f"{said} It leads {winner.other}, the next, by {_with_interval(lead)}: {judged}."
 
 

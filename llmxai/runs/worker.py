@@ -98,7 +98,7 @@ class Worker:
         explanation = self._explained(row)
         told = _summary(explanation) | self._evaluated(row, explanation.generation)
         shown = summarize(explanation.to_dict(), record=row.id)
-        told |= {"answer": shown.answer, "sources": shown.sources, "probability": shown.probability}
+        told |= {"sources": shown.sources, "probability": shown.probability}
         Ledger(self.run, marked=self.marked).require_run()
         save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
         return told

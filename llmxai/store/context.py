@@ -1,4 +1,4 @@
-"""Documents, turns and their pieces as plain JSON values: what they do to the answer, and where their text stands."""
+"""Documents, turns and their pieces as plain JSON values: what they do to the answer, and where their text is."""
 
 from __future__ import annotations
 

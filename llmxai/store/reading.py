@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,30 @@ def _too_large(maps: Mapping[str, np.ndarray]) -> str:
         if values.dtype.kind == "f" and not (np.abs(values) <= LARGEST).all():
             return f"its map {name!r} holds NaN, infinity or a number beyond {LARGEST:g}."
     return ""
+
+
+def faults_of_trace(document: Any, trace: Any) -> Iterator[str]:
+    """Of a document as `schema` has it: the units of its trace, and every list of shares that names them."""
+    n, kinds = len(trace.units), [unit.kind for unit in trace.units]
+    if kinds != sorted(kinds, reverse=True):
+        yield "trace.units has units of the answer before some of the prompt; expected those of the prompt first."
+    for name, parts in (("units", trace.units), ("passages", trace.passages)):
+        yield from beyond(f"trace.{name}", [part.tokens for part in parts], len(document.tokens))
+    if len(trace.rest) != len(document.targets):
+        yield f"trace.rest is a list of {len(trace.rest)}; expected one for each of {len(document.targets)} targets."
+    places = [(f"targets.{t}", target) for t, target in enumerate(document.targets)]
+    places += [(f"trace.passages.{i}", passage) for i, passage in enumerate(trace.passages)]
+    for place, shares in places:
+        named = [*shares.direct, *shares.traced, *(step for source in shares.traced for step in source.path)]
+        if any(share.unit >= n for share in named):
+            yield f"{place} names a traced unit beyond the {n} of trace.units; expected one below {n}."
+
+
+def beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
+    """A fault for each range that is empty or ends beyond `n` tokens."""
+    for i, (start, stop) in enumerate(ranges):
+        if not start < stop <= n:
+            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."
 
 
 def tokens_of(target: Mapping[str, Any]) -> Any:

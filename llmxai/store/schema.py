@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from llmxai.names import AttentionStatus, Role, Status
-from llmxai.store.reading import others_of, stored_name
+from llmxai.store.reading import beyond, faults_of_trace, others_of, stored_name
 from llmxai.store.schema_parts import (
     Ablations,
     Cells,
@@ -30,7 +30,6 @@ from llmxai.store.schema_parts import (
     SpanRow,
     Whole,
     Word,
-    beyond,
     faults_of_context,
     faults_of_parts,
 )
@@ -363,9 +362,8 @@ def _faults(document: Document) -> Iterator[str]:
     if document.effects is not None:
         yield from _faults_of_effects(document, document.effects)
     if document.trace is not None:
-        yield from _faults_of_trace(document, document.trace)
-    lengths = {len(each) for target in document.targets for each in _curves(target)}
-    if len(lengths) > 1:
+        yield from faults_of_trace(document, document.trace)
+    if len(lengths := {len(each) for target in document.targets for each in _curves(target)}) > 1:
         yield f"curve has lists of {' and '.join(map(str, sorted(lengths)))} layers; expected one number of layers."
     if document.full_precision is not None and len(document.full_precision.targets) != len(document.targets):
         yield (
@@ -404,23 +402,6 @@ def _faults_of_text(document: Document) -> Iterator[str]:
         if (target.position, target.id, target.text) != (start, tokens[start].id, text):
             said = f"token {target.position} with the id {target.id}"
             yield f"targets.{t} is {said}; expected token {start}, with the id {tokens[start].id} and its text."
-
-
-def _faults_of_trace(document: Document, trace: _Trace) -> Iterator[str]:
-    """Its units, and every list of shares that names them."""
-    n, kinds = len(trace.units), [unit.kind for unit in trace.units]
-    if kinds != sorted(kinds, reverse=True):
-        yield "trace.units has units of the answer before some of the prompt; expected those of the prompt first."
-    for name, parts in (("units", trace.units), ("passages", trace.passages)):
-        yield from beyond(f"trace.{name}", [part.tokens for part in parts], len(document.tokens))
-    if len(trace.rest) != len(document.targets):
-        yield f"trace.rest is a list of {len(trace.rest)}; expected one for each of {len(document.targets)} targets."
-    places: list[tuple[str, _Shares]] = [(f"targets.{t}", target) for t, target in enumerate(document.targets)]
-    places += [(f"trace.passages.{i}", passage) for i, passage in enumerate(trace.passages)]
-    for place, shares in places:
-        named = [*shares.direct, *shares.traced, *(step for source in shares.traced for step in source.path)]
-        if any(share.unit >= n for share in named):
-            yield f"{place} names a traced unit beyond the {n} of trace.units; expected one below {n}."
 
 
 def _faults_of_removal(document: Document) -> Iterator[str]:

@@ -7,6 +7,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llmxai.store.reading import beyond
+
 LARGEST = 1e30
 """Of any number: sums over a text stay finite, in float32 too."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -148,9 +150,3 @@ def faults_of_context(context: Context, *, parts: int, prompt_len: int, tokens: 
         yield f"context.own_memory names a token beyond {tokens}; expected smaller numbers."
     if documents != roots:
         yield f"documents is a list of {documents}; expected {roots}, the roots of context."
-
-
-def beyond(name: str, ranges: Sequence[Sequence[int]], n: int) -> Iterator[str]:
-    for i, (start, stop) in enumerate(ranges):
-        if not start < stop <= n:
-            yield f"{name}.{i} is [{start}, {stop}]; expected a range of the {n} tokens."

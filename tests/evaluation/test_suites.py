@@ -135,7 +135,11 @@ def test_the_closed_form_source_contributes_most() -> None:
         assert row.text[slice(*row.spans[0])] == words[scores.index(max(scores))]
 
 
-@pytest.mark.parametrize("name", [name for name in SUITES if name not in ("marker", "closed_form", "rag", "long")])
+OWN = ("marker", "trace", "closed_form", "rag", "long")
+"""Suites whose sources have tests of their own."""
+
+
+@pytest.mark.parametrize("name", [name for name in SUITES if name not in OWN])
 def test_sources_are_found_among_the_tokens(name: str, tiny_llama: LoadedModel) -> None:
     """On a byte-level tokenizer, in a chat or raw: what the chosen tokens spell is the source."""
     for row in rows(name, limit=3):

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 from tiny import SENTENCES, make_piece_tokenizer, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    ByT5Tokenizer,
+    CanineTokenizer,
+    CTRLTokenizer,
+    EsmTokenizer,
+    PerceiverTokenizer,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
@@ -100,3 +112,39 @@ MAKERS = {
 @cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     return MAKERS[kind]()
+
+
+LETTERS = tuple(dict.fromkeys("abcdefghijklmnopqrstuvwxyzTP.,#'?!é日本語क्षि"))
+
+
+def written(folder: Path, name: str, content: Any) -> str:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+def ctrl(folder: Path) -> PreTrainedTokenizer:
+    """Pieces that a word goes on after end in `@@`."""
+    ids = ["<unk>", *LETTERS, *(f"{letter}@@" for letter in LETTERS), *(f"{letter}</w>" for letter in LETTERS)]
+    words = {piece: number for number, piece in enumerate(ids)}
+    return CTRLTokenizer(written(folder, "v.json", words), written(folder, "m.txt", "#version: 0.2\nt h\n"))
+
+
+def word_pieces_in_python(folder: Path) -> PreTrainedTokenizer:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    return BertTokenizerLegacy(written(folder, "v.txt", "\n".join(pieces)))
+
+
+def residues(folder: Path) -> PreTrainedTokenizer:
+    return EsmTokenizer(written(folder, "v.txt", "\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQ"])))
+
+
+IN_PYTHON: dict[str, Callable[[Path], PreTrainedTokenizer]] = {
+    "bytes": lambda _: ByT5Tokenizer(),
+    "characters": lambda _: CanineTokenizer(),
+    "bytes, perceiver": lambda _: PerceiverTokenizer(),
+    "continued with @@": ctrl,
+    "word pieces in Python": word_pieces_in_python,
+    "residues": residues,
+}
+"""Tokenizers that are written in Python: without offsets, and with ways of their own to join tokens."""

@@ -160,8 +160,12 @@ def test_other_kinds_are_explained_too(loaded: LoadedModel) -> None:
 def test_many_take_every_option_of_one() -> None:
     one, many = (dict(inspect.signature(f).parameters) for f in (explain, explain_many))
     one.pop("prompt")
+    one.pop("found", None)
     for name in ("prompts", "batch_size"):
         many.pop(name)
+    for name in ("response", "foil"):  # one for all prompts, or one for each
+        assert many.pop(name).annotation == "str | Sequence[str | None] | None"
+        assert one.pop(name).annotation == "str | None"
     assert {name: (p.default, p.annotation) for name, p in one.items()} == {
         name: (p.default, p.annotation) for name, p in many.items()
     }

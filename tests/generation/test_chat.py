@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markupsafe import escape
 from tiny import CHATML, make_model, make_tokenizer
 
 from llmxai import Settings, explain, explain_many, load_explanation
 from llmxai.commands.prompts import context_from, read_documents
 from llmxai.errors import OptionError, PromptError
 from llmxai.generation import PromptTokens, chat_inputs, encode, encode_messages, force_response, token_texts
+from llmxai.generation.placing import chat_of
 from llmxai.models import LoadedModel, wrap
 from llmxai.settings import IntegratedGradients
 from llmxai.types import Part, Role
@@ -96,6 +101,56 @@ def check_spans(loaded: LoadedModel, tokens: PromptTokens) -> None:
             assert part.first <= token < part.last
             if texts[token] and "\ufffd" not in texts[token]:
                 assert part.text[start:end].casefold() in texts[token].casefold()
+
+
+# roles, whatever a template does with a text
+
+CHANGES: dict[str, tuple[str, Callable[[str], str]]] = {
+    "as it is": ("{{ c }}", str),
+    "trimmed": ("{{ c | trim }}", str.strip),
+    "trimmed behind": ("{{ c.rstrip() }}", str.rstrip),
+    "in capitals": ("{{ c | upper }}", str.upper),
+    "on one line": ("{{ c | replace('\\n', ' ') }}", lambda c: c.replace("\n", " ")),
+    "escaped": ("{{ c | e }}", lambda c: str(escape(c))),
+    "cut": ("{{ c[:5] }}", lambda c: c[:5]),
+    "as JSON": ("{{ c | tojson }}", lambda c: json.dumps(c, ensure_ascii=False)[1:-1]),
+    "twice": ("{{ c }}, {{ c }}", lambda c: c + c),
+    "backwards": ("{{ c | reverse }}", lambda c: c[::-1]),
+    "with a remark on it": ("{{ c }}{% if 'e' in c %} (user){% endif %}", str),
+}
+WORDS = (
+    *("user", "e", " ", "\n", "<b>", "&", '"', "😀", "日本", "e\u0301", "{{ x }}", "<|im_end|>", "</think>", "ß"),
+    *(".", "\\"),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@settings(max_examples=25, deadline=None)
+@given(content=st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map("".join))
+@example(content="user")
+@example(content="<b> & you")
+@example(content=" \n e ")
+def test_what_a_person_wrote_is_theirs_and_nothing_else(change: str, content: str) -> None:
+    shown, changed = CHANGES[change]
+    template = "{% for m in messages %}{% set c = m.content %}<user>\n" + shown + "</user>\n{% endfor %}"
+    tokenizer = make_tokenizer(template=template)
+    found = chat_of(tokenizer, [{"role": "user", "content": content}], chat_inputs(), name="tiny")
+    own = "".join(found.text[place.start : place.end] for place in found.places)
+    if change == "in capitals" and "ß" in content:  # one character becomes two
+        assert own.strip() == content.upper().strip()
+    else:
+        assert own == changed(content)
+    assert {place.role for place in found.places} <= {Role.USER}
+
+
+def test_a_text_that_cannot_be_located(model: Any) -> None:
+    """It changes what the template itself prints, and is printed in another form."""
+    odd = "{% for m in messages %}{{ m.content | length }} {{ m.content | length }}{% endfor %}" + START
+    with pytest.raises(PromptError, match="leaves out the text of all messages"):
+        encode_messages(loaded_with(model, odd), [{"role": "user", "content": "Hello"}])
+    worse = "{% for m in messages %}{{ 'Hello Hello' if m.content == 'Hello' else m.content }}{% endfor %}" + START
+    with pytest.raises(PromptError, match=r"message 0 in a way that cannot be located.*--prompt"):
+        encode_messages(loaded_with(model, worse), [{"role": "user", "content": "Hello"}])
 
 
 # documents

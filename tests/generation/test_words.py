@@ -10,10 +10,10 @@ from os.path import commonprefix
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kinds import MAKERS, tokenizer_of
+from kinds import IN_PYTHON, MAKERS, tokenizer_of
 from tiny import make_tokenizer
 from tokenizers.decoders import DecodeStream
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmxai.generation import token_texts
 from llmxai.generation.prompt import INCOMPLETE
@@ -80,7 +80,7 @@ PIECES = (
 written = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 
 
-def decoded(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
@@ -107,6 +107,25 @@ def test_texts_join_to_the_decoded_text_for_every_kind(kind: str, text: str) -> 
     texts = token_texts(tokenizer, ids)
     assert "".join(texts) == decoded(tokenizer, ids)
     assert texts == naive_texts(tokenizer, ids)
+
+
+@pytest.fixture(scope="module")
+def in_python(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrainedTokenizer]:
+    return {kind: make(tmp_path_factory.mktemp("vocabulary")) for kind, make in IN_PYTHON.items()}
+
+
+@pytest.mark.parametrize("kind", IN_PYTHON)
+@settings(max_examples=60, deadline=None)
+@given(text=written, cut=st.integers(0, 60))
+@example(text="👩‍👩‍👧 e\u0301 日本語 नमस्ते", cut=60)
+def test_texts_join_to_the_decoded_text_for_tokenizers_in_python(
+    in_python: dict[str, PreTrainedTokenizer], kind: str, text: str, cut: int
+) -> None:
+    tokenizer = in_python[kind]
+    ids = tokenizer(text)["input_ids"][:cut]
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == decoded(tokenizer, ids)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from random import Random
 
@@ -87,9 +88,14 @@ def naive(loaded: LoadedModel, generation: Generation, ranges: tuple[tuple[int, 
     return torch.stack([f[generation.prompt_len + t - 1, i] for t, i in enumerate(generation.generated_ids)])
 
 
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_hidden_words_against_a_loop_with_a_real_mask(architecture: str) -> None:
-    loaded = make_loaded(architecture, dtype=torch.float64, attn_implementation="eager")
+def test_hidden_words_against_a_loop_with_a_real_mask(
+    architecture: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sdpa`: with the fused kernel, as for long texts."""
+    monkeypatch.setattr(importlib.import_module("llmxai.methods.gradients.deletion_path"), "FUSED_FROM", 0)
+    loaded = make_loaded(architecture, dtype=torch.float64, attn_implementation=kernel)
     asked = encode_messages(loaded, [{"role": "user", "content": "The capital of Italy, the capital?"}])
     generation = force_response(loaded, asked, response=" the capital is Rome")
     sets, targets = hidden_sets(generation), token_targets(generation)

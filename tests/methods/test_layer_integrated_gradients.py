@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from tiny import SENTENCES, WINDOW, answered, certificate_of, make_loaded, make_tokenizer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, PreTrainedModel
 
 from llmxai.errors import NonFiniteError, OptionError
@@ -29,8 +32,9 @@ from llmxai.methods import (
 )
 from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.gradients.integrated_gradients import SHARED, position_groups
-from llmxai.methods.gradients.path_gradients import PathFunction, make_path
-from llmxai.models import LoadedModel, wrap
+from llmxai.methods.gradients.path_gradients import Node, PathFunction, make_path, path_function
+from llmxai.models import LoadedModel, frozen_eval, wrap
+from llmxai.models.memory import ChunkSize
 from llmxai.settings import Compute, Tolerance
 from llmxai.types import Generation, Role, Scores, predicting_position
 
@@ -704,3 +708,56 @@ def test_out_of_memory_for_one_node_is_raised(tiny_llama: LoadedModel, monkeypat
     monkeypatch.setattr(tiny_llama.model, "forward", never)
     with pytest.raises(torch.OutOfMemoryError):
         layer_integrated_gradients(tiny_llama, answered(tiny_llama), n_steps=4)
+
+
+# what a backward pass does besides
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations, those with a float64 result, and numbers that Python waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.wide = self.awaited = 0
+
+    def __torch_dispatch__(self, function: Any, _types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        self.all += 1
+        self.awaited += function is torch.ops.aten._local_scalar_dense.default
+        self.wide += any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_leaves(result))
+        return result
+
+
+def test_a_backward_pass_waits_for_nothing_and_widens_nothing() -> None:
+    """Sums are made on the device and leave it once a round, however many targets and nodes there are."""
+    loaded = make_loaded("llama")
+    generation = chat(loaded, response=" Paris, Rome, red, green, blue")
+    path = make_path(loaded, generation, features="content", baseline="space")
+
+    def counts(targets: int, nodes: int) -> Counted:
+        chosen = token_targets(generation)[:targets]
+        with frozen_eval(loaded.model):
+            function = path_function(loaded, path, chosen, size=ChunkSize(1024))
+            work = [Node(k / nodes, tuple(range(targets)), weight=1.0, panel=k // 4) for k in range(nodes)]
+            with Counted() as counted:
+                function.sums(work)
+        return counted
+
+    few, many, longer = counts(1, 4), counts(8, 4), counts(8, 8)
+    assert few.awaited == many.awaited == longer.awaited <= 4
+    assert few.wide == many.wide <= 12
+    assert many.all < 12 * few.all
+    assert longer.all <= many.all + 2 * 8  # more nodes, the same passes; only the sums on the CPU grow
+
+
+def test_a_panel_whose_nodes_go_through_in_several_chunks(gpt64: LoadedModel) -> None:
+    generation = chat(gpt64)
+    targets = token_targets(generation)
+    path = make_path(gpt64, generation, features="content", baseline="space")
+    nodes = [Node(k / 8, tuple(range(len(targets))) if k < 6 else (1,), weight=0.1 + k, panel=k // 3) for k in range(9)]
+    nodes = [replace(node, targets=nodes[3 * node.panel].targets) for node in nodes]
+    with frozen_eval(gpt64.model):
+        whole, single = (path_function(gpt64, path, targets, size=ChunkSize(size)).sums(nodes) for size in (10**6, 1))
+    assert set(whole) == set(single) == {(node.panel, t) for node in nodes for t in node.targets}
+    for pair, values in whole.items():
+        assert difference(values, single[pair]) < 1e-10 * float(values.abs().max())

@@ -209,3 +209,32 @@ def test_an_end_mark_is_a_target_only_if_asked_for(tiny_llama: LoadedModel) -> N
     assert [view.tokens for view in explain(tiny_llama, generation, settings=bare)] == [(t, t + 1) for t in range(last)]
     assert explain(tiny_llama, generation, targets="answer", settings=bare)[0].tokens == (0, last)
     assert explain(tiny_llama, generation, targets=f"{last}:", settings=bare)[0].tokens == (last, last + 1)
+
+
+def test_a_thought_is_no_target_but_is_traced_through(tiny_llama: LoadedModel) -> None:
+    generation = answered(tiny_llama, response=RESPONSE)
+    first, n = generation.prompt_len, generation.n_targets
+    thinking = [Role.THINKING if t < 4 else Role.GENERATED for t in range(n)]
+    generation = replace(generation, roles=(*generation.roles[:first], *thinking))
+    assert generation.answer_tokens == tuple(range(4, n))
+    assert chosen_targets(generation, None)[0].tokens == (first + 4, first + 5)
+    assert chosen_targets(generation, "answer")[0].tokens == (first + 4, first + n)
+    bare = Settings(gradients=IntegratedGradients(max_nodes=4), removal=None)
+    found = explain(tiny_llama, generation, targets="answer", settings=bare)
+    assert found.trace is not None
+    thought = [unit for unit in found.trace.units[found.trace.n_sources :] if unit[0] < first + 4]
+    assert thought, "the words of the thought hand their shares on"
+    rows = found.trace.steps[: len(thought)]
+    assert float(rows.sum(dim=1).min()) > 0
+    assert float(found.trace.total.sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_an_answer_of_one_token_has_nothing_to_trace_through(tiny_llama: LoadedModel) -> None:
+    bare = Settings(gradients=IntegratedGradients(max_nodes=4), removal=None)
+    found = explain(tiny_llama, "The capital is", response=" Paris", settings=bare)
+    assert len(found) == 1
+    assert found.trace is not None
+    torch.testing.assert_close(found.trace.total, found.trace.direct[:, : found.trace.n_sources])
+    assert {len(source.path) for source in found["Paris"].traced()} == {1}
+    asked = explain(tiny_llama, "The capital is", response=" Paris", targets=["answer", "Paris", "0:1"], settings=bare)
+    assert asked.targets == found.targets, "three names of one target"

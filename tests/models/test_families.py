@@ -39,7 +39,14 @@ from llmxai.models.families import (
     rollout_refusal,
 )
 
+PER_LAYER: dict[str, Any] = {
+    **{**SIZES, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 8, "hidden_size_per_layer_input": 8},
+    **{"vocab_size_per_layer_input": len(make_tokenizer()), "num_kv_shared_layers": 0},
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+}
 OTHERS: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {**PER_LAYER, "laurel_rank": 8, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4},
+    "gemma4_text": {**PER_LAYER, "global_head_dim": 8, "sliding_window": 6},
     "glm4": {**SIZES, "num_key_value_heads": 2, "head_dim": 8},
     "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48},
 }

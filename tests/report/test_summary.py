@@ -107,7 +107,7 @@ def check(view: ReportView, statuses: tuple[str, ...], *, attention: str, stop: 
     assert not [warning for warning in view.warnings if "supplied" in plain(warning)]
     steps = [in_words(step.said) for step in summary.steps]
     assert any("measured effects count" in step for step in steps) == (count["contradicted"] > 0)
-    assert any("--foil" in step for step in steps) == (not foil)
+    assert any("Have the two compared" in step for step in steps) == (not foil)
     # what mattered: the sentence, the list and the colours are about the same parts
     focus = summary.focus
     assert (focus.contrast is not None) == foil
@@ -234,3 +234,56 @@ def test_odds(lead: float, said: str) -> None:
 )
 def test_probabilities_as_people_say_them(p: float, said: str) -> None:
     assert rounded(p) == said
+
+
+@pytest.mark.parametrize(
+    ("largest", "said"),
+    [
+        ([0.2, 0.3, 0.1], "Undecided: 3, no single word decides them."),
+        ([2.0, 3.0, 1.0], "Undecided: 3, since the order of the sources may be chance."),
+        ([2.0, 0.3, 1.0], "Undecided: 3 (no single word decides 1; for 2 the order of the sources may be chance)."),
+    ],
+)
+def test_why_words_are_undecided(largest: list[float], said: str) -> None:
+    """By the threshold that the verdict was made with, on the strongest part alone."""
+    document, maps = made(("undecided",) * 3, attention="diluted", stop="length", foil=False, removed=True)
+    document["computed"]["crosscheck"] = {"least_effect": 0.5}
+    for t, value in enumerate(largest):
+        for name in ("effect", "low", "high"):
+            document["effects"][name][t] = [None if x is None else 0.0 for x in document["effects"][name][t]]
+            document["effects"][name][t][1] = value
+    assert said in " ".join(map(in_words, build_view(document, maps).summary.trust.sentences))
+
+
+def spans(parts: list[list[int]]) -> ReportView:
+    """Three words with the targets `parts`, given as ranges of the answer's tokens."""
+    document, maps = made(("confirmed",) * 3, attention="diluted", stop="length", foil=False, removed=True)
+    first, chosen = document["generation"]["prompt_len"], []
+    for a, b in parts:
+        own = document["targets"][a:b]
+        target = {**own[0], "position": first + a, "tokens": [first + a, first + b]}
+        target["replayed_logprob"] = sum(one["replayed_logprob"] for one in own)
+        target["text"] = "".join(one["text"] for one in own)
+        chosen.append(target)
+    n = len(parts)
+    document["targets"] = chosen
+    for name in ("effect", "low", "high", "probability", "probability_without", "explained", "together"):
+        document["effects"][name] = document["effects"][name][:n]
+    return build_view(document, {name: values[:n] for name, values in maps.items()})
+
+
+def test_targets_that_are_passages_are_not_called_words() -> None:
+    view = spans([[0, 2], [2, 3]])
+    assert view.summary.focus.whole
+    assert "all 2 passages" in " ".join(map(in_words, view.summary.trust.sentences))
+    assert "The whole answer" in render_report(view)
+    assert spans([[0, 3], [0, 1], [1, 2]]).summary.focus.likely == view.summary.focus.likely, "the largest make it up"
+
+
+def test_only_a_part_of_the_answer_explained_is_not_called_the_whole() -> None:
+    view = spans([[0, 1], [1, 2]])
+    assert not view.summary.focus.whole
+    page = render_report(view).split("<script")[0].split("</style>")[1]
+    assert "The passages explained" in page
+    assert "Probability of the whole answer" not in page
+    assert "this answer is" not in in_words(view.summary.focus.sentence)

@@ -31,6 +31,18 @@ def test_every_shipped_recipe_is_right(path: Path) -> None:
     assert recipe.description
 
 
+@pytest.mark.parametrize("path", list_recipes(ROOT), ids=lambda path: path.stem)
+def test_no_shipped_recipe_explains_with_a_smaller_budget_than_the_default(path: Path) -> None:
+    """With fewer nodes most of its own records would be unconverged, which says nothing of the method."""
+    explain = read_recipe(path).explain
+    if explain is None:
+        return
+    default = Settings()
+    for own, usual in ((explain.gradients, default.gradients), (explain.deletion, default.deletion)):
+        assert own.n_steps is None
+        assert own.max_nodes >= usual.max_nodes
+
+
 def test_there_are_recipes() -> None:
     found = {p.stem for p in list_recipes(ROOT)}
     assert {"smoke", "standard", "faithfulness", "planted", "sanity", "defaults"} <= found

@@ -25,8 +25,8 @@ def tables(values: Mapping[str, Mapping[str, Sequence[float | None]]], *, resamp
     return tabulate(lines, resamples=resamples, seed=0)
 
 
-FAR = {"a": [0.9, 0.8, 0.85, 0.95, 0.9], "b": [0.4, 0.3, 0.2, 0.5, 0.3], "c": [0.1, 0.2, 0.1, 0.3, 0.2]}
-NEAR = {"a": [0.9, 0.1, 0.8, 0.2, 0.5], "b": [0.2, 0.8, 0.1, 0.9, 0.4]}
+FAR = {"a": [0.9, 0.8, 0.85, 0.95, 0.9] * 2, "b": [0.4, 0.3, 0.2, 0.5, 0.3] * 2, "c": [0.1, 0.2, 0.1, 0.3, 0.2] * 2}
+NEAR = {"a": [0.9, 0.1, 0.8, 0.2, 0.5] * 2, "b": [0.2, 0.8, 0.1, 0.9, 0.4] * 2}
 
 
 def test_the_winner_leads_the_next_by_a_paired_difference() -> None:
@@ -36,7 +36,7 @@ def test_the_winner_leads_the_next_by_a_paired_difference() -> None:
     assert winner.certain
     said = winner_sentence(winner)
     low, high = winner.lead.low, winner.lead.high
-    assert f"a, 0.88 ({winner.value.low:.2f} to {winner.value.high:.2f}) over 5 questions." in said
+    assert f"a, 0.88 ({winner.value.low:.2f} to {winner.value.high:.2f}) over 10 questions." in said
     assert said.endswith(f"It leads b, the next, by 0.54 ({low:.2f} to {high:.2f}): more than chance.")
 
 
@@ -45,6 +45,12 @@ def test_a_lead_that_may_be_chance_is_called_so() -> None:
     assert not winner.certain
     assert winner_sentence(winner).endswith("which may be chance.")
     assert re.search(r"by 0\.02 \(−\d\.\d\d to \d\.\d\d\)", winner_sentence(winner))
+
+
+def test_few_questions_conclude_nothing() -> None:
+    (winner,) = tables({"lds": {name: row[:4] for name, row in FAR.items()}}).winners
+    assert winner.certain, "by its interval"
+    assert winner_sentence(winner).endswith("4 questions are too few to conclude from.")
 
 
 def test_less_is_better_for_some_figures_and_a_lead_is_still_above_zero() -> None:

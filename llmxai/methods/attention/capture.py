@@ -344,7 +344,7 @@ def require_attention_alone(loaded: LoadedModel, ids: Sequence[int]) -> None:
 def _mixes_tokens(part: nn.Module) -> bool:
     kernel = getattr(part, "kernel_size", ())
     convolves = isinstance(part, nn.modules.conv._ConvNd | nn.Unfold) and max(np.atleast_1d(kernel)) > 1
-    return convolves or isinstance(part, nn.RNNBase)
+    return bool(convolves) or isinstance(part, nn.RNNBase)
 
 
 def _without_attention(model: PreTrainedModel, ids: Sequence[int]) -> Float[Tensor, "1 seq hidden"]:

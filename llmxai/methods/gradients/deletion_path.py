@@ -57,7 +57,7 @@ FUSED_FROM = 512
 ABSENT = -4000.0
 """log a of a hidden token for the fused kernel: its weight is exactly 0, and the number fits into 16 bits."""
 WIDER = 8
-"""Channels that the fused kernel adds, of which one is used: kernels want multiples of 8."""
+"""Channels that the fused kernel adds, of which two are used: kernels want multiples of 8."""
 PRESENCE = "llmxai_presence"
 """The name by which transformers finds our masks and our attention."""
 
@@ -237,26 +237,29 @@ def fused_attention(
 ) -> Float[Tensor, "node query head value_channel"]:
     """Causal attention with `added` to the score of every key but the query's own, by a kernel that keeps no scores.
 
-    The number is one more channel of the keys, which meets a channel of ones in the queries. A query's own key stands
-    in the row a second time, without it. So the mask is the same for all and needs no gradient.
+    The number is one more channel of the keys, which meets a channel of ones in the queries; what bfloat16 (so TF32)
+    would round off it is another. A query's own key comes a second time, without them. So the mask is the same for all
+    and needs no gradient.
     """
     queries, keys = query.shape[2], key.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     wide = max(query.shape[-1], value.shape[-1]) + WIDER
 
-    def widened(x: Tensor, channel: Tensor | None = None) -> Tensor:
-        parts = [x] if channel is None else [x, channel.to(x.dtype).expand(*x.shape[:-1], 1)]
+    def widened(x: Tensor, *channels: Tensor) -> Tensor:
+        parts = [x, *(channel.to(x.dtype).expand(*x.shape[:-1], 1) for channel in channels)]
         filled = torch.cat(parts, dim=-1)
         return nn.functional.pad(filled, (0, wide - filled.shape[-1]))
 
     times = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
-    own = slice(keys - queries, keys)
+    number = added.transpose(2, 3) / scale
+    rest = number.detach() - number.detach().to(torch.bfloat16).to(number.dtype)
+    own, one = slice(keys - queries, keys), query.new_ones(1)
     behind = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries - 1)
     itself = torch.eye(queries, dtype=torch.bool, device=query.device)
     found = nn.functional.scaled_dot_product_attention(
-        widened(query, query.new_ones(1)),
-        torch.cat([widened(key, added.transpose(2, 3) / scale), widened(key[:, :, own])], dim=2),
+        widened(query, one, one),
+        torch.cat([widened(key, number - rest, rest), widened(key[:, :, own])], dim=2),
         widened(torch.cat([value, value[:, :, own]], dim=2)),
         attn_mask=torch.cat([behind, itself], dim=1)[None, None],
         scale=scale,

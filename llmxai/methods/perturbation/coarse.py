@@ -1,6 +1,6 @@
 """Removal from coarse to fine: whole documents and turns first, then the pieces of those that matter.
 
-Every piece is removed alone; pieces without which F falls are taken apart, the one with the largest effect first, until
+Every piece is removed alone; pieces without which F falls are split, the one with the largest effect first, until
 the budget of forward passes is spent. What is left is a partition of the prompt into documents, sentences and words,
 and random halves of it give effects with intervals, as for any other units. As in hierarchical leave-one-out (AttriBoT,
 Liu et al. 2024, https://arxiv.org/abs/2411.15102), a source inside a document without effect is not found; how large it
@@ -38,7 +38,7 @@ from llmxai.stats import ridge_with_prior
 from llmxai.types import ContextEffects, Generation, Piece
 
 LEAST_EFFECT = 0.5
-"""Nats by which F falls at least without a piece that is taken apart (as in the verdict's rule)."""
+"""Nats by which F falls at least without a piece that is split (as in the verdict's rule)."""
 EFFECT_SHARE = 0.3
 """Share of the largest fall that it reaches, too."""
 LONGEST_READER = 256

@@ -62,7 +62,7 @@ def measure_effects(
 ) -> Effects:
     """F (nats) of all targets with units of the prompt removed, one by one and in random subsets.
 
-    Template tokens, BOS and the answer are never removed. A prompt of more than `MOST_UNITS` words is taken apart from
+    Template tokens, BOS and the answer are never removed. A prompt of more than `MOST_UNITS` words is split from
     coarse to fine, unless `removal.units` says otherwise. `f_input`: F with nothing removed, if already known. One
     forward pass per mask serves all targets.
 

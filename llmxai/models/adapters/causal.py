@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.models.embedding import indices, input_device, replaced
 from llmxai.models.families import layers_without_softmax
-from llmxai.models.finding import encoder_message
+from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
     cache_argument,
     frozen_eval,
@@ -51,7 +51,15 @@ def require_explainable(model: PreTrainedModel, *, name: str) -> None:
         return
     quantised = getattr(model, "hf_quantizer", None) is not None
     if not (quantised and (first - later).norm() < QUANTISED_NOISE * (first - own).norm()):
-        raise UnsupportedModelError(encoder_message(name, type(model).__name__))
+        raise not_causal(model, name=name)
+
+
+def not_causal(model: PreTrainedModel, *, name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{name}: {type(model).__name__} is not a causal language model as it runs here: a later token changes the "
+        f"logits of an earlier one, so its log-probs are not those with which it would generate from left to right. "
+        f"Give a causal model (for example `{EMBEDDED}`), or a fine-tuned classifier (...ForSequenceClassification)."
+    )
 
 
 def logits(

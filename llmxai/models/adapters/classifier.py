@@ -131,9 +131,10 @@ def classified(model: PreTrainedModel, prompt: PromptTokens, *, name: str, label
 
 
 def label_names(model: PreTrainedModel) -> list[str]:
-    """The names of the classes, in the order of the logits."""
+    """The names of the classes, in the order of the logits; classes of one name get their numbers: `other (3)`."""
     known = model.config.id2label
-    return [str(known.get(number, f"LABEL_{number}")) for number in range(model.config.num_labels)]
+    names = [str(known.get(number, f"LABEL_{number}")) for number in range(model.config.num_labels)]
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def class_number(names: Sequence[str], label: str, *, name: str) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import UnsupportedModelError
-from llmxai.models.adapters.causal import equal_shares, generated, generation_config
+from llmxai.models.adapters.causal import equal_shares, generated, generation_config, not_causal
 from llmxai.models.embedding import embed, indices, input_device, replaced
 from llmxai.models.forward import frozen_eval, run
 from llmxai.settings import Decoding
@@ -21,11 +21,20 @@ from llmxai.types import Answer, Generation, PromptTokens, Role
 
 @torch.no_grad()
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
-    """Raise UnsupportedModelError for a model that does not run from tokens on both sides."""
-    del name
-    ids = torch.arange(3, device=input_device(model)).repeat(1, 2)
+    """Raise UnsupportedModelError for a model that does not run from tokens on both sides, or that reads ahead.
+
+    Neither another last token nor none may change an earlier token's logits.
+    """
+    ids = torch.arange(3, device=input_device(model)).repeat(2, 2)
+    ids[1, -1] = 0  # another last token
+    embeds = torch.stack([embed(model, row.tolist(), source=3) for row in ids])
     with frozen_eval(model):
-        logits(model, embed(model, ids[0].tolist(), source=3)[None], ids=ids, positions=[5], prefix=None, source=3)
+        whole = logits(model, embeds, ids=ids, positions=[4], prefix=None, source=3)
+        short = logits(model, embeds[:1, :5], ids=ids[:1, :5], positions=[4], prefix=None, source=3)
+    first, *others = torch.cat([whole, short])[:, 0].float()
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    if not quantised and not all(torch.allclose(first, x, rtol=1e-3, atol=1e-3, equal_nan=True) for x in others):
+        raise not_causal(model, name=name)
 
 
 def logits(

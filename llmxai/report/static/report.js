@@ -102,11 +102,12 @@
     given.replaceChildren();
     answer.replaceChildren();
     given.classList.toggle("all", allRoles.checked);
-    for (const [role, name, first, end] of turns) {
+    const before = turns.findLastIndex(([role]) => role !== "generated" && role !== "thinking");
+    for (const [number, [role, name, first, end]] of turns.entries()) {
       const said = make("div", { class: "said", dir: "auto" });
       for (let i = first; i < end; i += 1) said.append(...unit(units[i], i));
       const turn = make("div", { class: `turn-box role-${role}` }, make("span", { class: "turn-label" }, name), said);
-      (role === "generated" ? answer : given).append(turn);
+      (number > before ? answer : given).append(turn);
     }
     if (data.ends) nodes.at(-1).classList.add("ends");
     stop = targets.length ? nodes[targets[0].unit] : null;

@@ -1,0 +1,90 @@
+"""Operations, rates, and what they predict."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+
+import pytest
+import torch
+from tiny import make_loaded
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmxai import explain
+from llmxai.models import speed
+from llmxai.models.speed import in_words, predicted_seconds
+
+CPU = torch.device("cpu")
+
+
+def test_operations_are_those_of_the_matrices() -> None:
+    loaded = make_loaded("llama", attn_implementation="eager")  # the counter knows no other attention on a CPU
+    layers = loaded.model.model.layers
+    matrices = sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear))
+    assert speed.layer_weights(loaded.model) == matrices
+    with FlopCounterMode(display=False) as counter:
+        loaded.model.model(inputs_embeds=torch.randn(1, 50, 32), use_cache=False)
+    # the counter takes attention over all keys, of which a causal mask leaves half
+    attention = 2 * 3 * 32 * 50**2
+    assert counter.get_total_flops() == pytest.approx(
+        speed.layer_operations(loaded.model, tokens=50) + attention, rel=0.02
+    )
+
+
+def test_the_rate_of_products_is_measured_once_and_draws_no_random_number() -> None:
+    state = torch.get_rng_state()
+    rates = [speed.product_rate(torch.device("cpu"), torch.float32) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert rates[0] == rates[1] > 1e8
+
+
+def test_of_experts_those_count_that_a_token_meets() -> None:
+    """Two of four; the router, attention and norms as they are."""
+    model = make_loaded("mixtral").model
+    experts = [p.numel() for p in model.model.layers.parameters() if p.dim() == 3]
+    others = [p.numel() for p in model.model.layers.parameters() if p.dim() == 2]
+    assert speed.layer_weights(model) == sum(experts) / 2 + sum(others)
+
+
+def test_what_must_grow_grows() -> None:
+    model = make_loaded("llama").model
+
+    def seconds(tokens: int, targets: int) -> float:
+        return predicted_seconds(model, tokens=tokens, targets=targets, device=CPU, dtype=torch.float32)
+
+    for tokens, targets in itertools.product((32, 512, 8192), (1, 16)):
+        assert seconds(2 * tokens, targets) > 1.9 * seconds(tokens, targets)
+        assert seconds(tokens, 2 * targets) > seconds(tokens, targets)
+    assert seconds(8192, 256) > 8 * seconds(8192, 16)
+
+
+def test_a_rate_twice_as_high_takes_half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_loaded("llama").model
+    found = []
+    for rate in (1e9, 2e9):
+        monkeypatch.setattr(speed, "product_rate", lambda _device, _dtype, rate=rate: rate)
+        found.append(predicted_seconds(model, tokens=100, targets=4, device=CPU, dtype=torch.float32))
+    assert found[0] == pytest.approx(2 * found[1])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *((0.2, "about 0 seconds"), (1.0, "about 1 second"), (89.0, "about 89 seconds"), (90.0, "about 1.5 minutes")),
+        *((180.0, "about 3 minutes"), (1000.0, "about 17 minutes"), (9000.0, "about 2.5 hours")),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_explain_says_so_if_it_takes_more_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded("llama")
+    pipeline = importlib.import_module("llmxai.explain")  # the package has a function of that name
+    for rate, said in ((1e3, True), (1e15, False)):
+        monkeypatch.setattr(pipeline, "SHORT", 0)
+        monkeypatch.setattr(speed, "product_rate", lambda _device, _dtype, rate=rate: rate)
+        stages: list[str] = []
+        explain(loaded, "Hello", response=" Paris", progress=lambda stage, _done, _all, to=stages: to.append(stage))
+        assert any(stage.startswith("expected to take about ") for stage in stages) is said

@@ -1,0 +1,98 @@
+"""Passages as targets, and the trace, on the page and in the tables."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from tiny import make_loaded
+
+from llmxai import Explanation, IntegratedGradients, Settings, explain, load_explanation
+from llmxai.report import ReportView, build_view, render_report
+from llmxai.report.export import export
+from llmxai.report.visible import plain
+from llmxai.store import to_json, to_maps
+from tests.report.sample import newest, sample
+
+PROMPT = "The capital of France"
+RESPONSE = " Paris, and the city is red. Rome is blue"
+
+
+def asked(*targets: str) -> Explanation:
+    settings = Settings(gradients=IntegratedGradients(max_nodes=8))
+    return explain(make_loaded("llama"), PROMPT, response=RESPONSE, targets=targets or None, settings=settings)
+
+
+def viewed(explanation: Explanation) -> ReportView:
+    return build_view(to_json(explanation), to_maps(explanation))
+
+
+def answered(view: ReportView, level: str) -> list[str]:
+    """The units of the answer that have a target."""
+    return [plain(view.levels[level].units[target.unit].text) for target in view.levels[level].targets]
+
+
+def test_the_page_traces_the_answer_then_its_sentences_then_its_words() -> None:
+    explanation = asked()
+    view = viewed(explanation)
+    assert view.trace is not None
+    kinds = [passage.kind for passage in view.trace.passages]
+    assert kinds == ["answer", "sentence", "sentence", *["word"] * (len(kinds) - 3)]
+    assert [plain(passage.text).strip() for passage in view.trace.passages[1:3]] == [
+        "Paris, and the city is red.",
+        "Rome is blue",
+    ]
+    first = view.trace.passages[0].traced[0]
+    found = explanation[:].traced(1)[0]
+    assert plain(first.text).strip() == explanation.text(found.tokens).strip()
+    assert (first.share, first.direct) == (f"{found.share:.0%}", f"{found.direct:.0%}")
+    assert len(first.path) == len(found.path)
+    page = render_report(view)
+    assert '<section aria-labelledby="traced-head" id="traced">' in page
+    assert page.count("<caption>Sentence: ") == 2
+
+
+def test_an_explanation_without_a_trace_has_a_page() -> None:
+    view = build_view(*newest(sample(["<s>", " a"], [" b"])))
+    assert view.trace is None
+    assert "traced-head" not in render_report(view)
+
+
+@pytest.mark.parametrize("level", ["words", "tokens"])
+def test_a_passage_is_one_unit_on_every_level(level: str) -> None:
+    view = viewed(asked("sentence"))
+    assert [text.strip() for text in answered(view, level)] == ["Paris, and the city is red.", "Rome is blue"]
+    assert view.verdict.counted == "Of the 2 passages explained"
+    assert len(view.rows) == 2
+
+
+def test_passages_inside_others_have_a_level_of_their_own() -> None:
+    view = viewed(asked("answer", "city is"))
+    assert [text.strip() for text in answered(view, "words")] == ["city is"]
+    assert [text.strip() for text in answered(view, "passages")] == [RESPONSE.strip()]
+    assert view.trace is not None
+    assert [passage.kind for passage in view.trace.passages] == ["answer", "target"]
+    render_report(view)
+
+
+def test_the_table_of_traced_shares(tmp_path: Path) -> None:
+    explanation = asked("answer", "Rome")
+    folder = explanation.save(tmp_path / "one")
+    assert export(folder, tmp_path / "traced.csv", table="traced") > 0
+    with (tmp_path / "traced.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sources = explanation["Rome"].traced()
+    own = [row for row in rows if row["passage"].strip() == "Rome"]
+    assert [float(row["share"]) for row in own] == pytest.approx([source.share for source in sources], abs=1e-6)
+    assert [float(row["direct"]) for row in own] == pytest.approx([source.direct for source in sources], abs=1e-6)
+    assert all(row["path"].endswith("-> Rome") for row in own)
+    assert [len(row["path"].split(" -> ")) - 1 for row in own] == [len(source.path) for source in sources]
+
+
+def test_a_folder_with_passages_is_read_back_whole(tmp_path: Path) -> None:
+    explanation = asked("answer", "sentence", "Rome", "0:2")
+    found = load_explanation(explanation.save(tmp_path / "one"))
+    assert found == explanation
+    assert found.targets == explanation.targets
+    assert found["Rome"].traced() == explanation["Rome"].traced()
