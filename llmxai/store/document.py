@@ -15,7 +15,7 @@ from llmxai.crosscheck import RULE, answer_verdict
 from llmxai.errors import NonFiniteError
 from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
-from llmxai.methods.perturbation.effects import CONFIDENCE
+from llmxai.methods.perturbation.coarse import CONFIDENCE
 from llmxai.names import SUPPLIED, Unit
 from llmxai.store.context import context_json, documents_json, spans_json
 from llmxai.store.reading import SCHEMA, stored_name
