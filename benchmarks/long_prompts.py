@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=32)
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--budget", type=int, default=Removal.budget)
+    parser.add_argument("--recomputed", type=int, default=Removal.recomputed)
     parser.add_argument("--model", default="smollm2")
     asked = parser.parse_args()
     loaded = load(asked.model, dtype="float32")
@@ -47,14 +48,16 @@ def main() -> None:
             break
         start = time.perf_counter()
         prompt = encode_messages(loaded, list(row.messages or ()), chat_inputs(**row.given))
-        generation = answer(loaded, prompt, decoding=Decoding(max_new_tokens=6))
+        generation = answer(loaded, prompt, decoding=Decoding(max_new_tokens=16))
         said = "".join(generation.texts[generation.prompt_len :])
         generating = time.perf_counter() - start
         if str(row.response).lower() not in said.lower():
             print(f"| {row.id} | {len(generation.ids)} | {said!r}: wrong | {generating:.0f} | | | | | | |", flush=True)
             continue
         start = time.perf_counter()
-        context = measure_effects(loaded, generation, removal=Removal(budget=asked.budget)).context
+        context = measure_effects(
+            loaded, generation, removal=Removal(budget=asked.budget, recomputed=asked.recomputed)
+        ).context
         seconds = time.perf_counter() - start
         assert context is not None
         ((number, begin, end),) = row.document_spans
