@@ -23,8 +23,8 @@ sys.path.insert(0, str(HERE))
 
 from gpu import random_answer, row  # noqa: E402
 
-from llmxai import deletion_path, layer_integrated_gradients, load  # noqa: E402
-from llmxai.methods import METHODS  # noqa: E402
+from llmxai import layer_integrated_gradients, load  # noqa: E402
+from llmxai.methods import METHODS, deletion_path  # noqa: E402
 from llmxai.methods.gradients.deletion_path import fuses  # noqa: E402
 from llmxai.models.speed import ATTENDED, EFFICIENCY, layer_operations, layer_weights  # noqa: E402
 

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from llmxai import AttentionRollout, Compute, Decoding, Settings, explain, load, save
 from llmxai.cli import app
-from llmxai.errors import UnsupportedModelError
 from llmxai.evidence.log import read_log
 from llmxai.generation import encode_prompt, force_response, generate, replay
 from llmxai.methods import attention_rollout, gradient_weighted_rollout, layer_integrated_gradients
@@ -194,7 +193,7 @@ def test_a_forced_first_token_is_held_and_not_explained() -> None:
     assert replay(loaded, generation).ranks == (1, 1)
 
 
-def test_a_model_that_scales_on_the_way_is_refused() -> None:
+def test_a_model_that_scales_on_the_way_is_read_from_ids() -> None:
     """Marian multiplies the embeddings of ids, and of the decoder only those that it is given."""
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
     config = AutoConfig.for_model(
@@ -207,8 +206,16 @@ def test_a_model_that_scales_on_the_way_is_refused() -> None:
         scale_embedding=True,
         init_std=0.5,
     )
-    with pytest.raises(UnsupportedModelError, match="different logits from embeddings than from ids"):
-        wrap(AutoModelForSeq2SeqLM.from_config(config).eval(), make_tokenizer(), name="tiny marian")
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    loaded = wrap(model, make_tokenizer(), name="tiny marian")
+    generation = force_response(loaded, encode_prompt(loaded, SOURCE), response=" Paris")
+    cut = generation.source_len
+    source, target = torch.tensor([generation.ids[:cut]]), torch.tensor([generation.ids[cut:]])
+    with torch.no_grad():
+        logits = model(input_ids=source, decoder_input_ids=target).logits[0].log_softmax(dim=-1)
+    places = range(generation.prompt_len - 1 - cut, len(generation.ids) - 1 - cut)
+    want = [float(logits[i, token]) for i, token in zip(places, generation.generated_ids, strict=True)]
+    assert replay(loaded, generation).logprobs == pytest.approx(want, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,9 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
             f"{name}: comes with Python code of its own, which llmxai does not run by default. Once you have "
             f"read that code and trust it: --trust-remote-code (trust_remote_code: true in a recipe; records say so)."
         )
-    if (base := base_of_adapter(name)) is not None:
+    causes = _chain(error)
+    answered = not any(type(cause).__name__ in UNREACHABLE for cause in causes)
+    if answered and (base := base_of_adapter(name)) is not None:
         return ModelLoadError(
             f"{name}: is a PEFT adapter of {base or 'another model'}, not a model. Load the model with it: --model "
             f"{base or 'BASE'} --adapter {name} (in Python, load({base or 'BASE'!r}, adapter={name!r}))."
@@ -156,7 +158,6 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
             f"{name}: transformers cannot read a model from this folder ({first_line(error)}). "
             f"Expected config.json, weights and a tokenizer, as save_pretrained writes them."
         )
-    causes = _chain(error)
     if any(type(c).__name__ in ("RepositoryNotFoundError", "GatedRepoError", "HFValidationError") for c in causes):
         return ModelLoadError(
             f"{name}: could not be read from the hub ({first_line(error)}). Check the spelling, "

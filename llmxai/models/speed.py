@@ -6,8 +6,10 @@ import time
 from functools import cache
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
 from llmxai.models.memory import Shape
 from llmxai.models.precision import exact_products
@@ -49,7 +51,11 @@ def layer_weights(model: PreTrainedModel) -> int:
     chosen, all_experts = (getattr(text, name, None) for name in ("num_experts_per_tok", "num_local_experts"))
     all_experts = all_experts or getattr(text, "num_experts", None)
     share = chosen / all_experts if chosen and all_experts else 1.0
-    matrices = [p for stack in layer_stacks(model) for p in stack.parameters() if p.dim() > 1]
+    try:
+        layers: list[nn.Module] = [*layer_stacks(model)]
+    except UnsupportedModelError:  # they cannot be identified: as if everything were in them
+        layers = [model]
+    matrices = [p for part in layers for p in part.parameters() if p.dim() > 1]
     return round(sum(p.numel() * (share if p.dim() > 2 else 1) for p in matrices))
 
 

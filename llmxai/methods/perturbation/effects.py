@@ -77,7 +77,7 @@ def measure_effects(
     units, kind = prompt_units(generation, units=removal.units)
     kept = half_subsets(len(units), removal.subsets, seed=removal.seed)
     alone = ~torch.eye(len(units), dtype=torch.bool)
-    whole = torch.ones(1, len(units), dtype=torch.bool)
+    whole = torch.ones(int(f_input is None or removal.answer), len(units), dtype=torch.bool)
     size = _size(loaded, generation, targets, removal)
     f = f_of_masks(
         loaded,
@@ -91,17 +91,19 @@ def measure_effects(
         progress=progress,
     )
     f, answer = f[:-1], f[-1]
-    known = 1 + len(units)
+    first, known = len(whole), len(whole) + len(units)
     return Effects(
         operator=removal.operator,
         units=units,
         kept=kept,
         f_full=f[:, 0] if f_input is None else f_input.double(),
-        f_without=f[:, 1:known],
+        f_without=f[:, first:known],
         f_masked=f[:, known:],
         settings=_settings(removal, size, kind),
-        answer_drop=answer[0] - answer[1:known],
-        context=measured_context(loaded, generation, targets, removal, size=size, masked=answer[known:]),
+        answer_drop=answer[0] - answer[first:known] if removal.answer else None,
+        context=measured_context(loaded, generation, targets, removal, size=size, masked=answer[known:])
+        if removal.answer
+        else None,
         **_hidden(loaded, generation, targets, removal, size=size),
     )
 
