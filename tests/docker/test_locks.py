@@ -37,7 +37,7 @@ def hashes(block: str) -> set[str]:
 
 def test_there_is_a_lock_file_for_everything_that_is_installed() -> None:
     names = {path.stem for path in FILES}
-    assert names == {"requirements", "runtime", "notebook", "bench", "model", "tools"}
+    assert names == {"requirements", "runtime", "notebook", "bench", "flashtrace", "model", "tools"}
     assert {path.stem for path in LOCKS.glob("*.in")} == names - {"requirements", "runtime"}
 
 

@@ -138,7 +138,7 @@ def test_gradient_weighted_rows_together_are_those_of_each_target_alone(gpt64: L
         ("layer_integrated_gradients", IntegratedGradients(), set()),
         ("deletion_path", DeletionPath(), set()),
         ("attention_rollout", AttentionRollout(), {"variant"}),
-        ("leave_one_out", Removal(), {"subsets", "seed", "chunk_tokens", "answer"}),
+        ("leave_one_out", Removal(), {"subsets", "seed", "chunk_tokens", "answer", "budget", "recomputed"}),
     ],
 )
 def test_the_defaults_of_a_method_are_those_of_its_settings(name: str, spec: Any, elsewhere: set[str]) -> None:
