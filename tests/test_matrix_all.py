@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -77,7 +78,8 @@ def test_a_pass_that_is_another_model_is_refused(monkeypatch: pytest.MonkeyPatch
     generation = replace(given_answer(loaded, prompt, list(made(" A person is Rome")["input_ids"])), logprobs=None)
     want = from_ids(loaded.model, prompt, list(generation.generated_ids), answer)
     assert replay(loaded, generation).logprobs == pytest.approx(want, abs=TOLERANCE)
-    plain = replay.__globals__["embed"]
-    monkeypatch.setitem(replay.__globals__, "embed", lambda *given, **more: plain(*given, **more) * 1.01)
+    module = sys.modules["llmxai.generation.replay"]  # the package's name for it is the function
+    plain = module.embed
+    monkeypatch.setattr(module, "embed", lambda *given, **more: plain(*given, **more) * 1.01)
     with pytest.raises(UnsupportedModelError, match="explain another model"):
         replay(loaded, generation)

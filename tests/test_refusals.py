@@ -117,7 +117,7 @@ def test_folder_record_tables_and_replay(hybrid: LoadedModel, explained: Explana
     assert row.unchecked == 0
     assert {target["verdict"]["attention"] for target in document["targets"]} == {"refused"}
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Attention cannot be read on this model: attention rollout is not defined for it." in page
+    assert "Attention cannot be read on this model: rollout is not defined for it." in page
     ((entry, _),) = read_log(folder)
     record, _ = explanation_record(begin(tmp_path / "log"), explained, warnings=document["warnings"])
     assert record.method.names == ("layer_integrated_gradients",)

@@ -160,7 +160,7 @@ def test_a_user_explains_runs_and_verifies(installed: Path, tmp_path: Path) -> N
     explained = user(installed, "llmxai", "explain", "Which city is the capital of France?", *options, cwd=tmp_path)
     assert explained.stdout.splitlines()[-1] == "report: runs/explanation/report.html"
     page = (tmp_path / "runs" / "explanation" / "report.html").read_text(encoding="utf-8")
-    assert "Which city is the capital of France?" in page
+    assert all(word in page for word in ("Which", "city", "capital", "France"))
     less = ("--set", "data.0.limit=1", "--set", "data.1.limit=1", "--set", "explain.gradients.max_nodes=8")
     ran = user(installed, "llmxai", "run", "smoke", *less, "--progress", "none", cwd=tmp_path)
     assert ran.stdout.splitlines() == ["rows: 2 done, 0 failed", "index: runs/smoke/index.html"]

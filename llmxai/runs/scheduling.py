@@ -149,6 +149,10 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", include=parts)
 
 
+WIDE = ("float32", "float64")
+"""Storage dtypes in which every precision is the same."""
+
+
 def decisive_in_version_1(recipe: Recipe) -> dict[str, Any] | None:
     """The same in the form of version-1 recipes, for the keys of their runs; None if version 1 could not express it."""
     told = decisive(recipe)
@@ -168,6 +172,9 @@ def decisive_in_version_1(recipe: Recipe) -> dict[str, Any] | None:
             "max_nodes": asked.max_nodes,
         }
     same = decisive(Recipe.model_validate({**recipe.model_dump(), **upgraded_recipe(older)})) == told
+    if recipe.evaluate is not None:  # version 1 evaluated a model in the precision that it is stored in
+        same = same and (recipe.model.dtype in WIDE or recipe.evaluate.precision == "stored")
+        older["evaluate"] = {name: value for name, value in told["evaluate"].items() if name != "precision"}
     return older if same else None
 
 

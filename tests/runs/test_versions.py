@@ -31,6 +31,10 @@ EVALUATE = {
 }
 
 
+LATER = ("target", "documents", "document_spans")
+"""Fields of a row that version 1 did not have."""
+
+
 def decisive_then(model: Path) -> dict[str, Any]:
     """What version 1 put into every row's key."""
     return {
@@ -79,7 +83,8 @@ def test_the_keys_are_those_of_version_1(then: Path, data: Path, model_folder: P
     """Put together here as it did, so that no change of ours goes unseen."""
     digest = json.loads((then / "manifest.json").read_text())["environment"]["model"]["digest"]
     for row in recipe_rows(make_recipe(model_folder), root=data):
-        parts = {"row": asdict(row), "model": digest, "settings": decisive_then(model_folder)}
+        kept = {name: value for name, value in asdict(row).items() if name not in LATER}
+        parts = {"row": kept, "model": digest, "settings": decisive_then(model_folder)}
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=list)
         entry = json.loads((then / "ledger" / f"{row.id}.json").read_text())
         assert entry["key"] == hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
