@@ -49,14 +49,14 @@ def test_the_page_traces_the_answer_then_its_sentences_then_its_words() -> None:
     assert (first.share, first.direct) == (f"{found.share:.0%}", f"{found.direct:.0%}")
     assert len(first.path) == len(found.path)
     page = render_report(view)
-    assert '<section aria-labelledby="traced-head" id="traced">' in page
+    assert 'id="traced"' in page
     assert page.count("<caption>Sentence: ") == 2
 
 
 def test_an_explanation_without_a_trace_has_a_page() -> None:
     view = build_view(*newest(sample(["<s>", " a"], [" b"])))
     assert view.trace is None
-    assert "traced-head" not in render_report(view)
+    assert 'id="traced"' not in render_report(view)
 
 
 @pytest.mark.parametrize("level", ["words", "tokens"])
