@@ -69,12 +69,9 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_kept_executed(path: Path) -> None:
-    """In order or not at all, without errors, and without anything of the machine that did it."""
+    """In order, without errors, and without anything of the machine that did it."""
     assert not re.search(r"/(tmp|home|root|work)/", path.read_text(encoding="utf-8"))
     counts = [cell["execution_count"] for cell in cells(path)]
-    if not any(counts):
-        assert not any(cell["outputs"] for cell in cells(path))
-        return
     assert counts == list(range(1, len(counts) + 1))
     kinds = {output["output_type"] for cell in cells(path) for output in cell["outputs"]}
     assert kinds <= {"stream", "execute_result"}
