@@ -119,11 +119,14 @@ def keys_and_values(
 def repeated(prefix: DynamicCache, times: int) -> DynamicCache:
     """`prefix` for a batch: views of its keys and values, to which a forward pass appends copies of its own.
 
-    `prefix` is not changed, since a layer of a cache replaces its tensors when it grows.
+    `prefix` is not changed, since a layer of a cache replaces its tensors when it grows. A layer that has read nothing
+    (for a picture, say) has none.
     """
     grown = copy.copy(prefix)
     grown.layers = [copy.copy(layer) for layer in prefix.layers]
     for layer in grown.layers:
+        if layer.keys is None:
+            continue
         layer.keys, layer.values = (kept.expand(times, -1, -1, -1) for kept in (layer.keys, layer.values))
     return grown
 

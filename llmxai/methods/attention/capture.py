@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -410,16 +410,15 @@ def attending(
         visible = seen[case][1]
         return output(AttentionCall(module, query, key, value, attention_mask, options, visible, whole)), None
 
-    before = model.config._attn_implementation
-    fused = before == "sdpa"
+    fused = model.config._attn_implementation == "sdpa"
     whole = sdpa_attention_forward if fused else None
     AttentionInterface.register(CAPTURE, attend)
     AttentionMaskInterface.register(CAPTURE, sdpa_mask if fused else _whole_mask)
     try:
-        model.set_attn_implementation(CAPTURE)
-        yield
+        with own_configurations(model):
+            model.set_attn_implementation(CAPTURE)
+            yield
     finally:
-        model.set_attn_implementation(before)
         AttentionInterface._global_mapping.pop(CAPTURE, None)
         AttentionMaskInterface._global_mapping.pop(CAPTURE, None)
 
@@ -468,12 +467,19 @@ def configured(model: PreTrainedModel, attention: str) -> Iterator[None]:
 
     Written into the configurations, since some models refuse `set_attn_implementation`.
     """
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    before = [config._attn_implementation_internal for config in configs]
-    try:
+    with own_configurations(model) as configs:
         for config in configs:
             config._attn_implementation_internal = attention
         yield
+
+
+@contextmanager
+def own_configurations(model: PreTrainedModel) -> Iterator[list[PreTrainedConfig]]:
+    """The configurations of the model and its parts; each names its own implementation again afterwards."""
+    configs = list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        yield configs
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation_internal = name
