@@ -145,10 +145,10 @@ def explained(
     progress("replaying", 0, 1)
     replayed = replay(loaded, generation)
     found(generation, targets, replayed, None)
-    most = max(len(targets), len(missing_rows(generation, targets)))
-    require_room(loaded, generation, settings.compute, progress, targets=most)
-    measured = _measured(loaded, generation, targets, settings, replayed, progress)
-    if measured is not None:
+    more = missing_rows(generation, targets)
+    require_room(loaded, generation, settings.compute, progress, targets=max(len(targets), len(more)))
+    measured = _measured(loaded, generation, (*targets, *more), settings, replayed, progress)
+    if measured is not None and found is not quiet:  # a regression for every target, for the caller alone
         found(generation, targets, replayed, estimated(measured, prior=None).of_first(len(targets)))
     scores = _scores(loaded, generation, targets, settings, f_of(replayed, targets, generation), progress)
     gradients, deletion, rollout = (scores[name] for name in (GRADIENTS, DELETION, ROLLOUT))
@@ -233,21 +233,20 @@ def _measured(
     replayed: Replay,
     progress: StageProgress,
 ) -> Effects | None:
-    """The effects on the targets and, as a check of each traced step, on the answer's other units; None if not asked.
+    """The effects on `targets`: those asked for and, as a check of each traced step, the answer's other units.
 
-    The latter cost no forward pass.
+    The latter cost no forward pass. None if nothing is removed.
     """
     if settings.removal is None:
         return None
     watched = partial(progress, "removing parts of the text")
     watched(0, 1)
-    everything = (*targets, *missing_rows(generation, targets))
     return measure_effects(
         loaded,
         generation,
-        targets=everything,
+        targets=targets,
         removal=settings.removal,
-        f_input=f_of(replayed, everything, generation),
+        f_input=f_of(replayed, targets, generation),
         progress=watched,
     )
 

@@ -20,7 +20,18 @@ from llmxai.settings import Settings, require_known, require_least
 from llmxai.tables import Effect, Source, asked_line, long_table, one_line, wide_table
 from llmxai.text import character_units, places, quoted, sentences, trimmed
 from llmxai.trace import Trace, TracedSource, falls, unit_shares
-from llmxai.types import CrossCheck, Effects, FullPrecision, Generation, Replay, Scores, Target, rows_in
+from llmxai.types import (
+    CrossCheck,
+    Effects,
+    FullPrecision,
+    Generation,
+    Replay,
+    Scores,
+    Target,
+    covers,
+    rows_in,
+    said_words,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,15 +270,8 @@ class Explanation:
 
         Where words were no targets, the targets themselves.
         """
-        generation, first = self.generation, self.generation.prompt_len
-        found = []
-        for start, end in generation.words:
-            text = "".join(generation.texts[start:end])
-            ends = generation.stop == "eos" and end == len(generation.ids)
-            view = TokenView(self, (start - first, end - first))
-            if start >= first and not ends and any(c.isalnum() for c in text) and self._covers(view.tokens):
-                found.append(view)
-        return found or list(self)
+        words = said_words(self.generation, self.targets)
+        return [TokenView(self, word) for word in words] or list(self)
 
     def rows_in(self, tokens: Unit) -> list[int]:
         """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
@@ -302,9 +306,7 @@ class Explanation:
 
     def _covers(self, tokens: Unit) -> bool:
         """Whether targets make up a range of generated tokens, but for those that are none of the answer."""
-        rows, first = self.rows_in(tokens), self.generation.prompt_len
-        said = {token - first for row in rows for token in range(*self.targets[row].tokens)}
-        return bool(rows) and said.issuperset(set(range(*tokens)) & set(self.generation.answer_tokens))
+        return covers(self.generation, self.targets, tokens)
 
     def __len__(self) -> int:
         return len(self.targets)

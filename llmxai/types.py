@@ -6,7 +6,7 @@ Units: log-probs and attributions are in nats, rollout rows are shares of 1, LDS
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from llmxai.names import AttentionStatus as AttentionStatus
 from llmxai.names import Role as Role
 from llmxai.names import Status as Status
+from llmxai.names import Unit
 from llmxai.pieces import ContextEffects as ContextEffects
 from llmxai.pieces import Effects as Effects
 from llmxai.pieces import Piece as Piece
@@ -399,3 +400,25 @@ class FullPrecision:
     same_source: tuple[bool, ...]
     """Whether both have the same token as their first source, by |value|."""
     statuses: tuple[Status, ...]
+
+
+def covers(generation: Generation, targets: Sequence[Target], tokens: Unit) -> bool:
+    """Whether targets make up a range of generated tokens, but for those that are none of the answer."""
+    rows, first = rows_in(targets, generation.prompt_len, tokens), generation.prompt_len
+    said = {token - first for row in rows for token in range(*targets[row].tokens)}
+    return bool(rows) and said.issuperset(set(range(*tokens)) & set(generation.answer_tokens))
+
+
+def said_words(generation: Generation, targets: Sequence[Target]) -> list[Unit]:
+    """The words of the answer that say something and that targets make up, as ranges of generated tokens.
+
+    Neither its end mark nor punctuation alone.
+    """
+    first = generation.prompt_len
+    words = [
+        (start - first, end - first)
+        for start, end in generation.words
+        if start >= first and any(c.isalnum() for c in "".join(generation.texts[start:end]))
+        if not (generation.stop == "eos" and end == len(generation.ids))
+    ]
+    return [word for word in words if covers(generation, targets, word)]

@@ -30,9 +30,22 @@ HEADER = "# Written by `make lock`: exact versions, and the SHA-256 of every fil
 
 
 def requirements(text: str) -> dict[str, str]:
-    """Of the text of a lock file: every package's name and its requirement with all its hashes."""
-    blocks = re.findall(r"^[A-Za-z0-9](?:.*\\\n)*.*\n", text, flags=re.MULTILINE)
-    return {re.split(r"[^\w.-]", block)[0].lower().replace("_", "-"): block for block in blocks}
+    """Of the text of a lock file: every package's name and its requirement with all its hashes.
+
+    One version serves every Python and platform (but for emscripten, which is left out), or it is refused.
+    """
+    found: dict[str, str] = {}
+    for block in re.findall(r"^[A-Za-z0-9](?:.*\\\n)*.*\n", text, flags=re.MULTILINE):
+        if "sys_platform == 'emscripten'" in marker(block):
+            continue
+        name = re.split(r"[^\w.-]", block)[0].lower().replace("_", "-")
+        if name in found:
+            raise SystemExit(
+                f"{pin(found[name])} for some Pythons or platforms and {pin(block)} for others: give {name} a range in "
+                f"which one version serves all."
+            )
+        found[name] = block
+    return found
 
 
 def read(*paths: Path) -> dict[str, str]:
@@ -72,8 +85,7 @@ def resolve(sources: list[str], *options: str, before: Path | None, upgrade: boo
             cwd=ROOT,
             check=True,
         )
-        found = requirements(out.read_text(encoding="utf-8"))
-    return {name: block for name, block in found.items() if "sys_platform == 'emscripten'" not in marker(block)}
+        return requirements(out.read_text(encoding="utf-8"))
 
 
 def write(path: Path, blocks: Iterable[str]) -> None:

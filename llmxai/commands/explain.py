@@ -18,7 +18,7 @@ from rich.text import Text
 from llmxai.commands.console import log, progress, told_when_interrupted
 from llmxai.commands.prompts import asked_from, context_from
 from llmxai.commands.terminal import first_lines, link, print_lines, summary
-from llmxai.errors import OptionError, OutputError, PromptError
+from llmxai.errors import OptionError, OutputError
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 
 TEXTS = ("question", "prompt", "response", "foil", "target", "template_args", "requester", "purpose", "key")
@@ -315,6 +315,7 @@ def _require_sound(
     from transformers.utils.logging import disable_progress_bar
 
     from llmxai.explain import require_methods
+    from llmxai.generation.answer import require_foil, require_response
     from llmxai.generation.chat import require_messages, require_text
     from llmxai.models.loading import require_options
 
@@ -323,13 +324,10 @@ def _require_sound(
     require_options(dtype=how["dtype"], device_map=how["device_map"], quantize=quantize)
     if "messages" in request:
         require_messages(request["messages"], continues=continues)
-    for name in ("prompt", "response", "foil"):
-        if (text := request.get(name)) is not None:
-            require_text(text, what=f"The {name}")
-    if request["response"] == "":
-        raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
-    if request["foil"] is not None and not request["foil"].strip():
-        raise PromptError("The foil is empty: there is nothing to explain the answer against. Give another answer.")
+    if "prompt" in request:
+        require_text(request["prompt"], what="The prompt")
+    require_response(request["response"])
+    require_foil(request["foil"])
 
 
 def _as_prompt(loaded: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

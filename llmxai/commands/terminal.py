@@ -69,7 +69,7 @@ def summary(explanation: Explanation) -> list[Text]:
     if foil is not None:
         own = generation.texts[generation.prompt_len + foil.t]
         lines.append(Text(f"contrast: token {foil.t + 1} is {own!r} and not {foil.text!r}"))
-    words = explanation.answer_words() or list(explanation)
+    words = explanation.answer_words()
     width = _width(generation, [word.tokens for word in words])
     for word in words[:MOST_WORDS]:
         if explanation.effects is not None:
@@ -86,12 +86,12 @@ def summary(explanation: Explanation) -> list[Text]:
 
 def verdict_sentence(explanation: Explanation) -> str:
     """How many words were computed accurately, what removal says of them, and whether attention can be read."""
-    words = explanation.answer_words() or list(explanation)
-    n, unit = len(words), "word" if explanation.answer_words() else "token"
+    words = explanation.answer_words()
+    n = len(words)
     counts = {status: sum(word.status == status for word in words) for status in CURRENT}
     accurate = n - counts[Status.UNCONVERGED]
     plural = "" if n == 1 else "s"
-    what = f"all {n} {unit}{plural}" if accurate == n > 1 else f"{accurate} of {n} {unit}{plural}"
+    what = f"all {n} word{plural}" if accurate == n > 1 else f"{accurate} of {n} word{plural}"
     sentences = [f"Computed accurately: {what}."]
     if explanation.effects is None:
         sentences.append("Nothing was taken away to check it.")
@@ -110,7 +110,7 @@ def verdict_sentence(explanation: Explanation) -> str:
     sentences.append(
         "Attention cannot be read for this answer."
         if not readable
-        else f"Attention can be read for {'all' if readable == n else f'{readable} of {n}'} {unit}{plural}."
+        else f"Attention can be read for {'all' if readable == n else f'{readable} of {n}'} word{plural}."
     )
     return " ".join(sentences)
 
@@ -134,17 +134,11 @@ def _printable(text: str) -> str:
 
 def _answer_words(generation: Generation, targets: Sequence[Target]) -> list[Unit]:
     """The answer's words as ranges of generated tokens (`Explanation.answer_words`), or the targets if larger."""
-    from llmxai.types import rows_in
+    from llmxai.types import said_words
 
     first = generation.prompt_len
-    words = [
-        (start - first, end - first)
-        for start, end in generation.words
-        if start >= first and any(c.isalnum() for c in "".join(generation.texts[start:end]))
-        if not (generation.stop == "eos" and end == len(generation.ids))
-    ]
-    made = [word for word in words if rows_in(targets, first, word)]
-    return made or [(start - first, end - first) for start, end in (target.tokens for target in targets)]
+    whole = [(start - first, end - first) for start, end in (target.tokens for target in targets)]
+    return said_words(generation, targets) or whole
 
 
 def _word(generation: Generation, tokens: Unit) -> Text:

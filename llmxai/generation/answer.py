@@ -35,6 +35,17 @@ def with_foil(loaded: LoadedModel, generation: Generation, *, foil: str) -> Gene
     return replace(generation, foil=found, request={**generation.request, "foil": foil})
 
 
+NO_RESPONSE = "The response is empty: there is no token to explain. Give the answer's text."
+
+
+def require_response(response: str | None) -> None:
+    """Raise PromptError for a response that is no answer. Needs no model."""
+    if response is not None:
+        require_text(response, what="The response")
+        if not response:
+            raise PromptError(NO_RESPONSE)
+
+
 def require_foil(foil: str | None) -> None:
     """Raise PromptError for a foil that is no answer. Needs no model."""
     if foil is not None:
@@ -171,12 +182,12 @@ def force_response(loaded: LoadedModel, prompt: PromptTokens, *, response: str) 
     if loaded.kind is ModelKind.CLASSIFIER:
         given = classified(loaded.model, prompt, name=loaded.name, label=response)
         return _generation(loaded, prompt, given, response=response)
-    require_text(response, what="The response")
+    require_response(response)
     prompt = _thoughts_ended(loaded, prompt, response)
     before = () if prompt.source_len else prompt.ids
     found = spellings_after(loaded.tokenizer, before, response)
     if not found.plain:
-        raise PromptError("The response is empty: there is no token to explain. Give the answer's text.")
+        raise PromptError(NO_RESPONSE)
     ways = found.exact or (found.plain,)
     own = len(prompt.ids) - prompt.source_len
     require_fits(loaded.answer_length, own + min(map(len, ways)), what="The prompt with the response", name=loaded.name)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from llmxai.methods.gradients.deletion_path import deletion_path
-from llmxai.methods.perturbation.removal import answer_units, prompt_units
+from llmxai.methods.perturbation.removal import answer_units, over_tokens, prompt_units
 from llmxai.methods.registry import METHODS, at_least, method
 from llmxai.methods.targets import Target, kinds, seen_by, span_target, targets_of
 from llmxai.models import LoadedModel
@@ -152,11 +152,7 @@ def traced_deletion_path(
     chosen, kind = prompt_units(generation, units=units)
     rows = with_missing_rows(loaded, generation, targets, scores, compute=compute)
     trace = traced(generation, targets, rows, units=chosen)
-    values = torch.zeros(len(targets), len(generation.ids), dtype=torch.float64)
-    allowed = torch.zeros(values.shape, dtype=torch.bool)
-    for (start, end), share in zip(chosen, trace.total.T, strict=True):
-        values[:, start:end] = share[:, None] / (end - start)
-        allowed[:, start:end] = True
+    values, allowed = over_tokens(trace.total, chosen, len(generation.ids))
     return Scores(
         method="traced_deletion_path",
         values=values,

@@ -35,6 +35,17 @@ def hashes(block: str) -> set[str]:
     return set(re.findall(r"--hash=sha256:([0-9a-f]{64})(?=\s)", block))
 
 
+def test_two_versions_of_one_package_are_refused(lock: ModuleType) -> None:
+    """The second would take the place of the first, and some Pythons would be left without."""
+    old, new = (
+        f"one=={version} ; python_full_version {sign} '3.12' \\\n    --hash=sha256:{64 * digit}\n"
+        for version, sign, digit in (("1.0", "<", "a"), ("2.0", ">=", "b"))
+    )
+    assert lock.requirements(old) == {"one": old}
+    with pytest.raises(SystemExit, match=r"one==1\.0 for some Pythons or platforms and one==2\.0 for others"):
+        lock.requirements(old + new)
+
+
 def test_there_is_a_lock_file_for_everything_that_is_installed() -> None:
     names = {path.stem for path in FILES}
     assert names == {"requirements", "runtime", "notebook", "bench", "flashtrace", "model", "tools"}

@@ -32,6 +32,7 @@ from llmxai.methods.perturbation.removal import (
     f_of_masks,
     half_subsets,
     hidden_sets,
+    over_tokens,
     prompt_units,
     unit_sums,
 )
@@ -310,11 +311,7 @@ def leave_one_out(
     targets = targets_of(generation, targets)
     removal = Removal(units=units, operator=operator, baseline=baseline, subsets=0, answer=False)
     effects = measure_effects(loaded, generation, targets=targets, removal=removal, f_input=f_input, progress=progress)
-    values = torch.zeros(len(targets), len(generation.ids), dtype=torch.float64)
-    features = torch.zeros(values.shape, dtype=torch.bool)
-    for unit, (start, end) in enumerate(effects.units):
-        values[:, start:end] = effects.drop[:, unit, None] / (end - start)
-        features[:, start:end] = True
+    values, features = over_tokens(effects.drop, effects.units, len(generation.ids))
     return Scores(
         method="leave_one_out",
         values=values,

@@ -144,6 +144,18 @@ def unit_sums(
     return np.stack(sums, axis=1) if sums else np.zeros((len(wide), 0))
 
 
+def over_tokens(
+    values: Float[Tensor, "target unit"], units: Sequence[Unit], n: int
+) -> tuple[Float[Tensor, "target seq"], Bool[Tensor, "target seq"]]:
+    """Every unit's value split equally over its tokens, of `n`, and which tokens have one; undone by `unit_sums`."""
+    split = torch.zeros(len(values), n, dtype=torch.float64)
+    owned = torch.zeros(split.shape, dtype=torch.bool)
+    for (start, end), column in zip(units, values.T, strict=True):
+        split[:, start:end] = column[:, None] / (end - start)
+        owned[:, start:end] = True
+    return split, owned
+
+
 def f_of_masks(
     loaded: LoadedModel,
     generation: Generation,
