@@ -46,11 +46,14 @@ class Row:
     """What the question is about: each with `text` and, if it has one, `title`."""
     document_spans: tuple[tuple[int, int, int], ...] = ()
     """Known sources in documents: (document, start, end), in characters of its text."""
+    continues: bool = False
+    """Whether the answer continues the last message, which is the assistant's."""
 
     @property
     def given(self) -> dict[str, Any]:
         """What goes with the prompt, as arguments of `explain`."""
-        return {"documents": list(self.documents)} if self.documents else {}
+        given: dict[str, Any] = {"documents": list(self.documents)} if self.documents else {}
+        return given | ({"continue_final_message": True} if self.continues else {})
 
     @property
     def asked(self) -> str | tuple[Mapping[str, str], ...]:
