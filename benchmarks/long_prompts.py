@@ -29,9 +29,7 @@ from llmxai.types import Generation
 
 GIB = 2**20
 """Kibibytes, as in ru_maxrss."""
-HEAD = (
-    "| question | tokens | answer | seconds | CPU seconds | load | forwards | tokens recomputed | how | place | peak, GiB |"
-)
+HEAD = "| question | tokens | answer | seconds | CPU seconds | load | forwards | tokens recomputed | how | place | peak, GiB |"
 
 
 def peak() -> float:
@@ -97,7 +95,9 @@ def main() -> None:
 
     loaded = load(given.model, dtype=given.dtype)
     weights, tried, places = peak(), 0, []
-    say(f"\n{given.model} in {given.dtype}, {torch.get_num_threads()} threads; with the weights alone {weights:.2f} GiB.\n")
+    say(
+        f"\n{given.model} in {given.dtype}, {torch.get_num_threads()} threads; with the weights alone {weights:.2f} GiB.\n"
+    )
     say(HEAD)
     say("| --- " * HEAD.count(" | ") + "| --- |")
     options = {"tokens": [given.tokens], "documents": given.documents}
@@ -113,14 +113,23 @@ def main() -> None:
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             assert context is not None
             places.append(place_of(row, generation, context))
-            say(
-                f"| {row.id} | {len(generation.ids)} | {row.response} | {seconds:.0f} | {cpu:.0f} | "
-                f"{os.getloadavg()[0]:.1f} | {context.forwards} | {context.recomputed:,} | {context.how} | {places[-1]} | "
-                f"{peak() - weights:.2f} |"
+            figures = (
+                *(
+                    row.id,
+                    len(generation.ids),
+                    row.response,
+                    f"{seconds:.0f}",
+                    f"{cpu:.0f}",
+                    f"{os.getloadavg()[0]:.1f}",
+                ),
+                *(context.forwards, f"{context.recomputed:,}", context.how, places[-1], f"{peak() - weights:.2f}"),
             )
+            say("| " + " | ".join(map(str, figures)) + " |")
         if len(places) == given.questions:
             break
-    say(f"\nAnswered rightly: {len(places)} of {tried}. The planted sentence first: {places.count(1)} of {len(places)}.")
+    say(
+        f"\nAnswered rightly: {len(places)} of {tried}. The planted sentence first: {places.count(1)} of {len(places)}."
+    )
 
 
 if __name__ == "__main__":

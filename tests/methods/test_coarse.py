@@ -108,7 +108,9 @@ def test_the_context_is_the_documents_else_all_but_the_last_turn(asked: Generati
     assert context_of(asked, roots_of(asked)) == (0, 1, 2)
     turns = [Piece("turn", (i, i + 1), i) for i in range(3)]
     assert context_of(asked, turns) == (0, 1)
-    assert context_of(asked, [replace(turn, kind="paragraph") for turn in turns]) == (), "pieces of one turn are no context"
+    assert context_of(asked, [replace(turn, kind="paragraph") for turn in turns]) == (), (
+        "pieces of one turn are no context"
+    )
 
 
 # every figure against a loop

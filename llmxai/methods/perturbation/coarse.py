@@ -227,7 +227,7 @@ class Meter:
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether copies of a sequence's end can go through a model together: plain causal attention, numbered positions."""
+    """Whether copies of a sequence's end can go through a model together: causal attention, numbered positions."""
     parameters = inspect.signature(model.forward).parameters
     return plain_causal(model) and {"position_ids", "logits_to_keep"} <= set(parameters)
 
