@@ -333,10 +333,11 @@ def take_apart(
     units = list(roots)
     figures = dict(zip(roots, meter.without([(root.tokens,) for root in roots]), strict=True))
     left -= len(roots)
+    asks = roots[question_of(generation, roots)].tokens[0]
     first = True
     while left >= 2:
         opening: dict[Piece, tuple[Piece, ...]] = {}
-        for piece in _that_matter(units, figures, full, at_least_one=first):
+        for piece in _that_matter(units, figures, full, asks=asks, at_least_one=first):
             inner = in_runs(pieces_of(generation, piece), left) if left >= 2 else ()
             if len(inner) >= 2:
                 opening[piece] = inner
@@ -351,12 +352,23 @@ def take_apart(
 
 
 def _that_matter(
-    units: Sequence[Piece], figures: dict[Piece, Tensor], full: Float[Tensor, " target"], *, at_least_one: bool
+    units: Sequence[Piece],
+    figures: dict[Piece, Tensor],
+    full: Float[Tensor, " target"],
+    *,
+    asks: int,
+    at_least_one: bool,
 ) -> list[Piece]:
-    """The pieces without which a target or the answer falls much, by the fall of the answer, largest first."""
+    """The pieces without which a target or the answer falls much, by the fall of the answer, largest first.
+
+    Much compared with what comes before the question, which begins at the token `asks`; its own pieces come last.
+    """
     falls = full - torch.stack([figures[piece][: len(full)] for piece in units])
-    matters = (falls >= (EFFECT_SHARE * falls.max(dim=0).values).clamp(min=LEAST_EFFECT)).any(dim=1)
+    before = torch.tensor([piece.tokens[0] < asks for piece in units])
+    largest = (falls[before] if before.any() else falls).max(dim=0).values
+    matters = (falls >= (EFFECT_SHARE * largest).clamp(min=LEAST_EFFECT)).any(dim=1)
     order = falls[:, -1].argsort(descending=True, stable=True).tolist()
+    order.sort(key=lambda i: not before[i])
     return [units[i] for i in order if matters[i]] or [units[i] for i in order[: int(at_least_one)]]
 
 
@@ -442,18 +454,18 @@ def _root_effects(
 
 
 def _to_delete(meter: Meter, pieces: Sequence[Piece], roots: int, fall: Float[Tensor, " piece"]) -> list[int]:
-    """The pieces to delete: sentences and larger pieces, then roots, by their fall when hidden, as many as fit.
+    """The pieces to delete, by their fall when hidden, as many as fit: the first, and others that matter.
 
-    Of each, the first, and others without which F falls as much as of a piece that is split.
+    Sentences and larger pieces, then roots that hold none of these.
     """
     assert meter.hides_from is not None
     end, left = max(meter.rows.positions) + 1, meter.removal.recomputed
     order = [i for i in fall.argsort(descending=True, stable=True).tolist() if pieces[i].tokens[0] < meter.hides_from]
-    inner = [i for i in order if i >= roots and not pieces[i].kind.endswith(("word", "words"))]
-    enough = max(LEAST_EFFECT, EFFECT_SHARE * float(fall.max()))
-    wanted: list[int] = []
-    for several, most in ((inner, DELETED_PIECES), ([i for i in order if i < roots], DELETED_ROOTS)):
-        wanted += [i for number, i in enumerate(several[:most]) if not number or fall[i] >= enough]
+    enough = max(LEAST_EFFECT, EFFECT_SHARE * max((float(fall[i]) for i in order), default=0.0))
+    inner = [i for i in order if i >= roots and not pieces[i].kind.endswith(("word", "words"))][:DELETED_PIECES]
+    wanted = inner[:1] + [i for i in inner[1:] if fall[i] >= enough]
+    others = [i for i in order if i < roots and not any(_holds([pieces[i].tokens], pieces[k].tokens) for k in wanted)]
+    wanted += [i for i in others[:DELETED_ROOTS] if fall[i] >= enough or not wanted]
     chosen = []
     for i in wanted:
         if (cost := end - pieces[i].tokens[0]) <= left:
