@@ -463,9 +463,9 @@ class Explanation:
         """The report as one self-contained page."""
         return str(OUTLETS["page"](self))
 
-    def save(self, out: Path | str) -> Path:
+    def save(self, out: Path | str, *, replace: bool = False) -> Path:
         """Write the report, the numbers and the record into a folder; see `llmxai.save`."""
-        return Path(OUTLETS["folder"](self, out))
+        return Path(OUTLETS["folder"](self, out, replace=replace))
 
     def _repr_html_(self) -> str:
         return str(OUTLETS["inline"](self))
