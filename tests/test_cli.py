@@ -31,8 +31,8 @@ from llmxai.text import quoted, trimmed
 
 FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
-    *("starting: importing PyTorch and transformers", "loading the model", "generating", "replaying"),
-    *("removing parts of the text", "integrating gradients", "integrating the deletion path"),
+    *("starting: importing PyTorch and transformers", "loading the model", "generating, at most 2 tokens"),
+    *("replaying", "removing parts of the text", "integrating gradients", "integrating the deletion path"),
     *("rolling out attention", "gradient weighted rollout", "tracing through the answer"),
     "writing the report",
 )
