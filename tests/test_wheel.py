@@ -20,7 +20,7 @@ import yaml
 from needed import needed
 
 import llmxai
-from llmxai.runs import list_recipes
+from llmxai.runs import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("llmxai", "recipes", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -100,6 +100,25 @@ def test_the_readme_renders_away_from_the_repository() -> None:
         assert (ROOT / re.sub(r"^.*?/main/", "", link)).exists(), link
 
 
+def test_the_repository_has_one_address() -> None:
+    """Whatever file names it; the other addresses of the package are below it."""
+    source = PROJECT["urls"]["Source"]
+    owner = source.rpartition("/")[0]
+    files = [
+        *(ROOT / name for name in ("README.md", "CITATION.cff", "mkdocs.yml", "SECURITY.md", "CONTRIBUTING.md")),
+        *(path for folder in ("docs", ".github", "llmxai") for path in (ROOT / folder).rglob("*") if path.is_file()),
+    ]
+    found = {
+        (path.name, address)
+        for path in files
+        if path.suffix in (".md", ".cff", ".yml", ".yaml", ".py", ".j2", ".ipynb")
+        for address in re.findall(rf"{re.escape(owner)}/[\w.-]+", path.read_text(encoding="utf-8"))
+    }
+    assert {name for name, _ in found} >= {"README.md", "CITATION.cff", "mkdocs.yml"}
+    assert {(name, address) for name, address in found if address.rstrip(".") != source} == set()
+    assert all(address.startswith(source) for address in PROJECT["urls"].values())
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"]
@@ -168,9 +187,7 @@ def test_a_user_explains_runs_and_verifies(installed: Path, tmp_path: Path) -> N
     search = "import importlib.util as own; print([name for name in ('pytest', 'mypy') if own.find_spec(name)])"
     assert user(installed, "python", "-c", search, cwd=tmp_path).stdout == "[]\n"  # nothing of this environment
     listed = user(installed, "llmxai", "recipes", "ls", cwd=tmp_path).stdout
-    assert {path.stem for path in list_recipes(ROOT / "recipes")} <= {
-        line.split(maxsplit=1)[0] for line in listed.splitlines()
-    }
+    assert recipe_names(ROOT / "recipes").keys() <= {line.split(maxsplit=1)[0] for line in listed.splitlines()}
     user(installed, "llmxai", "recipes", "validate", "smoke", "questions", cwd=tmp_path)
     options = ("--max-new-tokens", "2", "--max-nodes", "8")
     explained = user(installed, "llmxai", "explain", "Which city is the capital of France?", *options, cwd=tmp_path)
