@@ -23,9 +23,10 @@ from llmxai.report.removal import (
     method_name,
     other_methods,
 )
-from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, by_place, is_diluted, rows_inside
+from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, plain, visible
 from llmxai.store import stored_name
+from llmxai.text import by_place, inside
 
 TOP_STRUCTURE = 5
 """Start mark and template units kept per generated unit, for colouring."""
@@ -249,8 +250,8 @@ def build_level(
     variant = np.add.reduceat(_scaled(maps.get("rollout_variant", none).astype(float)), starts, axis=1)
     parts, effects = build_removal(explanation), build_effects(explanation)
     removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
-    placed = by_place(targets)
-    rows = [rows_inside(placed, max(a, first), b) if b > first else [] for a, b in groups]
+    placed = by_place(target["tokens"] for target in targets)
+    rows = [inside(placed, max(a, first), b) if b > first else [] for a, b in groups]
     owned = [[targets[row] for row in own] for own in rows]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
     structure = np.array([unit.role in STRUCTURE for unit in units])
