@@ -16,6 +16,7 @@ from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView, build
 from llmxai.report.verdict import MainSource
 from llmxai.report.visible import Piece, label, percent, plain, shorten, visible
 from llmxai.settings import field_paths
+from llmxai.store import upgraded
 from tests.report.sample import (
     CHAT_ANSWER,
     CHAT_STATUSES,
@@ -137,6 +138,7 @@ def test_documents_are_numbered_and_named_once() -> None:
     prompt = ["<s>", "Kettle", ":", " hot", ".", "##", "Toaster", ":", " cold", " Which", "?"]
     d, t, u = "document", "template", "user"
     explanation, maps = sample(prompt, [" hot"], roles=["bos", d, t, d, d, t, d, t, d, u, u])
+    explanation = upgraded(explanation)
     place = {"title": "", "share": 0.5, "effect": 1.0, "interval": [0.5, 1.5], "alone": 1.0, "deleted": True}
     explanation["documents"] = [
         {**place, "kind": "document", "tokens": tokens, "part": part, "divergence": 0.1}
