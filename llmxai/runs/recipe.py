@@ -88,9 +88,19 @@ class Source(Strict):
     id: str | None = None
     """Template for the row's id; by default its number."""
     prompt: str | None = None
-    messages: list[Turn] | None = None
+    messages: list[Turn] | str | None = None
+    """Templates of the turns, or the column that holds a conversation: a list of messages as `explain` takes them, with
+    tool calls and tool results if there are any."""
     documents: str | None = None
     """Column with the documents that the question is about: a list of texts, or of objects with `text` and `title`."""
+    tools: str | None = None
+    """Column with the JSON schemas of what the model may call."""
+    chat_template_kwargs: dict[str, OptionValue] = {}
+    """Variables for the chat template, such as enable_thinking."""
+    continue_final_message: bool = False
+    """The answer continues the last message, which is the assistant's."""
+    target: str | None = None
+    """Template for what of the answer is explained, as in the recipe's `targets`, which it replaces."""
     response: str | None = None
     """Template for the answer to explain; without it the model generates one."""
     foil: str | None = None
@@ -107,8 +117,11 @@ class Source(Strict):
             raise ValueError(f"give exactly one of suite, path, saved and hub; given: {', '.join(given) or 'none'}")
         own = [
             name
-            for name in ("prompt", "messages", "documents", "response", "foil", "spans")
-            if getattr(self, name) is not None
+            for name in (
+                *("prompt", "messages", "documents", "tools", "chat_template_kwargs", "continue_final_message"),
+                *("target", "response", "foil", "spans"),
+            )
+            if getattr(self, name) not in (None, {}, False)
         ]
         if self.suite is not None and (own or self.sources):
             raise ValueError(f"a suite has its own rows; remove {', '.join(own or ['sources'])}")
