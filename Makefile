@@ -24,7 +24,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-rollout bench-scale bench-survival bench-tracing
+.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-rollout bench-scale bench-start bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -91,6 +91,9 @@ bench-rollout: setup ## measure rollout on long prompts and its variants on plan
 
 bench-evidence: setup ## append and verify 100,000 records; write benchmarks/EVIDENCE.md
 	$(BIN)/python benchmarks/evidence.py
+
+bench-start: setup ## measure when `llmxai explain` prints its first byte and its first results; write benchmarks/START.md
+	$(BIN)/python -m benchmarks.first_result
 
 bench-survival: setup ## count what kills, full disks, forgeries and hostile files leave; write benchmarks/SURVIVAL.md
 	$(BIN)/python -m benchmarks.survival

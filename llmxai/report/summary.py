@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import AttentionStatus, Status
-from llmxai.report.focus import EFFECTS, REMOVAL, Focus, Sentence, answer_targets, build_focus, probability, rounded
+from llmxai.report.focus import (
+    EFFECTS,
+    REMOVAL,
+    Focus,
+    Sentence,
+    answer_targets,
+    build_focus,
+    in_words,
+    probability,
+    rounded,
+)
 from llmxai.report.removal import Effects, build_effects
 from llmxai.report.verdict import Contrast, answer_text, answer_words, in_passages, is_measured, word_status
 from llmxai.report.visible import Text, label, shorten, visible
@@ -107,6 +117,12 @@ def build_trust(explanation: Mapping[str, Any]) -> Trust:
             (_attention_line([_attention(own) for own in words], _noun(explanation)),),
         ),
     )
+
+
+def trust_text(explanation: Mapping[str, Any]) -> str:
+    """The same as plain text."""
+    trust = build_trust(explanation)
+    return " ".join([trust.lead, *map(in_words, trust.sentences)])
 
 
 def _lead(counts: Mapping[Status, int], n: int, removed: bool) -> str:
