@@ -267,7 +267,7 @@ class PathFunction:
     ) -> tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]:
         """The same, with `extra` tokens after the last."""
         inputs = self._inputs([node.alpha for node in nodes]).requires_grad_()
-        numbers = self.path.input.new_tensor
+        numbers = partial(torch.tensor, dtype=self.path.input.dtype, device=self.path.input.device)
         alphas = numbers([node.alpha for node in nodes])
         panels = {node.panel: node.targets for node in nodes if node.targets}
         weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
-from llmxai.models.embedding import indices, input_device, replaced
+from llmxai.models.embedding import input_device, kept_positions, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
@@ -78,12 +78,12 @@ def logits(
     if prefix is not None:
         grown = repeated(prefix, len(ids))
         past, before = {"use_cache": True, cache_argument(model): grown}, grown.get_seq_length()
-    keep = indices(model, positions)
+    keep = kept_positions(model, positions)
     mask = ids.new_ones(len(ids), before + ids.shape[1])
     with replaced(model, ids, inputs_embeds):
         output = run(model, input_ids=ids, attention_mask=mask, logits_to_keep=keep, **past)
     found = torch.as_tensor(output.logits)
-    return found if keeps_logits(model) else found[:, keep.to(found.device)]
+    return found if keeps_logits(model) else found[:, torch.as_tensor(keep, device=found.device)]
 
 
 def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:

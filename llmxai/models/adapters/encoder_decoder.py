@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares, generated, generation_config, not_causal
-from llmxai.models.embedding import embed, indices, input_device, replaced
+from llmxai.models.embedding import embed, input_device, replaced
 from llmxai.models.forward import frozen_eval, run
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens, Role
@@ -48,10 +48,9 @@ def logits(
 ) -> Float[Tensor, "batch position vocab"]:
     """Logits at `positions` of the joint axis: the first `source` embeddings go to the encoder, the rest follow."""
     del prefix
-    keep = indices(model, positions)
     with replaced(model, ids, inputs_embeds, source=source):
         found = torch.as_tensor(run(model, **two_sided(ids, source)).logits)
-    return found[:, (keep - source).to(found.device)]
+    return found[:, torch.tensor(list(positions), device=found.device) - source]
 
 
 def two_sided(ids: Int[Tensor, "batch seq"], source: int) -> dict[str, Any]:
