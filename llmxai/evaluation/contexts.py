@@ -129,7 +129,7 @@ def long(
                 id=numbered(label, next(rows)),
                 source=label,
                 messages=({"role": "user", "content": ASKED}, {"role": "assistant", "content": begun}),
-                continues=True,
+                continue_final_message=True,
                 response=" " + fact.removeprefix(begun).split()[0].rstrip("."),
                 documents=tuple(library),
                 document_spans=((home, *locate(library[home]["text"], fact)),),

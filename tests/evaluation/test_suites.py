@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -207,6 +208,12 @@ def test_targets(tiny_llama: LoadedModel) -> None:
     whole = make_case(tiny_llama, row, generation, target="answer")
     assert explained(whole) == tuple(range(generation.n_targets))
     assert make_case(tiny_llama, row, generation, target="first").truth is None
+    own = make_case(tiny_llama, replace(row, target="1:2"), generation, target="first")
+    assert explained(own) == (1,)
+    with pytest.raises(
+        PromptError, match=rf"'token' gives {generation.n_targets} targets, and an evaluation scores one"
+    ):
+        make_case(tiny_llama, replace(row, target="token"), generation, target="first")
 
 
 def test_unknown_names_and_options() -> None:
