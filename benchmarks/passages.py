@@ -28,7 +28,7 @@ from llmxai.methods import deletion_path, estimated, measure_effects
 from llmxai.methods.perturbation.coarse import measured_context
 from llmxai.methods.perturbation.removal import over_tokens, unit_sums
 from llmxai.models.memory import ChunkSize
-from llmxai.settings import CHUNK_TOKENS, Removal
+from llmxai.settings import CHUNK_TOKENS, Removal, Tolerance
 from llmxai.types import Effects, Generation, Scores, Target
 
 SUITES: dict[str, dict[str, Any]] = {
@@ -37,6 +37,8 @@ SUITES: dict[str, dict[str, Any]] = {
     "context_memory": {"document": True},
 }
 SHUFFLES = 20
+TOLERANCE = Tolerance(relative=0.1, absolute=0.25)
+"""Wider than the default: sums of sentences need less accuracy than words, and bfloat16 gives less."""
 SUBSETS = 32
 """Random halves of the sentences."""
 
@@ -48,7 +50,7 @@ def sampled(loaded: LoadedModel, row: Row) -> dict[str, Any]:
     case = make_case(loaded, row, generation, target="answer")
     assert case.truth is not None
     target, truth = case.target, {i for i, known in zip(case.features, case.truth.tolist(), strict=True) if known}
-    path = deletion_path(loaded, generation, targets=[target])
+    path = deletion_path(loaded, generation, targets=[target], tolerance=TOLERANCE)
     removal = Removal(units="sentence", subsets=SUBSETS, answer=False)
     plain = measure_effects(loaded, generation, targets=[target], removal=removal)
     drops, _ = over_tokens(plain.drop, plain.units, len(generation.ids))
@@ -76,6 +78,7 @@ def sampled(loaded: LoadedModel, row: Row) -> dict[str, Any]:
         "id": row.id,
         "tokens": len(generation.ids),
         "units": len(plain.units),
+        "nodes": path.certificate.nodes[0] if path.certificate else 0,
         "f": float(plain.f_full[0]),
         "largest": float(plain.drop.max()),
         "ranks": ranks,

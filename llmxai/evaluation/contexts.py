@@ -48,11 +48,16 @@ def _library(
 
 def _asked(label: str, index: int, library: tuple[Any, ...], fields: Mapping[str, int]) -> Row:
     documents, (thing, name, colour), place = library
+    begun = OWNED.partition(" {colour}")[0].format(thing=thing, name=name)
     return Row(
         id=numbered(label, index),
         source=label,
-        messages=({"role": "user", "content": f"What colour is the {thing} of {name}? Answer with one word."},),
-        response=colour.capitalize(),
+        messages=(
+            {"role": "user", "content": f"What colour is the {thing} of {name}?"},
+            {"role": "assistant", "content": begun},
+        ),
+        continue_final_message=True,
+        response=f" {colour}",
         documents=tuple(documents),
         document_spans=(place,),
         fields={**fields, "document": place[0]},
@@ -70,6 +75,7 @@ def rag(
 ) -> Iterator[Row]:
     """A question over documents; one holds the fact, others the same about other things. The source is its sentence.
 
+    The answer is begun with the words of the fact, which a small model continues where it answers few questions alone.
     `documents`: how many; `sentences` of each besides facts; `distractors`: facts about other things.
     """
     for index, size in zip(count(), cycle(documents), strict=False):

@@ -118,9 +118,11 @@ def _rest(context: Mapping[str, Any]) -> str:
     falls = [
         full - (context["f_without"][i] if context["f_deleted"][i] is None else context["f_deleted"][i]) for i in rest
     ]
+    which = "One part was" if len(rest) == 1 else f"{len(rest)} parts were"
+    alone = "it" if len(rest) == 1 else "each of them"
     said = (
-        f"{len(rest)} parts were not split: none of them alone changes the log-probability of the answer by more "
-        f"than {max(map(abs, falls)):.2f} nats, nor does any part of them that no other part counters"
+        f"{which} not split: {alone} alone changes the log-probability of the answer by at most "
+        f"{max(map(abs, falls)):.2f} nats, and so does any smaller part whose effect no other part counters"
     )
     joint = "" if context["f_rest"] is None else f"; all of them together change it by {nats(full - context['f_rest'])}"
     return f"{said}{joint}."

@@ -219,7 +219,7 @@ class _Templates:
             AttributeError,
             PromptError,
         ) as error:
-            told = f"row {index}: {_one_line(error)}. Columns: {', '.join(columns)}."
+            told = f"row {index}: {_one_line(error).rstrip('.')}. Columns: {', '.join(columns)}."
             return FailedRow(name, self.source.label, told)
         return replace(row, spans=spans, document_spans=places)
 

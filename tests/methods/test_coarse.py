@@ -87,6 +87,9 @@ def test_paragraphs_end_at_an_empty_line_however_it_is_cut_into_tokens() -> None
     texts = ["one", " two", "\n", "\n", "three", "\n", "four", ".\n\n", "five", " \n \n", "six"]
     words = [(i, i + 1) for i in range(len(texts))]
     found = ["".join(texts[a:b]) for a, b in paragraphs(texts, words)]
+    texts = ["  ", "one", " two", "\n\n", "three", "\n"]
+    found_blank = paragraphs(texts, [(i, i + 1) for i in range(len(texts))])
+    assert found_blank == [(0, 4), (4, 6)], "white space is no paragraph"
     assert found == ["one two\n\n", "three\nfour.\n\n", "five \n \n", "six"]
 
 

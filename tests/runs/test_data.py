@@ -174,6 +174,13 @@ def test_a_conversation_that_is_continued(tmp_path: Path) -> None:
     assert "The last message is the assistant's" in refused.error
 
 
+def test_an_empty_document_is_a_row_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"q": "Who?", "of": ["Anna.", " "]}) + "\n", encoding="utf-8")
+    (row,) = source_rows(Source(path="d.jsonl", prompt="{{ q }}", documents="of"), root=tmp_path)
+    assert isinstance(row, FailedRow)
+    assert row.error == "row 0: Document 2 is empty. Leave it out. Columns: q, of."
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -89,17 +89,18 @@ def _with_blanks(texts: Sequence[str], words: Sequence[Unit]) -> list[Unit]:
 
 
 def paragraphs(texts: Sequence[str], words: Sequence[Unit]) -> list[Unit]:
-    """Words joined up to an empty line."""
+    """Words joined up to an empty line; white space at the beginning belongs to the first paragraph."""
     found: list[Unit] = []
-    breaks = 2
+    breaks, blank = 2, True
     for start, end in words:
         text = "".join(texts[start:end])
         inner = text.strip()
         breaks += text[: len(text) - len(text.lstrip())].count("\n") if inner else text.count("\n")
-        if found and (breaks < 2 or not inner):
+        if found and (breaks < 2 or not inner or blank):
             found[-1] = (found[-1][0], end)
         else:
             found.append((start, end))
+        blank = blank and not inner
         if inner:
             breaks = text[len(text.rstrip()) :].count("\n")
     return found
