@@ -142,6 +142,8 @@ class Passage:
 @dataclass(frozen=True)
 class Tracing:
     method: str
+    parts: tuple[tuple[Text, bool], ...]
+    """The parts of the text between which shares are followed, and whether each is one of the answer's."""
     passages: tuple[Passage, ...]
 
 
@@ -151,7 +153,9 @@ def build_trace(explanation: Mapping[str, Any]) -> Tracing | None:
     if told is None:
         return None
     return Tracing(
-        method_name(told["method"]), tuple(_passage(told["units"], passage) for passage in told["passages"][:PASSAGES])
+        method=method_name(told["method"]),
+        parts=tuple((label(unit["text"]), unit["kind"] == "answer") for unit in told["units"]),
+        passages=tuple(_passage(told["units"], passage) for passage in told["passages"][:PASSAGES]),
     )
 
 
