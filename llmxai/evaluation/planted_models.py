@@ -6,9 +6,9 @@ contributes exactly <W[answer] - W[foil], E[id_i] - b> against a baseline b: int
 (unless nothing would be left; then a single space remains).
 
 Trained: `marker` repeats the word after the marker; only these two tokens of a question determine the answer. `tracer`
-answers in steps: its last word follows from the answer's earlier words, which follow from the words after the markers
-(`trace_answer`). It is taught that by answers whose earlier words were replaced by random ones, so the last word
-depends on the prompt only through them. Both have a few layers of four heads, trained on the CPU from a fixed seed
+answers in steps: it repeats the question's marked words, and its last word follows from the answer's earlier words
+(`trace_answer`). It is taught that by answers after another question, so the last word depends on the prompt only
+through them. Both have a few layers of four heads, trained on the CPU from a fixed seed
 until the model answers nearly every question of a held-out set (seconds on an idle machine), then kept in the user's
 cache as an ordinary HuggingFace folder, keyed by everything that determines its weights.
 """
