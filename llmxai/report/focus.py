@@ -231,6 +231,24 @@ def _parts(
     ]
 
 
+def came_from(effects: Effects, rows: Sequence[int], *, before: float, prompt_len: int, contrast: bool) -> Sentence:
+    """The part of the prompt, alone or with all its mentions, without which some targets fall the most, in a sentence.
+
+    Empty if no such fall is beyond what the measurement can tell.
+    """
+    for one in effects.on(rows):
+        part = effects.parts[one.part]
+        if part.ranges[0][0] < prompt_len and one.value > 0 and _clear(effects, one, rows):
+            noted = f" ({part.note})" if part.note else ""
+            change = _changed(before, one.value, contrast)
+            if "→" not in change:
+                return ("It depends most on ", part.text, f"{noted}: without it, it is {change}.")
+            old, _, new = change.partition(" → ")
+            likely = "" if contrast else " likely"
+            return ("It depends most on ", part.text, f"{noted}: without it, it is {new}{likely} instead of {old}.")
+    return ()
+
+
 def _effect(effects: Effects, one: Effect) -> _Found:
     part = effects.parts[one.part]
     return _Found(part.text, part.note, part.ranges, one.value, one.low, one.high)
