@@ -49,14 +49,15 @@ def device_of(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
 
 
-def indices(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"]:
-    """`positions` for indexing what the model computes.
+def kept_positions(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"] | list[int]:
+    """`positions` as transformers' `logits_to_keep`, which indexes the last layer's output.
 
-    For a model on several devices they stay on the CPU: such indices fit a tensor on any device, those on a GPU only
-    tensors on the same one.
+    For a model on several devices they are plain numbers: Accelerate takes every tensor among a model's arguments to
+    the device where it begins, and an index on one GPU does not fit what another has computed.
     """
-    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    return torch.tensor(list(positions), device="cpu" if spread else input_device(model))
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return list(positions)
+    return torch.tensor(list(positions), device=input_device(model))
 
 
 def tables(model: PreTrainedModel, *, decoder: bool = False) -> list[nn.Module]:
@@ -79,7 +80,8 @@ def embed(model: PreTrainedModel, ids: Sequence[int], *, source: int = 0) -> Flo
     size, or more where the family has further tables, whose rows follow.
     """
     sides = (ids[:source], ids[source:]) if source else (ids,)
-    return torch.cat([looked_up(model, side, decoder=bool(k)) for k, side in enumerate(sides) if len(side)])
+    found = [looked_up(model, side, decoder=bool(k)) for k, side in enumerate(sides) if len(side)]
+    return torch.cat([rows.to(found[0].device) for rows in found])  # each side may have a table on a device of its own
 
 
 @torch.no_grad()

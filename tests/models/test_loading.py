@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel, load, wrap
 from llmxai.models.finding import cache_folder, dequantised_folder, embedded_gguf, file_digest
 from llmxai.models.identity import weights_digest
-from llmxai.models.loading import in_dtype
+from llmxai.models.precision import full_precision, in_dtype
 from llmxai.settings import Compute
 
 
@@ -373,9 +374,26 @@ def test_a_copy_in_another_dtype_leaves_the_original(tiny_llama: LoadedModel) ->
     assert replay(copy, generation).logprobs == pytest.approx(replay(tiny_llama, generation).logprobs, abs=0.5)
 
 
-def test_no_copy_of_a_quantised_model(wide_folder: Path) -> None:
-    loaded = load(wide_folder, quantize="8bit")
-    with pytest.raises(OptionError, match=r"is quantised or spread over devices.*gradient_dtype"):
+def test_computed_buffers_keep_their_precision(tiny_llama: LoadedModel) -> None:
+    """The angles of rotary positions, as in a model that transformers loads in 16 bits; weights are in 16 bits."""
+    copy = in_dtype(tiny_llama, torch.bfloat16).model
+    assert torch.equal(copy.model.rotary_emb.inv_freq, tiny_llama.model.model.rotary_emb.inv_freq)
+    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_gradients_of_a_quantised_model_in_16_bits(wide_folder: Path, bits: str) -> None:
+    loaded = load(wide_folder, quantize=bits)
+    generation, compute = answered(loaded), Compute(gradient_dtype="bfloat16")
+    with full_precision(loaded) as exact:
+        want, got = (layer_integrated_gradients(exact, generation, n_steps=4, compute=c) for c in (Compute(), compute))
+    assert got.settings["gradient_dtype"] == "bfloat16"
+    assert 1e-4 < (got.values - want.values).abs().max() / want.values.abs().max() < 3e-2
+
+
+def test_no_other_dtype_for_the_kernels_of_a_quantised_model(tiny_llama: LoadedModel) -> None:
+    loaded = replace(tiny_llama, quantization="gptq 4bit")
+    with pytest.raises(OptionError, match=r"is quantised \(gptq 4bit\).*gradient_dtype"):
         layer_integrated_gradients(loaded, answered(loaded), n_steps=2, compute=Compute(gradient_dtype="bfloat16"))
 
 
