@@ -7,6 +7,7 @@ over its tokens.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -348,8 +349,12 @@ def _count(ratio: float) -> str:
 
 
 def rounded(probability: float) -> str:
-    """A probability as people say it: 57%, 5.7%, 99.8%."""
-    return f"{100 * probability:.0f}%" if 0.1 <= probability < 0.985 else percent(probability)
+    """A probability as people say it: 57%, 5.7%, 99.8%. That of a long answer may be too small for a number, but it is
+    not zero.
+    """
+    if 0.1 <= probability < 0.985:
+        return f"{100 * probability:.0f}%"
+    return percent(max(probability, sys.float_info.min))
 
 
 def probability(targets: Sequence[Mapping[str, Any]]) -> float:
