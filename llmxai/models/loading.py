@@ -73,6 +73,14 @@ class LoadedModel:
     read: tuple[tuple[int, int], ...] = ()
     """Size and time of each of these files when they were loaded."""
 
+    def __repr__(self) -> str:
+        millions = self.model.num_parameters() / 1e6
+        stored = self.quantization or str(self.stored_dtype).removeprefix("torch.")
+        adapter = "" if self.adapter is None else f", adapter {self.adapter!r}"
+        return (
+            f"LoadedModel({self.name!r}: {type(self.model).__name__}, {millions:,.1f}M parameters, {stored}{adapter})"
+        )
+
     @cached_property
     def identity(self) -> ModelIdentity:
         """Digests of everything that decides what the model computes."""

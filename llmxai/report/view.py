@@ -146,13 +146,16 @@ class Tracing:
 
 
 def build_trace(explanation: Mapping[str, Any]) -> Tracing | None:
-    """The passages of `trace`, the answer first; None in explanations of earlier versions."""
+    """The passages of `trace`, the answer first; a sentence or word that is the whole answer is not repeated.
+
+    None in explanations of earlier versions.
+    """
     told = explanation["trace"]
     if told is None:
         return None
-    return Tracing(
-        method_name(told["method"]), tuple(_passage(told["units"], passage) for passage in told["passages"][:PASSAGES])
-    )
+    passages = {tuple(passage["tokens"]): passage for passage in reversed(told["passages"])}  # of equal ones the first
+    chosen = list(reversed(passages.values()))[:PASSAGES]
+    return Tracing(method_name(told["method"]), tuple(_passage(told["units"], passage) for passage in chosen))
 
 
 def _passage(units: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Passage:

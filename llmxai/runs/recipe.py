@@ -24,7 +24,7 @@ VERSION = 2
 Positive = Annotated[int, Field(ge=1)]
 OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str] | dict[str, float]
 MetricName = Literal[
-    "planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
+    "planted", "sources", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
 ]
 
 
@@ -263,26 +263,33 @@ def json_schema() -> dict[str, Any]:
 SUFFIXES = (".yaml", ".yml")
 
 
-def recipe_folders() -> list[Path]:
-    """`recipes/` in the current directory, and the installed one (in a clone it is next to the package)."""
+def _installed() -> Path:
+    """The folder of the installed recipes; in a clone it is next to the package."""
     package = Path(str(resources.files("llmxai")))
-    installed = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
-    return [place for place in (Path("recipes"), installed) if place.is_dir()]
+    return next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
 
 
-def list_recipes(folder: Path | None = None) -> list[Path]:
-    """The recipe files of a folder or, of several with the same name, the first of `recipe_folders`; sorted by name."""
-    folders = [folder] if folder else recipe_folders()
-    found = {path.stem: path for place in reversed(folders) for path in place.glob("*") if path.suffix in SUFFIXES}
-    return [found[name] for name in sorted(found)]
+def _recipes_in(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.suffix in SUFFIXES]
+
+
+def recipe_names(folder: Path | None = None) -> dict[str, Path]:
+    """The recipe files of a folder by name or, by default, the installed ones and those in `recipes/` of the current
+    directory: one there that has the name of an installed one goes by its path.
+    """
+    found = {path.stem: path for path in _recipes_in(_installed() if folder is None else folder)}
+    own = Path("recipes")
+    if folder is None and own.is_dir() and not own.samefile(_installed()):
+        found |= {str(path) if path.stem in found else path.stem: path for path in _recipes_in(own)}
+    return dict(sorted(found.items()))
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or, in `recipe_folders`, by its stem."""
+    """The file of a recipe given by path or by its name (`recipe_names`)."""
     path = Path(name)
     if path.is_file():
         return path
-    known = {found.stem: found for found in list_recipes()}
+    known = recipe_names()
     if name in known:
         return known[name]
     raise RecipeError(f"{name}: no such recipe file.{did_you_mean(name, known)} Known: {_listed(known)}.")

@@ -41,6 +41,11 @@ def save_with_tokenizer(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
+def test_a_model_shows_itself_in_one_short_line(tiny_llama: LoadedModel) -> None:
+    millions = tiny_llama.model.num_parameters() / 1e6
+    assert repr(tiny_llama) == f"LoadedModel('tiny llama': LlamaForCausalLM, {millions:.1f}M parameters, float32)"
+
+
 def test_a_local_folder(model_folder: Path, tiny_llama: LoadedModel) -> None:
     loaded = load(model_folder)
     generation = answered(loaded)

@@ -86,8 +86,13 @@ def check(view: ReportView, statuses: tuple[str, ...], *, attention: str, stop: 
     summary, n, count = view.summary, len(statuses), Counter(statuses)
     told = [in_words(said) for said in summary.trust.sentences]
     text = " ".join((summary.trust.lead, *told))
-    assert LEADS[summary.trust.lead](count, n), text
-    assert (summary.trust.lead == "Not checked.") == (not removed and count["unconverged"] < n)
+    led = Counter(statuses[:1]) if foil else count  # the first word has it
+    assert LEADS[summary.trust.lead](led, led.total()), text
+    assert (summary.trust.lead == "Not checked.") == (not removed and led["unconverged"] < led.total())
+    assert text.startswith(f"{summary.trust.lead} “Rome” against “Lima”: ") == foil
+    if foil:
+        one = "not computed accurately" if led["unconverged"] else statuses[0] if removed else "nothing was taken away"
+        assert one in told[0]
     assert accurate(text, n) == n - count["unconverged"]
     if removed:
         assert number(r"onfirmed by taking words away: (\d+)", text) == count["confirmed"]

@@ -219,12 +219,16 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
 
 def fuses(model: PreTrainedModel, *, tokens: int) -> bool:
     """Whether a decoder's attention is plain causal softmax by PyTorch's kernel, on a device and a length for it."""
+    return plain_causal(model) and (input_device(model).type != "cpu" or tokens >= FUSED_FROM)
+
+
+def plain_causal(model: PreTrainedModel) -> bool:
+    """Whether a decoder's attention is plain causal softmax by PyTorch's kernel."""
     text = model.config.get_text_config()
     windows = set(getattr(text, "layer_types", None) or ["full_attention"]) != {"full_attention"}
     windows |= bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
-    long = input_device(model).type != "cpu" or tokens >= FUSED_FROM
     plain = model.config._attn_implementation in ("sdpa", PRESENCE) and through_interface(model)
-    return bool(long and plain and not windows and kind_of(model) is ModelKind.CAUSAL)
+    return bool(plain and not windows and kind_of(model) is ModelKind.CAUSAL)
 
 
 def plainly_causal(seen: Bool[Tensor, "batch 1 query key"]) -> bool:

@@ -8,12 +8,13 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.models.embedding import input_device, kept_positions, replaced
@@ -29,6 +30,7 @@ from llmxai.models.forward import (
     run,
     transformer_layers,
 )
+from llmxai.names import Progress, quiet
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -129,6 +131,7 @@ def answers(
     decoding: Decoding,
     room: int,
     tokenizer: PreTrainedTokenizerBase,
+    progress: Progress = quiet,
 ) -> list[Answer]:
     """One pass per step for all prompts, rows padded on the left; log-probs (nats) are of the raw logits.
 
@@ -148,7 +151,9 @@ def answers(
         inputs = {"inputs": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
         if lost := lost_positions(model):  # generate counts from 0, and the model's own forward does not
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) + lost - 1).clamp(min=lost)
-        found += generated(model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed)
+        found += generated(
+            model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed, progress=progress
+        )
     return found
 
 
@@ -212,8 +217,11 @@ def generated(
     config: GenerationConfig,
     inputs: dict[str, Tensor],
     seed: int,
+    progress: Progress,
 ) -> list[Answer]:
     """The answers of `model.generate`, row by row, up to the first end mark. Preserves the caller's random state.
+
+    `progress` is called after each token with how many there are, and the most that there may be.
 
     Raises UnsupportedModelError if transformers cannot generate with the model's settings.
     """
@@ -224,7 +232,9 @@ def generated(
         torch.manual_seed(seed)
         with only_settings(model, config), own_errors(model, what=GENERATING), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are calling .generate")  # the ids are where the embedding runs
-            output: Any = model.generate(**inputs, generation_config=config, **named)
+            output: Any = model.generate(
+                **inputs, generation_config=config, stopping_criteria=_counting(config, progress), **named
+            )
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     width = output.sequences.shape[1] - len(output.logits)
     found = []
@@ -241,6 +251,17 @@ def generated(
             )
         )
     return found
+
+
+def _counting(config: GenerationConfig, progress: Progress) -> StoppingCriteriaList:
+    """Reports every token and never stops: what `generate` calls after each of them."""
+    numbers = count(1)
+
+    def report(ids: Tensor, _scores: object, **_: object) -> Tensor:
+        progress(next(numbers), config.max_new_tokens)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return StoppingCriteriaList([report])
 
 
 ROWS = 32

@@ -15,6 +15,7 @@ from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares, generated, generation_config, not_causal
 from llmxai.models.embedding import embed, input_device, replaced
 from llmxai.models.forward import frozen_eval, run
+from llmxai.names import Progress, quiet
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens, Role
 
@@ -99,6 +100,7 @@ def answers(
     decoding: Decoding,
     room: int,
     tokenizer: PreTrainedTokenizerBase,
+    progress: Progress = quiet,
 ) -> list[Answer]:
     """The decoder's output for each source, one source at a time."""
     config, device, found = generation_config(model, decoding, room), input_device(model), []
@@ -106,7 +108,9 @@ def answers(
         source = torch.tensor([prompt.ids[: prompt.source_len]], device=device)
         begin = torch.tensor([prompt.ids[prompt.source_len :]], device=device)
         inputs = {"inputs": source, "attention_mask": torch.ones_like(source), "decoder_input_ids": begin}
-        found += generated(model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed)
+        found += generated(
+            model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed, progress=progress
+        )
     return found
 
 
