@@ -247,5 +247,5 @@ class _Cast:
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
-    """A floating-point tensor in `dtype`; anything else as it is given."""
+    """A floating-point tensor in `dtype`; anything else unchanged."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
