@@ -43,11 +43,15 @@ $(STAMP): requirements.lock locks/model.lock locks/torch-cpu.sha256 pyproject.to
 demo: setup ## explain a real answer of the embedded model and print the path of the report (OUT=folder)
 	@$(BIN)/llmxai demo --out $(OUT)
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+# Whole files go to one worker, so that what a file's tests share is made once. WORKERS=0: all in this process.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test: setup ## run the tests, in WORKERS processes
+	$(PYTEST)
 
 test-fast: setup ## run the tests that need neither the real model nor a browser
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser"
 
 matrix: setup ## explain a tiny model of every architecture end to end; print the table
 	$(BIN)/python tests/matrix.py

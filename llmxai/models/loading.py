@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import re
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -201,23 +200,6 @@ def wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **known: Any) -> 
         )
     adapter_of(model).require_explainable(model, name=loaded.name)
     return loaded
-
-
-def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
-    """A copy of the model with its weights in `dtype`; the original is not changed.
-
-    Raises OptionError for a quantised model, and for one whose layers Accelerate spreads over devices.
-    """
-    if loaded.quantization or hasattr(loaded.model, "hf_device_map"):
-        raise OptionError(
-            f"{loaded.name} is quantised or spread over devices, so it cannot be copied to another dtype. Leave out "
-            f"gradient_dtype, or load the whole model in {dtype}."
-        )
-    model = copy.deepcopy(loaded.model).to(dtype)
-    if model.device.type == "cpu":
-        # measured: on CPUs, the bfloat16 backward of SDPA is several times slower than that of plain products
-        model.set_attn_implementation("eager")
-    return replace(loaded, model=model)
 
 
 def require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:

@@ -24,7 +24,7 @@ VERSION = 2
 Positive = Annotated[int, Field(ge=1)]
 OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str] | dict[str, float]
 MetricName = Literal[
-    "planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
+    "planted", "sources", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
 ]
 
 

@@ -76,11 +76,15 @@ def require_writable(out: Path, *, replace: bool) -> None:
     """Raise OutputError if `out` is a file, holds other files or, without `replace`, an earlier explanation, or cannot
     be written.
     """
-    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if not os.access(nearest, os.W_OK):
-        raise OutputError(f"{out}: {nearest} cannot be written. Choose another folder with --out.")
+    nearest = next(place for place in out.absolute().parents if place.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=nearest, prefix=f".{out.name}-").cleanup()  # rights alone do not say it
+    except OSError as error:
+        raise OutputError(f"{out}: {nearest} cannot be written ({error}). Choose another folder with --out.") from error
     if not out.exists():
         return
+    if not os.access(out, os.W_OK):
+        raise OutputError(f"{out}: cannot be written. Choose another folder with --out.")
     if not out.is_dir():
         raise OutputError(f"{out}: is a file. Choose another folder with --out.")
     strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in (*FILES, *DERIVED, EVIDENCE))

@@ -98,6 +98,12 @@ def test_a_record_says_what_was_asked_answered_and_how(explanation: Explanation,
             str(explanation.checks[t].status),
             certificate.nodes[t],
         )
+        check, figures = explanation.checks[t], target["check"]
+        assert (figures["status"], figures["attention"]) == (check.status, check.attention)
+        assert figures["agreement"]["spearman"] == check.agreement.spearman
+        assert check.verdict is not None
+        assert figures["verdict"]["scores"]["deletion_path"]["lds"] == check.verdict.scores["deletion_path"].lds
+        assert check.reason not in json.dumps(figures)
     assert sorted(each["path"] for each in record["artefacts"]) == [
         "explanation.json",
         "maps.safetensors",

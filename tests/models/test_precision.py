@@ -27,7 +27,7 @@ from llmxai.methods import layer_integrated_gradients
 from llmxai.models import LoadedModel, embed, forward_logits, load
 from llmxai.models import precision as module
 from llmxai.models.forward import frozen_eval
-from llmxai.models.precision import full_precision, rounds_activations, widened
+from llmxai.models.precision import computing, full_precision, rounds_activations
 
 SCALE = 0.1
 
@@ -228,9 +228,9 @@ def test_f_is_exact_where_gradients_may_be_rounded(tf32: list[str]) -> None:
     assert got.certificate.floor is None
 
 
-def test_widened_leaves_float32_modules_alone() -> None:
+def test_modules_stored_in_float32_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(torch.bfloat16))
-    with widened(model):
+    with computing(model, torch.float32):
         assert "forward" not in model[0].__dict__
         assert model(torch.ones(1, 2)).dtype == torch.float32
     assert "forward" not in model[1].__dict__

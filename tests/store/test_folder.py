@@ -21,7 +21,7 @@ from llmxai import Explanation, IntegratedGradients, Settings, explain
 from llmxai.crosscheck.verdict import candidates
 from llmxai.errors import NonFiniteError, OutputError
 from llmxai.settings import settings_from
-from llmxai.store import SCHEMA, read_folder, to_json, upgraded, write_folder
+from llmxai.store import SCHEMA, read_folder, require_writable, to_json, upgraded, write_folder
 from llmxai.store.reading import SHAPES
 
 FILES = ["explanation.json", "maps.safetensors", "report.html"]
@@ -338,6 +338,9 @@ def test_a_file_in_the_place_of_the_folder(explanation: Explanation, tmp_path: P
         write_folder(explanation, tmp_path / "file", render=page)
     with pytest.raises(OutputError, match="cannot be written"):
         write_folder(explanation, tmp_path / "file" / "below", render=page)
+    with pytest.raises(OutputError, match="cannot be written"):  # before there is anything to write
+        require_writable(tmp_path / "file" / "below", replace=False)
+    assert entries(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("which", ["layer_integrated_gradients", "attention_rollout", "gradient_weighted_rollout"])
