@@ -26,6 +26,7 @@ MODELS: dict[str, Callable[[], LoadedModel]] = {
     "gpt2, its head on the first device": lambda: make_loaded("gpt2"),
     "windows": lambda: make_loaded("gemma3_text"),
     "maps computed whole": lambda: make_loaded("bloom"),
+    "experts": lambda: make_loaded("mixtral", experts_implementation="eager"),
     "t5": lambda: make_encoder_decoder("t5"),
     "classifier": lambda: make_classifier("bert"),
 }
