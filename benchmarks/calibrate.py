@@ -58,7 +58,7 @@ MORE, TESTED, FREE = 0, 0, 96
 """Fresh subsets: more halves, halves that predictions are tested on, and subsets of any size."""
 MORE_LONG, TESTED_LONG = 192, 200
 """Halves for the curve of LDS against the number of forward passes."""
-LONG_QUESTIONS = 1
+LONG_QUESTIONS = 2
 """Of each suite to a real model that get as many; all of the small models do."""
 RANDOM_NODES = 4
 """Nodes of the path in the model with random weights, where an exact integral would not matter."""

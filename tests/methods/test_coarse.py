@@ -338,6 +338,29 @@ def test_short_prompts_keep_their_words_as_units(loaded: LoadedModel) -> None:
     assert found.context.context == (0,)
 
 
+def test_documents_of_few_words_are_opened_to_their_sentences(loaded: LoadedModel) -> None:
+    documents = ["The answer was red. The city was green.\n\nHello there.", "The capital of France is Paris."]
+    prompt = encode_messages(loaded, [{"role": "user", "content": QUESTION}], chat_inputs(documents=documents))
+    generation = force_response(loaded, prompt, response=" Paris")
+    found = measure_effects(loaded, generation, removal=Removal(subsets=4))
+    assert found.settings["kind"] == "word"
+    context = found.context
+    assert context is not None
+    inner = context.pieces[context.roots :]
+    said = [text_of(generation, piece).strip() for piece in inner]
+    assert said == ["The answer was red.", "The city was green.", "Hello there."], "a single sentence is its document"
+    for number, piece in enumerate(inner, start=context.roots):
+        want = float(picked(generation, deleted(loaded, generation, [piece.tokens])).sum())
+        assert float(context.f_without[number]) == pytest.approx(want, abs=1e-6)
+    assert context.rest == ()
+    units = measure_effects(loaded, generation, removal=Removal(subsets=4, units="sentence"))
+    assert units.context is not None
+    assert len(units.context.pieces) == units.context.roots, "sentences that are units are not removed again"
+    tight = measure_effects(loaded, generation, removal=Removal(subsets=4, budget=16)).context
+    assert tight is not None
+    assert tight.forwards <= 16
+
+
 def test_the_effect_of_a_document_is_over_halves_of_the_others(loaded: LoadedModel, asked: Generation) -> None:
     context = measure_effects(loaded, asked, removal=Removal(subsets=8)).context
     assert context is not None

@@ -30,7 +30,7 @@ from transformers import DynamicCache, PreTrainedModel
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.gradients.deletion_path import plain_causal, presence_path
 from llmxai.methods.perturbation.removal import MaskedSequence, half_subsets, require_finite
-from llmxai.methods.perturbation.tree import LEVELS, in_runs, pieces_of, roots_of
+from llmxai.methods.perturbation.tree import LEVELS, in_runs, pieces_of, roots_of, sentences_in
 from llmxai.methods.targets import Target, TargetRows, span_target
 from llmxai.models import LoadedModel, adapter_of, embed, frozen_eval, prefix_cache
 from llmxai.models.embedding import input_device
@@ -481,15 +481,22 @@ def measured_context(
     removal: Removal,
     *,
     size: ChunkSize,
+    units: Sequence[Unit],
     masked: Float[Tensor, " mask"],
 ) -> ContextEffects | None:
-    """Documents and turns as wholes, for units that are chosen otherwise; None of a single turn."""
+    """Documents and turns as wholes and, within the budget, their sentences that are none of `units`; None of one turn.
+
+    `units`: what was removed already. `masked`: F of the answer in random halves of them.
+    """
     roots = roots_of(generation)
     if len(roots) < 2:
         return None
     roots = in_runs(roots, removal.budget)
+    known, left = set(units), removal.budget - len(roots) - root_subsets(removal) - 2  # everything, and no context
+    inner = [piece for root in roots for piece in sentences_in(generation, root) if piece.tokens not in known]
+    pieces = (*roots, *inner[: max(0, left)])
     with frozen_eval(loaded.model):
-        meter = meter_of(loaded, generation, targets, removal, roots, size=size, passes=len(roots))
+        meter = meter_of(loaded, generation, targets, removal, roots, size=size, passes=len(pieces))
         full = meter.full()
-        figures = dict(zip(roots, meter.without([(root.tokens,) for root in roots]), strict=True))
+        figures = dict(zip(pieces, meter.without([(piece.tokens,) for piece in pieces]), strict=True))
         return context_effects(generation, meter, TakenApart(roots, figures, ()), full, masked)
