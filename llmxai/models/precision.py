@@ -194,7 +194,7 @@ def _casts(module: nn.Module, dtype: torch.dtype) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """x W', with W made anew in each pass by `weights(dtype)`, so that no graph keeps it."""
+    """x W', with W made again in each pass by `weights(dtype)`, so that no graph keeps it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Callable[[torch.dtype], Tensor]) -> Tensor:
@@ -268,5 +268,5 @@ class _Cast:
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
-    """A floating-point tensor in `dtype`; anything else as it is given."""
+    """A floating-point tensor in `dtype`; anything else unchanged."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -157,7 +157,9 @@ def test_an_answer_is_generated_as_fast_as_by_transformers() -> None:
             theirs.append(seen)
     per_token = [{kind: _more(*runs, kind) for kind in ("kernels", "waits")} for runs in (ours, theirs)]
     assert per_token[0]["waits"] == per_token[1]["waits"] == 1
-    assert per_token[1]["kernels"] <= per_token[0]["kernels"] <= per_token[1]["kernels"] + 2  # its logits' view; progress
+    assert (
+        per_token[1]["kernels"] <= per_token[0]["kernels"] <= per_token[1]["kernels"] + 2
+    )  # its logits' view; progress
     assert ours[0].waits.total() <= theirs[0].waits.total() + 2
 
 
