@@ -24,7 +24,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-rollout bench-scale bench-survival bench-tracing
+.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-rollout bench-scale bench-start bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -43,11 +43,15 @@ $(STAMP): requirements.lock locks/model.lock locks/torch-cpu.sha256 pyproject.to
 demo: setup ## explain a real answer of the embedded model and print the path of the report (OUT=folder)
 	@$(BIN)/llmxai demo --out $(OUT)
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+# Whole files go to one worker, so that what a file's tests share is made once. WORKERS=0: all in this process.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test: setup ## run the tests, in WORKERS processes
+	$(PYTEST)
 
 test-fast: setup ## run the tests that need neither the real model nor a browser
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser"
 
 matrix: setup ## explain a tiny model of every architecture end to end; print the table
 	$(BIN)/python tests/matrix.py
@@ -91,6 +95,9 @@ bench-rollout: setup ## measure rollout on long prompts and its variants on plan
 
 bench-evidence: setup ## append and verify 100,000 records; write benchmarks/EVIDENCE.md
 	$(BIN)/python benchmarks/evidence.py
+
+bench-start: setup ## measure when `llmxai explain` prints its first byte and its first results; write benchmarks/START.md
+	$(BIN)/python -m benchmarks.first_result
 
 bench-survival: setup ## count what kills, full disks, forgeries and hostile files leave; write benchmarks/SURVIVAL.md
 	$(BIN)/python -m benchmarks.survival

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -13,24 +14,29 @@ import numpy as np
 import torch
 from scipy import stats
 
-from llmxai.crosscheck import RULE, Rule, sources_verdict
-from llmxai.crosscheck.verdict import candidates
+from llmxai.crosscheck import RULE, Rule
+from llmxai.crosscheck.verdict import Candidate, candidates, chance, is_coarse, judged
 from llmxai.methods import estimated
+from llmxai.methods.perturbation.removal import half_subsets
 from llmxai.names import Status, Unit
-from llmxai.types import Certificate, Effects, Generation, Role, Scores
+from llmxai.stats import ridge_with_prior, spearman
+from llmxai.types import Certificate, Effects, Scores
 
-FORWARDS = (8, 16, 32, 64, 128)
+FORWARDS = (8, 16, 32, 64, 128, 256)
 """Random halves that an estimate is fitted on."""
+LEAST_TESTED = 40
+"""Held-out halves, at least, that an LDS is computed over."""
 LEAST_CAUSE = 0.25
 """Nats by which F falls on average without a true cause."""
 CERTAIN = float(stats.norm.ppf(0.995))
-SHUFFLES = 20
-"""Of each question's contributions."""
+SHUFFLES, OTHERS = 6, 4
+"""Wrong contributions of each sample: its own in another order, and those of tokens of other questions."""
 CONTROLS = ("shuffled", "another token", "random weights")
-EFFECTS, SHARES, CHANCES = (0.25, 0.5, 1.0), (0.2, 0.3, 0.5), (0.05, 0.075, 0.1, 1.0)
+EFFECTS, SHARES, CHANCES = (0.25, 0.5, 1.0), (0.2, 0.3, 0.5), (0.025, 0.05, 0.075, 0.1, 1.0)
 """Thresholds that are tried."""
 PRECISION, FALSE = 0.95, 0.05
-"""A confirmed first source is a true cause at least this often; of wrong contributions, at most that many pass."""
+"""So often, at least, a confirmed first source is a true cause, and a contradicted one has under half of the largest
+effect; of wrong contributions, at most that many pass."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,11 @@ class Sample:
     """One question's first token: what the verdict sees, and what it is checked against."""
 
     model: str
-    question: str
+    suite: str
+    number: int
+    """Of the question in its suite."""
+    target: int
+    """The generated token."""
     texts: tuple[str, ...]
     prompt_len: int
     f: float
@@ -49,20 +59,80 @@ class Sample:
     local_error: float
     converged: bool
     units: tuple[Unit, ...]
-    planted: tuple[bool, ...]
-    """Which units hold the known source."""
+    planted: tuple[int, ...]
+    """Positions of the known source."""
     kept: tuple[tuple[int, ...], ...]
     f_masked: tuple[float, ...]
     drop: tuple[float, ...]
     hidden: tuple[tuple[Unit, ...], ...]
+    """Earlier words of the answer, and all mentions of a word."""
     hidden_drop: tuple[float, ...]
-    true_effect: tuple[float, ...]
-    """Of each unit, by least squares on fresh subsets; its standard error below."""
-    true_error: tuple[float, ...]
     true_hidden: tuple[float, ...]
-    """Fall of F (nats) with a neutral token in place of each hidden set."""
-    lds: dict[str, tuple[float | None, ...]]
-    """On held-out halves: with and without the prior, for each of `FORWARDS`; of the deletion path alone."""
+    """Fall of F (nats) with the mean embedding in place of each hidden set."""
+    more: tuple[float, ...]
+    """F on the three kinds of `fresh_masks`."""
+    tested: tuple[float, ...]
+    free: tuple[float, ...]
+
+    @property
+    def question(self) -> tuple[str, str, int]:
+        return self.model, self.suite, self.number
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """[mask, unit]: `kept` as truth values."""
+        found = np.zeros((len(self.kept), len(self.units)), dtype=bool)
+        for mask, chosen in enumerate(self.kept):
+            found[mask, list(chosen)] = True
+        return found
+
+    @cached_property
+    def fresh(self) -> list[np.ndarray]:
+        """The masks of `more`, `tested` and `free`."""
+        return fresh_masks(self.masks, more=len(self.more), tested=len(self.tested), free=len(self.free))
+
+    @cached_property
+    def true_effect(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each unit, by least squares on the fresh subsets; and its standard error."""
+        return least_squares(np.concatenate(self.fresh), np.array([*self.more, *self.tested, *self.free]))
+
+    def fresh_effect(self, tokens: tuple[Unit, ...]) -> float:
+        """The effect of a candidate by removals that the verdict has not seen."""
+        if tokens in self.hidden:
+            return self.true_hidden[self.hidden.index(tokens)]
+        return float(self.true_effect[0][self.units.index(tokens[0])])
+
+    def is_cause(self, tokens: tuple[Unit, ...]) -> bool:
+        """Whether one of the units is the known source, or fresh removals show that the target depends on them."""
+        if any(place in self.planted for start, end in tokens for place in range(start, end)):
+            return True
+        if tokens in self.hidden and self.true_hidden[self.hidden.index(tokens)] >= LEAST_CAUSE:
+            return True
+        effects, errors = self.true_effect
+        places = [self.units.index(one) for one in tokens if one in self.units]
+        return any(effects[place] >= max(LEAST_CAUSE, CERTAIN * errors[place]) for place in places)
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of a linear fit with an intercept, and their standard errors."""
+    design = np.column_stack([np.ones(len(x)), x])
+    weights, *_ = np.linalg.lstsq(design, y, rcond=None)
+    variance = float(np.sum((y - design @ weights) ** 2)) / max(1, len(y) - design.shape[1])
+    errors = np.sqrt(variance * np.diag(np.linalg.pinv(design.T @ design)))
+    return weights[1:], errors[1:]
+
+
+def fresh_masks(kept: np.ndarray, *, more: int, tested: int, free: int) -> list[np.ndarray]:
+    """Random halves of the units that are not among `kept`, in two parts, and subsets of any size.
+
+    Fewer where there are no more; the halves of the second part come first.
+    """
+    units = kept.shape[1]
+    known = {mask.tobytes() for mask in kept}
+    halves = half_subsets(units, len(kept) + more + tested, seed=101).numpy()
+    halves = np.random.default_rng(101).permutation(halves)
+    new = np.array([mask for mask in halves if mask.tobytes() not in known], dtype=bool).reshape(-1, units)
+    return [new[tested : tested + more], new[:tested], np.random.default_rng(303).random((free, units)) < 0.5]
 
 
 def samples_in(path: Path) -> list[Sample]:
@@ -84,43 +154,27 @@ class Case:
     sample: Sample
     control: str
     """Empty, or one of `CONTROLS`."""
-    generation: Generation
-    path: Scores
     effects: Effects
+    found: list[Candidate]
+    luck: float
+    coarse: bool
 
     def verdict(self, rule: Rule) -> Status:
-        return sources_verdict(self.generation, self.path, self.effects, 0, rule=rule)[0]
+        return Status.UNCONVERGED if self.coarse else judged(self.found, self.luck, rule)[0]
 
     def first_is_weak(self) -> bool:
         """Whether the first source has less than half of the largest effect, by fresh removals."""
-        found, sample = candidates(self.path, self.effects, 0), self.sample
-
-        def fresh(tokens: tuple[Unit, ...]) -> float:
-            if len(tokens) > 1:
-                return sample.true_hidden[sample.hidden.index(tokens)]
-            return sample.true_effect[sample.units.index(tokens[0])]
-
-        return fresh(found[0].tokens) < 0.5 * max(fresh(one.tokens) for one in found)
+        fresh = [self.sample.fresh_effect(one.tokens) for one in self.found]
+        return fresh[0] < 0.5 * max(fresh)
 
     def first_is_a_cause(self) -> bool:
         """Whether fresh removals show that the target depends on the first source."""
-        sample, tokens = self.sample, candidates(self.path, self.effects, 0)[0].tokens
-        if len(tokens) > 1 and sample.true_hidden[sample.hidden.index(tokens)] >= LEAST_CAUSE:
-            return True
-        return any(is_cause(sample, sample.units.index(one)) for one in tokens if one in sample.units)
-
-
-def is_cause(sample: Sample, unit: int) -> bool:
-    effect, error = sample.true_effect[unit], sample.true_error[unit]
-    return sample.planted[unit] or (effect >= LEAST_CAUSE and effect > CERTAIN * error)
+        return self.sample.is_cause(self.found[0].tokens)
 
 
 def case_of(sample: Sample, row: Sequence[float], control: str = "") -> Case:
     """The rule's input with `row` as contributions, which are the prior of the estimate, too."""
-    n, number = len(sample.texts), len(sample.units)
-    kept = torch.zeros(len(sample.kept), number, dtype=torch.bool)
-    for mask, chosen in enumerate(sample.kept):
-        kept[mask, list(chosen)] = True
+    n = len(sample.texts)
     f, zero = torch.tensor([sample.f], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     features = torch.zeros(1, n, dtype=torch.bool)
     features[0, list(sample.features)] = True
@@ -130,7 +184,7 @@ def case_of(sample: Sample, row: Sequence[float], control: str = "") -> Case:
     effects = Effects(
         operator="delete",
         units=sample.units,
-        kept=kept,
+        kept=torch.from_numpy(sample.masks),
         f_full=f,
         f_masked=torch.tensor([sample.f_masked], dtype=torch.float64),
         f_without=f[:, None] - torch.tensor([sample.drop], dtype=torch.float64),
@@ -138,33 +192,26 @@ def case_of(sample: Sample, row: Sequence[float], control: str = "") -> Case:
         hidden=sample.hidden,
         f_hidden=f[:, None] - torch.tensor([sample.hidden_drop], dtype=torch.float64),
     )
-    generation = Generation(
-        ids=tuple(range(n)),
-        prompt_len=sample.prompt_len,
-        roles=(*(Role.USER,) * sample.prompt_len, *(Role.GENERATED,) * (n - sample.prompt_len)),
-        texts=sample.texts,
-        words=(),
-        logprobs=None,
-        stop="given",
-        request={},
-    )
-    return Case(sample, control, generation, path, estimated(effects, path))
+    effects = estimated(effects, path)
+    found = candidates(path, effects, 0)
+    return Case(sample, control, effects, found, chance(found), is_coarse(certificate, 0, [one.score for one in found]))
 
 
 def wrong_cases(samples: Sequence[Sample]) -> Iterator[Case]:
     """The same samples with contributions that cannot be right."""
-    rng = np.random.default_rng(0)
-    for number, sample in enumerate(samples):
+    for sample in samples:
+        rng = np.random.default_rng([sample.number, sample.target])
         places, own = np.array(sample.features), np.array(sample.row)
         for _ in range(SHUFFLES):
             row = own.copy()
             row[places] = own[rng.permutation(places)]
             yield case_of(sample, row.tolist(), "shuffled")
-        other = next((one for one in [*samples[number + 1 :], *samples[:number]] if one.model == sample.model), sample)
-        there = np.array(other.row)[list(other.features)]
-        row = np.zeros_like(own)
-        row[places] = there[np.linspace(0, len(there) - 1, len(places)).round().astype(int)]
-        yield case_of(sample, row.tolist(), "another token")
+        others = [one for one in samples if one.model == sample.model and one.question != sample.question]
+        for chosen in rng.choice(len(others), min(OTHERS, len(others)), replace=False):
+            there = np.array(others[chosen].row)[list(others[chosen].features)]
+            row = np.zeros_like(own)
+            row[places] = there[np.linspace(0, len(there) - 1, len(places)).round().astype(int)]
+            yield case_of(sample, row.tolist(), "another token")
         yield case_of(sample, sample.random_row, "random weights")
 
 
@@ -180,14 +227,15 @@ def rates(cases: Sequence[Case], wrong: Sequence[Case], rule: Rule) -> dict[str,
     """Counts of decided, of confirmed first sources that are causes, and of wrong contributions that are confirmed."""
     verdicts = [case.verdict(rule) for case in cases]
     confirmed = [case for case, verdict in zip(cases, verdicts, strict=True) if verdict == Status.CONFIRMED]
-    decided = sum(verdict in (Status.CONFIRMED, Status.CONTRADICTED) for verdict in verdicts)
+    denied = [case for case, verdict in zip(cases, verdicts, strict=True) if verdict == Status.CONTRADICTED]
     found = {
-        "decided": (decided, len(cases)),
+        "decided": (len(confirmed) + len(denied), len(cases)),
         "right": (sum(case.first_is_a_cause() for case in confirmed), len(confirmed)),
+        "weak": (sum(case.first_is_weak() for case in denied), len(denied)),
     }
     for control in CONTROLS:
-        mine = [case.verdict(rule) == Status.CONFIRMED for case in wrong if case.control == control]
-        found[control] = (sum(mine), len(mine))
+        mine = [case for case in wrong if case.control == control]
+        found[control] = (sum(case.verdict(rule) == Status.CONFIRMED for case in mine), len(mine))
     return found
 
 
@@ -200,15 +248,17 @@ def fitted(cases: Sequence[Case], wrong: Sequence[Case], grid: Sequence[Rule]) -
     good = []
     for rule in grid:
         found = rates(cases, wrong, rule)
-        if share(found["right"]) >= PRECISION and all(share(found[control]) <= FALSE for control in CONTROLS):
+        right = all(share(found[side]) >= PRECISION for side in ("right", "weak"))
+        if right and all(share(found[control]) <= FALSE for control in CONTROLS):
             good.append((share(found["decided"]), rule))
     return max(good, key=lambda one: (one[0], one[1].least_effect))[1] if good else None
 
 
 def grid_table(cases: Sequence[Case], wrong: Sequence[Case], grid: Sequence[Rule]) -> list[str]:
     rows = [
-        f"| least effect | share | chance | decided | first source is a cause, of confirmed | {' | '.join(CONTROLS)} |",
-        "| --- | --- | --- | --- | --- |" + " --- |" * len(CONTROLS),
+        f"| least effect | share | chance | decided | a cause, of confirmed | weak, of contradicted "
+        f"| {' | '.join(CONTROLS)} |",
+        "| --- | --- | --- | --- | --- | --- |" + " --- |" * len(CONTROLS),
     ]
     for rule in grid:
         found = rates(cases, wrong, rule)
@@ -227,8 +277,7 @@ def rule_table(groups: dict[str, tuple[list[Case], list[Case]]], rule: Rule) -> 
         statuses = (Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED, Status.UNCONVERGED)
         shares = [f"{counts[one] / max(1, len(cases)):.0%}" for one in statuses]
         found = rates(cases, wrong, rule)
-        denied = [case for case in cases if case.verdict(rule) == Status.CONTRADICTED]
-        causes = exact(sum(case.first_is_weak() for case in denied), len(denied))
+        causes = exact(*found["weak"])
         passed = [exact(*found[control]) for control in CONTROLS]
         rows.append(f"| {name} ({len(cases)}) | {' | '.join([*shares, exact(*found['right']), causes, *passed])} |")
     return rows
@@ -241,7 +290,7 @@ def coverage_table(cases: Sequence[Case]) -> list[str]:
         inside, widths = [], []
         for case in (one for one in cases if one.sample.model == model):
             low, high = (end[0].numpy() for end in (case.effects.low, case.effects.high) if end is not None)
-            truth, error = np.array(case.sample.true_effect), np.array(case.sample.true_error)
+            truth, error = case.sample.true_effect
             width = (high - low) / 2
             wider = np.hypot(width, stats.norm.ppf(0.95) * error)  # the fresh fit has an error of its own
             inside += (np.abs(truth - (low + high) / 2) <= wider).tolist()
@@ -250,18 +299,52 @@ def coverage_table(cases: Sequence[Case]) -> list[str]:
     return rows
 
 
+def lds_of(sample: Sample) -> dict[str, list[float | None]]:
+    """LDS on the held-out halves: of the estimate with and without the prior after each of `FORWARDS`, and of others.
+
+    The ceiling is that of the additive scores fitted to the held-out halves themselves; `fair` is fitted to all others.
+    """
+    tested, f = sample.fresh[1].astype(float), np.array(sample.tested)
+    prior = np.array([sum(sample.row[start:end]) for start, end in sample.units])
+    x = np.concatenate([sample.masks, sample.fresh[0]]).astype(float)
+    y = np.array([*sample.f_masked, *sample.more])
+
+    def lds(weights: np.ndarray) -> float | None:
+        return spearman(tested @ weights, f)
+
+    found: dict[str, list[float | None]] = {}
+    for name, mean in (("with the prior", prior), ("without", np.zeros_like(prior))):
+        counts = [rows for rows in FORWARDS if rows <= len(y)]
+        found[name] = [lds(ridge_with_prior(x[:rows], y[:rows], mean).mean) for rows in counts]
+    found |= {"path": [lds(prior)], "single removals": [lds(np.array(sample.drop))]}
+    every, known = np.concatenate([x, sample.fresh[2]]), np.array([*y, *sample.free])
+    found |= {"fair": [lds(least_squares(every, known)[0])], "ceiling": [lds(least_squares(tested, f)[0])]}
+    return found
+
+
 def lds_table(samples: Sequence[Sample]) -> list[str]:
-    rows = [
-        f"| model | estimate | {' | '.join(f'{n} forwards' for n in FORWARDS)} |",
-        "| --- | --- |" + " --- |" * len(FORWARDS),
-    ]
-    for model in dict.fromkeys(sample.model for sample in samples):
-        mine = [sample.lds for sample in samples if sample.model == model]
-        for name in ("with the prior", "without"):
-            table = np.array([[np.nan if x is None else x for x in one[name]] for one in mine])
-            rows.append(f"| {model} | {name} | {' | '.join(f'{x:.2f}' for x in np.nanmean(table, axis=0))} |")
-        alone = np.nanmean([np.nan if (x := one["deletion path alone"][0]) is None else x for one in mine])
-        rows.append(f"| {model} | deletion path, unfitted | {alone:.2f} |" + " |" * (len(FORWARDS) - 1))
+    """Mean LDS, suite by suite: what additive scores can reach, what the estimate reaches, and its share of that."""
+    heads = ["tokens", "n", "words", "ceiling", "fitted to all other subsets", "deletion path", "single removals"]
+    heads += [f"{n}" for n in FORWARDS] + [f"{n}, no prior" for n in FORWARDS] + ["64: share of the ceiling"]
+    rows = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if len(sample.tested) >= LEAST_TESTED and len(sample.more) + len(sample.kept) >= FORWARDS[-2]:
+            which = "first" if sample.target == 0 else "later"
+            groups.setdefault(f"{sample.model}, {sample.suite}, {which}", []).append(sample)
+    for name, mine in groups.items():
+        found = [lds_of(one) for one in mine]
+
+        def mean(of: str, at: int = 0, found: list[dict[str, list[float | None]]] = found) -> float:
+            values = [one[of][at] for one in found if len(one[of]) > at]
+            return float(np.mean([x for x in values if x is not None] or [np.nan]))
+
+        words = [len(one.units) for one in mine]
+        figures = [mean(of) for of in ("ceiling", "fair", "path", "single removals")]
+        figures += [mean(of, at) for of in ("with the prior", "without") for at in range(len(FORWARDS))]
+        shown = " | ".join("" if np.isnan(x) else f"{x:.2f}" for x in figures)
+        share = mean("with the prior", FORWARDS.index(64)) / mean("ceiling")
+        rows.append(f"| {name} | {len(mine)} | {min(words)} to {max(words)} | {shown} | {share:.0%} |")
     return rows
 
 
@@ -269,32 +352,43 @@ def _thresholds(rule: Rule) -> str:
     return f"{rule.least_effect} nats, share {rule.effect_share}, chance {rule.most_chance}"
 
 
-def tables(samples: Sequence[Sample]) -> list[str]:
-    """Everything that is printed. Every second question of a model is of the half that thresholds are fitted on."""
-    numbers: Counter[str] = Counter()
-    halves: dict[str, list[Sample]] = {"fit": [], "check": []}
-    for sample in samples:
-        halves["check" if numbers[sample.model] % 2 else "fit"].append(sample)
-        numbers[sample.model] += 1
-    cases = {half: [case_of(one, one.row) for one in mine] for half, mine in halves.items()}
-    wrong = {half: list(wrong_cases(mine)) for half, mine in halves.items()}
+Halves = dict[str, tuple[list[Case], list[Case]]]
+"""By half: the samples' own contributions, and wrong ones."""
+
+
+def halves_of(samples: Sequence[Sample]) -> Halves:
+    """Every second question of a suite is of the half that thresholds are fitted on."""
+    halves = {"fit": [one for one in samples if one.number % 2 == 0]}
+    halves["check"] = [one for one in samples if one.number % 2]
+    return {half: ([case_of(one, one.row) for one in mine], list(wrong_cases(mine))) for half, mine in halves.items()}
+
+
+def verdict_tables(halves: Halves) -> list[str]:
+    """The thresholds on the fitted half, what the rule gives, and whether the intervals hold."""
     grid = [
         replace(RULE, least_effect=effect, effect_share=share, most_chance=chance)
         for effect, share, chance in product(EFFECTS, SHARES, CHANCES)
     ]
-    best = fitted(cases["fit"], wrong["fit"], grid)
-    groups = {half: (cases[half], wrong[half]) for half in halves}
-    for model in numbers:
-        mine, others = (
-            [case for case in found if case.sample.model == model] for found in (cases["check"], wrong["check"])
-        )
-        groups[f"check, {model}"] = mine, others
+    best = fitted(*halves["fit"], grid)
+    groups = halves | {"both": ([*halves["fit"][0], *halves["check"][0]], [*halves["fit"][1], *halves["check"][1]])}
+    everything = groups["both"]
+    for model in dict.fromkeys(case.sample.model for case in everything[0]):
+        for half, later in product(("check", "both"), (False, True)):
+            mine, others = (
+                [case for case in found if case.sample.model == model and (case.sample.target > 0) == later]
+                for found in groups[half]
+            )
+            if mine:
+                groups[f"{half}, {model}, {'later' if later else 'first'} tokens"] = mine, others
     chosen = "none keeps the error rates" if best is None else _thresholds(best)
     return [
         "The fitted half:",
-        *("", *grid_table(cases["fit"], wrong["fit"], grid), "", f"Fitted: {chosen}.", ""),
+        *("", *grid_table(*halves["fit"], grid), "", f"Fitted: {chosen}.", ""),
         *(f"Rule {RULE.version}: {_thresholds(RULE)}.", "", *rule_table(groups, RULE), ""),
-        *coverage_table([*cases["fit"], *cases["check"]]),
-        "",
-        *lds_table(samples),
+        *coverage_table(everything[0]),
     ]
+
+
+def tables(samples: Sequence[Sample]) -> list[str]:
+    """Everything that is printed."""
+    return [*verdict_tables(halves_of(samples)), "", *lds_table(samples)]

@@ -59,7 +59,7 @@ class Stage:
         return stage
 
     def save(self, out: Path, which: int) -> None:
-        save(self.explanations[which], out, attempt=begin(out / "evidence", signer=KEY))
+        save(self.explanations[which], out, replace=True, attempt=begin(out / "evidence", signer=KEY))
 
     def run(self, out: Path, **changes: Any) -> None:
         run_recipe(make_recipe(self.place / "model", **changes), out, root=self.place)

@@ -129,10 +129,10 @@ def _content(explanation: Any) -> tuple[str, dict[str, Any]]:
     return json.dumps(to_json(explanation), sort_keys=True), maps
 
 
-def _folder(explanation: Any, out: Any) -> Any:
+def _folder(explanation: Any, out: Any, *, replace: bool) -> Any:
     from llmxai.save import save as write
 
-    return write(explanation, out)
+    return write(explanation, out, replace=replace)
 
 
 OUTLETS.update(document=_document, content=_content, page=_page, inline=_inline, folder=_folder)

@@ -29,7 +29,7 @@ from llmxai.methods import (
 from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
 from llmxai.methods.perturbation.removal import prompt_units
-from llmxai.models import LoadedModel
+from llmxai.models import LoadedModel, ModelKind
 from llmxai.models.embedding import input_device
 from llmxai.models.identity import environment_of
 from llmxai.models.memory import plan_for, require_fits
@@ -114,14 +114,24 @@ def explain(
     )
     loaded = loaded_model(model)
     require_settings(loaded, settings)
-    progress("generating", 0, 1)
+    decoding = _decoding(decoding, max_new_tokens)
+    given = response is not None or isinstance(prompt, Generation)
+    watched = partial(progress, "reading the answer" if given else _answering(loaded, decoding))
+    watched(0, 1)
     asked = _asked(loaded, prompt, chat)
-    generation = answer(loaded, asked, response=response, foil=foil, decoding=_decoding(decoding, max_new_tokens))
+    generation = answer(loaded, asked, response=response, foil=foil, decoding=decoding, progress=watched)
     chosen = chosen_targets(generation, targets)
     with in_precision(loaded, settings.compute.precision) as exact:
         return explained(
             exact, generation, chosen, settings, environment=environment_of(loaded), progress=progress, found=found
         )
+
+
+def _answering(loaded: LoadedModel, decoding: Decoding) -> str:
+    """What progress calls the model's answering, with the most tokens that it counts up to."""
+    if loaded.kind is ModelKind.CLASSIFIER:
+        return "choosing a class"
+    return f"generating, at most {decoding.max_new_tokens} tokens"
 
 
 def _asked(loaded: LoadedModel, prompt: AnyPrompt | Generation, chat: ChatInputs) -> PromptTokens | Generation:
@@ -314,18 +324,19 @@ def explain_many(
     def explanations() -> Iterator[Explanation]:
         for first in range(0, len(asked), batch_size):
             batch = asked[first : first + batch_size]
-            progress(f"generating {first + 1} to {first + len(batch)} of {len(asked)}", 0, 1)
+            watched = partial(progress, f"generating {first + 1} to {first + len(batch)} of {len(asked)}")
+            watched(0, 1)
             own = responses[first : first + batch_size]
             left_open = (one for one, text in zip(batch, own, strict=True) if text is None)
             new = [one for one in left_open if not isinstance(one, Generation)]
-            generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size))
+            generated = iter(generate_many(loaded, new, decoding=decoding, batch_size=batch_size, progress=watched))
             for number, (one, text) in enumerate(zip(batch, own, strict=True), start=first + 1):
                 if text is None and not isinstance(one, Generation):
                     one = next(generated)
-                watched = partial(_numbered, progress, f"{number} of {len(asked)}")
+                each = partial(_numbered, progress, f"{number} of {len(asked)}")
                 with numbered(number):
                     given = answer(loaded, one, response=text, foil=foils[number - 1])
-                yield explain(loaded, given, targets=targets, settings=settings, progress=watched)
+                yield explain(loaded, given, targets=targets, settings=settings, progress=each)
 
     return explanations()
 

@@ -408,11 +408,12 @@ class Explanation:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """Question, answer, number of tokens by status, and the first sources, one line each.
+        """Question, answer, number of words by status, and the first sources, one line each.
 
         The sources are those of the whole answer or, with a foil, of the token that has it.
         """
-        counts = {status: sum(check.status == status for check in self.checks) for status in CAREFUL}
+        statuses = [word.status for word in self.answer_words()]
+        counts = {status: statuses.count(status) for status in CAREFUL}
         foil = self.generation.foil
         view = self[:] if foil is None else self[foil.t]
         first = [source for source in view.sources() if source.tokens[0] < self.generation.prompt_len][:FIRST_SOURCES]
@@ -463,9 +464,9 @@ class Explanation:
         """The report as one self-contained page."""
         return str(OUTLETS["page"](self))
 
-    def save(self, out: Path | str) -> Path:
+    def save(self, out: Path | str, *, replace: bool = False) -> Path:
         """Write the report, the numbers and the record into a folder; see `llmxai.save`."""
-        return Path(OUTLETS["folder"](self, out))
+        return Path(OUTLETS["folder"](self, out, replace=replace))
 
     def _repr_html_(self) -> str:
         return str(OUTLETS["inline"](self))

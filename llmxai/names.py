@@ -61,7 +61,7 @@ class Status(StrEnum):
 
 
 CURRENT = (Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED, Status.UNCONVERGED)
-"""What rule 4 gives."""
+"""What rules 4 and 5 give."""
 
 
 class AttentionStatus(StrEnum):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,33 @@ from llmxai.evidence.record import File
 from llmxai.explanation import Explanation
 from llmxai.report import build_view, home_of, render_report
 from llmxai.report.rebuild import unnoticed
-from llmxai.store import FILES, evidence_folder, to_json, write_folder
+from llmxai.store import FILES, evidence_folder, require_writable, to_json, write_folder
 from llmxai.store.folder import DERIVED
 
 
 def save(
-    explanation: Explanation, out: Path | str, *, attempt: Attempt | None = None, run: Path | str | None = None
+    explanation: Explanation,
+    out: Path | str,
+    *,
+    replace: bool = False,
+    attempt: Attempt | None = None,
+    run: Path | str | None = None,
 ) -> Path:
     """Write `report.html`, `explanation.json` and `maps.safetensors` into the folder `out`, then append the record.
 
+    An earlier explanation in `out` is refused, or replaced with `replace`; its record stays in the log.
     `attempt`: from `llmxai.evidence.recording` or `begin`, for a record that says who asked, why and since when;
     without one, the record starts when saving starts and goes to `out/evidence`. A private attempt writes no files,
     only the record, which holds no text. `run`: the folder of a run; the page links back to its index.html.
 
     >>> save(explanation, "runs/france")  # report.html, explanation.json, maps.safetensors, evidence/
 
-    Raises OutputError if `out` cannot be written or holds other files, and EvidenceError if the log is damaged or
-    `out` is outside the folder of the attempt's log.
+    Raises OutputError if `out` cannot be written, holds other files or, without `replace`, an earlier explanation, and
+    EvidenceError if the log is damaged or `out` is outside the folder of the attempt's log.
     """
     out = Path(out)
+    if attempt is None or attempt.private is None:
+        require_writable(out, replace=replace)
     warnings = to_json(explanation)["warnings"]
     if attempt is None:
         attempt = begin(evidence_folder(out), signer=signing_key())
@@ -55,6 +63,7 @@ def save(
             explanation,
             out,
             render=lambda *parts: _page(attempt, home, *parts),
+            replace=replace,
             replacing=lambda scratch: announce(attempt, _as_in(out, scratch, base)),
         )
         files = [describe(folder.resolve() / name, base=base.resolve()) for name in FILES]
@@ -65,7 +74,9 @@ def save(
 def _as_in(out: Path, scratch: Path, base: Path) -> list[File]:
     """The files in `scratch` as they are described once they are in `out`."""
     place = out.resolve().relative_to(base.resolve())
-    return [replace(describe(scratch / name, base=scratch), path=(place / name).as_posix()) for name in FILES]
+    return [
+        dataclasses.replace(describe(scratch / name, base=scratch), path=(place / name).as_posix()) for name in FILES
+    ]
 
 
 def _page(

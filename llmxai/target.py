@@ -8,6 +8,7 @@ from typing import Literal
 
 from llmxai.errors import OptionError
 from llmxai.names import Unit
+from llmxai.text import by_place, inside
 
 
 def predicting_position(prompt_len: int, t: int) -> int:
@@ -59,10 +60,4 @@ class Target:
 
 def rows_in(targets: Sequence[Target], prompt_len: int, tokens: Unit) -> list[int]:
     """The targets that make up a range of generated tokens: the one that is it, else the largest ones inside it."""
-    own, (start, end) = [target.tokens for target in targets], (place + prompt_len for place in tokens)
-    inside = [row for row, (a, b) in enumerate(own) if start <= a and b <= end]
-    largest: list[int] = []
-    for row in sorted(inside, key=lambda row: (own[row][0], -own[row][1])):
-        if not largest or own[row][0] >= own[largest[-1]][1]:
-            largest.append(row)
-    return largest
+    return inside(by_place(target.tokens for target in targets), tokens[0] + prompt_len, tokens[1] + prompt_len)

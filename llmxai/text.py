@@ -12,7 +12,8 @@ import signal
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -109,6 +110,22 @@ def places(texts: Sequence[str], units: Sequence[Unit], text: str) -> list[Unit]
                 found.append((start, end))
             if len(said) >= len(wanted) or not said or not wanted.startswith(said):
                 break
+    return found
+
+
+def by_place(spans: Iterable[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """(start, minus the end, number) of every half-open range, in the order of the text, larger ones first."""
+    return sorted((start, -end, number) for number, (start, end) in enumerate(spans))
+
+
+def inside(placed: Sequence[tuple[int, int, int]], first: int, end: int) -> list[int]:
+    """The numbers of the ranges (`by_place`) inside another, each as large as possible, none inside one of them."""
+    found: list[int] = []
+    reached = first
+    for start, minus, number in placed[bisect_left(placed, (first,)) : bisect_left(placed, (end,))]:
+        if start >= reached and -minus <= end:
+            found.append(number)
+            reached = -minus
     return found
 
 

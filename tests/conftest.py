@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import llmxai
 from llmxai import cli
 from llmxai.models import LoadedModel
 
-THREADS = torch.get_num_threads()
+THREADS = 1 if os.environ.get("PYTEST_XDIST_WORKER") else torch.get_num_threads()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": {"names"},
     "settings": {"errors"},
     "pieces": {"names"},
-    "target": {"errors", "names"},
+    "target": {"errors", "names", "text"},
     "types": {*BASE, "pieces", "target"},
     "trace": {"names", "types"},
     "tables": {"names", "text", "types"},

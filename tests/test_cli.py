@@ -31,8 +31,8 @@ from llmxai.text import quoted, trimmed
 
 FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
 STAGES = (
-    *("starting: importing PyTorch and transformers", "loading the model", "generating", "replaying"),
-    *("removing parts of the text", "integrating gradients", "integrating the deletion path"),
+    *("starting: importing PyTorch and transformers", "loading the model", "generating, at most 2 tokens"),
+    *("replaying", "removing parts of the text", "integrating gradients", "integrating the deletion path"),
     *("rolling out attention", "gradient weighted rollout", "tracing through the answer"),
     "writing the report",
 )
@@ -478,6 +478,8 @@ def test_an_explanation_that_appears_meanwhile_is_not_replaced(
     ended = run(*explain(model_folder, "Hello", "--out", "out"))
     assert ended.code == 2
     assert "holds an earlier explanation" in ended.err
+    (record,) = (tmp_path / "out" / "evidence" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(record)["record"]["kind"] == "refusal"
     assert (tmp_path / "out" / "explanation.json").read_text() == "{}"
 
 

@@ -137,7 +137,12 @@ def test_stages_are_reported_in_order(tiny_llama: LoadedModel) -> None:
     explain(tiny_llama, CHAT, decoding=SHORT, progress=lambda stage, _done, _n: stages.append(stage))
     told = [stage for stage in dict.fromkeys(stages) if not stage.startswith("planned ")]
     assert told == [
-        *("generating", "replaying", "removing parts of the text", "integrating gradients"),
+        *(
+            f"generating, at most {SHORT.max_new_tokens} tokens",
+            "replaying",
+            "removing parts of the text",
+            "integrating gradients",
+        ),
         *("integrating the deletion path", "rolling out attention", "gradient weighted rollout"),
         "tracing through the answer",
     ]

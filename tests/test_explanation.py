@@ -473,7 +473,7 @@ def test_the_summary_of_a_chat(explained: Explanation) -> None:
     assert said["asked"] == "The capital of France? Then of Italy.  (a chat of 2 messages)"
     assert said["answered"] == f"{RESPONSE}  (given)"
     counts = [int(part.split()[0]) for part in said["status"].split("; ")]
-    assert sum(counts) == len(explained)
+    assert sum(counts) == len(explained.answer_words())
     assert len(said["sources"].split("), ")) == 5
     first = next(s for s in explained[:].sources() if s.role != Role.GENERATED)
     assert said["sources"].startswith(f"{first.text.strip()!r} {first.value:+.2f} nats ({first.share:.0%})")

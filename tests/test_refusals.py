@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ from tiny import answered, make_loaded
 
 from llmxai import Explanation, Status, explain, save
 from llmxai.crosscheck.verdict import candidates, sources_verdict
-from llmxai.errors import UnsupportedModelError
+from llmxai.errors import NonFiniteError, UnsupportedModelError
 from llmxai.evidence import begin
 from llmxai.evidence.log import read_log
 from llmxai.evidence.recorder import explanation_record
 from llmxai.methods import attention_rollout, layer_integrated_gradients
+from llmxai.methods.perturbation import removal as removal_module
 from llmxai.models import LoadedModel
 from llmxai.names import CURRENT, AttentionStatus
 from llmxai.recompute import recompute
@@ -24,6 +27,7 @@ from llmxai.report.export import export
 from llmxai.report.rows import summarize
 from llmxai.settings import IntegratedGradients, Settings
 from llmxai.store import read_folder
+from llmxai.store.loading import load_explanation
 
 PROMPT, RESPONSE = "The capital of France is", " Paris, Rome"
 
@@ -127,3 +131,77 @@ def test_folder_record_tables_and_replay(hybrid: LoadedModel, explained: Explana
     with (tmp_path / "tokens.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert {row["rollout.sink_mass"] for row in csv.DictReader(stream)} == {""}
     assert recompute(folder, entry.id, model=hybrid).exit == 0
+
+
+FEW = Settings(gradients=IntegratedGradients(max_nodes=8))
+
+
+def test_a_prompt_of_one_word_leaves_its_sources_open(tiny_llama: LoadedModel, tmp_path: Path) -> None:
+    result = explain(tiny_llama, "Paris", response=" Rome", settings=FEW)
+    assert result.effects is not None
+    assert result.effects.units == ()
+    open_or_coarse = {check.status for check in result.checks} <= {Status.UNDECIDED, Status.UNCONVERGED}
+    assert open_or_coarse
+    said = [check.reason for check in result.checks if check.status == Status.UNDECIDED]
+    assert said
+    assert all("parts of the text could be removed: too few to compare." in reason for reason in said)
+    assert load_explanation(save(result, tmp_path / "out")).checks == result.checks
+
+
+def test_a_log_prob_that_nothing_moves_has_no_sources(tmp_path: Path) -> None:
+    loaded = make_loaded("llama")
+    with torch.no_grad():
+        loaded.model.lm_head.weight.zero_()  # every token has the same probability, whatever comes before
+    result = explain(loaded, PROMPT, response=RESPONSE, settings=FEW)
+    assert result.effects is not None
+    assert float(result.effects.drop.abs().max()) < 1e-6
+    assert set(result.effects.ceiling) == {None}, "a share of no variance is no number"
+    for check in result.checks:
+        assert (check.status, "no one word decides this token" in check.reason) == (Status.UNDECIDED, True)
+        assert check.verdict is not None
+        assert {score.lds for score in check.verdict.scores.values()} == {None}
+    assert load_explanation(save(result, tmp_path / "out")).checks == result.checks
+
+
+def test_a_model_that_refuses_float_masks_is_judged_by_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded = make_loaded("llama")
+    attention = type(loaded.model.model.layers[0].self_attn)
+    real = attention.forward
+
+    def boolean_only(self: Any, *args: Any, attention_mask: Any = None, **options: Any) -> Any:
+        if attention_mask is not None and attention_mask.is_floating_point():
+            raise TypeError("expected a boolean mask")
+        return real(self, *args, attention_mask=attention_mask, **options)
+
+    monkeypatch.setattr(attention, "forward", boolean_only)
+    result = explain(loaded, PROMPT, response=RESPONSE, settings=FEW)
+    assert result.deletion.refused is not None
+    assert "expected a boolean mask" in result.deletion.refused
+    assert result.effects is not None
+    assert result.effects.hidden == ()
+    assert result.effects.effect is not None
+    for t, check in enumerate(result.checks):
+        judged = sources_verdict(result.generation, result.gradients, result.effects, t)
+        assert (check.status, check.reason) == judged
+    assert load_explanation(save(result, tmp_path / "out")).checks == result.checks
+
+
+def test_nan_where_parts_are_removed_is_an_error_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where float16 overflows on a prompt that was never given."""
+    loaded = make_loaded("llama")
+    real = removal_module.forward_logits
+
+    def hollow(*args: Any, **options: Any) -> Any:
+        logits = real(*args, **options)
+        return torch.where(torch.tensor(len(options["ids"]) > 1), torch.nan, logits)
+
+    monkeypatch.setattr(removal_module, "forward_logits", hollow)
+    with pytest.raises(NonFiniteError, match=r"NaN.*parts of the prompt removed.*--no-removal"):
+        save(explain(loaded, PROMPT, response=RESPONSE, settings=FEW), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    kept = explain(loaded, PROMPT, response=RESPONSE, settings=replace(FEW, removal=None))
+    assert {check.status for check in kept.checks} <= {Status.UNDECIDED, Status.UNCONVERGED}

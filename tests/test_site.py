@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from needed import needed
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Source"]
 MKDOCS = Path(os.environ.get("LLMXAI_SITE_MKDOCS", ROOT / ".venv-site" / "bin" / "mkdocs"))
 KERNEL = Path(os.environ.get("LLMXAI_EXCHANGE_PYTHON", ROOT / ".venv-exchange" / "bin" / "python"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -49,7 +51,7 @@ def test_the_site_is_whole(copy: Path, tmp_path: Path) -> None:
     built = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.html")}
     assert pages - {"README.html"} <= built
     index = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert "https://github.com/llmxai/llmxai/blob/main/SECURITY.md" in index
+    assert f"{SOURCE}/blob/main/SECURITY.md" in index
     assert 'href="../' not in index
 
 

@@ -8,18 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from needed import needed
 
 import llmxai
-from llmxai.runs import list_recipes
+from llmxai.runs import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("llmxai", "recipes", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -99,6 +100,25 @@ def test_the_readme_renders_away_from_the_repository() -> None:
         assert (ROOT / re.sub(r"^.*?/main/", "", link)).exists(), link
 
 
+def test_the_repository_has_one_address() -> None:
+    """Whatever file names it; the other addresses of the package are below it."""
+    source = PROJECT["urls"]["Source"]
+    owner = source.rpartition("/")[0]
+    files = [
+        *(ROOT / name for name in ("README.md", "CITATION.cff", "mkdocs.yml", "SECURITY.md", "CONTRIBUTING.md")),
+        *(path for folder in ("docs", ".github", "llmxai") for path in (ROOT / folder).rglob("*") if path.is_file()),
+    ]
+    found = {
+        (path.name, address)
+        for path in files
+        if path.suffix in (".md", ".cff", ".yml", ".yaml", ".py", ".j2", ".ipynb")
+        for address in re.findall(rf"{re.escape(owner)}/[\w.-]+", path.read_text(encoding="utf-8"))
+    }
+    assert {name for name, _ in found} >= {"README.md", "CITATION.cff", "mkdocs.yml"}
+    assert {(name, address) for name, address in found if address.rstrip(".") != source} == set()
+    assert all(address.startswith(source) for address in PROJECT["urls"].values())
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"]
@@ -121,24 +141,37 @@ def test_issue_templates_are_forms(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of an environment with the wheel alone; the other packages are those of this environment."""
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The commands of a new environment with the wheel and what it depends on, and nothing else.
+
+    The versions are those of the locks: so pip resolves nothing and takes what it has in its cache.
+    """
     folder = tmp_path_factory.mktemp("user") / "env"
-    venv.create(folder, with_pip=False)
-    own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-warn-conflicts"]
-    subprocess.run([*pip, "--prefix", str(folder), "--ignore-installed", str(wheel)], check=True)
-    # a line of a .pth file only adds to the path: an editable llmxai there has its own .pth, which is not read
-    (Path(own) / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    return folder / "bin"
+    venv.create(folder, with_pip=True)
+    locks = [ROOT / "locks" / name for name in ("runtime.lock", "model.lock")]
+    environment = outside() | {"PIP_OPTIONS": "--no-compile"}  # Python compiles what it imports, which is far less
+    done = subprocess.run(
+        [ROOT / "locks" / "install.sh", folder, *locks], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        needed(f"pip cannot install {locks[0].name}: {done.stderr[-400:]}", "setup")
+    # with --no-index, pip refuses a wheel that depends on anything that is not there by now
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-index", wheel]
+    subprocess.run(pip, env=outside(), check=True)
+    yield folder / "bin"
+    shutil.rmtree(folder)
+
+
+def outside() -> dict[str, str]:
+    """The variables of this process without those that would lead into the checkout."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LLMXAI_R"))}
 
 
 def user(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LLMXAI_R"))}
     done = subprocess.run(
         [str(installed / arguments[0]), *arguments[1:]],
         cwd=cwd,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
+        env=outside() | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -151,10 +184,10 @@ def user(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedPro
 def test_a_user_explains_runs_and_verifies(installed: Path, tmp_path: Path) -> None:
     where = user(installed, "python", "-c", "import llmxai; print(llmxai.__file__)", cwd=tmp_path).stdout
     assert Path(where).is_relative_to(installed.parent)
+    search = "import importlib.util as own; print([name for name in ('pytest', 'mypy') if own.find_spec(name)])"
+    assert user(installed, "python", "-c", search, cwd=tmp_path).stdout == "[]\n"  # nothing of this environment
     listed = user(installed, "llmxai", "recipes", "ls", cwd=tmp_path).stdout
-    assert {path.stem for path in list_recipes(ROOT / "recipes")} <= {
-        line.split(maxsplit=1)[0] for line in listed.splitlines()
-    }
+    assert recipe_names(ROOT / "recipes").keys() <= {line.split(maxsplit=1)[0] for line in listed.splitlines()}
     user(installed, "llmxai", "recipes", "validate", "smoke", "questions", cwd=tmp_path)
     options = ("--max-new-tokens", "2", "--max-nodes", "8")
     explained = user(installed, "llmxai", "explain", "Which city is the capital of France?", *options, cwd=tmp_path)

@@ -18,7 +18,7 @@ from rich.text import Text
 from llmxai.commands.console import log, progress, told_when_interrupted
 from llmxai.commands.prompts import asked_from, context_from
 from llmxai.commands.terminal import first_lines, link, print_lines, summary
-from llmxai.errors import OptionError, OutputError
+from llmxai.errors import OptionError
 from llmxai.settings import Decoding, Settings, assign, field_paths, put, settings_from
 
 TEXTS = ("question", "prompt", "response", "foil", "target", "template_args", "requester", "purpose", "key")
@@ -281,9 +281,7 @@ def explain(
                 collect()  # the quantised one is finished with: both need not fit at once
                 explanation = compare(explanation, read(), progress=report)
             report("writing the record" if private else "writing the report", 0, 1)
-            if not overwrite and not private:
-                _require_free(place)  # another command may have written there meanwhile
-            save(explanation, place, attempt=attempt)
+            save(explanation, place, replace=overwrite, attempt=attempt)
     _tell(explanation, attempt, place, as_json=as_json)
     if open_report:
         webbrowser.open((place / "report.html").resolve().as_uri())
@@ -350,41 +348,16 @@ def _place(out: Path | None, *, overwrite: bool, private: bool) -> Path:
 
     Raises OutputError if it cannot go there.
     """
-    from llmxai.store import require_replaceable
+    from llmxai.store import earlier_in, require_writable
 
-    if out is not None or private or overwrite:
-        place = out or DEFAULT_OUT
-        require_replaceable(place)
-        if (earlier := _earlier(place)) and not private:
-            if not overwrite:
-                _require_free(place)
-            log.print(f"llmxai: replacing {earlier} in {place}; its record stays", markup=False, soft_wrap=True)
-        return place
     numbered = (DEFAULT_OUT.with_name(f"{DEFAULT_OUT.name}-{n}") for n in count(2))
-    place = next(folder for folder in chain([DEFAULT_OUT], numbered) if not _earlier(folder))
-    require_replaceable(place)
+    place = out or DEFAULT_OUT
+    if out is None and not private and not overwrite:
+        place = next(folder for folder in chain([DEFAULT_OUT], numbered) if not earlier_in(folder))
+    require_writable(place, replace=overwrite or private)
+    if not private and (earlier := earlier_in(place)):
+        log.print(f"llmxai: replacing {earlier} in {place}; its record stays", markup=False, soft_wrap=True)
     return place
-
-
-def _require_free(place: Path) -> None:
-    if earlier := _earlier(place):
-        raise OutputError(
-            f"{place}: holds {earlier}. Choose another folder with --out, or add --overwrite to replace it "
-            f"(its record stays in the evidence)."
-        )
-
-
-def _earlier(place: Path) -> str:
-    """The explanation in a folder, in words; empty if there is none."""
-    from llmxai.store import FILES
-
-    if not any((place / name).exists() for name in FILES):
-        return ""
-    try:
-        created = json.loads((place / "explanation.json").read_text(encoding="utf-8"))["created"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "an earlier explanation"
-    return f"the explanation of {created}"
 
 
 def _require_comparison(

@@ -176,17 +176,17 @@ def ls(
 ) -> None:
     """List recipes: name, model, data and purpose."""
     from llmxai.errors import UserError
-    from llmxai.runs import list_recipes, read_recipe
+    from llmxai.runs import read_recipe, recipe_names
 
     table = Table("recipe", "model", "data", "what it does", box=None, pad_edge=False)
-    for path in list_recipes(folder):
+    for name, path in recipe_names(folder).items():
         try:
             recipe = read_recipe(path)
         except UserError as error:
-            table.add_row(path.stem, "-", "-", f"cannot be read: {error}")
+            table.add_row(name, "-", "-", f"cannot be read: {error}")
             continue
         data = ", ".join(source.label for source in recipe.data)
-        table.add_row(path.stem, recipe.model.name, data, recipe.description)
+        table.add_row(name, recipe.model.name, data, recipe.description)
     _print(table)
 
 

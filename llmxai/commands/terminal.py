@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from llmxai.names import CURRENT, AttentionStatus, Status, Unit
+from llmxai.names import Status, Unit
 from llmxai.text import quoted, trimmed
 
 if TYPE_CHECKING:
@@ -85,34 +85,11 @@ def summary(explanation: Explanation) -> list[Text]:
 
 
 def verdict_sentence(explanation: Explanation) -> str:
-    """How many words were computed accurately, what removal says of them, and whether attention can be read."""
-    words = explanation.answer_words()
-    n = len(words)
-    counts = {status: sum(word.status == status for word in words) for status in CURRENT}
-    accurate = n - counts[Status.UNCONVERGED]
-    plural = "" if n == 1 else "s"
-    what = f"all {n} word{plural}" if accurate == n > 1 else f"{accurate} of {n} word{plural}"
-    sentences = [f"Computed accurately: {what}."]
-    if explanation.effects is None:
-        sentences.append("Nothing was taken away to check it.")
-    else:
-        said = {
-            Status.CONFIRMED: "confirmed by taking words away",
-            Status.CONTRADICTED: "contradicted by it" if counts[Status.CONFIRMED] else "contradicted by removal",
-            Status.UNDECIDED: "undecided",
-        }
-        told = "; ".join(f"{text}: {counts[status]}" for status, text in said.items() if counts[status])
-        sentences += [f"{told[0].upper()}{told[1:]}."] if told else []
-    readable = sum(
-        all(explanation.checks[row].attention == AttentionStatus.READABLE for row in explanation.rows_in(word.tokens))
-        for word in words
-    )
-    sentences.append(
-        "Attention cannot be read for this answer."
-        if not readable
-        else f"Attention can be read for {'all' if readable == n else f'{readable} of {n}'} word{plural}."
-    )
-    return " ".join(sentences)
+    """What the page says below "Can I trust this?"."""
+    from llmxai.report.summary import trust_text
+    from llmxai.store import to_json
+
+    return _printable(trust_text(to_json(explanation)))
 
 
 def link(path: Path) -> Text:

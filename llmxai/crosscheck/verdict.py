@@ -1,6 +1,6 @@
 """The verdict of one generated token: can its sources be trusted, and can attention be read? (docs/crosscheck.md)
 
-Rule 4. The gradients' first unit is held against what was measured by removal. The thresholds come from `make
+Rule 5. The gradients' first unit is held against what was measured by removal. The thresholds come from `make
 calibrate`, which also gives the error rates.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from llmxai.types import Certificate, Dilution, Effects, Generation, Scores, Tar
 class Rule:
     """Thresholds of the verdict."""
 
-    version: int = 4
+    version: int = 5
     most_sink: float = 0.55
     """Share of the row on position 0, above which rollout is diluted."""
     least_divergence: float = 0.007
@@ -32,15 +33,15 @@ class Rule:
     """Nats by which F falls at least without a unit that matters."""
     effect_share: float = 0.3
     """Share of the largest effect that a unit reaches which matters; under it, a unit is said not to matter."""
-    most_chance: float = 0.075
+    most_chance: float = 0.05
     """Share of random orders of the contributions, at most, that match the removals as well as they do."""
     least_units: int = 3
     """Units that could be removed, at least, for a verdict on their order."""
 
 
 RULE = Rule()
-ORDERS = 999
-"""Random orders of the contributions."""
+ORDERS = 9999
+"""Random orders of the contributions: enough that a share near 5 % is known to within half a point."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Candidate:
     """90 % interval of `effect`; equal to it where it was measured by one removal."""
     plain: float
     """Fall of F by removals alone: the estimate of `effect` uses the contributions as a prior, this does not."""
+    in_answer: bool = False
+    """Whether the unit is an earlier word of the answer."""
 
 
 def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
@@ -74,7 +77,8 @@ def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
         joint = hidden[together[unit]] if unit in together else math.nan
         if not math.isnan(joint) and joint > effect:
             tokens, effect, low, high, measured = together[unit], joint, joint, joint, joint
-        found.append(Candidate(tokens, float(row[unit[0] : unit[1]].sum()), effect, low, high, measured))
+        score, in_answer = float(row[unit[0] : unit[1]].sum()), (unit,) in hidden
+        found.append(Candidate(tokens, score, effect, low, high, measured, in_answer))
     return sorted(found, key=lambda one: -one.score)
 
 
@@ -92,12 +96,40 @@ def chance(found: Sequence[Candidate], *, seed: int = 0) -> float:
     """Share of random orders of the contributions that match the removals as well as their own order does.
 
     The match is the sum of the products of both, under square roots so that one large value does not decide alone.
+    Words of the prompt change places among themselves, and so do those of the answer: that the answer's own words come
+    first is true of many tokens, so it is no evidence about this one.
     """
-    scores, falls = (np.array([getattr(one, side) for one in found]) for side in ("score", "plain"))
-    scores, falls = (np.sign(side) * np.sqrt(np.abs(side)) for side in (scores, falls))
-    drawn = np.random.default_rng(seed).permuted(np.tile(scores, (ORDERS, 1)), axis=1) @ falls
-    own = float(scores @ falls)
+    rng = np.random.default_rng(seed)
+    own, drawn = 0.0, np.zeros(ORDERS)
+    for side in (False, True):
+        places = [one for one in found if one.in_answer == side]
+        scores, falls = (np.array([getattr(one, of) for one in places]) for of in ("score", "plain"))
+        scores, falls = (np.sign(figures) * np.sqrt(np.abs(figures)) for figures in (scores, falls))
+        drawn += rng.permuted(np.tile(scores, (ORDERS, 1)), axis=1) @ falls
+        own += float(scores @ falls)
     return float(1 + np.sum(drawn >= own - 1e-9 * abs(own))) / (1 + ORDERS)
+
+
+def is_coarse(certificate: Certificate, t: int, scores: Sequence[float]) -> bool:
+    """Whether the first two of `scores`, largest first, could change places within the integral's error."""
+    margin = scores[0] - scores[1] if len(scores) > 1 else 0.0
+    return not certificate.converged[t] and float(certificate.local_error[t]) > margin / 2
+
+
+Why = Literal["few", "small", "chance", "confirmed", "contradicted", "wide"]
+
+
+def judged(found: Sequence[Candidate], luck: float, rule: Rule = RULE) -> tuple[Status, Why]:
+    """The status of sources that are not too coarse, and which case it is; `luck` is their `chance`."""
+    if len(found) < rule.least_units:
+        return Status.UNDECIDED, "few"
+    first, strongest = found[0], max(found, key=lambda one: one.effect)
+    if strongest.low < rule.least_effect:
+        return Status.UNDECIDED, "small"
+    share = rule.effect_share * strongest.effect
+    if first.low >= max(rule.least_effect, share):
+        return (Status.CONFIRMED, "confirmed") if luck <= rule.most_chance else (Status.UNDECIDED, "chance")
+    return (Status.CONTRADICTED, "contradicted") if first.high < share else (Status.UNDECIDED, "wide")
 
 
 def sources_verdict(
@@ -115,45 +147,40 @@ def sources_verdict(
     """
     certificate = gradients.certificate
     assert certificate is not None
-    error, converged = float(certificate.local_error[t]), certificate.converged[t]
     contrast = generation.foil_of(t) is not None if target is None else target.kind == "contrast"
     falls = "lead over the foil" if contrast else "log-probability"
     what = "token" if target is None or len(target.positions) == 1 else "passage"
     found = [] if effects is None else candidates(gradients, effects, t)
-    scores = [one.score for one in found] or _word_scores(generation, gradients, t)
-    margin = scores[0] - scores[1] if len(scores) > 1 else 0.0
-    if not converged and error > margin / 2:
+    if is_coarse(certificate, t, [one.score for one in found] or _word_scores(generation, gradients, t)):
         return Status.UNCONVERGED, (
-            f"The contributions may be off by {error:.2g} nats, which is too much to say which source comes first."
-            f"{_jumps(certificate, t)}"
+            f"The contributions may be off by {float(certificate.local_error[t]):.2g} nats, which is too much to say "
+            f"which source comes first.{_jumps(certificate, t)}"
         )
     if effects is None:
         return Status.UNDECIDED, "Nothing was removed, so the contributions were not checked."
-    if len(found) < rule.least_units:
-        return Status.UNDECIDED, f"Only {len(found)} parts of the text could be removed: too few to compare."
+    luck = chance(found)
+    status, why = judged(found, luck, rule)
+    if why == "few":
+        return status, f"Only {len(found)} parts of the text could be removed: too few to compare."
     first, strongest = found[0], max(found, key=lambda one: one.effect)
     largest, together = strongest.effect, _together(generation, effects, t)
-    if strongest.low < rule.least_effect:
-        return Status.UNDECIDED, (
+    if why == "small":
+        return status, (
             f"No single removal lowers the {falls} by {rule.least_effect:g} nats (the largest effect is "
             f"{largest:.2g}): no one word decides this {what}.{together}"
         )
     named, other = _named(generation, first), _named(generation, strongest)
-    if first.low >= max(rule.least_effect, rule.effect_share * largest):
-        if (luck := chance(found)) > rule.most_chance:
-            return Status.UNDECIDED, (
-                f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats, "
-                f"but {luck:.0%} of random orders match the removals as well."
-            )
-        return Status.CONFIRMED, (
-            f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats."
-        )
-    if first.high < rule.effect_share * largest:
-        return Status.CONTRADICTED, (
+    matters = f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats"
+    if why == "chance":
+        return status, f"{matters}, but {luck:.0%} of random orders match the removals as well."
+    if why == "confirmed":
+        return status, f"{matters}."
+    if why == "contradicted":
+        return status, (
             f"The contributions put {named} first, but removing it changes the {falls} by only {first.effect:.2g} "
             f"nats; without {other} it falls by {largest:.2g}."
         )
-    return Status.UNDECIDED, (
+    return status, (
         f"The contributions put {named} first; its effect of {first.effect:.2g} nats ({first.low:.2g} to "
         f"{first.high:.2g}) is too uncertain next to that of {other} ({largest:.2g}).{together}"
     )

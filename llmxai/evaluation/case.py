@@ -31,7 +31,7 @@ class Row:
     """Label of the suite or data set."""
     prompt: str | None = None
     """Raw text; exactly one of `prompt` and `messages` is given."""
-    messages: tuple[Mapping[str, str], ...] | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
     response: str | None = None
     """The answer to explain; None: the model generates one."""
     foil: str | None = None
@@ -46,21 +46,34 @@ class Row:
     """What the question is about: each with `text` and, if it has one, `title`."""
     document_spans: tuple[tuple[int, int, int], ...] = ()
     """Known sources in documents: (document, start, end), in characters of its text."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of what the model may call."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables for the chat template."""
+    continue_final_message: bool = False
+    """Whether the answer continues the last message, which is the assistant's."""
 
     @property
     def given(self) -> dict[str, Any]:
         """What goes with the prompt, as arguments of `explain`."""
-        return {"documents": list(self.documents)} if self.documents else {}
+        given = {
+            "documents": list(self.documents),
+            "tools": list(self.tools),
+            "chat_template_kwargs": dict(self.chat_template_kwargs),
+            "continue_final_message": self.continue_final_message,
+        }
+        return {name: value for name, value in given.items() if value}
 
     @property
-    def asked(self) -> str | tuple[Mapping[str, str], ...]:
+    def asked(self) -> str | tuple[Mapping[str, Any], ...]:
         """The model's input: the raw prompt, or the messages."""
         return self.messages if self.messages is not None else self.prompt or ""
 
     @property
     def text(self) -> str:
-        """The raw prompt, or the last message."""
-        return self.prompt if self.prompt is not None else self.messages[-1]["content"] if self.messages else ""
+        """The raw prompt, or the text of the last message; empty if it has parts in place of one text."""
+        said = self.prompt if self.prompt is not None else (self.messages or ({},))[-1].get("content")
+        return said if isinstance(said, str) else ""
 
 
 def locate(text: str, snippet: str) -> Span:
@@ -97,7 +110,13 @@ def make_case(loaded: LoadedModel, row: Row, generation: Generation, *, target: 
     if row.foil is not None:
         (chosen,) = (target for target in token_targets(with_foil(loaded, generation, foil=row.foil)) if target.foils)
     elif row.target is not None:
-        (chosen,) = chosen_targets(generation, row.target)
+        found = chosen_targets(generation, row.target)
+        if len(found) != 1:
+            raise PromptError(
+                f"{row.id}: the target {row.target!r} gives {len(found)} targets, and an evaluation scores one. "
+                f"Give answer, a range i:j or a text of the answer."
+            )
+        chosen = found[0]
     else:
         chosen = span_target(generation, end=1 if target == "first" else None)
     truth = None

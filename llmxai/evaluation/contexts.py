@@ -8,11 +8,14 @@ from random import Random
 from typing import Any
 
 from llmxai.evaluation.case import Row, locate
-from llmxai.evaluation.suites import COLOURS, FILLERS, NAMES, PLACES, THINGS, numbered, suite
+from llmxai.evaluation.suites import CITIES, COLOURS, FILLERS, NAMES, PLACES, THINGS, numbered, suite
 
 TOKENS_A_SENTENCE, TOKENS_A_TITLE = 8.2, 10
 """About, with the tokenizers of common models; with what is between two documents."""
 OWNED = "The {thing} of {name} is {colour}."
+ASKED = "Complete the sentence."
+SPOTS = ("airport", "bakery", "bridge", "castle", "church", "factory", "farm", "forest", "harbour", "hospital", "mill")
+WORDS = ("amber", "cedar", "copper", "coral", "falcon", "granite", "ivory", "marble", "pepper", "tiger", "velvet")
 SEEN = "{name} saw a {thing} near {place}."
 
 
@@ -74,6 +77,29 @@ def rag(
         yield _asked(label, index, library, {"documents": size, "distractors": distractors})
 
 
+FACTS = (
+    ("The {thing} of {name} is {value}.", COLOURS),
+    ("{name} bought the {thing} in {value}.", CITIES),
+    ("The {thing} of {name} costs {value} dollars.", tuple(map(str, range(101, 999)))),
+    ("The password of the {spot} is {value}.", WORDS),
+)
+"""Sentences up to a value that is asked for, and its values."""
+
+
+def _facts(random: Random, distractors: int) -> list[tuple[str, str]]:
+    """(beginning, all) of one fact of each kind, then of `distractors` more of each, all about different things."""
+    things = random.sample([(thing, name) for thing in THINGS for name in NAMES], len(FACTS) * (distractors + 1))
+    spots = random.sample(SPOTS, distractors + 1)
+    found = []
+    for number, (thing, name) in enumerate(things):
+        form, values = FACTS[number % len(FACTS)]
+        spot = spots[number // len(FACTS)]
+        fact = form.format(thing=thing, name=name, spot=spot, value=random.choice(values))
+        begun = form.partition(" {value}")[0].format(thing=thing, name=name, spot=spot)
+        found.append((begun, fact))
+    return found
+
+
 @suite("long")
 def long(
     random: Random,
@@ -81,16 +107,34 @@ def long(
     *,
     tokens: Sequence[int] = (1000, 4000, 8000),
     documents: int = 32,
-    distractors: int = 3,
+    distractors: int = 0,
 ) -> Iterator[Row]:
-    """The same over many documents that fill a context. The source is the sentence that holds the fact.
+    """Sentences to be completed from many documents that fill a context; the source is the sentence with the fact.
 
-    `tokens`: of all documents together, about; `documents`: how many.
+    Documents are asked about once for each kind of fact they hold: a colour, a city, a price, a password. The question
+    is the beginning of the fact, which a small model continues at lengths at which it answers few questions.
+    `tokens`: of all documents together, about; `documents`: how many; `distractors`: other facts of each kind.
     """
-    for index, size in zip(count(), cycle(tokens), strict=False):
+    rows = count()
+    for size in cycle(tokens):
         sentences = max(1, int((size / documents - TOKENS_A_TITLE) / TOKENS_A_SENTENCE))
-        library = _library(random, documents=documents, sentences=sentences, distractors=distractors)
-        yield _asked(label, index, library, {"tokens": size, "documents": documents})
+        facts = _facts(random, distractors)
+        texts = [list(islice(sentences_about(random), sentences)) for _ in range(documents)]
+        homes = [home for _ in range(0, len(facts), documents) for home in random.sample(range(documents), documents)]
+        for home, (_, fact) in zip(homes, facts, strict=False):
+            texts[home].insert(random.randrange(len(texts[home]) + 1), fact)
+        library = [{"title": f"Report {number}", "text": " ".join(text)} for number, text in enumerate(texts, start=1)]
+        for home, (begun, fact) in zip(homes, facts[: len(FACTS)], strict=False):
+            yield Row(
+                id=numbered(label, next(rows)),
+                source=label,
+                messages=({"role": "user", "content": ASKED}, {"role": "assistant", "content": begun}),
+                continue_final_message=True,
+                response=" " + fact.removeprefix(begun).split()[0].rstrip("."),
+                documents=tuple(library),
+                document_spans=((home, *locate(library[home]["text"], fact)),),
+                fields={"tokens": size, "documents": documents, "document": home},
+            )
 
 
 @suite("injection")

@@ -23,6 +23,7 @@ from llmxai.evaluation.metrics import (
     randomisation,
     randomised,
     soft_faithfulness,
+    source_ranks,
     top_k_drop,
 )
 from llmxai.methods import METHODS
@@ -31,11 +32,16 @@ from llmxai.models import LoadedModel
 from llmxai.models.precision import in_precision
 from llmxai.types import Scores
 
-METRICS = ("planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation")
+METRICS = (
+    *("planted", "sources", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity"),
+    "randomisation",
+)
 
 BETTER = {
     "mrr": 1,
     "mrr_abs": 1,
+    "mrr_sentence": 1,
+    "mrr_document": 1,
     "precision": 1,
     "precision_abs": 1,
     "comprehensiveness": 1,
@@ -114,6 +120,8 @@ class EvaluationContext:
 
 LEAVE_ONE_OUT = "leave_one_out"
 CHANCE = (Competitor("random", "random"), Competitor("recency", "recency"))
+MOST_LEFT_OUT = 512
+"""Tokens that the control leaves out one by one, at most: each takes a forward pass."""
 CONTROLS = (*CHANCE, Competitor(LEAVE_ONE_OUT, LEAVE_ONE_OUT))
 
 
@@ -174,7 +182,10 @@ def _measured(context: EvaluationContext, case: Case, removal: SetFunction, comp
 
 
 def _leave_one_out(context: EvaluationContext, case: Case, removal: SetFunction) -> Measured:
-    """Token by token, and timed by itself: no earlier removals are reused."""
+    """Token by token, and timed by itself: no earlier removals are reused. Not of a long prompt."""
+    if len(case.features) > MOST_LEFT_OUT:
+        said = f"The prompt has {len(case.features)} tokens of content; of more than {MOST_LEFT_OUT} none is left out."
+        return Measured(LEAVE_ONE_OUT, {}, 0.0, None, None, error=said)
     again = SetFunction(context.loaded, case.generation, case.target, case.features, context.operator)
     start = time.perf_counter()
     scores = leave_one_out_scores(again)
@@ -200,6 +211,8 @@ def _figures(
     figures: dict[str, float] = {}
     if "planted" in context.metrics and case.truth is not None:
         figures |= planted_truth(scores, case.truth)
+    if "sources" in context.metrics and case.truth is not None:
+        figures |= source_ranks(scores, case.truth, case.features, case.generation)
     if "aopc" in context.metrics:
         figures |= aopc(removal, scores)
     if "soft" in context.metrics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor, nn
 
-from llmxai.methods.perturbation.removal import SetFunction, half_subsets, removal_forward
+from llmxai.methods.perturbation.removal import SetFunction, half_subsets, prompt_units, removal_forward
 from llmxai.methods.perturbation.surrogates import random_masks
 from llmxai.models import LoadedModel, embed, embedding_module
 from llmxai.models.forward import frozen_eval
-from llmxai.types import Generation
+from llmxai.types import Generation, Part
 
 Scores = Float[Tensor, " feature"]
 BINS = 20
@@ -155,6 +155,36 @@ def _precision(values: Float[Tensor, " feature"], truth: Bool[Tensor, " feature"
     above, tied = values > least, values == least
     share = (k - int(above.sum())) / int(tied.sum())
     return float((truth & above).sum() + share * (truth & tied).sum()) / k
+
+
+def source_ranks(
+    scores: Float[Tensor, " feature"], truth: Bool[Tensor, " feature"], features: Sequence[int], generation: Generation
+) -> dict[str, float]:
+    """Reciprocal ranks of the sentence and of the document that hold a known source, by the sums of their scores.
+
+    `mrr_sentence`: among the sentences of all parts of the source's kind (documents, tools' results, a user's turns);
+    `mrr_document`: among these parts. Absent where there is only one. `features`: the tokens of the scores.
+    """
+    places = dict(zip(features, range(len(features)), strict=True))
+    sources = [token for token, known in zip(features, truth.tolist(), strict=True) if known]
+
+    def kind_of(part: Part) -> tuple[str, str]:
+        return part.kind, "" if part.kind == "document" else part.title
+
+    def own(part: Part) -> set[int]:
+        return {token for token, _, _ in part.spans if token in places}
+
+    kinds = {kind_of(part) for part in generation.parts if own(part) & set(sources)}
+    documents = [tokens for part in generation.parts if kind_of(part) in kinds and (tokens := own(part))]
+    inside = set().union(*documents)
+    sentences = [set(range(*unit)) & inside for unit in prompt_units(generation, units="sentence")[0]]
+    found = {}
+    for name, pieces in (("sentence", [piece for piece in sentences if piece]), ("document", documents)):
+        if len(pieces) > 1:
+            sums = torch.stack([scores[[places[token] for token in sorted(piece)]].sum() for piece in pieces])
+            holds = torch.tensor([bool(piece & set(sources)) for piece in pieces])
+            found[f"mrr_{name}"] = planted_truth(sums, holds)["mrr"]
+    return found
 
 
 ERASER_BINS = (0.01, 0.05, 0.10, 0.20, 0.50)

@@ -15,7 +15,8 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from llmxai.evidence.verifier.folder import LOG
 
 if TYPE_CHECKING:
     from llmxai.explanation import Explanation
-    from llmxai.types import CrossCheck, Generation
+    from llmxai.types import Generation
 
 
 @dataclass
@@ -387,7 +388,11 @@ def _outcome(explanation: Explanation, *, private: bool) -> Outcome:
     )
 
 
-def _figures(check: CrossCheck) -> dict[str, Any]:
-    """The single figures of the check; lists stay in explanation.json."""
-    values = {each.name: getattr(check, each.name) for each in fields(check)}
-    return {name: value for name, value in values.items() if value is None or isinstance(value, int | float)}
+def _figures(part: Any) -> dict[str, Any]:
+    """The figures and statuses of a check, by name; its sentences, which may quote the text, and lists stay in
+    explanation.json."""
+    named = part if isinstance(part, Mapping) else {each.name: getattr(part, each.name) for each in fields(part)}
+    parts = {name: value for name, value in named.items() if isinstance(value, Mapping) or is_dataclass(value)}
+    inner = {name: _figures(value) for name, value in parts.items()}
+    own = {name: value for name, value in named.items() if value is None or isinstance(value, int | float | StrEnum)}
+    return own | {name: figures for name, figures in inner.items() if figures}

@@ -15,6 +15,7 @@ from llmxai.generation.replay import replay
 from llmxai.generation.template import thoughts_in
 from llmxai.models import LoadedModel, ModelKind, adapter_of
 from llmxai.models.adapters.classifier import class_number, classified, label_names
+from llmxai.names import Progress, quiet
 from llmxai.settings import Decoding
 from llmxai.text import group_words, quoted
 from llmxai.types import Answer, Foil, Generation, PromptTokens, Role
@@ -97,6 +98,7 @@ def answer(
     response: str | None = None,
     foil: str | None = None,
     decoding: Decoding = Decoding(),
+    progress: Progress = quiet,
 ) -> Generation:
     """The answer to a prompt: the model's own, or `response`; with `foil`, to be explained against it.
 
@@ -116,22 +118,31 @@ def answer(
         if response is not None:
             found = force_response(loaded, tokens, response=response)
         else:
-            found = generate(loaded, tokens, decoding=decoding)
+            found = generate(loaded, tokens, decoding=decoding, progress=progress)
     return found if foil is None else with_foil(loaded, found, foil=foil)
 
 
-def generate(loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = Decoding()) -> Generation:
+def generate(
+    loaded: LoadedModel, prompt: PromptTokens, *, decoding: Decoding = Decoding(), progress: Progress = quiet
+) -> Generation:
     """The model's own answer, with the log-prob (nats, from the raw logits) of every id when it was chosen.
 
     The caller's random state is preserved. Raises NonFiniteError if the logits are NaN.
     """
-    return generate_many(loaded, [prompt], decoding=decoding)[0]
+    return generate_many(loaded, [prompt], decoding=decoding, progress=progress)[0]
 
 
 def generate_many(
-    loaded: LoadedModel, prompts: Sequence[PromptTokens], *, decoding: Decoding = Decoding(), batch_size: int = 8
+    loaded: LoadedModel,
+    prompts: Sequence[PromptTokens],
+    *,
+    decoding: Decoding = Decoding(),
+    batch_size: int = 8,
+    progress: Progress = quiet,
 ) -> tuple[Generation, ...]:
     """The answers to all prompts, `batch_size` of them per pass; the same as `generate` one by one.
+
+    `progress` is called with the tokens that the pass in hand has given each of its answers, and the most it may give.
 
     Rows are padded on the left and the padding is masked, so log-probs differ by rounding only (1e-4 nats in float32).
     Prompts of about the same length share a batch. These run one by one: sampled answers, since each has its own random
@@ -157,6 +168,7 @@ def generate_many(
                 decoding=decoding,
                 room=room,
                 tokenizer=loaded.tokenizer,
+                progress=progress,
             )
             used = asdict(decoding) | {"max_new_tokens": room, "do_sample": decoding.temperature > 0}
             for i, one in zip(part, answers, strict=True):

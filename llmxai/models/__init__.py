@@ -10,8 +10,9 @@ from llmxai.models.forward import (
     transformer_depth,
     transformer_layers,
 )
-from llmxai.models.loading import LoadedModel, in_dtype, load, wrap
+from llmxai.models.loading import LoadedModel, load, wrap
 from llmxai.models.memory import checkpointed
+from llmxai.models.precision import in_dtype
 
 __all__ = [
     "EMBEDDED",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import re
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +26,7 @@ from transformers.utils import cached_file
 
 from llmxai.errors import LlmxaiError, ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.models.adapters import adapter_of
+from llmxai.models.embedding import input_device
 from llmxai.models.families import ModelKind, auto_class, kind_of
 from llmxai.models.finding import (
     FoundModel,
@@ -73,6 +73,14 @@ class LoadedModel:
     """Whether code from the model's folder was allowed to run."""
     read: tuple[tuple[int, int], ...] = ()
     """Size and time of each of these files when they were loaded."""
+
+    def __repr__(self) -> str:
+        millions = self.model.num_parameters() / 1e6
+        stored = self.quantization or str(self.stored_dtype).removeprefix("torch.")
+        adapter = "" if self.adapter is None else f", adapter {self.adapter!r}"
+        return (
+            f"LoadedModel({self.name!r}: {type(self.model).__name__}, {millions:,.1f}M parameters, {stored}{adapter})"
+        )
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -193,23 +201,6 @@ def wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **known: Any) -> 
         )
     adapter_of(model).require_explainable(model, name=loaded.name)
     return loaded
-
-
-def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
-    """A copy of the model with its weights in `dtype`; the original is not changed.
-
-    Raises OptionError for a quantised model, and for one whose layers Accelerate spreads over devices.
-    """
-    if loaded.quantization or hasattr(loaded.model, "hf_device_map"):
-        raise OptionError(
-            f"{loaded.name} is quantised or spread over devices, so it cannot be copied to another dtype. Leave out "
-            f"gradient_dtype, or load the whole model in {dtype}."
-        )
-    model = copy.deepcopy(loaded.model).to(dtype)
-    if model.device.type == "cpu":
-        # measured: on CPUs, the bfloat16 backward of SDPA is several times slower than that of plain products
-        model.set_attn_implementation("eager")
-    return replace(loaded, model=model)
 
 
 def require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:
@@ -374,7 +365,7 @@ def adapted_layers(model: Any) -> PreTrainedModel:
     """
     base = cast(PreTrainedModel, model.get_base_model())
     kind = model.active_peft_config.peft_type
-    ids = torch.arange(3, device=base.device)[None]
+    ids = torch.arange(3, device=input_device(base))[None]
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {})}
     with own_errors(base, what="be run with its adapter"), frozen_eval(model), torch.no_grad():
         want, got = (each(**inputs).logits.float() for each in (model, base))

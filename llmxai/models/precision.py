@@ -1,9 +1,12 @@
-"""Compute in float32 what is stored in 16, 8 or 4 bits.
+"""Compute in another precision than the weights are stored in: in float32 what is stored in 16, 8 or 4 bits.
 
 Storage and computing precision are two things. bfloat16's 8 bits of mantissa are too few for the errors of a path's
 panels (measured: 0 of 12 targets converge), 11 bits suffice. So weights stored in bfloat16 or float16 are widened: as a
 whole copy where one fits, else module by module while each runs. On GPUs, products of gradients are then TF32, which
 holds bfloat16 weights exactly; F, which their sums are compared with, is computed in full float32.
+
+Gradients may have a dtype of their own (`Compute.gradient_dtype`): on a copy of the weights, or, where the weights are
+quantised or spread over devices, module by module as well.
 
 LLM.int8 (8 bits) also rounds the activations of every layer, so F jumps by tenths of a nat between almost equal inputs,
 and its gradients by more. Its weights are used as they are, and its activations are left unrounded.
@@ -16,11 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from llmxai.errors import OptionError
 from llmxai.models.embedding import input_device
 from llmxai.models.loading import LoadedModel
 from llmxai.models.memory import free_memory
@@ -47,20 +52,20 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
     A model stored in float32 or float64 is given back unchanged.
     """
     model = loaded.model
-    if not any(p.dtype in LOW for p in model.parameters()) and not _low_compute(model) and not _in_8_bits(model):
+    if not any(_low(module) for module in model.modules()):
         yield loaded
         return
     with tf32_products():
         if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(loaded):
             yield replace(loaded, model=copy.deepcopy(model).float(), stored=loaded.stored_dtype)
             return
-        with widened(model):
+        with computing(model, torch.float32):
             yield replace(loaded, computing=torch.float32)
 
 
 def rounds_activations(loaded: LoadedModel) -> bool:
     """Whether F jumps between neighbouring inputs: activations are rounded to 16 bits, or to 8 (LLM.int8)."""
-    return loaded.dtype in LOW or (loaded.computing is None and bool(_in_8_bits(loaded.model)))
+    return loaded.dtype in LOW or (loaded.computing is None and any(map(_is_8_bit, loaded.model.modules())))
 
 
 def copy_fits(loaded: LoadedModel) -> bool:
@@ -98,89 +103,170 @@ def _products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
+    """The model computing in `dtype`; the original is not changed.
+
+    A copy of the weights; of a model that is quantised or spread over devices the same weights, which compute in
+    `dtype` inside `computing`. Raises OptionError for weights that only their own kernels can read.
+    """
+    if (loaded.quantization or "bitsandbytes").split()[0] != "bitsandbytes":
+        raise OptionError(
+            f"{loaded.name} is quantised ({loaded.quantization}), and its kernels compute in their own dtype. "
+            f"Leave out gradient_dtype."
+        )
+    if loaded.quantization or hasattr(loaded.model, "hf_device_map"):
+        return replace(loaded, computing=dtype)
+    model = copy.deepcopy(loaded.model)
+    computed = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
+    exact = [module._buffers[name] for module, name in computed]
+    model.to(dtype)
+    for (module, name), buffer in zip(computed, exact, strict=True):
+        # such as the angles of rotary positions: a model loaded in 16 bits has them in float32, and position 500 would
+        # be turned by a whole radian otherwise
+        module._buffers[name] = buffer
+    if model.device.type == "cpu":
+        # measured: on CPUs, the bfloat16 backward of SDPA is several times slower than that of plain products
+        model.set_attn_implementation("eager")
+    return replace(loaded, model=model)
+
+
 @contextmanager
-def widened(model: nn.Module) -> Iterator[None]:
-    """Inside, every module with 16-bit parameters of its own computes in float32, and widens them while it runs.
+def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, every module with floating-point parameters of its own computes in `dtype`, and casts them while it runs.
 
     Accelerate's hooks stay outside: they bring the weights first. bitsandbytes' 4-bit layers get another compute dtype,
-    its 8-bit layers leave their inputs unrounded. With gradient checkpointing, the widened weights of one layer exist
-    at a time.
+    its 8-bit layers leave their inputs unrounded. Linear layers cast their weights once more for gradients, so that no
+    graph keeps them; of layers that Accelerate brings for a pass, it does, unless they are checkpointed. Inside another
+    of these contexts, only its modules change their dtype; None: they compute as stored.
     """
     patched: list[tuple[nn.Module, str, Any]] = []
-    computing = _low_compute(model)
+    turned: list[tuple[_Cast, torch.dtype | None]] = []
     try:
-        for layer, _ in computing:
-            layer.compute_dtype = torch.float32
-        in_8_bits = _in_8_bits(model)
         for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            low = any(p.dtype in LOW for p in own) and not {type(p).__name__ for p in own} & UNPACKED
-            if low or module in in_8_bits:
-                place = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
-                patched.append((module, place, module.__dict__.get(place)))
-                wide = _wide(module, getattr(module, place)) if low else partial(_unrounded, module)
-                setattr(module, place, wide)
+            place = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+            own = module.__dict__.get(place)
+            if isinstance(own, _Cast):
+                turned.append((own, own.dtype))
+                own.dtype = dtype
+            elif dtype is not None and _casts(module, dtype):
+                patched.append((module, place, own))
+                setattr(module, place, _Cast(module, getattr(module, place), dtype))
         yield
     finally:
+        for turn, before in turned:
+            turn.dtype = before
         for module, place, before in patched:
             if before is None:
                 module.__dict__.pop(place, None)
             else:
                 setattr(module, place, before)
-        for layer, dtype in computing:
-            layer.compute_dtype = dtype
 
 
-def _low_compute(model: nn.Module) -> list[tuple[Any, torch.dtype]]:
-    """bitsandbytes' 4-bit layers that compute in 16 bits, with that dtype."""
-    found = [(module, getattr(module, "compute_dtype", None)) for module in model.modules()]
-    return [(module, dtype) for module, dtype in found if dtype in LOW]
+def computing_in(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """Inside, the model computes in `loaded.computing`, for a model whose weights serve two precisions."""
+    return computing(loaded.model, loaded.computing)
 
 
-def _in_8_bits(model: nn.Module) -> set[nn.Module]:
-    """bitsandbytes' layers of LLM.int8."""
-    return {module for module in model.modules() if type(module).__name__ == "Linear8bitLt"}
+def _low(module: nn.Module) -> bool:
+    """Whether a module by itself computes, or stores weights, in 16 bits or less."""
+    low = any(p.dtype in LOW for p in module.parameters(recurse=False))
+    return low or _compute_dtype(module) in LOW or _is_8_bit(module)
 
 
-class _Unpacked(torch.autograd.Function):
-    """x W', with the 8-bit weights unpacked in each pass, so that no graph keeps them."""
+def _compute_dtype(module: nn.Module) -> torch.dtype | None:
+    """Of bitsandbytes' 4-bit layers."""
+    found = getattr(module, "compute_dtype", None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _is_8_bit(module: nn.Module) -> bool:
+    """Whether it is bitsandbytes' layer of LLM.int8."""
+    return type(module).__name__ == "Linear8bitLt"
+
+
+def _casts(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a module has weights of its own that are stored in, or unpacked to, another dtype."""
+    if _is_8_bit(module):
+        return True
+    if _compute_dtype(module) is not None:
+        return _compute_dtype(module) != dtype
+    return any(p.is_floating_point() and p.dtype != dtype for p in module.parameters(recurse=False))
+
+
+class _Product(torch.autograd.Function):
+    """x W', with W made again in each pass by `weights(dtype)`, so that no graph keeps it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
-        ctx.layer = layer
-        return x @ _unpacked(layer).T
+    def forward(ctx: Any, x: Tensor, weights: Callable[[torch.dtype], Tensor]) -> Tensor:
+        ctx.weights = weights
+        return nn.functional.linear(x, weights(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ _unpacked(ctx.layer), None
+        return gradients[0] @ ctx.weights(gradients[0].dtype), None
 
 
-def _unpacked(layer: Any) -> Tensor:
-    """The float32 weights that a layer of LLM.int8 stands for: whole numbers times the scale of their row."""
+def _product(module: Any, weights: Callable[[torch.dtype], Tensor], x: Tensor) -> Tensor:
+    found: Tensor = _Product.apply(x, weights)  # type: ignore[no-untyped-call]
+    return found if module.bias is None else found + module.bias.to(x.dtype)
+
+
+def _weights_of(module: Any, forward: Callable[..., Any]) -> Callable[[torch.dtype], Tensor] | None:
+    """What makes the weights of a plain linear layer, as [output, input]; None for all other modules.
+
+    A layer of LLM.int8 so computes without rounding its inputs to 8 bits. Weights that Accelerate brings for a pass are
+    gone when gradients are computed, unless the layer runs again by then.
+    """
+    if _is_8_bit(module):
+        return partial(_unpacked, module)
+    hook, own = getattr(module, "_hf_hook", None), getattr(forward, "__func__", None)
+    if any(getattr(each, "offload", False) for each in (hook, *getattr(hook, "hooks", ()))):
+        return None
+    if own is nn.Linear.forward:
+        return lambda dtype: module.weight.to(dtype)
+    if own is Conv1D.forward:
+        return lambda dtype: module.weight.to(dtype).T
+    return None
+
+
+def _unpacked(layer: Any, dtype: torch.dtype) -> Tensor:
+    """The weights that a layer of LLM.int8 stands for: whole numbers times the scale of their row."""
     scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # moved there by the first pass
     weights: Tensor = layer.weight.data.float() * (scale.float() / INT8)[:, None]
-    return weights
+    return weights.to(dtype)
 
 
-def _unrounded(layer: Any, x: Tensor) -> Tensor:
-    """What a layer of LLM.int8 computes, without rounding its inputs to 8 bits."""
-    found: Tensor = _Unpacked.apply(x.float(), layer)  # type: ignore[no-untyped-call]
-    return found if layer.bias is None else found + layer.bias.float()
+class _Cast:
+    """The forward of a module whose weights and inputs are cast to `dtype` while it runs; None: as they are."""
 
+    def __init__(self, module: nn.Module, forward: Callable[..., Any], dtype: torch.dtype | None) -> None:
+        self.module, self.forward, self.dtype = module, forward, dtype
+        self.weights = _weights_of(module, forward)
 
-def _wide(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*arguments: Any, **options: Any) -> Any:
-        stored = dict(module._parameters)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        dtype = self.dtype
+        if dtype is None:
+            return self.forward(*arguments, **options)
+        arguments = tuple(_to(value, dtype) for value in arguments)
+        if self.weights is not None and len(arguments) == 1 and not options:
+            return _product(self.module, self.weights, arguments[0])
+        given = {name: _to(value, dtype) for name, value in options.items()}
+        stored, module = dict(self.module._parameters), cast(Any, self.module)
+        computed = _compute_dtype(module)
         try:
+            if computed is not None:
+                module.compute_dtype = dtype
             for name, parameter in stored.items():
-                if parameter is not None and parameter.dtype in LOW:
-                    module._parameters[name] = parameter.float()  # type: ignore[assignment]
-            return _float(forward(*map(_float, arguments), **{key: _float(value) for key, value in options.items()}))
+                if parameter is not None and type(parameter).__name__ not in UNPACKED:
+                    module._parameters[name] = _to(parameter, dtype)
+            found = self.forward(*arguments, **given)
+            return _to(found, dtype) if getattr(found, "dtype", None) in LOW else found
         finally:
             module._parameters.update(stored)
+            if computed is not None:
+                module.compute_dtype = computed
 
-    return run
 
-
-def _float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in LOW else value
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    """A floating-point tensor in `dtype`; anything else unchanged."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

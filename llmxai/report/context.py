@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmxai.report.visible import Text, label, percent, plain, shorten, visible
+from llmxai.report.visible import Text, label, nats, percent, plain, shorten, visible
 
 LONGEST = 120
 """Characters of a document's beginning, and of a piece."""
@@ -66,11 +66,6 @@ def build_context(explanation: Mapping[str, Any]) -> ContextView | None:
         rest=_rest(context),
         memory=_memory(explanation, context),
     )
-
-
-def nats(value: float) -> str:
-    """A signed number of nats with a real minus sign."""
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def _document(explanation: Mapping[str, Any], row: Mapping[str, Any]) -> DocumentRow:

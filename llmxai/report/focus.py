@@ -7,6 +7,7 @@ over its tokens.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from llmxai.report.removal import DIGITS, Effect, Effects, build_effects, build_removal, covered
-from llmxai.report.verdict import Contrast, build_contrast, by_place, rows_inside
-from llmxai.report.visible import Text, label, percent, plain
+from llmxai.report.verdict import Contrast, build_contrast
+from llmxai.report.visible import Text, label, nats, percent, plain
+from llmxai.text import by_place, inside
 
 EFFECTS, REMOVAL, DELETION, GRADIENTS = "effects", "removal", "deletion", "gradients"
 BY = {
@@ -114,7 +116,7 @@ def focus_rows(explanation: Mapping[str, Any]) -> list[int]:
 
 def answer_targets(explanation: Mapping[str, Any]) -> list[int]:
     """The targets that the answer is made of, without its end mark; none inside another."""
-    return rows_inside(by_place(explanation["targets"]), *_answer(explanation))
+    return inside(by_place(target["tokens"] for target in explanation["targets"]), *_answer(explanation))
 
 
 def is_whole(explanation: Mapping[str, Any], rows: Sequence[int]) -> bool:
@@ -164,7 +166,7 @@ def build_focus(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) 
             note=one.note,
             value=one.value,
             change=_changed(before, one.value, contrast is not None) if method in (EFFECTS, REMOVAL) else "",
-            interval="" if one.low == one.high else f"{_nats(one.low)} to {_nats(one.high)}",
+            interval="" if one.low == one.high else f"{nats(one.low)} to {nats(one.high)}",
             length=abs(one.value) / most,
         )
         for one in found
@@ -347,14 +349,14 @@ def _count(ratio: float) -> str:
 
 
 def rounded(probability: float) -> str:
-    """A probability as people say it: 57%, 5.7%, 99.8%."""
-    return f"{100 * probability:.0f}%" if 0.1 <= probability < 0.985 else percent(probability)
+    """A probability as people say it: 57%, 5.7%, 99.8%. That of a long answer may be too small for a number, but it is
+    not zero.
+    """
+    if 0.1 <= probability < 0.985:
+        return f"{100 * probability:.0f}%"
+    return percent(max(probability, sys.float_info.min))
 
 
 def probability(targets: Sequence[Mapping[str, Any]]) -> float:
     """Of these tokens, one after the other."""
     return math.exp(min(0.0, sum(target["replayed_logprob"] for target in targets)))
-
-
-def _nats(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{abs(value):.2f}"

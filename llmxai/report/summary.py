@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,39 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import AttentionStatus, Status
-from llmxai.report.focus import EFFECTS, REMOVAL, Focus, Sentence, answer_targets, build_focus, probability, rounded
+from llmxai.report.focus import (
+    EFFECTS,
+    REMOVAL,
+    Focus,
+    Sentence,
+    answer_targets,
+    build_focus,
+    in_words,
+    probability,
+    rounded,
+)
 from llmxai.report.removal import Effects, build_effects
-from llmxai.report.verdict import Contrast, answer_text, answer_words, in_passages, is_measured, word_status
+from llmxai.report.verdict import (
+    Contrast,
+    answer_text,
+    answer_words,
+    build_contrast,
+    in_passages,
+    is_measured,
+    word_status,
+)
 from llmxai.report.visible import Text, label, shorten, visible
 
 NAMED = 3
 """Most words of a status that a sentence names."""
 LONGEST_TITLE = 60
+CONTRASTED = {
+    Status.CONFIRMED: "confirmed by taking words away",
+    Status.CONTRADICTED: "contradicted by taking words away",
+    Status.UNDECIDED: "undecided by taking words away",
+    Status.UNCONVERGED: "not computed accurately",
+}
+"""What is said of the token that has a foil."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +121,33 @@ def _came(explanation: Mapping[str, Any]) -> Sentence:
 
 
 def build_trust(explanation: Mapping[str, Any]) -> Trust:
-    """From the two answers of the verdict, counted over words."""
+    """From the two answers of the verdict, counted over words; of a contrast, that word first."""
     words = answer_words(explanation)
     statuses = [word_status(own) for own in words]
-    counts = {status: statuses.count(status) for status in set(statuses)}
     removed = explanation["ablations"] is not None
+    contrasted = next((own for own in words if build_contrast(own)), None)
+    led = statuses if contrasted is None else [word_status(contrasted)]
     return Trust(
-        lead=_lead(counts, len(words), removed),
+        lead=_lead(Counter(led), len(led), removed),
         sentences=(
+            *(() if contrasted is None else (_contrast_line(contrasted, removed=removed),)),
             _sources_line(explanation, words, statuses),
             (_attention_line([_attention(own) for own in words], _noun(explanation)),),
         ),
     )
+
+
+def _contrast_line(own: Sequence[Mapping[str, Any]], *, removed: bool) -> Sentence:
+    contrast, status = build_contrast(own), word_status(own)
+    assert contrast is not None
+    said = CONTRASTED[status] if removed or status == Status.UNCONVERGED else "nothing was taken away to check it"
+    return (contrast.token, " against ", contrast.foil, f": {said}.")
+
+
+def trust_text(explanation: Mapping[str, Any]) -> str:
+    """The same as plain text."""
+    trust = build_trust(explanation)
+    return " ".join([trust.lead, *map(in_words, trust.sentences)])
 
 
 def _lead(counts: Mapping[Status, int], n: int, removed: bool) -> str:

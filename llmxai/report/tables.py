@@ -127,6 +127,8 @@ NAMES = {
     "removal.subsets": "Removal: random subsets",
     "removal.baseline": "Removal: token that replaces a part",
     "removal.seed": "Removal: random seed",
+    "removal.budget": "Removal: passes to find the parts of a long prompt",
+    "removal.recomputed": "Removal: tokens that these passes may read again",
     "removal.chunk_tokens": "Removal: tokens computed at once",
     "also": "Other methods",
     "compute.gradient_dtype": "Gradients: number format",
@@ -239,7 +241,12 @@ def build_rows(explanation: Mapping[str, Any], *, also: Sequence[AlsoView] = ())
 
 def build_settings(values: Mapping[str, Any]) -> tuple[Setting, ...]:
     """Nested settings as flat rows with their keys."""
-    return tuple(Setting(NAMES.get(key, key), key, visible(text)) for key, text in _flat(values))
+    return tuple(Setting(_name(key), key, visible(text)) for key, text in _flat(values))
+
+
+def _name(key: str) -> str:
+    package = key.removeprefix("packages.")
+    return NAMES.get(key, key if package == key else f"{package} version")
 
 
 def build_asked(explanation: Mapping[str, Any]) -> tuple[Setting, ...]:
@@ -275,7 +282,7 @@ def _decided(explanation: Mapping[str, Any]) -> dict[str, Any]:
     ablations = explanation["ablations"]
     referee: object = "not asked" if explanation["settings"] is None else {}  # the settings say so themselves
     if ablations is not None:
-        referee = {key: value for key, value in ablations.items() if key != "units"} | {
+        referee = {key: value for key, value in ablations.items() if key not in ("units", "answer_drop")} | {
             "parts": len(ablations["units"])
         }
     return {**explanation["computed"], "variant": explanation["variant"], "referee": referee}
@@ -399,6 +406,8 @@ def _said(value: object) -> str:
         return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in _ranges(value))
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

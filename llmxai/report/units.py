@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,10 @@ from llmxai.report.removal import (
     method_name,
     other_methods,
 )
-from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, by_place, is_diluted, rows_inside
+from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, is_diluted
 from llmxai.report.visible import Text, label, plain, visible
 from llmxai.store import stored_name
+from llmxai.text import by_place, inside
 
 TRACED = 8
 """Traced sources kept per generated unit."""
@@ -269,8 +270,8 @@ def build_level(
     variant = np.add.reduceat(_scaled(maps.get("rollout_variant", none).astype(float)), starts, axis=1)
     parts, effects = build_removal(explanation), build_effects(explanation)
     removal = maps.get("leave_one_out", np.zeros((len(targets), 0))).astype(float)
-    placed = by_place(targets)
-    rows = [rows_inside(placed, max(a, first), b) if b > first else [] for a, b in groups]
+    placed = by_place(target["tokens"] for target in targets)
+    rows = [inside(placed, max(a, first), b) if b > first else [] for a, b in groups]
     owned = [[targets[row] for row in own] for own in rows]
     units = tuple(_unit(tokens[a:b], own) for (a, b), own in zip(groups, owned, strict=True))
     structure = np.array([unit.role in STRUCTURE for unit in units])
@@ -295,7 +296,7 @@ def build_level(
     measured = tuple(covered(part.ranges, groups) for part in effects.parts) if effects else ()
     return Level(
         units=units,
-        turns=_turns(units),
+        turns=_turns(units, explanation.get("documents") or ()),
         targets=tuple(built),
         parts=covered(parts.ranges if parts else (), groups),
         measured=measured,
@@ -362,15 +363,24 @@ def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]])
     )
 
 
-def _turns(units: Sequence[Unit]) -> tuple[Turn, ...]:
+def _turns(units: Sequence[Unit], documents: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+    """Runs of one role. A document is numbered, and its text, which follows its title, does not repeat the name."""
+    ranges = [each["tokens"] for each in documents if each["kind"] == "document"]
     turns: list[Turn] = []
     for i, unit in enumerate(units):
         name = ROLE_NAMES[Role(unit.role)]
+        if unit.role == Role.DOCUMENT:
+            name += "".join(f" {k}" for k, (first, end) in enumerate(ranges, start=1) if first <= unit.start < end)
         if turns and turns[-1].name == name:
             turns[-1] = Turn(unit.role, name, turns[-1].first, i + 1)
         else:
             turns.append(Turn(unit.role, name, i, i + 1))
-    return tuple(turns)
+    unnamed, last = set[int](), ""
+    for number, turn in enumerate(turns):
+        if turn.role not in STRUCTURE:
+            unnamed |= {number} if ranges and turn.role == Role.DOCUMENT and turn.name == last else set()
+            last = turn.name
+    return tuple(replace(turn, name="") if number in unnamed else turn for number, turn in enumerate(turns))
 
 
 def _figures(

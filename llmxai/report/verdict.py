@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ import numpy as np
 from llmxai.names import AttentionStatus, Role, Status
 from llmxai.report.removal import Effect, build_effects, count_referee
 from llmxai.report.visible import Text, label, percent, shorten, visible
+from llmxai.text import by_place, inside
 
 
 def is_diluted(target: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -277,22 +277,6 @@ def is_measured(explanation: Mapping[str, Any]) -> bool:
     return explanation["verdict"] is not None
 
 
-def by_place(targets: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
-    """(first token, minus the end, number) of every target, in the order of the text, larger ones first."""
-    return sorted((target["tokens"][0], -target["tokens"][1], row) for row, target in enumerate(targets))
-
-
-def rows_inside(placed: Sequence[tuple[int, int, int]], first: int, end: int) -> list[int]:
-    """The targets (`by_place`) inside a range of tokens, each as large as possible, none inside another."""
-    found: list[int] = []
-    reached = first
-    for start, minus, row in placed[bisect_left(placed, (first,)) : bisect_left(placed, (end,))]:
-        if start >= reached and -minus <= end:
-            found.append(row)
-            reached = -minus
-    return found
-
-
 def answer_rows(explanation: Mapping[str, Any]) -> list[list[int]]:
     """The targets of each word of the answer that says something: not its end mark, nor punctuation alone.
 
@@ -300,10 +284,10 @@ def answer_rows(explanation: Mapping[str, Any]) -> list[list[int]]:
     """
     first, targets = explanation["generation"]["prompt_len"], explanation["targets"]
     words = [(max(start, first), end) for start, end in explanation["words"] if end > first]
-    placed = by_place(targets)
-    made = [(word, rows) for word in words if (rows := rows_inside(placed, *word))]
+    placed = by_place(target["tokens"] for target in targets)
+    made = [(word, rows) for word in words if (rows := inside(placed, *word))]
     mark = words[-1] if explanation["generation"]["stop"] == "eos" else None
-    alone = rows_inside(placed, first, words[-1][0] if mark and len(words) > 1 else len(explanation["tokens"]))
+    alone = inside(placed, first, words[-1][0] if mark and len(words) > 1 else len(explanation["tokens"]))
     if not {*alone} <= {row for _, rows in made for row in rows}:  # passages of several words
         return [[row] for row in alone]
     worded = [

@@ -148,14 +148,19 @@ class Tracing:
 
 
 def build_trace(explanation: Mapping[str, Any]) -> Tracing | None:
-    """The passages of `trace`, the answer first; None in explanations of earlier versions."""
+    """The passages of `trace`, the answer first; a sentence or word that is the whole answer is not repeated.
+
+    None in explanations of earlier versions.
+    """
     told = explanation["trace"]
     if told is None:
         return None
+    passages = {tuple(passage["tokens"]): passage for passage in reversed(told["passages"])}  # of equal ones the first
+    chosen = list(reversed(passages.values()))[:PASSAGES]
     return Tracing(
         method=method_name(told["method"]),
         parts=tuple((label(unit["text"]), unit["kind"] == "answer") for unit in told["units"]),
-        passages=tuple(_passage(told["units"], passage) for passage in told["passages"][:PASSAGES]),
+        passages=tuple(_passage(told["units"], passage) for passage in chosen),
     )
 
 

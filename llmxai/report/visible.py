@@ -112,6 +112,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def nats(value: float) -> str:
+    """A signed number of nats with a real minus sign."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def _mark(text: str, i: int) -> str | None:
     """The name of character `i`, or None if it is visible."""
     character = text[i]

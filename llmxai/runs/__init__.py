@@ -6,7 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from llmxai.runs.ledger import clear_removed
-    from llmxai.runs.recipe import Recipe, find_recipe, json_schema, list_recipes, read_recipe
+    from llmxai.runs.recipe import Recipe, find_recipe, json_schema, read_recipe, recipe_names
     from llmxai.runs.runner import RunOutcome, run_recipe
     from llmxai.runs.writer import RunProgress
 
@@ -17,8 +17,8 @@ __all__ = [
     "clear_removed",
     "find_recipe",
     "json_schema",
-    "list_recipes",
     "read_recipe",
+    "recipe_names",
     "run_recipe",
 ]
 
@@ -27,7 +27,7 @@ if not TYPE_CHECKING:
         __name__,
         submod_attrs={
             "ledger": ["clear_removed"],
-            "recipe": ["Recipe", "find_recipe", "json_schema", "list_recipes", "read_recipe"],
+            "recipe": ["Recipe", "find_recipe", "json_schema", "read_recipe", "recipe_names"],
             "runner": ["RunOutcome", "run_recipe"],
             "writer": ["RunProgress"],
         },

@@ -17,7 +17,7 @@ from llmxai.errors import PromptError, RecipeError
 from llmxai.evaluation import Row, locate, suite_rows
 from llmxai.evaluation.case import Span
 from llmxai.evaluation.suites import ROWS
-from llmxai.generation import chat_inputs
+from llmxai.generation import chat_inputs, require_messages
 from llmxai.runs.recipe import Recipe, Source
 from llmxai.text import bounded
 
@@ -173,9 +173,11 @@ class _Templates:
         of_eval = "{{ row }}" if source.path is not None and source.path.endswith(EVAL) else None
         self.id = self._compile(source.id or of_eval, "id")
         self.prompt = self._compile(source.prompt, "prompt")
-        self.turns = [(t.role, self._compile(t.content, "messages")) for t in source.messages or ()]
+        turns = () if isinstance(source.messages, str) else source.messages or ()
+        self.turns = [(t.role, self._compile(t.content, "messages")) for t in turns]
         self.response = self._compile(source.response, "response")
         self.foil = self._compile(source.foil, "foil")
+        self.target = self._compile(source.target, "target")
         self.sources = [self._compile(text, "sources") for text in source.sources]
 
     def _compile(self, text: str | None, what: str) -> Template | None:
@@ -202,8 +204,10 @@ class _Templates:
                 messages=tuple(said["messages"]) or None,
                 response=said["response"],
                 foil=said["foil"],
+                target=said["target"],
+                continue_final_message=self.source.continue_final_message,
             )
-            row = replace(row, documents=self._documents(columns))
+            row = replace(row, **self._given(columns))
             spans, places = _located(row, said["sources"])
             spans += self._spans(columns)
         except (
@@ -226,25 +230,52 @@ class _Templates:
             "messages": [{"role": role, "content": _render(turn, columns) or ""} for role, turn in self.turns],
             "response": _render(self.response, columns),
             "foil": _render(self.foil, columns),
+            "target": _render(self.target, columns),
             "sources": [_render(template, columns) or "" for template in self.sources],
         }
 
-    def _documents(self, columns: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-        """The documents in the row's column, checked; a column of JSON text is read."""
-        if self.source.documents is None:
-            return ()
-        found = columns[self.source.documents]
-        found = json.loads(found) if isinstance(found, str) else found
-        if not found:
-            raise ValueError(f"the column {self.source.documents!r} holds no documents")
-        kept = [{k: v for k, v in one.items() if v is not None} if isinstance(one, Mapping) else one for one in found]
-        return chat_inputs(documents=kept).documents
+    def _given(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """What the row's columns hold besides texts, checked as `explain` checks it."""
+        source, given = self.source, dict[str, Any]()
+        if isinstance(source.messages, str):
+            given["messages"] = tuple(_listed(columns, source.messages, "messages"))
+            require_messages(given["messages"], continues=source.continue_final_message)
+        documents = _listed(columns, source.documents, "documents") if source.documents else []
+        tools = _listed(columns, source.tools, "tools") if source.tools else []
+        checked = chat_inputs(documents=documents, tools=tools, chat_template_kwargs=source.chat_template_kwargs)
+        return given | {
+            "documents": checked.documents,
+            "tools": checked.tools,
+            "chat_template_kwargs": checked.chat_template_kwargs,
+        }
 
     def _spans(self, columns: Mapping[str, Any]) -> tuple[Span, ...]:
         if self.source.spans is None:
             return ()
         found: Sequence[Sequence[int]] = columns[self.source.spans]
         return tuple((int(start), int(end)) for start, end in found)
+
+
+def _listed(columns: Mapping[str, Any], name: str, what: str) -> list[Any]:
+    """The list in a column; JSON text is read.
+
+    Readers give all rows of a column the same keys, and null to those that a row has not: nulls are left out, except in
+    JSON text.
+    """
+    found = columns[name]
+    found = json.loads(found) if isinstance(found, str) else without_nulls(found)
+    if not found or not isinstance(found, list):
+        raise ValueError(f"the column {name!r} holds no {what}")
+    return found
+
+
+def without_nulls(value: Any) -> Any:
+    """Lists and objects without the keys whose value is null, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(each) for each in value]
+    return value
 
 
 def _located(row: Row, snippets: Sequence[str]) -> tuple[tuple[Span, ...], tuple[tuple[int, int, int], ...]]:

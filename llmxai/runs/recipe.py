@@ -24,7 +24,7 @@ VERSION = 2
 Positive = Annotated[int, Field(ge=1)]
 OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str] | dict[str, float]
 MetricName = Literal[
-    "planted", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
+    "planted", "sources", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
 ]
 
 
@@ -88,9 +88,19 @@ class Source(Strict):
     id: str | None = None
     """Template for the row's id; by default its number."""
     prompt: str | None = None
-    messages: list[Turn] | None = None
+    messages: list[Turn] | str | None = None
+    """Templates of the turns, or the column that holds a conversation: a list of messages as `explain` takes them, with
+    tool calls and tool results if there are any."""
     documents: str | None = None
     """Column with the documents that the question is about: a list of texts, or of objects with `text` and `title`."""
+    tools: str | None = None
+    """Column with the JSON schemas of what the model may call."""
+    chat_template_kwargs: dict[str, OptionValue] = {}
+    """Variables for the chat template, such as enable_thinking."""
+    continue_final_message: bool = False
+    """The answer continues the last message, which is the assistant's."""
+    target: str | None = None
+    """Template for what of the answer is explained, as in the recipe's `targets`, which it replaces."""
     response: str | None = None
     """Template for the answer to explain; without it the model generates one."""
     foil: str | None = None
@@ -107,8 +117,11 @@ class Source(Strict):
             raise ValueError(f"give exactly one of suite, path, saved and hub; given: {', '.join(given) or 'none'}")
         own = [
             name
-            for name in ("prompt", "messages", "documents", "response", "foil", "spans")
-            if getattr(self, name) is not None
+            for name in (
+                *("prompt", "messages", "documents", "tools", "chat_template_kwargs", "continue_final_message"),
+                *("target", "response", "foil", "spans"),
+            )
+            if getattr(self, name) not in (None, {}, False)
         ]
         if self.suite is not None and (own or self.sources):
             raise ValueError(f"a suite has its own rows; remove {', '.join(own or ['sources'])}")
@@ -250,26 +263,33 @@ def json_schema() -> dict[str, Any]:
 SUFFIXES = (".yaml", ".yml")
 
 
-def recipe_folders() -> list[Path]:
-    """`recipes/` in the current directory, and the installed one (in a clone it is next to the package)."""
+def _installed() -> Path:
+    """The folder of the installed recipes; in a clone it is next to the package."""
     package = Path(str(resources.files("llmxai")))
-    installed = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
-    return [place for place in (Path("recipes"), installed) if place.is_dir()]
+    return next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
 
 
-def list_recipes(folder: Path | None = None) -> list[Path]:
-    """The recipe files of a folder or, of several with the same name, the first of `recipe_folders`; sorted by name."""
-    folders = [folder] if folder else recipe_folders()
-    found = {path.stem: path for place in reversed(folders) for path in place.glob("*") if path.suffix in SUFFIXES}
-    return [found[name] for name in sorted(found)]
+def _recipes_in(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.suffix in SUFFIXES]
+
+
+def recipe_names(folder: Path | None = None) -> dict[str, Path]:
+    """The recipe files of a folder by name or, by default, the installed ones and those in `recipes/` of the current
+    directory: one there that has the name of an installed one goes by its path.
+    """
+    found = {path.stem: path for path in _recipes_in(_installed() if folder is None else folder)}
+    own = Path("recipes")
+    if folder is None and own.is_dir() and not own.samefile(_installed()):
+        found |= {str(path) if path.stem in found else path.stem: path for path in _recipes_in(own)}
+    return dict(sorted(found.items()))
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or, in `recipe_folders`, by its stem."""
+    """The file of a recipe given by path or by its name (`recipe_names`)."""
     path = Path(name)
     if path.is_file():
         return path
-    known = {found.stem: found for found in list_recipes()}
+    known = recipe_names()
     if name in known:
         return known[name]
     raise RecipeError(f"{name}: no such recipe file.{did_you_mean(name, known)} Known: {_listed(known)}.")

@@ -172,6 +172,8 @@ FIGURES = {
     "lds": "predicting what removals do (LDS, a rank correlation)",
     "mrr": "finding the planted source (MRR, 1 if it always comes first)",
     "mrr_abs": "finding the planted source, without signs (MRR)",
+    "mrr_sentence": "finding the sentence with the planted source (MRR)",
+    "mrr_document": "finding the document with the planted source (MRR)",
     "precision": "finding the planted source among the first (precision)",
     "precision_abs": "finding the planted source among the first, without signs (precision)",
     "comprehensiveness": "naming parts that matter (comprehensiveness, nats)",

@@ -55,7 +55,8 @@ class Job:
             return cls(row=FailedRow(**row), **document)
         messages = None if row["messages"] is None else tuple(row["messages"])
         spans = tuple((start, end) for start, end in row["spans"])
-        given = {"documents": tuple(row["documents"]), "document_spans": tuple(map(tuple, row["document_spans"]))}
+        given = {name: tuple(row[name]) for name in ("documents", "tools")}
+        given["document_spans"] = tuple(map(tuple, row["document_spans"]))
         return cls(row=Row(**{**row, **given, "messages": messages, "spans": spans}), **document)
 
 
@@ -126,9 +127,11 @@ class Plan:
     def _size(self, row: Row | FailedRow) -> tuple[int, int]:
         if isinstance(row, FailedRow):
             return 0, 0
-        asked = row.prompt if row.prompt is not None else "\n".join(turn["content"] for turn in row.messages or ())
+        asked = (
+            row.prompt if row.prompt is not None else "\n".join(str(turn.get("content")) for turn in row.messages or ())
+        )
         targets = self._tokens(row.response) if row.response is not None else self.recipe.decoding.max_new_tokens
-        asked += "\n".join(str(each["text"]) for each in row.documents)
+        asked += "\n".join([*(str(each["text"]) for each in row.documents), *map(json.dumps, row.tools)])
         return self._tokens(asked) + targets, targets
 
     def _tokens(self, text: str) -> int:
@@ -136,8 +139,9 @@ class Plan:
 
 
 def _input(row: Row | FailedRow) -> dict[str, Any]:
-    """The row's input, for its key; rows without target or documents keep the keys from before there were any."""
-    added = {"target": None, "documents": (), "document_spans": ()}
+    """The row's input, for its key; rows without what was added later keep the keys from before there was any."""
+    added: dict[str, Any] = {"target": None, "documents": (), "document_spans": (), "tools": ()}
+    added |= {"chat_template_kwargs": {}, "continue_final_message": False}
     return {name: value for name, value in asdict(row).items() if name not in added or value != added[name]}
 
 

@@ -100,7 +100,7 @@ class Worker:
         shown = summarize(explanation.to_dict(), record=row.id)
         told |= {"sources": shown.sources, "probability": shown.probability}
         Ledger(self.run, marked=self.marked).require_run()
-        save(explanation, self.run / "records" / row.id, attempt=attempt, run=self.run)
+        save(explanation, self.run / "records" / row.id, replace=True, attempt=attempt, run=self.run)
         return told
 
     def _explained(self, row: Row) -> Explanation:

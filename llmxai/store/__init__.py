@@ -6,7 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from llmxai.store.document import to_json, to_maps
-    from llmxai.store.folder import FILES, evidence_folder, require_replaceable, write_folder
+    from llmxai.store.folder import FILES, earlier_in, evidence_folder, require_writable, write_folder
     from llmxai.store.loading import load_explanation
     from llmxai.store.reading import (
         READABLE,
@@ -26,6 +26,7 @@ __all__ = [
     "FILES",
     "READABLE",
     "SCHEMA",
+    "earlier_in",
     "evidence_folder",
     "holds_explanation",
     "load_explanation",
@@ -34,7 +35,7 @@ __all__ = [
     "read_folder",
     "read_json",
     "require_file",
-    "require_replaceable",
+    "require_writable",
     "short",
     "stored_name",
     "to_json",
@@ -48,7 +49,7 @@ if not TYPE_CHECKING:
         __name__,
         submod_attrs={
             "document": ["to_json", "to_maps"],
-            "folder": ["FILES", "evidence_folder", "require_replaceable", "write_folder"],
+            "folder": ["FILES", "earlier_in", "evidence_folder", "require_writable", "write_folder"],
             "loading": ["load_explanation"],
             "reading": [
                 *("READABLE", "SCHEMA", "holds_explanation", "others_of", "read_document", "read_folder", "read_json"),

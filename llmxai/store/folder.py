@@ -32,18 +32,22 @@ Render = Callable[[Mapping[str, Any], Mapping[str, np.ndarray], Mapping[str, str
 
 
 def write_folder(
-    explanation: Explanation, out: Path | str, *, render: Render, replacing: Callable[[Path], None] = lambda _: None
+    explanation: Explanation,
+    out: Path | str,
+    *,
+    render: Render,
+    replace: bool = False,
+    replacing: Callable[[Path], None] = lambda _: None,
 ) -> Path:
     """Write `report.html`, `explanation.json` and `maps.safetensors` into `out`, which appears by one rename.
 
-    If `out` holds an earlier explanation, it is replaced; if it holds anything else, it is left alone. `replacing` is
-    called with the folder of the complete new files before they replace others. Raises OutputError if `out` cannot be
-    written.
+    An earlier explanation in `out` is replaced with `replace` alone; anything else is left alone. `replacing` is called
+    with the folder of the complete new files before they replace others. Raises OutputError if `out` cannot be written.
     """
     from llmxai.store.document import to_json, to_maps
 
     out = Path(out)
-    require_replaceable(out)
+    require_writable(out, replace=replace)
     document, maps = to_json(explanation), to_maps(explanation)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +72,19 @@ def write_folder(
     return out
 
 
-def require_replaceable(out: Path) -> None:
-    """Raise OutputError if `out` is a file, holds other files, or cannot be written."""
-    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if not os.access(nearest, os.W_OK):
-        raise OutputError(f"{out}: {nearest} cannot be written. Choose another folder with --out.")
+def require_writable(out: Path, *, replace: bool) -> None:
+    """Raise OutputError if `out` is a file, holds other files or, without `replace`, an earlier explanation, or cannot
+    be written.
+    """
+    nearest = next(place for place in out.absolute().parents if place.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=nearest, prefix=f".{out.name}-").cleanup()  # rights alone do not say it
+    except OSError as error:
+        raise OutputError(f"{out}: {nearest} cannot be written ({error}). Choose another folder with --out.") from error
     if not out.exists():
         return
+    if not os.access(out, os.W_OK):
+        raise OutputError(f"{out}: cannot be written. Choose another folder with --out.")
     if not out.is_dir():
         raise OutputError(f"{out}: is a file. Choose another folder with --out.")
     strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in (*FILES, *DERIVED, EVIDENCE))
@@ -83,6 +93,22 @@ def require_replaceable(out: Path) -> None:
             f"{out}: holds {strangers[0]!r}, which llmxai did not write, so it is left alone. Choose a new or "
             f"empty folder with --out."
         )
+    if not replace and (earlier := earlier_in(out)):
+        raise OutputError(
+            f"{out}: holds {earlier}. Choose another folder, or replace it with --overwrite, in Python with "
+            f"save(..., replace=True); its record stays in the evidence."
+        )
+
+
+def earlier_in(out: Path) -> str:
+    """The explanation in a folder, in words; empty if there is none."""
+    if not any((out / name).exists() for name in FILES):
+        return ""
+    try:
+        created = json.loads((out / "explanation.json").read_text(encoding="utf-8"))["created"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "an earlier explanation"
+    return f"the explanation of {created}"
 
 
 def evidence_folder(out: Path | str) -> Path:

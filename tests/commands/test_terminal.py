@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -18,6 +19,7 @@ from llmxai.commands import console, terminal
 from llmxai.commands.terminal import first_lines, link, summary, verdict_sentence
 from llmxai.models import LoadedModel
 from llmxai.names import AttentionStatus, Status
+from llmxai.report.verdict import answer_words
 from llmxai.store.document import LEAST_FALL, falls_of
 
 FEW = Settings(gradients=IntegratedGradients(max_nodes=8))
@@ -86,7 +88,7 @@ def test_it_is_reported_as_soon_as_it_is_known(tiny_llama: LoadedModel) -> None:
         found=lambda _generation, _targets, _replay, effects: order.append("answer" if effects is None else "effects"),
     )
     stages = list(dict.fromkeys(stage for stage in order if not stage.startswith("planned")))
-    assert stages[:5] == ["generating", "replaying", "answer", "removing parts of the text", "effects"]
+    assert stages[:5] == ["reading the answer", "replaying", "answer", "removing parts of the text", "effects"]
     assert stages[5] == "integrating gradients"
     assert found.effects is not None
     assert found.effects.effect is not None  # estimated around the deletion path, once that is known
@@ -100,24 +102,43 @@ def with_statuses(explanation: Explanation, *statuses: Status, attention: Attent
     return replace(explanation, checks=tuple(checks))
 
 
-def test_the_verdict_in_one_sentence(explanation: Explanation) -> None:
+def on_the_page(explanation: Explanation) -> str:
+    """The text below "Can I trust this?"."""
+    found = re.search(r'<section[^>]* id="trust">.*?<p>(.*?)</p>', explanation.to_html(), flags=re.DOTALL)
+    assert found is not None
+    quoted = re.sub(r'<bdi class="quoted">(.*?)</bdi>', r"“\1”", found[1])
+    return html.unescape(re.sub(r"<[^>]+>", "", quoted))
+
+
+def test_the_verdict_is_the_sentence_on_the_page(explanation: Explanation) -> None:
     words = explanation.answer_words()
     assert [word.text.strip() for word in words] == ["Rome", "and", "Paris"]
     ends = [word.tokens[1] for word in words]
     mixed = [Status.CONFIRMED] * ends[0] + [Status.UNDECIDED] * (ends[1] - ends[0]) + [Status.UNCONVERGED] * 9
-    assert verdict_sentence(with_statuses(explanation, *mixed, attention=AttentionStatus.DILUTED)) == (
-        "Computed accurately: 2 of 3 words. Confirmed by taking words away: 1; undecided: 1. Attention cannot be read "
-        "for this answer."
-    )
-    same = with_statuses(explanation, Status.CONTRADICTED, attention=AttentionStatus.READABLE)
-    assert verdict_sentence(same) == (
-        "Computed accurately: all 3 words. Contradicted by removal: 3. Attention can be read for all words."
-    )
-    unchecked = replace(with_statuses(explanation, Status.UNDECIDED, attention=AttentionStatus.REFUSED), effects=None)
-    assert verdict_sentence(unchecked) == (
-        "Computed accurately: all 3 words. Nothing was taken away to check it. Attention cannot be read for this "
-        "answer."
-    )
+    told = {
+        name: verdict_sentence(one)
+        for name, one in {
+            "mixed": with_statuses(explanation, *mixed, attention=AttentionStatus.DILUTED),
+            "same": with_statuses(explanation, Status.CONTRADICTED, attention=AttentionStatus.READABLE),
+            "unchecked": with_statuses(unremoved(explanation), Status.UNDECIDED, attention=AttentionStatus.REFUSED),
+        }.items()
+        if verdict_sentence(one) == on_the_page(one)
+    }
+    assert told["mixed"].startswith("In part. Computed accurately: 2 of the 3 words (not “Paris”). Confirmed by taking")
+    assert told["mixed"].endswith("Attention cannot be read on this model.")
+    assert "Contradicted by taking words away: 3." in told["same"]
+    assert told["same"].endswith("Attention can be read for all 3 words.")
+    assert told["unchecked"].startswith("Not checked. Computed accurately: all 3 words. Nothing was taken away")
+
+
+def unremoved(explanation: Explanation) -> Explanation:
+    return replace(explanation, effects=None, settings=replace(explanation.settings, removal=None))
+
+
+@pytest.mark.parametrize("targets", ["token", "word", "answer", "Rome", ["Rome", "Paris"], "0:2"])
+def test_the_sentence_counts_the_words_that_are_listed(tiny_llama: LoadedModel, targets: Any) -> None:
+    found = explain(tiny_llama, PROMPT, response=" Rome, and Paris.", settings=FEW, targets=targets)
+    assert len(answer_words(found.to_dict())) == len(found.answer_words()) == len(summary(found)) - 2
 
 
 def test_without_removals_the_contributions_are_the_sources(tiny_llama: LoadedModel) -> None:

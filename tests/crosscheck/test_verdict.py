@@ -1,4 +1,4 @@
-"""The verdict of rule 4 by its branches, and the whole cross-check on rows made by hand."""
+"""The verdict of rule 5 by its branches, and the whole cross-check on rows made by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tiny import null_of
 
 from llmxai.crosscheck import RULE, answer_verdict, attention_verdict, cross_check, sources_verdict
-from llmxai.crosscheck.verdict import candidates, chance
+from llmxai.crosscheck.verdict import Candidate, candidates, chance
 from llmxai.methods import token_targets
 from llmxai.methods.perturbation.removal import half_subsets
 from llmxai.names import AttentionStatus, Status, Unit
@@ -226,6 +226,29 @@ def test_chance_is_uniform_for_random_orders() -> None:
         found.append(chance(candidates(given({i + 1: float(x) for i, x in enumerate(row)}), effects, 1)))
     assert np.mean(np.array(found) <= 0.05) <= 0.09
     assert 0.4 <= np.mean(found) <= 0.6
+
+
+def test_that_the_answers_own_words_come_first_is_no_evidence() -> None:
+    rng, found = np.random.default_rng(2), []
+    for _ in range(200):
+        scores = [*rng.normal(0, 0.3, size=8), *rng.uniform(2, 4, size=6)]
+        falls = [*rng.normal(0, 0.3, size=8), *rng.uniform(2, 4, size=6)]
+        words = [
+            Candidate(((i, i + 1),), score, fall, fall, fall, fall, in_answer=i >= 8)
+            for i, (score, fall) in enumerate(zip(scores, falls, strict=True))
+        ]
+        found.append(chance(words))
+    assert np.mean(np.array(found) <= 0.05) <= 0.09, "among all words at once, nearly every one would pass"
+    assert 0.4 <= np.mean(found) <= 0.6
+
+
+def test_a_candidate_knows_whether_it_is_of_the_answer() -> None:
+    own, both = ((N + 1, N + 2),), ((3, 4), (N + 1, N + 2))
+    found = candidates(RIGHT, effects_of({}, hidden=[(own, 2.0)]), 1)
+    assert [one.tokens for one in found if one.in_answer] == [own]
+    assert len(found) == N + 1
+    found = candidates(RIGHT, effects_of({}, hidden=[(own, 2.0), (both, 5.0)]), 1)
+    assert sorted(one.in_answer for one in found if one.tokens == both) == [False, True], "one of each, effect of both"
 
 
 @pytest.mark.parametrize(

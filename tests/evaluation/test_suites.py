@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
+import torch
 from tiny import make_loaded
 
 from llmxai.errors import PromptError, RecipeError
 from llmxai.evaluation import SUITES, Case, Row, locate, make_case, require_suite, suite_rows, token_positions
+from llmxai.evaluation.metrics import source_ranks
 from llmxai.evaluation.planted_models import build, contributions
 from llmxai.generation import answer, chat_inputs, encode_messages, force_response
 from llmxai.models import LoadedModel
@@ -60,15 +63,28 @@ def test_needles_lie_at_their_depths() -> None:
         assert row.text.count(" is ") - row.text.count("the weather is") >= 3
 
 
-@pytest.mark.parametrize("name", ["rag", "long"])
-def test_the_answer_stands_in_one_sentence_of_one_document(name: str) -> None:
-    for row in rows(name, limit=12):
+def test_the_answer_stands_in_one_sentence_of_one_document() -> None:
+    for row in rows("rag", limit=12):
         ((number, start, end),) = row.document_spans
         fact = row.documents[number]["text"][start:end]
         assert row.response is not None
         assert fact.endswith(f" is {row.response.lower()}.")
         assert fact[: -len(f" is {row.response}.")].replace("The ", "the ") in row.text
         assert sum(fact in document["text"] for document in row.documents) == 1
+        assert len(row.documents) == row.fields["documents"]
+
+
+@pytest.mark.parametrize("distractors", [0, 9])
+def test_the_beginning_of_a_fact_asks_for_its_end(distractors: int) -> None:
+    found = list(rows("long", limit=12, distractors=distractors))
+    assert len({str(row.documents) for row in found}) == 3, "documents are asked about four times"
+    for row in found:
+        ((number, start, end),) = row.document_spans
+        fact = row.documents[number]["text"][start:end]
+        assert row.messages is not None
+        assert row.given["continue_final_message"]
+        assert fact.startswith(row.text + str(row.response))
+        assert sum(document["text"].count(row.text + " ") for document in row.documents) == 1
         assert len(row.documents) == row.fields["documents"]
 
 
@@ -103,6 +119,22 @@ def test_sources_in_documents_become_tokens() -> None:
     ((number, start, end),) = row.document_spans
     assert row.documents[number]["text"][start:end] in "".join(case.generation.texts[i] for i in marked)
     assert marked == list(range(marked[0], marked[-1] + 1))
+
+
+def test_a_begun_answer_is_a_case() -> None:
+    loaded = make_loaded("llama", max_position_embeddings=4096)
+    (row,) = rows("long", limit=1, tokens=[100], documents=4)
+    prompt = encode_messages(loaded, list(row.messages or ()), chat_inputs(**row.given))
+    generation = force_response(loaded, prompt, response=row.response or "")
+    case = make_case(loaded, row, generation, target="answer")
+    assert case.truth is not None
+    scores = torch.zeros(len(case.features), dtype=torch.float64)
+    last = int(case.truth.nonzero()[-1])
+    for value, sentence in ((1.0, 1.0), (-1.0, 0.0)):
+        scores[last] = value
+        found = source_ranks(scores, case.truth, case.features, generation)
+        assert (found["mrr_sentence"] == 1.0) == bool(sentence)
+        assert found["mrr_document"] == (1.0 if sentence else 1 / 4)
 
 
 def test_multi_hop_needs_both_facts() -> None:
@@ -176,6 +208,12 @@ def test_targets(tiny_llama: LoadedModel) -> None:
     whole = make_case(tiny_llama, row, generation, target="answer")
     assert explained(whole) == tuple(range(generation.n_targets))
     assert make_case(tiny_llama, row, generation, target="first").truth is None
+    own = make_case(tiny_llama, replace(row, target="1:2"), generation, target="first")
+    assert explained(own) == (1,)
+    with pytest.raises(
+        PromptError, match=rf"'token' gives {generation.n_targets} targets, and an evaluation scores one"
+    ):
+        make_case(tiny_llama, replace(row, target="token"), generation, target="first")
 
 
 def test_unknown_names_and_options() -> None:

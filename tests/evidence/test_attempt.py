@@ -14,7 +14,7 @@ from logs import KEY, make_run
 from tiny import make_loaded
 
 from llmxai import Decoding, UserError, explain, save
-from llmxai.errors import EvidenceError
+from llmxai.errors import EvidenceError, OutputError
 from llmxai.evidence import (
     SecretKey,
     begin,
@@ -98,6 +98,12 @@ def test_a_record_says_what_was_asked_answered_and_how(explanation: Explanation,
             str(explanation.checks[t].status),
             certificate.nodes[t],
         )
+        check, figures = explanation.checks[t], target["check"]
+        assert (figures["status"], figures["attention"]) == (check.status, check.attention)
+        assert figures["agreement"]["spearman"] == check.agreement.spearman
+        assert check.verdict is not None
+        assert figures["verdict"]["scores"]["deletion_path"]["lds"] == check.verdict.scores["deletion_path"].lds
+        assert check.reason not in json.dumps(figures)
     assert sorted(each["path"] for each in record["artefacts"]) == [
         "explanation.json",
         "maps.safetensors",
@@ -111,13 +117,24 @@ def test_a_record_says_what_was_asked_answered_and_how(explanation: Explanation,
 
 def test_save_alone_leaves_a_record_too(explanation: Explanation, tmp_path: Path) -> None:
     for n in (1, 2):
-        save(explanation, tmp_path / "run")
+        save(explanation, tmp_path / "run", replace=n > 1)
         assert len(read_log(tmp_path / "run")) == n
     assert "start is the start of saving" in json.loads(read_log(tmp_path / "run")[0][1])["warnings"][-1]
     verdict = verify(tmp_path / "run")
     assert [(f.severity, f.what) for f in verdict.findings] == [
         ("note", "3 files of earlier records were replaced by those of later ones")
     ]
+
+
+def test_without_replace_an_earlier_explanation_and_its_log_stay(explanation: Explanation, tmp_path: Path) -> None:
+    run = explanation.save(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for again in (lambda: save(explanation, run), lambda: explanation.save(run)):
+        with pytest.raises(OutputError, match=r"holds the explanation of .*replace=True"):
+            again()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    explanation.save(run, replace=True)
+    assert len(read_log(run)) == 2
 
 
 def test_several_explanations_in_one_run(explanation: Explanation, tmp_path: Path) -> None:
@@ -152,7 +169,7 @@ def test_a_broken_log_stops_before_any_work(explanation: Explanation, tmp_path: 
     with pytest.raises(EvidenceError, match="Nothing is appended"), recording(run / "evidence"):
         raise AssertionError("the work began")
     with pytest.raises(EvidenceError, match="Nothing is appended"):
-        save(explanation, run)
+        save(explanation, run, replace=True)
     assert (run / "report.html").read_bytes() == page
 
 
@@ -351,7 +368,7 @@ def test_pages_made_again_say_the_same_until_someone_reviews(explanation: Explan
     assert reviewed.page == run / "report.rebuilt.html"
     assert "approved by r7" in reviewed.page.read_text(encoding="utf-8")
     assert verify(run).exit == 0
-    save(explanation, run)
+    save(explanation, run, replace=True)
     assert not reviewed.page.exists()
 
 
@@ -374,7 +391,7 @@ def test_the_provenance_of_every_record_of_a_run_from_one_pass(explanation: Expl
     folders = [run / "records" / name for name in ("one", "two", "one")]  # explained again: the newest record counts
     with open_log(run / "evidence", signer=KEY) as log:
         for folder in folders:
-            save(explanation, folder, attempt=begin(log), run=run)
+            save(explanation, folder, replace=True, attempt=begin(log), run=run)
     for entry, _ in read_log(run)[1:]:
         review(run, entry.id, decision="approved", by="r7")
     of = provenances_of(run)

@@ -191,7 +191,7 @@ def test_an_explanation_that_is_killed_while_it_replaces_another_is_never_called
     while True:
         out = tmp_path / f"{number}" / "one"
         shutil.copytree(folder, out)
-        again = lambda out=out: save(second, out, attempt=begin(out / "evidence", signer=KEY))  # noqa: E731
+        again = lambda out=out: save(second, out, replace=True, attempt=begin(out / "evidence", signer=KEY))  # noqa: E731
         ended = killed_at(number, again)
         verdict = verify(out, key=PUBLIC)
         assert verdict.exit != 1, (number, verdict.to_text())
@@ -222,7 +222,7 @@ def test_after_its_record_an_explanation_that_replaced_another_is_checked_as_str
 ) -> None:
     folder, second = explained
     out = Path(shutil.copytree(folder, tmp_path / "one"))
-    save(second, out, attempt=begin(out / "evidence", signer=KEY))
+    save(second, out, replace=True, attempt=begin(out / "evidence", signer=KEY))
     assert verify(out, key=PUBLIC).exit == 0
     for name in FILES:
         data = (out / name).read_bytes()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import answered, make_loaded, prompt_tokens
+from tiny import answered, make_encoder_decoder, make_loaded, prompt_tokens
 
 from llmxai.errors import NonFiniteError, OptionError, ReplayError
 from llmxai.generation import Decoding, encode_messages, force_response, generate, replay
@@ -83,6 +83,17 @@ def test_stop_by_eos(several: bool) -> None:
     generation = generate(loaded, prompt_tokens(loaded), decoding=Decoding(max_new_tokens=10))
     assert generation.generated_ids == free.generated_ids[:3]
     assert generation.stop == "eos"
+
+
+def test_every_token_is_counted(tiny_llama: LoadedModel) -> None:
+    counted: list[tuple[int, int]] = []
+    prompt, count = prompt_tokens(tiny_llama), lambda *numbers: counted.append(numbers)
+    generation = generate(tiny_llama, prompt, decoding=Decoding(max_new_tokens=5), progress=count)
+    assert counted == [(number, 5) for number in range(1, generation.n_targets + 1)]
+    seq2seq = make_encoder_decoder("t5")
+    counted.clear()
+    generation = generate(seq2seq, prompt_tokens(seq2seq), decoding=Decoding(max_new_tokens=3), progress=count)
+    assert counted == [(number, 3) for number in range(1, generation.n_targets + 1)]
 
 
 def test_room_ends_at_the_context(tiny_llama: LoadedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from torch import Tensor
 from llmxai.generation import chat_inputs, encode_messages, encode_prompt, force_response
 from llmxai.methods import measure_effects, token_targets
 from llmxai.methods.features import CONTENT
-from llmxai.methods.perturbation.coarse import context_of, disjoint, reader_of, tree_of
+from llmxai.methods.perturbation import coarse
+from llmxai.methods.perturbation.coarse import context_of, disjoint, packs, reader_of, seen_by_copies, tree_of
 from llmxai.methods.perturbation.removal import MOST_UNITS
 from llmxai.methods.perturbation.tree import in_runs, paragraphs, pieces_of, roots_of
 from llmxai.models import LoadedModel
+from llmxai.models.forward import run
 from llmxai.settings import Removal
 from llmxai.stats import ridge_with_prior
 from llmxai.types import Effects, Generation, Piece
@@ -102,10 +105,12 @@ def test_ranges_are_cut_where_another_begins() -> None:
 
 
 def test_the_context_is_the_documents_else_all_but_the_last_turn(asked: Generation) -> None:
-    assert context_of(roots_of(asked)) == (0, 1, 2)
+    assert context_of(asked, roots_of(asked)) == (0, 1, 2)
     turns = [Piece("turn", (i, i + 1), i) for i in range(3)]
-    assert context_of(turns) == (0, 1)
-    assert context_of([replace(turn, kind="paragraph") for turn in turns]) == (), "pieces of one turn are no context"
+    assert context_of(asked, turns) == (0, 1)
+    assert context_of(asked, [replace(turn, kind="paragraph") for turn in turns]) == (), (
+        "pieces of one turn are no context"
+    )
 
 
 # every figure against a loop
@@ -180,14 +185,75 @@ def test_by_hiding_what_has_been_read(loaded: LoadedModel, asked: Generation) ->
     found = measure_effects(loaded, asked, removal=Removal(subsets=8, recomputed=900))
     assert found.operator == "hide"
     check(loaded, asked, found)
+    check_deleted(loaded, asked, found)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+def test_many_pieces_are_hidden_in_one_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_loaded(architecture, dtype=torch.float64, attn_implementation="sdpa", max_position_embeddings=1024)
+    assert packs(loaded.model)
+    prompt = encode_messages(loaded, [{"role": "user", "content": QUESTION}], chat_inputs(documents=list(TEXTS)))
+    generation = force_response(loaded, prompt, response=" Paris, Rome")
+    lengths: list[int] = []
+
+    def watched(model: Any, **arguments: Any) -> Any:
+        lengths.append(arguments["input_ids"].shape[1])
+        return run(model, **arguments)
+
+    monkeypatch.setattr(coarse, "run", watched)
+    removal = Removal(subsets=8, recomputed=900, chunk_tokens=256)
+    found = measure_effects(loaded, generation, removal=removal)
+    assert found.operator == "hide"
+    assert 2 * len(lengths) < found.context.forwards if found.context else False
+    assert max(lengths) <= 256
+    check(loaded, generation, found)
+    check_deleted(loaded, generation, found)
+
+
+def test_a_window_does_not_let_copies_share_a_pass() -> None:
+    assert not packs(make_loaded("gemma3_text", attn_implementation="sdpa").model)
+    assert not packs(make_loaded("llama", attn_implementation="eager").model)
+
+
+def test_what_copies_see() -> None:
+    seen = seen_by_copies([[(1, 2)], [(2, 4)]], start=3, n=2)
+    want = [
+        [1, 0, 1, 1, 0, 0, 0],  # the first copy does not see token 1
+        [1, 0, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0],  # the second neither sees token 2 nor, except from itself, token 3
+        [1, 1, 0, 0, 0, 0, 1],
+    ]
+    assert torch.equal(seen, torch.tensor(want, dtype=torch.bool))
+
+
+def test_the_beginning_of_an_answer_reads_the_context_together_with_the_question(loaded: LoadedModel) -> None:
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "The capital of France is"},
+    ]
+    prompt = encode_messages(loaded, messages, chat_inputs(continue_final_message=True))
+    generation = force_response(loaded, prompt, response=" Paris")
+    roots = roots_of(generation)
+    assert [text_of(generation, root).strip() for root in roots] == [message["content"] for message in messages]
+    assert context_of(generation, roots) == (0,)
+    assert reader_of(generation, roots) == roots[1].tokens[0]
+
+
+def check_deleted(loaded: LoadedModel, asked: Generation, found: Effects) -> None:
     context = found.context
     assert context is not None
+    fall = context.f_full - context.f_without
+    enough = max(0.5, 0.3 * float(fall.max()))
     done = (~context.f_deleted.isnan()).nonzero()[:, 0].tolist()
     assert done, "what comes first is deleted as well"
     for number in done:
         want = picked(asked, deleted(loaded, asked, [context.pieces[number].tokens])).sum()
         assert float(context.f_deleted[number]) == pytest.approx(float(want), abs=1e-6)
         assert float(context.drop[number]) == pytest.approx(context.f_full - float(want), abs=1e-6)
+    for several in ([i for i in done if i < context.roots], [i for i in done if i >= context.roots]):
+        below = [i for i in several if float(fall[i]) < enough]
+        assert len(below) <= 1, "only the first of them is deleted whatever its fall"
 
 
 def test_nothing_is_deleted_where_no_token_may_be_recomputed(loaded: LoadedModel, asked: Generation) -> None:
@@ -270,6 +336,29 @@ def test_short_prompts_keep_their_words_as_units(loaded: LoadedModel) -> None:
     assert found.context is not None
     assert [piece.kind for piece in found.context.pieces] == ["turn", "turn"]
     assert found.context.context == (0,)
+
+
+def test_documents_of_few_words_are_opened_to_their_sentences(loaded: LoadedModel) -> None:
+    documents = ["The answer was red. The city was green.\n\nHello there.", "The capital of France is Paris."]
+    prompt = encode_messages(loaded, [{"role": "user", "content": QUESTION}], chat_inputs(documents=documents))
+    generation = force_response(loaded, prompt, response=" Paris")
+    found = measure_effects(loaded, generation, removal=Removal(subsets=4))
+    assert found.settings["kind"] == "word"
+    context = found.context
+    assert context is not None
+    inner = context.pieces[context.roots :]
+    said = [text_of(generation, piece).strip() for piece in inner]
+    assert said == ["The answer was red.", "The city was green.", "Hello there."], "a single sentence is its document"
+    for number, piece in enumerate(inner, start=context.roots):
+        want = float(picked(generation, deleted(loaded, generation, [piece.tokens])).sum())
+        assert float(context.f_without[number]) == pytest.approx(want, abs=1e-6)
+    assert context.rest == ()
+    units = measure_effects(loaded, generation, removal=Removal(subsets=4, units="sentence"))
+    assert units.context is not None
+    assert len(units.context.pieces) == units.context.roots, "sentences that are units are not removed again"
+    tight = measure_effects(loaded, generation, removal=Removal(subsets=4, budget=16)).context
+    assert tight is not None
+    assert tight.forwards <= 16
 
 
 def test_the_effect_of_a_document_is_over_halves_of_the_others(loaded: LoadedModel, asked: Generation) -> None:

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import answered, make_model, make_tokenizer
+from tiny import answered, certificate_of, make_model, make_tokenizer
 from torch import nn
 
 from llmxai import explain
-from llmxai.methods import attention_rollout, layer_integrated_gradients
+from llmxai.methods import attention_rollout, deletion_path, layer_integrated_gradients
 from llmxai.models import LoadedModel, load
+from llmxai.models.embedding import devices_of
 from llmxai.models.memory import plan_for
+from llmxai.models.precision import full_precision
 from llmxai.settings import Compute, IntegratedGradients, Settings
+from llmxai.types import Scores
 
 LAYERS = 12
 MIB = 2**20
@@ -125,6 +128,47 @@ def test_an_embedding_that_is_not_in_memory(
         assert scores.refused is None
         assert (got.scores[name].values - scores.values).abs().max() < 1e-4 * scores.values.abs().max().clamp(min=1)
     assert got.environment["model"]["device"] == "cpu"
+
+
+def forwards(loaded: LoadedModel) -> dict[str, list[object]]:
+    """What was put in the place of the modules' own methods."""
+    places = ("forward", "_old_forward")
+    return {name: [m.__dict__.get(place) for place in places] for name, m in loaded.model.named_modules()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", [layer_integrated_gradients, deletion_path])
+def test_gradients_in_16_bits_layer_by_layer(
+    model_folder: Path, dtype: str, method: Callable[..., Scores], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F in float32 and gradients in bfloat16, from the same weights on disk: bit for bit those of whole copies."""
+    monkeypatch.chdir(tmp_path)
+    loaded, whole = load(model_folder, device_map=on_disk(3), dtype=dtype), load(model_folder, dtype=dtype)
+    for each in (loaded, whole):
+        each.model.set_attn_implementation("eager")  # as in a 16-bit copy on the CPU
+    before, generation = forwards(loaded), answered(whole)
+    found = []
+    for each in (loaded, whole):
+        with full_precision(each) as exact:
+            for fast in ("bfloat16", None):
+                compute = Compute(checkpoint=True, gradient_dtype=fast)
+                found.append(method(exact, generation, n_steps=3, compute=compute))
+    got, got_exact, want, want_exact = found
+    assert torch.equal(got.values, want.values)
+    assert torch.allclose(got_exact.values, want_exact.values, atol=1e-5 * float(want_exact.values.abs().max()))
+    assert (got.values - got_exact.values).abs().max() > 1e-4 * got_exact.values.abs().max()
+    assert torch.equal(certificate_of(got).f_baseline, certificate_of(got_exact).f_baseline)
+    assert forwards(loaded) == before
+    assert all(p.device.type == "meta" for p in loaded.model.model.layers.parameters()), "a weight was left behind"
+
+
+def test_the_devices_of_a_model(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate names a GPU by its number; what is on disk runs elsewhere."""
+    cpu = torch.device("cpu")
+    assert devices_of(tiny_llama.model) == [cpu]
+    places = {"model": 0, "lm_head": "cuda:1", "other": "cpu", "more": "disk", "again": 0}
+    monkeypatch.setattr(tiny_llama.model, "hf_device_map", places, raising=False)
+    assert devices_of(tiny_llama.model) == [cpu, torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("device_map", ["balanced", "balanced_low_0", "sequential", "auto"])

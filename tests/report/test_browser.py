@@ -14,12 +14,13 @@ from tiny import make_loaded
 from llmxai import explain
 from llmxai.report import build_view, render_report
 from llmxai.report.focus import rounded
-from llmxai.store import to_json, to_maps
+from llmxai.store import read_folder, to_json, to_maps
 from tests.report.conftest import Open, assert_accessible, look, move
 from tests.report.sample import Sample, chat, hostile, measured, newest, sample
 
 pytestmark = pytest.mark.browser
 
+GALLERY = Path(__file__).parents[2] / "reports" / "gallery"
 STATUSES = ["agree", "disagree", "agree", "unconverged"]
 CONTRAST = """selector => [...document.querySelectorAll(selector)].map(e => {
   const lum = s => { const [r, g, b] = s.match(/[\\d.]+/g).map(Number).map(c => (c /= 255) <= .04045 ? c / 12.92
@@ -452,6 +453,15 @@ def test_pages_of_paper(open_page: Open, tmp_path: Path, tokens: int, most: int)
     answer = [f" out{i % 53}" for i in range(tokens)]
     explanation = measured(sample(asked, answer), statuses=[statuses[i % 4] for i in range(tokens)])
     assert pages_of(open_page(explanation), tmp_path / "page.pdf") <= most
+
+
+@pytest.mark.parametrize("name", ["capital", "why-not-lyon"])
+def test_pages_of_paper_of_a_real_answer(open_page: Open, tmp_path: Path, name: str) -> None:
+    """With the settings, versions and digests of a real model: a made-up sample has few of them."""
+    document, maps = read_folder(GALLERY / "records" / name)
+    assert len(document["targets"]) <= 8
+    page = open_page(render_report(build_view(document, maps)))
+    assert pages_of(page, tmp_path / "page.pdf") <= 4
 
 
 def test_without_scripts_the_tables_are_there_and_print(open_page: Open) -> None:

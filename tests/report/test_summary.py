@@ -86,8 +86,13 @@ def check(view: ReportView, statuses: tuple[str, ...], *, attention: str, stop: 
     summary, n, count = view.summary, len(statuses), Counter(statuses)
     told = [in_words(said) for said in summary.trust.sentences]
     text = " ".join((summary.trust.lead, *told))
-    assert LEADS[summary.trust.lead](count, n), text
-    assert (summary.trust.lead == "Not checked.") == (not removed and count["unconverged"] < n)
+    led = Counter(statuses[:1]) if foil else count  # the first word has it
+    assert LEADS[summary.trust.lead](led, led.total()), text
+    assert (summary.trust.lead == "Not checked.") == (not removed and led["unconverged"] < led.total())
+    assert text.startswith(f"{summary.trust.lead} “Rome” against “Lima”: ") == foil
+    if foil:
+        one = "not computed accurately" if led["unconverged"] else statuses[0] if removed else "nothing was taken away"
+        assert one in told[0]
     assert accurate(text, n) == n - count["unconverged"]
     if removed:
         assert number(r"onfirmed by taking words away: (\d+)", text) == count["confirmed"]
@@ -145,6 +150,15 @@ def test_no_sentence_contradicts_another(part: int) -> None:
         except AssertionError as error:
             error.add_note(f"{statuses} {options}")
             raise
+
+
+def test_the_probability_of_a_long_answer_is_small_and_not_zero() -> None:
+    document, maps = measured(sample(["<s>", " Why", "?"], [" so"] * 200, stop="given"), statuses=["undecided"] * 200)
+    for target in document["targets"]:
+        target["replayed_logprob"] = -9.0
+    summary = build_view(document, maps).summary
+    assert "Probability of the answer: under 0.001%" in in_words(summary.came)
+    assert summary.focus.likely == "under 0.001%"
 
 
 def test_an_earlier_page_that_says_not_to_read_attention_does_not_say_that_it_is_supported() -> None:

@@ -12,10 +12,11 @@ from llmxai.report import ReportView, build_view, render_report
 from llmxai.report.focus import in_words
 from llmxai.report.removal import RemovalView, build_referee
 from llmxai.report.tables import build_settings, signed
-from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView
+from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView, build_level
 from llmxai.report.verdict import MainSource
 from llmxai.report.visible import Piece, label, percent, plain, shorten, visible
 from llmxai.settings import field_paths
+from llmxai.store import upgraded
 from tests.report.sample import (
     CHAT_ANSWER,
     CHAT_STATUSES,
@@ -130,6 +131,26 @@ def test_the_small_example_in_full() -> None:
         "Answer of the model",
     ]
     assert [row.flagged for row in view.rows].count(True) == 5
+
+
+def test_documents_are_numbered_and_named_once() -> None:
+    """A template puts marks between a document's title and its text, and between two documents."""
+    prompt = ["<s>", "Kettle", ":", " hot", ".", "##", "Toaster", ":", " cold", " Which", "?"]
+    d, t, u = "document", "template", "user"
+    explanation, maps = sample(prompt, [" hot"], roles=["bos", d, t, d, d, t, d, t, d, u, u])
+    explanation = upgraded(explanation)
+    place = {"title": "", "share": 0.5, "effect": 1.0, "interval": [0.5, 1.5], "alone": 1.0, "deleted": True}
+    explanation["documents"] = [
+        {**place, "kind": "document", "tokens": tokens, "part": part, "divergence": 0.1}
+        for part, tokens in enumerate(([1, 5], [6, 9]))
+    ]
+    turns = build_level(explanation, maps, groups=[(i, i + 1) for i in range(12)]).turns
+    named = [(turn.name, turn.first, turn.end) for turn in turns if turn.role not in ("bos", "template")]
+    assert named[:4] == [("Document 1", 1, 2), ("", 3, 5), ("Document 2", 6, 7), ("", 8, 9)]
+    assert [name for name, *_ in named[4:]] == ["User", "Answer of the model"]
+    explanation["documents"] = []
+    turns = build_level(explanation, maps, groups=[(i, i + 1) for i in range(12)]).turns
+    assert [turn.name for turn in turns if turn.role == "document"] == ["Document"] * 4, "before documents were listed"
 
 
 def test_one_status_for_all_and_a_single_token() -> None:

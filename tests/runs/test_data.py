@@ -117,6 +117,63 @@ def test_documents_as_a_list_of_objects(tmp_path: Path) -> None:
     assert row.documents[1] == {"text": "b is there."}, "a title that another document has is no title of this one"
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "a"}}}]}
+TALK = [
+    {"talk": [{"role": "user", "content": "Where is a?"}], "tools": [{"name": "look"}], "what": "answer"},
+    {
+        "talk": [{"role": "user", "content": "And b?"}, CALL, {"role": "tool", "content": "here"}],
+        "tools": [],
+        "what": "i",
+    },
+    {"talk": [{"role": "usher", "content": "Where?"}], "tools": [{"name": "look"}], "what": "answer"},
+    {"talk": "[1", "tools": [{"name": "look"}], "what": "answer"},
+]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_conversations_tools_and_targets_from_columns(as_text: bool, tmp_path: Path) -> None:
+    """Of lists, the reader gives all rows the same keys; what it adds is no part of a conversation."""
+    kept = TALK if as_text else TALK[:3]
+    lines = [{key: json.dumps(value) if as_text and key != "what" else value for key, value in r.items()} for r in kept]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    source = Source(
+        path="t.jsonl",
+        messages="talk",
+        tools="tools",
+        target="{{ what }}",
+        chat_template_kwargs={"enable_thinking": True},
+    )
+    first, no_tools, usher, *broken = source_rows(source, root=tmp_path)
+    assert isinstance(first, Row)
+    assert first.messages == tuple(TALK[0]["talk"])
+    assert first.target == "answer"
+    assert first.given == {"tools": [{"name": "look"}], "chat_template_kwargs": {"enable_thinking": True}}
+    assert Job.from_json(Job(0, first, "key", "record", 1, 1).to_json()).row == first
+    for row, says in zip(
+        (no_tools, usher, *broken),
+        ("'tools' holds no tools", "has the role 'usher'", "'talk' holds no messages"),
+        strict=False,
+    ):
+        assert isinstance(row, FailedRow)
+        assert says in row.error
+    source = Source(path="t.jsonl", messages="talk", response="{{ what }}")
+    _, second, *_ = source_rows(source, root=tmp_path)
+    assert isinstance(second, Row)
+    assert second.messages == tuple(TALK[1]["talk"])
+    assert second.text == "here"
+
+
+def test_a_conversation_that_is_continued(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Where is a?"}, {"role": "assistant", "content": "It is"}]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"talk": talk}) + "\n", encoding="utf-8")
+    (row,) = source_rows(Source(path="t.jsonl", messages="talk", continue_final_message=True), root=tmp_path)
+    assert isinstance(row, Row)
+    assert row.given == {"continue_final_message": True}
+    (refused,) = source_rows(Source(path="t.jsonl", messages="talk"), root=tmp_path)
+    assert isinstance(refused, FailedRow)
+    assert "The last message is the assistant's" in refused.error
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

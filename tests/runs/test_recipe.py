@@ -12,7 +12,7 @@ import yaml
 from llmxai import IntegratedGradients, Settings, Tolerance
 from llmxai.errors import RecipeError
 from llmxai.methods import METHODS, require_method
-from llmxai.runs import find_recipe, json_schema, list_recipes, read_recipe
+from llmxai.runs import find_recipe, json_schema, read_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2] / "recipes"
 GOOD = {"version": 2, "name": "mine", "data": [{"suite": "needle"}]}
@@ -24,14 +24,14 @@ def write(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", list_recipes(ROOT), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", recipe_names(ROOT).values(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_right(path: Path) -> None:
     recipe = read_recipe(path)
     assert recipe.name == path.stem
     assert recipe.description
 
 
-@pytest.mark.parametrize("path", list_recipes(ROOT), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", recipe_names(ROOT).values(), ids=lambda path: path.stem)
 def test_no_shipped_recipe_explains_with_a_smaller_budget_than_the_default(path: Path) -> None:
     """With fewer nodes most of its own records would be unconverged, which says nothing of the method."""
     explain = read_recipe(path).explain
@@ -44,7 +44,7 @@ def test_no_shipped_recipe_explains_with_a_smaller_budget_than_the_default(path:
 
 
 def test_there_are_recipes() -> None:
-    found = {p.stem for p in list_recipes(ROOT)}
+    found = {*recipe_names(ROOT)}
     assert {"smoke", "standard", "faithfulness", "planted", "sanity", "defaults"} <= found
 
 
@@ -148,6 +148,20 @@ def test_finding_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert find_recipe(str(write(tmp_path))).name == "mine.yaml"
     with pytest.raises(RecipeError, match=r"smok: no such recipe file. Did you mean 'smoke'\?"):
         find_recipe("smok")
+
+
+def test_a_recipe_of_ones_own_does_not_take_the_name_of_an_installed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    for name in ("smoke", "mine"):
+        (tmp_path / "recipes" / f"{name}.yaml").write_text("version: 2")
+    own = Path("recipes") / "smoke.yaml"
+    assert find_recipe("smoke").samefile(ROOT / "smoke.yaml")
+    assert find_recipe(str(own)) == own
+    assert find_recipe("mine") == Path("recipes") / "mine.yaml"
+    assert recipe_names().keys() - recipe_names(ROOT).keys() == {str(own), "mine"}
 
 
 @pytest.mark.parametrize(

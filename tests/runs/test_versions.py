@@ -31,7 +31,10 @@ EVALUATE = {
 }
 
 
-LATER = ("target", "documents", "document_spans")
+LATER = (
+    *("target", "documents", "document_spans"),
+    *("tools", "chat_template_kwargs", "continue_final_message"),
+)
 """Fields of a row that version 1 did not have."""
 
 

@@ -16,11 +16,10 @@ import torch
 import llmxai
 from llmxai import Explanation, IntegratedGradients, Removal, Settings, explain
 from llmxai.errors import OutputError
-from llmxai.report.context import nats
 from llmxai.report.export import export
 from llmxai.report.render import render_report
 from llmxai.report.view import build_view
-from llmxai.report.visible import plain
+from llmxai.report.visible import nats, plain
 from llmxai.settings import DeletionPath
 from llmxai.store import read_document, to_json, to_maps, write_folder
 from llmxai.store.context import OWN_MEMORY, own_memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from llmxai import Explanation, IntegratedGradients, Settings, explain
 from llmxai.crosscheck.verdict import candidates
 from llmxai.errors import NonFiniteError, OutputError
 from llmxai.settings import settings_from
-from llmxai.store import SCHEMA, read_folder, to_json, upgraded, write_folder
+from llmxai.store import SCHEMA, read_folder, require_writable, to_json, upgraded, write_folder
 from llmxai.store.reading import SHAPES
 
 FILES = ["explanation.json", "maps.safetensors", "report.html"]
@@ -287,7 +288,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(llmxai.store.folder, "save_file", refuse)
     with pytest.raises(RuntimeError if str(error) == "a bug" else OutputError, match=str(error)):
-        write_folder(explanation, out, render=page)
+        write_folder(explanation, out, render=page, replace=True)
     assert entries(tmp_path) == (["out"] if earlier else [])
     if earlier:
         assert (out / "report.html").read_text() == "earlier"
@@ -307,17 +308,20 @@ def test_a_failing_rename_keeps_the_earlier_folder(
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OutputError, match="no rename today"):
-        write_folder(explanation, out, render=page)
+        write_folder(explanation, out, render=page, replace=True)
     assert (out / "report.html").read_text() == "earlier"
     assert entries(tmp_path) == ["out"]
 
 
-def test_an_earlier_explanation_is_replaced(explanation: Explanation, tmp_path: Path) -> None:
+def test_an_earlier_explanation_is_replaced_if_that_is_asked_for(explanation: Explanation, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for text in ("first", "second"):
-        write_folder(explanation, out, render=lambda *_, text=text: text)
-        assert (out / "report.html").read_text() == text
+    write_folder(explanation, out, render=lambda *_: "first")
+    with pytest.raises(OutputError, match=f"holds the explanation of {re.escape(explanation.created)}.*replace=True"):
+        write_folder(explanation, out, render=lambda *_: "second")
+    assert (out / "report.html").read_text() == "first"
+    write_folder(explanation, out, render=lambda *_: "second", replace=True)
+    assert (out / "report.html").read_text() == "second"
     assert entries(tmp_path) == ["out"]
 
 
@@ -334,6 +338,9 @@ def test_a_file_in_the_place_of_the_folder(explanation: Explanation, tmp_path: P
         write_folder(explanation, tmp_path / "file", render=page)
     with pytest.raises(OutputError, match="cannot be written"):
         write_folder(explanation, tmp_path / "file" / "below", render=page)
+    with pytest.raises(OutputError, match="cannot be written"):  # before there is anything to write
+        require_writable(tmp_path / "file" / "below", replace=False)
+    assert entries(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("which", ["layer_integrated_gradients", "attention_rollout", "gradient_weighted_rollout"])

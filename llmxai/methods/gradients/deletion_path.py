@@ -122,6 +122,9 @@ class Hidden:
     """Whether the scores never exist as a tensor (`fused_attention`)."""
     given: int = 0
     """Attention modules that received a mask unchanged; counted if no attention uses the interface."""
+    plain: dict[tuple[int, ...], bool] = field(default_factory=dict)
+    """Whether the masks of a pass are plainly causal, by their place in it and their shape: a GPU would wait each time.
+    """
 
     @contextmanager
     def by(self, added: Float[Tensor, "node live"]) -> Iterator[None]:
@@ -139,7 +142,10 @@ class Hidden:
         """
         queries, keys = seen.shape[-2:]
         least = torch.finfo(dtype).min
-        if self.fused and self.added is not None and queries > 1 and plainly_causal(seen):
+        case = (len(self.masks), queries, keys)
+        if self.fused and self.added is not None and queries > 1 and case not in self.plain:
+            self.plain[case] = plainly_causal(seen)
+        if self.added is not None and self.plain.get(case):
             own = self.added.to(seen.device)
             row = nn.functional.pad(own, (keys - own.shape[1], 0)).clamp(min=ABSENT)[:, None, None, :]
             self.masks.append(row)
@@ -213,12 +219,16 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
 
 def fuses(model: PreTrainedModel, *, tokens: int) -> bool:
     """Whether a decoder's attention is plain causal softmax by PyTorch's kernel, on a device and a length for it."""
+    return plain_causal(model) and (input_device(model).type != "cpu" or tokens >= FUSED_FROM)
+
+
+def plain_causal(model: PreTrainedModel) -> bool:
+    """Whether a decoder's attention is plain causal softmax by PyTorch's kernel."""
     text = model.config.get_text_config()
     windows = set(getattr(text, "layer_types", None) or ["full_attention"]) != {"full_attention"}
     windows |= bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
-    long = input_device(model).type != "cpu" or tokens >= FUSED_FROM
     plain = model.config._attn_implementation in ("sdpa", PRESENCE) and through_interface(model)
-    return bool(long and plain and not windows and kind_of(model) is ModelKind.CAUSAL)
+    return bool(plain and not windows and kind_of(model) is ModelKind.CAUSAL)
 
 
 def plainly_causal(seen: Bool[Tensor, "batch 1 query key"]) -> bool:

@@ -26,7 +26,7 @@ from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel, checkpointed, frozen_eval, in_dtype
 from llmxai.models.loading import torch_dtype
 from llmxai.models.memory import ChunkSize, plan_for
-from llmxai.models.precision import rounds_activations, rounds_products
+from llmxai.models.precision import computing_in, rounds_activations, rounds_products
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, IntegratedGradients, Tolerance
 from llmxai.types import Certificate, Generation, Scores
@@ -201,8 +201,10 @@ def _ready(loaded: LoadedModel, path: Path, compute: Compute) -> Iterator[tuple[
     """The model for F and the one for gradients, ready for differentiation; restores the caller's model."""
     wanted = loaded.dtype if compute.gradient_dtype is None else torch_dtype(compute.gradient_dtype)
     fast = loaded if wanted == loaded.dtype else in_dtype(loaded, wanted)
-    models = [loaded.model] if fast is loaded else [loaded.model, fast.model]
+    models = {id(each.model): each.model for each in (loaded, fast)}.values()
     with ExitStack() as stack:
+        if fast is not loaded and fast.model is loaded.model:  # around what is put around its layers below
+            stack.enter_context(computing_in(fast))
         for model in models:
             stack.enter_context(frozen_eval(model))
             if compute.checkpoint:

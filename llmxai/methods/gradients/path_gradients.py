@@ -20,7 +20,7 @@ from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, pref
 from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
 from llmxai.models.forward import own_errors
 from llmxai.models.memory import ChunkSize, in_chunks, score_maps_of, within_memory
-from llmxai.models.precision import exact_products
+from llmxai.models.precision import computing_in, exact_products
 from llmxai.types import Generation
 
 
@@ -206,7 +206,7 @@ class PathFunction:
         def of_chunk(chosen: slice) -> Tensor:
             return self.rows.values(self._logits(self._inputs(alphas[chosen])))
 
-        with exact_products():
+        with exact_products(), computing_in(self.loaded):
             found = in_chunks(of_chunk, size=self.size, each=self._length, items=len(alphas))
         return self._finite(found.cpu().double())
 
@@ -217,6 +217,13 @@ class PathFunction:
         target for every node, so few passes are wasted on a pair that is not needed. `progress` gets the number of
         gradients so far.
         """
+        with computing_in(self.loaded):
+            return self._gathered(self._parts(nodes, progress))
+
+    def _parts(
+        self, nodes: Sequence[Node], progress: Callable[[int], None]
+    ) -> list[tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]]:
+        """What every chunk of nodes adds to the sums."""
         order = sorted(nodes, key=lambda node: -len(node.targets))
         done, parts = 0, []
         while order:
@@ -230,7 +237,7 @@ class PathFunction:
                 parts.append(part)
                 done += sum(len(node.targets) for node in chosen)
                 order = order[size:]
-        return self._gathered(parts)
+        return parts
 
     @property
     def _length(self) -> int:
@@ -267,7 +274,7 @@ class PathFunction:
     ) -> tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]:
         """The same, with `extra` tokens after the last."""
         inputs = self._inputs([node.alpha for node in nodes]).requires_grad_()
-        numbers = self.path.input.new_tensor
+        numbers = partial(torch.tensor, dtype=self.path.input.dtype, device=self.path.input.device)
         alphas = numbers([node.alpha for node in nodes])
         panels = {node.panel: node.targets for node in nodes if node.targets}
         weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]
@@ -354,7 +361,7 @@ def path_function(
         padding = padding_for(loaded, tokens=end, most=most, pairs=pairs, dtype=loaded.dtype)
     prefix = None
     if cached and padding is None:  # compiled layers take no cache: its index would make every layer another code
-        with exact_products():
+        with exact_products(), computing_in(loaded):
             before = path.input[None, :first].to(loaded.dtype)
             prefix = prefix_cache(loaded.model, before, path.ids[:first])
     return PathFunction(

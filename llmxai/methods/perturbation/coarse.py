@@ -8,12 +8,14 @@ can be is stated (`ContextEffects.bound`).
 
 Deletion computes all tokens behind the first removed one again. If that takes too long, pieces are hidden instead from
 the tokens that read the context (the last turn and the answer), as AttriBoT does with its cached keys and values: one
-pass over these few tokens measures one piece. Other documents may have read the hidden one, so what comes first is then
-deleted, too.
+pass over these few tokens measures one piece, and many pieces share a pass: copies of these tokens, one for each piece,
+follow the same keys and values, and none sees another. Other documents may have read the hidden piece, so what comes
+first is then deleted, too.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,16 +23,18 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
-from llmxai.methods.gradients.deletion_path import presence_path
+from llmxai.methods.gradients.deletion_path import plain_causal, presence_path
 from llmxai.methods.perturbation.removal import MaskedSequence, half_subsets, require_finite
-from llmxai.methods.perturbation.tree import LEVELS, in_runs, pieces_of, roots_of
+from llmxai.methods.perturbation.tree import LEVELS, in_runs, pieces_of, roots_of, sentences_in
 from llmxai.methods.targets import Target, TargetRows, span_target
 from llmxai.models import LoadedModel, adapter_of, embed, frozen_eval, prefix_cache
+from llmxai.models.embedding import input_device
+from llmxai.models.forward import cache_argument, repeated, run
 from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
@@ -45,8 +49,10 @@ LONGEST_READER = 256
 """Tokens of the prompt's end, at most, from which pieces are hidden; they are computed in every pass."""
 CONFIDENCE = 0.9
 """Of the intervals of effects."""
-DELETED_ROOTS, DELETED_PIECES = 4, 8
-"""Roots and smaller pieces that are deleted where the others are hidden."""
+DELETED_ROOTS, DELETED_PIECES = 2, 4
+"""Roots and smaller pieces, at most, that are deleted where the others are hidden."""
+PACKED = 1024
+"""Tokens in one pass over copies of the reader, about."""
 
 Sets = Sequence[Sequence[Unit]]
 
@@ -166,6 +172,8 @@ class Meter:
 
     def _hidden(self, sets: Sets, read: Callable[[Tensor], Tensor]) -> Float[Tensor, "set figure"]:
         assert self.hides_from is not None
+        if self._cache is not None and packs(self.loaded.model):
+            return self._packed(sets, read, self._cache)
         prefix, path = self._cache, presence_path(self.loaded, self.generation, features="all")
         seen = max(self.rows.positions) + 1
         live = slice(self.hides_from, seen)
@@ -184,6 +192,63 @@ class Meter:
         with torch.no_grad(), path.attached(self.loaded.model):
             return in_chunks(figures, size=self.size, each=seen, items=len(sets))
 
+    def _packed(
+        self, sets: Sets, read: Callable[[Tensor], Tensor], prefix: DynamicCache
+    ) -> Float[Tensor, "set figure"]:
+        """The same with one copy of the reader for each set, one behind the other in one sequence."""
+        model, start, end = self.loaded.model, prefix.get_seq_length(), max(self.rows.positions) + 1
+        n, places = end - start, [position - start for position in self.rows.positions]
+        ids = torch.tensor(self.generation.ids[start:end], device=input_device(model))
+        numbers = torch.arange(start, end, device=ids.device)
+
+        def figures(chosen: slice) -> Tensor:
+            copies = sets[chosen]
+            seen = seen_by_copies(copies, start=start, n=n).to(ids.device)
+            mask = torch.zeros(seen.shape, dtype=self.loaded.dtype, device=ids.device)
+            mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
+            keep = torch.tensor([copy * n + place for copy in range(len(copies)) for place in places])
+            self._count(len(copies), len(copies) * n)
+            output = run(
+                model,
+                input_ids=ids.repeat(len(copies))[None],
+                position_ids=numbers.repeat(len(copies))[None],
+                attention_mask=mask[None, None],
+                logits_to_keep=keep.to(ids.device),
+                use_cache=True,
+                **{cache_argument(model): repeated(prefix, 1)},
+            )
+            values = read(output.logits[0].unflatten(0, (len(copies), len(places)))).double().cpu()
+            require_finite(self.loaded, values)
+            return values
+
+        with torch.no_grad():
+            each = n * max(1, self.size.tokens // PACKED)
+            return in_chunks(figures, size=self.size, each=each, items=len(sets))
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether copies of a sequence's end can go through a model together: causal attention, numbered positions."""
+    parameters = inspect.signature(model.forward).parameters
+    return plain_causal(model) and {"position_ids", "logits_to_keep"} <= set(parameters)
+
+
+def seen_by_copies(sets: Sets, *, start: int, n: int) -> Bool[Tensor, "token key"]:
+    """What the tokens of the copies see, of the `start` tokens before them and of themselves; one copy for each set.
+
+    A token sees those before it and itself, of its own copy, but neither the prefix's nor its copy's tokens in the set.
+    It always sees itself.
+    """
+    seen = torch.zeros(len(sets), n, start + len(sets) * n, dtype=torch.bool)
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    for number, one in enumerate(sets):
+        present = torch.ones(start + n, dtype=torch.bool)
+        for first, last in one:
+            present[first:last] = False
+        own = start + number * n
+        seen[number, :, :start] = present[:start]
+        seen[number, :, own : own + n] = causal & (present[start:] | torch.eye(n, dtype=torch.bool))
+    return seen.flatten(0, 1)
+
 
 def disjoint(sets: Sets) -> list[Unit]:
     """The ranges of all sets, cut where one of them begins or ends."""
@@ -195,10 +260,16 @@ def _holds(one: Sequence[Unit], piece: Unit) -> bool:
     return any(start <= piece[0] and piece[1] <= end for start, end in one)
 
 
+def question_of(generation: Generation, roots: Sequence[Piece]) -> int:
+    """The number of the root that asks: the last one, or the one before the beginning of an answer."""
+    begun = bool(generation.request.get("continue_final_message")) and len(roots) > 1
+    return len(roots) - 1 - int(begun)
+
+
 def reader_of(generation: Generation, roots: Sequence[Piece]) -> int:
-    """Where the reader of the context begins: with the last turn, or the end of it if it is long."""
+    """Where the reader of the context begins: with the turn that asks, or the end of the prompt if that is long."""
     last = roots[-1]
-    for piece in (last, *pieces_of(generation, last)[-1:]):
+    for piece in (roots[question_of(generation, roots)], last, *pieces_of(generation, last)[-1:]):
         if generation.prompt_len - piece.tokens[0] <= LONGEST_READER:
             return piece.tokens[0]
     return min(last.tokens[1], generation.prompt_len - 1)
@@ -210,11 +281,11 @@ def tree_of(generation: Generation) -> tuple[Piece, ...]:
     return pieces_of(generation, roots[0]) if len(roots) == 1 else roots
 
 
-def context_of(roots: Sequence[Piece]) -> tuple[int, ...]:
-    """The numbers of the roots that a question may be answered from: documents, else all but the last."""
+def context_of(generation: Generation, roots: Sequence[Piece]) -> tuple[int, ...]:
+    """The numbers of the roots that a question may be answered from: documents, else all before the question."""
     documents = tuple(i for i, root in enumerate(roots) if root.kind.removeprefix("run of ").startswith("document"))
     whole = any(root.kind.removeprefix("run of ").removesuffix("s") not in LEVELS for root in roots)
-    return documents or (tuple(range(len(roots) - 1)) if whole else ())
+    return documents or (tuple(range(question_of(generation, roots))) if whole else ())
 
 
 def meter_of(
@@ -262,10 +333,11 @@ def take_apart(
     units = list(roots)
     figures = dict(zip(roots, meter.without([(root.tokens,) for root in roots]), strict=True))
     left -= len(roots)
+    asks = roots[question_of(generation, roots)].tokens[0]
     first = True
     while left >= 2:
         opening: dict[Piece, tuple[Piece, ...]] = {}
-        for piece in _that_matter(units, figures, full, at_least_one=first):
+        for piece in _that_matter(units, figures, full, asks=asks, at_least_one=first):
             inner = in_runs(pieces_of(generation, piece), left) if left >= 2 else ()
             if len(inner) >= 2:
                 opening[piece] = inner
@@ -280,12 +352,23 @@ def take_apart(
 
 
 def _that_matter(
-    units: Sequence[Piece], figures: dict[Piece, Tensor], full: Float[Tensor, " target"], *, at_least_one: bool
+    units: Sequence[Piece],
+    figures: dict[Piece, Tensor],
+    full: Float[Tensor, " target"],
+    *,
+    asks: int,
+    at_least_one: bool,
 ) -> list[Piece]:
-    """The pieces without which a target or the answer falls much, by the fall of the answer, largest first."""
+    """The pieces without which a target or the answer falls much, by the fall of the answer, largest first.
+
+    Much compared with what comes before the question, which begins at the token `asks`; its own pieces come last.
+    """
     falls = full - torch.stack([figures[piece][: len(full)] for piece in units])
-    matters = (falls >= (EFFECT_SHARE * falls.max(dim=0).values).clamp(min=LEAST_EFFECT)).any(dim=1)
+    before = torch.tensor([piece.tokens[0] < asks for piece in units])
+    largest = (falls[before] if before.any() else falls).max(dim=0).values
+    matters = (falls >= (EFFECT_SHARE * largest).clamp(min=LEAST_EFFECT)).any(dim=1)
     order = falls[:, -1].argsort(descending=True, stable=True).tolist()
+    order.sort(key=lambda i: not before[i])
     return [units[i] for i in order if matters[i]] or [units[i] for i in order[: int(at_least_one)]]
 
 
@@ -303,7 +386,7 @@ def context_effects(
     pieces, roots = tuple(found.figures), found.roots
     figures, targets = torch.stack(list(found.figures.values())), len(full)
     rest = tuple(i for i, piece in enumerate(pieces) if piece in found.units and pieces_of(generation, piece))
-    context = context_of(roots)
+    context = context_of(generation, roots)
     together = [[pieces[i].tokens for i in several] for several in (rest, context) if len(several) > 1]
     joint = iter(meter.without(together)) if together else iter(())
     f_rest = float(next(joint)[targets - 1]) if len(rest) > 1 else None
@@ -371,13 +454,20 @@ def _root_effects(
 
 
 def _to_delete(meter: Meter, pieces: Sequence[Piece], roots: int, fall: Float[Tensor, " piece"]) -> list[int]:
-    """The pieces to delete, by their fall when hidden: some sentences and larger pieces, then roots, as many as fit."""
+    """The pieces to delete, by their fall when hidden, as many as fit: the first, and others that matter.
+
+    Sentences and larger pieces, then roots that hold none of these.
+    """
     assert meter.hides_from is not None
     end, left = max(meter.rows.positions) + 1, meter.removal.recomputed
     order = [i for i in fall.argsort(descending=True, stable=True).tolist() if pieces[i].tokens[0] < meter.hides_from]
-    inner = [i for i in order if i >= roots and not pieces[i].kind.endswith(("word", "words"))]
+    enough = max(LEAST_EFFECT, EFFECT_SHARE * max((float(fall[i]) for i in order), default=0.0))
+    inner = [i for i in order if i >= roots and not pieces[i].kind.endswith(("word", "words"))][:DELETED_PIECES]
+    wanted = inner[:1] + [i for i in inner[1:] if fall[i] >= enough]
+    others = [i for i in order if i < roots and not any(_holds([pieces[i].tokens], pieces[k].tokens) for k in wanted)]
+    wanted += [i for i in others[:DELETED_ROOTS] if fall[i] >= enough or not wanted]
     chosen = []
-    for i in (*inner[:DELETED_PIECES], *[i for i in order if i < roots][:DELETED_ROOTS]):
+    for i in wanted:
         if (cost := end - pieces[i].tokens[0]) <= left:
             chosen.append(i)
             left -= cost
@@ -391,15 +481,22 @@ def measured_context(
     removal: Removal,
     *,
     size: ChunkSize,
+    units: Sequence[Unit],
     masked: Float[Tensor, " mask"],
 ) -> ContextEffects | None:
-    """Documents and turns as wholes, for units that are chosen otherwise; None of a single turn."""
+    """Documents and turns as wholes and, within the budget, their sentences that are none of `units`; None of one turn.
+
+    `units`: what was removed already. `masked`: F of the answer in random halves of them.
+    """
     roots = roots_of(generation)
     if len(roots) < 2:
         return None
     roots = in_runs(roots, removal.budget)
+    known, left = set(units), removal.budget - len(roots) - root_subsets(removal) - 2  # everything, and no context
+    inner = [piece for root in roots for piece in sentences_in(generation, root) if piece.tokens not in known]
+    pieces = (*roots, *inner[: max(0, left)])
     with frozen_eval(loaded.model):
-        meter = meter_of(loaded, generation, targets, removal, roots, size=size, passes=len(roots))
+        meter = meter_of(loaded, generation, targets, removal, roots, size=size, passes=len(pieces))
         full = meter.full()
-        figures = dict(zip(roots, meter.without([(root.tokens,) for root in roots]), strict=True))
+        figures = dict(zip(pieces, meter.without([(piece.tokens,) for piece in pieces]), strict=True))
         return context_effects(generation, meter, TakenApart(roots, figures, ()), full, masked)

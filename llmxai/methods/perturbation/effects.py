@@ -102,7 +102,7 @@ def measure_effects(
         f_masked=f[:, known:],
         settings=_settings(removal, size, kind),
         answer_drop=answer[0] - answer[first:known] if removal.answer else None,
-        context=measured_context(loaded, generation, targets, removal, size=size, masked=answer[known:])
+        context=measured_context(loaded, generation, targets, removal, size=size, units=units, masked=answer[known:])
         if removal.answer
         else None,
         **_hidden(loaded, generation, targets, removal, size=size),

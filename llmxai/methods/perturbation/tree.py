@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from llmxai.methods.features import CONTENT
 from llmxai.names import Role, Unit
@@ -68,6 +69,12 @@ def pieces_of(generation: Generation, piece: Piece) -> tuple[Piece, ...]:
         if len(units) > 1:
             return tuple(Piece(level, unit, piece.part) for unit in units)
     return ()
+
+
+def sentences_in(generation: Generation, piece: Piece) -> tuple[Piece, ...]:
+    """The sentences of a piece, and paragraphs of one sentence; none if it is a single sentence itself."""
+    inner = [one for one in pieces_of(generation, piece) if one.kind != "word"]
+    return tuple(chain.from_iterable(sentences_in(generation, one) or (one,) for one in inner))
 
 
 def _with_blanks(texts: Sequence[str], words: Sequence[Unit]) -> list[Unit]:

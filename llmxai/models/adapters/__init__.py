@@ -24,6 +24,7 @@ from llmxai.models.adapters import causal, classifier, encoder_decoder
 from llmxai.models.embedding import input_device
 from llmxai.models.families import ModelKind, kind_of
 from llmxai.models.forward import keys_and_values
+from llmxai.names import Progress, quiet
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -62,6 +63,7 @@ class Adapter(Protocol):
         decoding: Decoding,
         room: int,
         tokenizer: PreTrainedTokenizerBase,
+        progress: Progress = quiet,
     ) -> list[Answer]: ...
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
-from llmxai.models.embedding import indices, input_device, replaced
+from llmxai.models.embedding import devices_of, input_device, kept_positions, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
@@ -28,25 +30,28 @@ from llmxai.models.forward import (
     run,
     transformer_layers,
 )
+from llmxai.names import Progress, quiet
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
 QUANTISED_NOISE = 0.1
-"""LLM.int8 looks for outlier columns over all tokens at once, so that a later token moves an earlier one's rounding."""
+"""Share of what an earlier token's own change does to its logits that a later token may do in a quantised model.
+
+For kernels whose rounding depends on a row's place in the batch.
+"""
 
 
 @torch.no_grad()
 def require_explainable(model: PreTrainedModel, *, name: str) -> None:
     """Raise UnsupportedModelError if a later token changes an earlier token's logits: such a model is an encoder.
 
-    Of a quantised model the change must stay below `QUANTISED_NOISE` of what the earlier token's own change does.
+    The sequences are compared within one batch. What a quantised model rounds by all tokens of a pass (LLM.int8 looks
+    for outlier columns over them) is then the same for each; in passes of their own, a later token moves an earlier
+    one's rounding.
     """
-    pairs = [[0, 1], [0, 2], [1, 2]]
+    pairs = torch.tensor([[0, 1], [0, 2], [1, 2]], device=input_device(model))
     with frozen_eval(model):
-        first, later, own = [
-            model(input_ids=torch.tensor([pair], device=input_device(model)), use_cache=False).logits[0, 0].float()
-            for pair in pairs
-        ]
+        first, later, own = model(input_ids=pairs, use_cache=False).logits[:, 0].float()
     if torch.allclose(first, later, rtol=1e-3, atol=1e-3, equal_nan=True):
         return
     quantised = getattr(model, "hf_quantizer", None) is not None
@@ -78,12 +83,12 @@ def logits(
     if prefix is not None:
         grown = repeated(prefix, len(ids))
         past, before = {"use_cache": True, cache_argument(model): grown}, grown.get_seq_length()
-    keep = indices(model, positions)
+    keep = kept_positions(model, positions)
     mask = ids.new_ones(len(ids), before + ids.shape[1])
     with replaced(model, ids, inputs_embeds):
         output = run(model, input_ids=ids, attention_mask=mask, logits_to_keep=keep, **past)
     found = torch.as_tensor(output.logits)
-    return found if keeps_logits(model) else found[:, keep.to(found.device)]
+    return found if keeps_logits(model) else found[:, torch.as_tensor(keep, device=found.device)]
 
 
 def stacks(model: PreTrainedModel) -> list[nn.ModuleList]:
@@ -126,6 +131,7 @@ def answers(
     decoding: Decoding,
     room: int,
     tokenizer: PreTrainedTokenizerBase,
+    progress: Progress = quiet,
 ) -> list[Answer]:
     """One pass per step for all prompts, rows padded on the left; log-probs (nats) are of the raw logits.
 
@@ -145,7 +151,9 @@ def answers(
         inputs = {"inputs": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
         if lost := lost_positions(model):  # generate counts from 0, and the model's own forward does not
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) + lost - 1).clamp(min=lost)
-        found += generated(model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed)
+        found += generated(
+            model, tokenizer, name=name, config=config, inputs=inputs, seed=decoding.seed, progress=progress
+        )
     return found
 
 
@@ -209,18 +217,23 @@ def generated(
     config: GenerationConfig,
     inputs: dict[str, Tensor],
     seed: int,
+    progress: Progress,
 ) -> list[Answer]:
     """The answers of `model.generate`, row by row, up to the first end mark. Preserves the caller's random state.
 
+    `progress` is called after each token with how many there are, and the most that there may be.
+
     Raises UnsupportedModelError if transformers cannot generate with the model's settings.
     """
-    device = input_device(model)
-    devices = [device.index or 0] if device.type == "cuda" else []
+    devices = [place.index or 0 for place in devices_of(model) if place.type == "cuda"]  # a token is drawn on the last
     named = {"tokenizer": tokenizer} if config.stop_strings else {}
     with frozen_eval(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        with only_settings(model, config), own_errors(model, what=GENERATING):
-            output: Any = model.generate(**inputs, generation_config=config, **named)
+        with only_settings(model, config), own_errors(model, what=GENERATING), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are calling .generate")  # the ids are where the embedding runs
+            output: Any = model.generate(
+                **inputs, generation_config=config, stopping_criteria=_counting(config, progress), **named
+            )
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     width = output.sequences.shape[1] - len(output.logits)
     found = []
@@ -239,15 +252,34 @@ def generated(
     return found
 
 
+def _counting(config: GenerationConfig, progress: Progress) -> StoppingCriteriaList:
+    """Reports every token and never stops: what `generate` calls after each of them."""
+    numbers = count(1)
+
+    def report(ids: Tensor, _scores: object, **_: object) -> Tensor:
+        progress(next(numbers), config.max_new_tokens)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return StoppingCriteriaList([report])
+
+
+ROWS = 32
+"""Rows of logits whose log-probs are computed together: 64 MiB in float64 for a vocabulary of 262,144 tokens."""
+
+
 def _recorded(model: PreTrainedModel, answer: Sequence[int], rows: Sequence[Tensor], *, name: str) -> tuple[float, ...]:
     """The log-prob of every id under its own logits. Raises NonFiniteError if they hold NaN or infinity."""
-    logprobs = []
-    for t, (token, row) in enumerate(zip(answer, rows, strict=True)):
-        logprob = float(torch.log_softmax(row.double(), dim=-1)[token])
-        if not torch.isfinite(row.amax()) or math.isnan(logprob):
-            raise NonFiniteError(
-                f"{name}: the logits for generated token {t} hold NaN or infinity in {model.dtype}. Load it "
-                f"with --dtype float32 (or bfloat16), or check the weights."
-            )
-        logprobs.append(logprob)
-    return tuple(logprobs)
+    found: list[float] = []
+    for first in range(0, len(answer), ROWS):
+        logits = torch.stack(list(rows[first : first + ROWS])).double()
+        chosen = torch.tensor(answer[first : first + ROWS], device=logits.device)[:, None]
+        logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0]
+        logprobs, largest = torch.stack([logprobs, logits.amax(dim=-1)]).tolist()
+        for t, (logprob, most) in enumerate(zip(logprobs, largest, strict=True), start=first):
+            if not math.isfinite(most) or math.isnan(logprob):
+                raise NonFiniteError(
+                    f"{name}: the logits for generated token {t} hold NaN or infinity in {model.dtype}. Load it "
+                    f"with --dtype float32 (or bfloat16), or check the weights."
+                )
+        found += logprobs
+    return tuple(found)

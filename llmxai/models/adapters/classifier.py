@@ -16,6 +16,7 @@ from llmxai.models.adapters.causal import equal_shares
 from llmxai.models.embedding import input_device, replaced
 from llmxai.models.finding import require_one_class, require_one_stack
 from llmxai.models.forward import first_of, frozen_eval, own_errors, run, transformer_layers, with_first
+from llmxai.names import Progress, quiet
 from llmxai.settings import Decoding
 from llmxai.types import Answer, Generation, PromptTokens
 
@@ -96,9 +97,10 @@ def answers(
     decoding: Decoding,
     room: int,
     tokenizer: PreTrainedTokenizerBase,
+    progress: Progress = quiet,
 ) -> list[Answer]:
     """The most likely class of every prompt."""
-    del decoding, room, tokenizer
+    del decoding, room, tokenizer, progress
     return [classified(model, prompt, name=name, label=None) for prompt in prompts]
 
 

@@ -423,8 +423,10 @@
     for (const box of target ? [given, answer] : [given]) {
       const best = (target ? lit(target) : level().focus).find(([number]) => number !== state.shown && box.contains(nodes[number]));
       if (!best || box.scrollHeight <= box.clientHeight) continue;
-      const node = nodes[box === answer ? state.shown : best[0]].getBoundingClientRect(), frame = box.getBoundingClientRect();
-      if (node.top < frame.top || node.bottom > frame.bottom) box.scrollTop += node.top - frame.top - frame.height / 3;
+      const unit = nodes[box === answer ? state.shown : best[0]], node = unit.getBoundingClientRect();
+      const frame = box.getBoundingClientRect(), turn = unit.closest(".turn-box").getBoundingClientRect();
+      const start = node.bottom - turn.top < frame.height ? turn.top : node.top - frame.height / 3; // no line is cut at a turn's start
+      if (node.top < frame.top || node.bottom > frame.bottom) box.scrollTop += start - frame.top;
     }
   }
 
