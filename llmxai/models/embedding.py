@@ -45,8 +45,19 @@ def device_of(module: nn.Module) -> torch.device | None:
     for part in module.modules():
         place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if place is not None:
-            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+            return _device(place)
     return next((parameter.device for parameter in module.parameters()), None)
+
+
+def _device(place: int | str | torch.device) -> torch.device:
+    """As Accelerate names one: a number is that of a GPU."""
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
+def devices_of(model: PreTrainedModel) -> list[torch.device]:
+    """All devices on which parts of the model run or are kept, each once."""
+    places = getattr(model, "hf_device_map", {}).values()
+    return list(dict.fromkeys([input_device(model), *(_device(place) for place in places if place != "disk")]))
 
 
 def kept_positions(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"] | list[int]:
@@ -55,7 +66,7 @@ def kept_positions(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tens
     For a model on several devices they are plain numbers: Accelerate takes every tensor among a model's arguments to
     the device where it begins, and an index on one GPU does not fit what another has computed.
     """
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    if len(devices_of(model)) > 1:
         return list(positions)
     return torch.tensor(list(positions), device=input_device(model))
 

@@ -26,6 +26,7 @@ MODELS: dict[str, Callable[[], LoadedModel]] = {
     "gpt2, its head on the first device": lambda: make_loaded("gpt2"),
     "windows": lambda: make_loaded("gemma3_text"),
     "maps computed whole": lambda: make_loaded("bloom"),
+    "experts": lambda: make_loaded("mixtral", experts_implementation="eager"),
     "t5": lambda: make_encoder_decoder("t5"),
     "classifier": lambda: make_classifier("bert"),
 }
@@ -156,7 +157,9 @@ def test_an_answer_is_generated_as_fast_as_by_transformers() -> None:
             theirs.append(seen)
     per_token = [{kind: _more(*runs, kind) for kind in ("kernels", "waits")} for runs in (ours, theirs)]
     assert per_token[0]["waits"] == per_token[1]["waits"] == 1
-    assert per_token[1]["kernels"] <= per_token[0]["kernels"] <= per_token[1]["kernels"] + 1  # a view of its logits
+    assert (
+        per_token[1]["kernels"] <= per_token[0]["kernels"] <= per_token[1]["kernels"] + 2
+    )  # its logits' view; progress
     assert ours[0].waits.total() <= theirs[0].waits.total() + 2
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
-from llmxai.models.embedding import input_device, kept_positions, replaced
+from llmxai.models.embedding import devices_of, input_device, kept_positions, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
@@ -225,8 +225,7 @@ def generated(
 
     Raises UnsupportedModelError if transformers cannot generate with the model's settings.
     """
-    device = input_device(model)
-    devices = [device.index or 0] if device.type == "cuda" else []
+    devices = [place.index or 0 for place in devices_of(model) if place.type == "cuda"]  # a token is drawn on the last
     named = {"tokenizer": tokenizer} if config.stop_strings else {}
     with frozen_eval(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
