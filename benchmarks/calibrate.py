@@ -2,9 +2,9 @@
 
 For one or two tokens of each question: the deletion path, the measured effects, and what the verdict is checked
 against. A unit is a true cause if fresh random subsets show it (another seed; at least `LEAST_CAUSE` nats, and above 0
-at 99 %), or if it is the planted source. A word of the answer, or all mentions of a word, are a true cause if F falls by
-`LEAST_CAUSE` when the mean embedding replaces them. Prints tables in Markdown. Every question is written to `--samples`
-at once; a later call continues there.
+at 99 %), or if it is the planted source. A word of the answer, or all mentions of a word, are a true cause if F falls
+by `LEAST_CAUSE` when the mean embedding replaces them. Prints tables in Markdown. Every question is written to
+`--samples` at once; a later call continues there.
 
 Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--models NAME ...] [--suites NAME ...]
        [--samples FILE] [--tables-only]
