@@ -1,11 +1,13 @@
 """How often the verdict on a token's sources is right, on planted questions; fitted on one half, checked on the other.
 
-For each question: the deletion path, the measured effects, and what the verdict is checked against. A unit is a true
-cause if fresh random subsets show it (another seed; at least `LEAST_CAUSE` nats, and above 0 at 99 %), or if it is the
-planted source. All mentions of a word are a true cause if F falls by `LEAST_CAUSE` when the mean embedding replaces
-them. Prints tables in Markdown. Every question is written to `--samples` at once; a later call continues there.
+For one or two tokens of each question: the deletion path, the measured effects, and what the verdict is checked
+against. A unit is a true cause if fresh random subsets show it (another seed; at least `LEAST_CAUSE` nats, and above 0
+at 99 %), or if it is the planted source. A word of the answer, or all mentions of a word, are a true cause if F falls
+by `LEAST_CAUSE` when the mean embedding replaces them. Prints tables in Markdown. Every question is written to
+`--samples` at once; a later call continues there.
 
-Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--suites NAME ...] [--samples FILE] [--tables-only]
+Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--models NAME ...] [--suites NAME ...]
+       [--samples FILE] [--tables-only]
 """
 
 from __future__ import annotations
