@@ -35,7 +35,7 @@ from llmxai import LoadedModel, load  # noqa: E402
 from llmxai.evaluation.case import token_positions  # noqa: E402
 from llmxai.evaluation.metrics import randomised  # noqa: E402
 from llmxai.evaluation.planted_models import marker_folder, tracer_folder  # noqa: E402
-from llmxai.evaluation.questions import MARKER  # noqa: E402
+from llmxai.evaluation.questions import FIRST_SAID  # noqa: E402
 from llmxai.evaluation.suites import suite_rows  # noqa: E402
 from llmxai.generation import answer  # noqa: E402
 from llmxai.methods import deletion_path, measure_effects, token_targets  # noqa: E402
@@ -174,10 +174,10 @@ def small_questions(kind: str, loaded: LoadedModel, count: int) -> Iterator[Ques
             continue
         words = (row.response or "").split()
         own = tuple(generation.prompt_len + place for place in FOLLOWED[row.fields["task"]])
-        yield Question(kind, number, generation, {words.index(MARKER) + 1: planted, len(words) - 1: own})
+        yield Question(kind, number, generation, {words.index(FIRST_SAID) + 1: planted, len(words) - 1: own})
 
 
-FOLLOWED = {"copy": (1,), "chain2": (1,), "chain3": (3,), "think": (4,), "sum": (5, 7)}
+FOLLOWED = {"copy": (1,), "chain2": (1,), "chain3": (3,), "think": (4,), "sum": (3, 5)}
 """Of the model `tracer`: the words of the answer that its last word follows from."""
 AGAIN = ". Again:"
 """Between an answer and its repetition, whose sources are all mentions."""
