@@ -1,11 +1,13 @@
 """How often the verdict on a token's sources is right, on planted questions; fitted on one half, checked on the other.
 
-For each question: the deletion path, the measured effects, and what the verdict is checked against. A unit is a true
-cause if fresh random subsets show it (another seed; at least `LEAST_CAUSE` nats, and above 0 at 99 %), or if it is the
-planted source. All mentions of a word are a true cause if F falls by `LEAST_CAUSE` when the mean embedding replaces
-them. Prints tables in Markdown. Every question is written to `--samples` at once; a later call continues there.
+For one or two tokens of each question: the deletion path, the measured effects, and what the verdict is checked
+against. A unit is a true cause if fresh random subsets show it (another seed; at least `LEAST_CAUSE` nats, and above 0
+at 99 %), or if it is the planted source. A word of the answer, or all mentions of a word, are a true cause if F falls
+by `LEAST_CAUSE` when the mean embedding replaces them. Prints tables in Markdown. Every question is written to
+`--samples` at once; a later call continues there.
 
-Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--suites NAME ...] [--samples FILE] [--tables-only]
+Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--models NAME ...] [--suites NAME ...]
+       [--samples FILE] [--tables-only]
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from llmxai import LoadedModel, load  # noqa: E402
 from llmxai.evaluation.case import token_positions  # noqa: E402
 from llmxai.evaluation.metrics import randomised  # noqa: E402
 from llmxai.evaluation.planted_models import marker_folder, tracer_folder  # noqa: E402
-from llmxai.evaluation.questions import MARKER  # noqa: E402
+from llmxai.evaluation.questions import FIRST_SAID  # noqa: E402
 from llmxai.evaluation.suites import suite_rows  # noqa: E402
 from llmxai.generation import answer  # noqa: E402
 from llmxai.methods import deletion_path, measure_effects, token_targets  # noqa: E402
@@ -58,7 +60,7 @@ MORE, TESTED, FREE = 0, 0, 96
 """Fresh subsets: more halves, halves that predictions are tested on, and subsets of any size."""
 MORE_LONG, TESTED_LONG = 192, 200
 """Halves for the curve of LDS against the number of forward passes."""
-LONG_QUESTIONS = 1
+LONG_QUESTIONS = 2
 """Of each suite to a real model that get as many; all of the small models do."""
 RANDOM_NODES = 4
 """Nodes of the path in the model with random weights, where an exact integral would not matter."""
@@ -172,10 +174,10 @@ def small_questions(kind: str, loaded: LoadedModel, count: int) -> Iterator[Ques
             continue
         words = (row.response or "").split()
         own = tuple(generation.prompt_len + place for place in FOLLOWED[row.fields["task"]])
-        yield Question(kind, number, generation, {words.index(MARKER) + 1: planted, len(words) - 1: own})
+        yield Question(kind, number, generation, {words.index(FIRST_SAID) + 1: planted, len(words) - 1: own})
 
 
-FOLLOWED = {"copy": (1,), "chain2": (1,), "chain3": (3,), "think": (4,), "sum": (5, 7)}
+FOLLOWED = {"copy": (1,), "chain2": (1,), "chain3": (3,), "think": (4,), "sum": (3, 5)}
 """Of the model `tracer`: the words of the answer that its last word follows from."""
 AGAIN = ". Again:"
 """Between an answer and its repetition, whose sources are all mentions."""

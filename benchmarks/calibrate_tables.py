@@ -35,7 +35,8 @@ CONTROLS = ("shuffled", "another token", "random weights")
 EFFECTS, SHARES, CHANCES = (0.25, 0.5, 1.0), (0.2, 0.3, 0.5), (0.025, 0.05, 0.075, 0.1, 1.0)
 """Thresholds that are tried."""
 PRECISION, FALSE = 0.95, 0.05
-"""A confirmed first source is a true cause at least this often; of wrong contributions, at most that many pass."""
+"""So often, at least, a confirmed first source is a true cause, and a contradicted one has under half of the largest
+effect; of wrong contributions, at most that many pass."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,8 @@ def case_of(sample: Sample, row: Sequence[float], control: str = "") -> Case:
 
 def wrong_cases(samples: Sequence[Sample]) -> Iterator[Case]:
     """The same samples with contributions that cannot be right."""
-    rng = np.random.default_rng(0)
     for sample in samples:
+        rng = np.random.default_rng([sample.number, sample.target])
         places, own = np.array(sample.features), np.array(sample.row)
         for _ in range(SHUFFLES):
             row = own.copy()
@@ -226,10 +227,11 @@ def rates(cases: Sequence[Case], wrong: Sequence[Case], rule: Rule) -> dict[str,
     """Counts of decided, of confirmed first sources that are causes, and of wrong contributions that are confirmed."""
     verdicts = [case.verdict(rule) for case in cases]
     confirmed = [case for case, verdict in zip(cases, verdicts, strict=True) if verdict == Status.CONFIRMED]
-    decided = sum(verdict in (Status.CONFIRMED, Status.CONTRADICTED) for verdict in verdicts)
+    denied = [case for case, verdict in zip(cases, verdicts, strict=True) if verdict == Status.CONTRADICTED]
     found = {
-        "decided": (decided, len(cases)),
+        "decided": (len(confirmed) + len(denied), len(cases)),
         "right": (sum(case.first_is_a_cause() for case in confirmed), len(confirmed)),
+        "weak": (sum(case.first_is_weak() for case in denied), len(denied)),
     }
     for control in CONTROLS:
         mine = [case for case in wrong if case.control == control]
@@ -246,15 +248,17 @@ def fitted(cases: Sequence[Case], wrong: Sequence[Case], grid: Sequence[Rule]) -
     good = []
     for rule in grid:
         found = rates(cases, wrong, rule)
-        if share(found["right"]) >= PRECISION and all(share(found[control]) <= FALSE for control in CONTROLS):
+        right = all(share(found[side]) >= PRECISION for side in ("right", "weak"))
+        if right and all(share(found[control]) <= FALSE for control in CONTROLS):
             good.append((share(found["decided"]), rule))
     return max(good, key=lambda one: (one[0], one[1].least_effect))[1] if good else None
 
 
 def grid_table(cases: Sequence[Case], wrong: Sequence[Case], grid: Sequence[Rule]) -> list[str]:
     rows = [
-        f"| least effect | share | chance | decided | first source is a cause, of confirmed | {' | '.join(CONTROLS)} |",
-        "| --- | --- | --- | --- | --- |" + " --- |" * len(CONTROLS),
+        f"| least effect | share | chance | decided | a cause, of confirmed | weak, of contradicted "
+        f"| {' | '.join(CONTROLS)} |",
+        "| --- | --- | --- | --- | --- | --- |" + " --- |" * len(CONTROLS),
     ]
     for rule in grid:
         found = rates(cases, wrong, rule)
@@ -273,8 +277,7 @@ def rule_table(groups: dict[str, tuple[list[Case], list[Case]]], rule: Rule) -> 
         statuses = (Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED, Status.UNCONVERGED)
         shares = [f"{counts[one] / max(1, len(cases)):.0%}" for one in statuses]
         found = rates(cases, wrong, rule)
-        denied = [case for case in cases if case.verdict(rule) == Status.CONTRADICTED]
-        causes = exact(sum(case.first_is_weak() for case in denied), len(denied))
+        causes = exact(*found["weak"])
         passed = [exact(*found[control]) for control in CONTROLS]
         rows.append(f"| {name} ({len(cases)}) | {' | '.join([*shares, exact(*found['right']), causes, *passed])} |")
     return rows
@@ -349,20 +352,27 @@ def _thresholds(rule: Rule) -> str:
     return f"{rule.least_effect} nats, share {rule.effect_share}, chance {rule.most_chance}"
 
 
-def tables(samples: Sequence[Sample]) -> list[str]:
-    """Everything that is printed. Every second question of a suite is of the half that thresholds are fitted on."""
+Halves = dict[str, tuple[list[Case], list[Case]]]
+"""By half: the samples' own contributions, and wrong ones."""
+
+
+def halves_of(samples: Sequence[Sample]) -> Halves:
+    """Every second question of a suite is of the half that thresholds are fitted on."""
     halves = {"fit": [one for one in samples if one.number % 2 == 0]}
     halves["check"] = [one for one in samples if one.number % 2]
-    cases = {half: [case_of(one, one.row) for one in mine] for half, mine in halves.items()}
-    wrong = {half: list(wrong_cases(mine)) for half, mine in halves.items()}
+    return {half: ([case_of(one, one.row) for one in mine], list(wrong_cases(mine))) for half, mine in halves.items()}
+
+
+def verdict_tables(halves: Halves) -> list[str]:
+    """The thresholds on the fitted half, what the rule gives, and whether the intervals hold."""
     grid = [
         replace(RULE, least_effect=effect, effect_share=share, most_chance=chance)
         for effect, share, chance in product(EFFECTS, SHARES, CHANCES)
     ]
-    best = fitted(cases["fit"], wrong["fit"], grid)
-    groups = {half: (cases[half], wrong[half]) for half in halves}
-    groups["both"] = [*cases["fit"], *cases["check"]], [*wrong["fit"], *wrong["check"]]
-    for model in dict.fromkeys(one.model for one in samples):
+    best = fitted(*halves["fit"], grid)
+    groups = halves | {"both": ([*halves["fit"][0], *halves["check"][0]], [*halves["fit"][1], *halves["check"][1]])}
+    everything = groups["both"]
+    for model in dict.fromkeys(case.sample.model for case in everything[0]):
         for half, later in product(("check", "both"), (False, True)):
             mine, others = (
                 [case for case in found if case.sample.model == model and (case.sample.target > 0) == later]
@@ -373,9 +383,12 @@ def tables(samples: Sequence[Sample]) -> list[str]:
     chosen = "none keeps the error rates" if best is None else _thresholds(best)
     return [
         "The fitted half:",
-        *("", *grid_table(cases["fit"], wrong["fit"], grid), "", f"Fitted: {chosen}.", ""),
+        *("", *grid_table(*halves["fit"], grid), "", f"Fitted: {chosen}.", ""),
         *(f"Rule {RULE.version}: {_thresholds(RULE)}.", "", *rule_table(groups, RULE), ""),
-        *coverage_table(groups["both"][0]),
-        "",
-        *lds_table(samples),
+        *coverage_table(everything[0]),
     ]
+
+
+def tables(samples: Sequence[Sample]) -> list[str]:
+    """Everything that is printed."""
+    return [*verdict_tables(halves_of(samples)), "", *lds_table(samples)]

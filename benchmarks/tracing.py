@@ -30,7 +30,7 @@ from llmxai.evaluation.planted_models import tracer_folder
 from llmxai.evaluation.questions import TASKS
 from llmxai.generation import answer, encode_prompt, force_response
 from llmxai.methods import METHODS, span_target
-from llmxai.methods.tracing import ROW_NODES, followed_units
+from llmxai.methods.tracing import followed_units
 from llmxai.models import LoadedModel
 from llmxai.text import group_words
 from llmxai.types import Generation
@@ -143,8 +143,8 @@ def measured(*arguments: str) -> dict[str, Any]:
 
 def speed_lines(model: str, lengths: list[str], repeats: int) -> list[str]:
     lines = [
-        f"{surroundings()}. `{model}`, median of {repeats}, the whole answer as one target. llmxai: {ROW_NODES} nodes "
-        f"for the answer and for each of its units; FlashTrace {version('flashtrace')}.\n",
+        f"{surroundings()}. `{model}`, median of {repeats}, the whole answer as one target. llmxai: the answer and "
+        f"each of its units to the default tolerance of the deletion path; FlashTrace {version('flashtrace')}.\n",
         "| prompt/answer tokens | units of the answer | llmxai, s | GiB | "
         + " | ".join(f"FlashTrace, {hops} hops, s | GiB" for hops in HOPS)
         + " |",

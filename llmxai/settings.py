@@ -249,8 +249,9 @@ class Compute:
     precision: str = "float32"
     """What a model that is stored in 16 bits, or in 4 with 16-bit products, computes in: `float32`, or `stored`."""
     gradient_dtype: str | None = None
-    """Gradients on a copy of the weights in this dtype (say bfloat16), while F stays in the model's own. The
-    certificate covers the rounding, and a panel that fails is recomputed in the model's dtype."""
+    """Gradients on a copy of the weights in this dtype (say bfloat16), while F stays in the model's own; of quantised
+    weights and of those spread over devices, layer by layer. The certificate covers the rounding, and a panel that
+    fails is recomputed in the model's dtype."""
     chunk_tokens: int | None = None
     """Tokens (nodes x live tokens) that go through the model at once; None: planned from the free memory."""
     checkpoint: bool | None = None

@@ -9,6 +9,7 @@ those of this one on the CPU's thread.)
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,34 @@ NO_SCALARS = {
     *(aten.scatter.src, aten.scatter_add.default, aten.mm.default, aten.bmm.default, aten.addmm.default),
 }
 """Operations that do not even take a single number from the CPU."""
+
+
+WAITS = {
+    *(aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.is_nonzero.default),
+    *(aten.masked_select.default, aten.repeat_interleave.Tensor),
+}
+"""Operations whose result the host waits for, besides copies to the CPU and indexing by booleans."""
+
+
+class Seen:
+    """What ran on the devices so far: operations, and those for which the host had to wait, by name."""
+
+    def __init__(self) -> None:
+        self.kernels, self.waits, self.wide = Counter[str](), Counter[str](), Counter[str]()
+        """The last: matrix products in float64."""
+
+    def note(self, func: Any, args: Sequence[Any], place: torch.device, asked: Any) -> None:
+        tensors = [each for each in tree_iter(args) if isinstance(each, OnDevice)]
+        if not tensors:
+            return
+        name = str(func.overloadpacket).removeprefix("aten.")
+        self.kernels[name] += 1
+        by_booleans = func in INDEXING and any(each.dtype == torch.bool for each in tensors[1:])
+        comes_back = func in COPIES and (asked is not None or not isinstance(args[0], OnDevice)) and place.type == "cpu"
+        if func in WAITS or by_booleans or comes_back:
+            self.waits[name] += 1
+        if func in NO_SCALARS and "mm" in name and any(each.dtype == torch.float64 for each in tensors):
+            self.wide[name] += 1
 
 
 class MixedDevicesError(BaseException):
@@ -66,7 +95,10 @@ class OnDevice(Tensor):
         return f"OnDevice({self.held!r}, device={str(self.device)!r})"
 
     def tolist(self) -> Any:
-        return self.held.tolist()
+        return self.cpu().tolist()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,6 +115,8 @@ def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if asked is not None:
         place = torch.device(asked)
         kwargs = {**kwargs, "device": "cpu" if place.type == KIND else place}
+    for seen in _watching:
+        seen.note(func, args, place, asked)
     given = {id(each.held): each for each in tree_iter((args, kwargs)) if isinstance(each, OnDevice)}
     found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
 
@@ -92,6 +126,9 @@ def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return given[id(value)] if id(value) in given else OnDevice(value, place)
 
     return tree_map(placed, found)
+
+
+_watching: list[Seen] = []
 
 
 def _held(value: Any) -> Any:
@@ -134,6 +171,17 @@ def fake_devices() -> Iterator[None]:
         torch._C._set_only_lift_cpu_tensors(before)
 
 
+@contextmanager
+def watched() -> Iterator[Seen]:
+    """What runs inside. Call inside `fake_devices()`."""
+    seen = Seen()
+    _watching.append(seen)
+    try:
+        yield seen
+    finally:
+        _watching.remove(seen)
+
+
 def device_map(loaded: LoadedModel, *, early: str = "lazy:0", late: str = "lazy:1") -> dict[str, str]:
     """The embedding, what shares its weights, and the first layer of every stack on one device; the rest on another."""
     model, found = loaded.model, dict[str, str]()
@@ -161,3 +209,8 @@ def spread(loaded: LoadedModel, **devices: str) -> LoadedModel:
     places = device_map(loaded, **devices)
     first = next(place for place in places.values() if place != "cpu")
     return replace(loaded, model=dispatch_model(model, places, main_device=first, force_hooks=True))
+
+
+def moved(loaded: LoadedModel, device: str = "lazy:0") -> LoadedModel:
+    """A copy of the model on one device. Call inside `fake_devices()`."""
+    return replace(loaded, model=copy.deepcopy(loaded.model).to(device))

@@ -7,7 +7,10 @@ import ast
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from llmxai.methods.perturbation.removal import half_subsets
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -23,6 +26,23 @@ def test_what_a_benchmark_imports_is_there(path: Path) -> None:
         if not hasattr(importlib.import_module(str(node.module)), alias.name)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("units", [5, 8, 9, 11, 13, 33])
+@pytest.mark.parametrize(("more", "tested"), [(192, 200), (0, 0)])
+def test_the_masks_of_a_calibration_are_found_again(
+    units: int, more: int, tested: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only F is stored; its masks are drawn again from how many figures there are. None is one that was fitted on."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    fresh_masks = importlib.import_module("calibrate_tables").fresh_masks
+    kept = half_subsets(units, 64, seed=0).numpy()
+    first = fresh_masks(kept, more=more, tested=tested, free=9)
+    again = fresh_masks(kept, more=len(first[0]), tested=len(first[1]), free=9)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    halves = [mask.tobytes() for mask in (*kept, *first[0], *first[1])]
+    assert len(set(halves)) == len(halves)
+    assert {int(mask.sum()) for mask in (*first[0], *first[1])} <= {units // 2}
 
 
 def section(text: str, title: str) -> str:

@@ -6,9 +6,9 @@ contributes exactly <W[answer] - W[foil], E[id_i] - b> against a baseline b: int
 (unless nothing would be left; then a single space remains).
 
 Trained: `marker` repeats the word after the marker; only these two tokens of a question determine the answer. `tracer`
-answers in steps: its last word follows from the answer's earlier words, which follow from the words after the markers
-(`trace_answer`). It is taught that by answers whose earlier words were replaced by random ones, so the last word
-depends on the prompt only through them. Both have a few layers of four heads, trained on the CPU from a fixed seed
+answers in steps: it repeats the question's marked words, and its last word follows from the answer's earlier words
+(`trace_answer`). It is taught that by answers after another question, so the last word depends on the prompt only
+through them. Both have a few layers of four heads, trained on the CPU from a fixed seed
 until the model answers nearly every question of a held-out set (seconds on an idle machine), then kept in the user's
 cache as an ordinary HuggingFace folder, keyed by everything that determines its weights.
 """
@@ -36,6 +36,7 @@ from llmxai.errors import NumericalError
 from llmxai.evaluation.questions import (
     ASK,
     DIGITS,
+    MARKED,
     MARKER,
     SIGNS,
     TASKS,
@@ -142,7 +143,9 @@ class Training:
 
 
 TRAINING = Training()
-TRACER = Training(version=1, hidden=64, batch=64, steps=4000, check_every=100, learning_rate=0.003)
+TRACER = Training(
+    version=6, hidden=64, batch=64, steps=4000, check_every=100, learning_rate=0.003, longest=24, enough=0.999
+)
 
 Batch = tuple[Int[Tensor, "row seq"], Bool[Tensor, "row seq"]]
 """Token ids, and which of them the model is to predict."""
@@ -155,7 +158,7 @@ def marker_folder(*, report: Report = lambda _stage, _done, _all: None) -> Path:
 
 def tracer_folder(*, report: Report = lambda _stage, _done, _all: None) -> Path:
     """The folder of the model `tracer`; trained on the first call."""
-    return _folder("tracer", TRACER, [WORDS, TASKS, SIGNS], train_tracer, report)
+    return _folder("tracer", TRACER, [WORDS, TASKS, SIGNS, MARKED], train_tracer, report)
 
 
 TRAINED = {"marker": marker_folder, "tracer": tracer_folder}
@@ -196,15 +199,19 @@ def train_tracer(
     *, report: Report = lambda _stage, _done, _all: None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Train `tracer` from its seed. Raises NumericalError if it never answers enough of the held-out set."""
-    tokenizer = word_tokenizer([*TASKS, *SIGNS, *WORDS, *DIGITS])
+    tokenizer = word_tokenizer([*TASKS, *SIGNS, *WORDS, *DIGITS, *MARKED])
 
-    def batch(draw: Random, rows: int, tasks: Sequence[str], *, replaced: float) -> Batch:
-        """Padded on the right, which no earlier token sees."""
+    def batch(draw: Random, rows: int, tasks: Sequence[str], *, foreign: float) -> Batch:
+        """Padded on the right, which no earlier token sees. `foreign`: share of answers after another question."""
         found = []
         for _ in range(rows):
             task = draw.choice(tasks)
-            text, sources, _ = trace_text(draw, task, _length(draw, TRACER, least=6 if task == "sum" else 3))
-            words, follows = trace_answer(draw, task, sources, replaced=replaced)
+            text, sources, _ = trace_text(draw, task, _length(draw, TRACER))
+            words, alone = trace_answer(task, sources)
+            follows = [True] * len(words)
+            if draw.random() < foreign:
+                follows = alone
+                text, _, _ = trace_text(draw, draw.choice(TASKS), _length(draw, TRACER))
             found.append((tokenizer(f"{text} {' '.join(words)}")["input_ids"], follows))
         longest = max(len(ids) for ids, _ in found)
         ids = torch.zeros(rows, longest, dtype=torch.long)
@@ -215,15 +222,15 @@ def train_tracer(
         return ids, wanted
 
     def drawn(draw: Random) -> Batch:
-        return batch(draw, TRACER.batch, (*TASKS, "sum", "sum"), replaced=0.2)  # sums take the longest
+        return batch(draw, TRACER.batch, (*TASKS, "sum", "sum"), foreign=0.5)  # sums take the longest
 
     held = Random(TRACER.seed + 1)
-    held_out = [batch(held, 64, [task], replaced=replaced) for task in TASKS for replaced in (0.0, 0.2)]
+    held_out = [batch(held, 64, [task], foreign=foreign) for task in TASKS for foreign in (0.0, 1.0)]
     return _trained("tracer", TRACER, tokenizer, drawn, held_out, report)
 
 
-def _length(draw: Random, training: Training, *, least: int = 3) -> int:
-    return draw.randint(least, training.longest)
+def _length(draw: Random, training: Training) -> int:
+    return draw.randint(3, training.longest)
 
 
 def _trained(

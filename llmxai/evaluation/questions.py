@@ -235,9 +235,15 @@ def marker(random: Random, label: str, *, length: int = 12) -> Iterator[Row]:
 
 TASKS = ("copy", "chain2", "chain3", "sum", "think")
 DIGITS = tuple("0123456789")
-SECOND, THIRD = "+", "^"
-"""The markers of the second and third number of a sum; the first has `MARKER`."""
-SIGNS = (MARKER, SECOND, THIRD, ASK, ";", "=", "(", ")")
+SECOND = "+"
+"""Marks the second number of a sum; the first has `MARKER`."""
+FIRST_SAID, SECOND_SAID, SAME, NEXT, ADDED, OPEN, CLOSE = ":", "&", ";", ">", "=", "(", ")"
+"""Signs in an answer. After the first two comes the prompt's marked word, or its second one. The word after the others
+follows from the words before it alone: the same again, the next one, the sum of the last two; what is in brackets is a
+thought, whose last word is then given again."""
+SIGNS = (FIRST_SAID, SECOND_SAID, SAME, NEXT, ADDED, OPEN, CLOSE)
+MARKED = tuple(f"{MARKER}{word}" for word in (*WORDS, *DIGITS)) + tuple(f"{SECOND}{digit}" for digit in DIGITS)
+"""Words of a question that its answer repeats without the mark; each is one token."""
 
 
 def following(word: str) -> str:
@@ -246,76 +252,56 @@ def following(word: str) -> str:
 
 
 def trace_text(random: Random, task: str, length: int) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
-    """A question of `length` words for the model `tracer`, the words after its markers, and their positions.
+    """A question of `length` words for the model `tracer`, its marked words, and their positions after the task.
 
-    A sum has three markers, each before a digit, among other digits; the other tasks have one among words.
+    A sum has two marked digits, the other tasks one marked word. The others are few, and those of the answer are among
+    them without a mark. Nothing but the task is in every question: the model would gather the question there, and that
+    word would take the credit.
     """
-    markers, kind = ((MARKER, SECOND, THIRD), DIGITS) if task == "sum" else ((MARKER,), WORDS)
-    words = random.choices(kind, k=length)
-    free = sorted(random.sample(range(length - len(markers)), len(markers)))
-    places = [place + number for number, place in enumerate(free)]  # each marker leaves room for its own word
-    for place, marker in zip(places, random.sample(markers, len(markers)), strict=True):
-        words[place] = marker
-    found = [words.index(marker) + 1 for marker in markers]
-    return " ".join([task, *words, ASK]), tuple(words[place] for place in found), tuple(place + 1 for place in found)
+    marks, kind = ((MARKER, SECOND), DIGITS) if task == "sum" else ((MARKER,), WORDS)
+    found = tuple(f"{mark}{random.choice(kind)}" for mark in marks)
+    said = sorted({word for word in trace_answer(task, found)[0] if word in kind})
+    words = random.choices((*said, *random.sample(kind, 3)), k=length)
+    places = random.sample(range(length), len(marks))
+    for word, place in zip(found, places, strict=True):
+        words[place] = word
+    return " ".join([task, *words]), found, tuple(place + 1 for place in places)
 
 
-def trace_answer(
-    random: Random, task: str, sources: Sequence[str], *, replaced: float = 0.0
-) -> tuple[list[str], list[bool]]:
-    """The words of the answer, and which of them follow from the prompt and the words before.
+def trace_answer(task: str, sources: Sequence[str]) -> tuple[list[str], list[bool]]:
+    """The words of the answer to a question with these marked words, and which of them follow from the answer's earlier
+    words alone.
 
-    copy: the marker with the source, then the source. chain2, chain3: the same and one or two words, each following the
-    one before. sum: the markers with the numbers as they are added, modulo 10. think: a thought in brackets, which ends
-    with the answer that is then given. A word that another one is made from is `replaced` by a random one with that
-    probability.
+    copy: the word, and the word again. chain2, chain3: the word and one or two others, each following the one before.
+    sum: both numbers, their sum, and the sum of this and the second number, modulo 10. think: a thought in brackets,
+    which ends with the answer that is then given.
     """
-    answer: list[str] = []
-    follows: list[bool] = []
-
-    def write(word: str, *, kind: Sequence[str] = WORDS, used: bool = True) -> str:
-        kept = not used or random.random() >= replaced
-        answer.append(word if kept else random.choice(kind))
-        follows.append(kept)
-        return answer[-1]
-
-    def sign(text: str) -> None:
-        answer.append(text)
-        follows.append(True)
-
+    said = [source[1:] for source in sources]
     if task == "sum":
-        sign(MARKER)
-        total = write(sources[0], kind=DIGITS)
-        for marker, number, last in ((SECOND, sources[1], False), (THIRD, sources[2], True)):
-            sign(marker)
-            added = write(number, kind=DIGITS)
-            sign("=")
-            total = write(str((int(total) + int(added)) % 10), kind=DIGITS, used=not last)
-        return answer, follows
-    if task == "think":
-        sign("(")
-    sign(MARKER)
-    word = write(sources[0])
-    steps = {"copy": 1, "chain2": 1, "chain3": 2, "think": 1}[task]
-    for step in range(steps):
-        sign(";")
-        word = write(word if task == "copy" else following(word), used=task == "think" or step < steps - 1)
-    if task == "think":
-        sign(")")
-        write(word, used=False)
-    return answer, follows
+        a, b = map(int, said)
+        text = f"{FIRST_SAID} {a} {SECOND_SAID} {b} {ADDED} {(a + b) % 10} {ADDED} {(a + 2 * b) % 10}"
+    else:
+        one, two = said[0], following(said[0])
+        text = {
+            "copy": f"{FIRST_SAID} {one} {SAME} {one}",
+            "chain2": f"{FIRST_SAID} {one} {NEXT} {two}",
+            "chain3": f"{FIRST_SAID} {one} {NEXT} {two} {NEXT} {following(two)}",
+            "think": f"{OPEN} {FIRST_SAID} {one} {NEXT} {two} {CLOSE} {two}",
+        }[task]
+    answer = text.split(" ")
+    return answer, [before in (SAME, NEXT, ADDED, CLOSE) for before in ["", *answer[:-1]]]
 
 
 @suite("trace")
-def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: int = 12) -> Iterator[Row]:
-    """Answers in steps, for the model `tracer`: the last word's sources are the question's markers and the words after.
+def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: int = 20) -> Iterator[Row]:
+    """Answers in steps, for the model `tracer`: the sources of the last word are the question's marked words.
 
     It follows from the answer's earlier words alone, so only a method that traces through them finds these sources.
-    `tasks`: copy, chain2, chain3, sum, think; `length`: words of the question, 6 to 14, as the model was trained.
+    `tasks`: copy, chain2, chain3, sum, think; `length`: words of the question, 3 to 24, as the model was trained.
     """
     for index, task in zip(count(), cycle(tasks), strict=False):
         text, sources, places = trace_text(random, task, length)
-        words, _ = trace_answer(random, task, sources)
+        words, _ = trace_answer(task, sources)
         pieces = text.split(" ")
         starts = [len(" ".join(pieces[:place])) + 1 for place in places]
         yield Row(
@@ -324,7 +310,7 @@ def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: i
             prompt=text,
             response=f" {' '.join(words)}",
             target=f"{len(words) - 1}:",
-            spans=tuple((start - 2, start + len(word)) for start, word in zip(starts, sources, strict=True)),
+            spans=tuple((start, start + len(word)) for start, word in zip(starts, sources, strict=True)),
             fields={"task": task, "length": length},
         )
 

@@ -2,8 +2,10 @@
 
 Every unit of the answer needs a row of contributions. Where every token is a target, its row is the sum of theirs and
 costs nothing. Where the targets are larger, the missing rows are computed in one pass along the path of the method that
-is followed, with `ROW_NODES` nodes: one forward pass a node, and one vector-Jacobian product a node and unit. An answer
-has at most 64 units (words, then sentences, then runs of them), so the cost does not grow with its number of tokens.
+is followed, to its tolerance: one forward pass a node, and one vector-Jacobian product a node and unit. There are at
+most 64 units (words, then sentences, then runs of them), however long the answer. A few nodes for every row would not
+do: where they miss the part of the path on which a word is decided, its row is noise, and so is all that is handed on
+through it (docs/defaults.md).
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ import torch
 
 from llmxai.methods.gradients.deletion_path import deletion_path
 from llmxai.methods.perturbation.removal import answer_units, over_tokens, prompt_units
-from llmxai.methods.registry import METHODS, at_least, method
+from llmxai.methods.registry import METHODS, method
 from llmxai.methods.targets import Target, kinds, seen_by, span_target, targets_of
 from llmxai.models import LoadedModel
 from llmxai.names import Progress, Unit, quiet
-from llmxai.settings import Compute
+from llmxai.settings import Compute, DeletionPath, Tolerance
 from llmxai.trace import Trace, falls, unit_shares
 from llmxai.types import Effects, Generation, Scores
 
-ROW_NODES = 8
-"""Nodes of a row that is computed only to be followed; more do not rank sources better (docs/defaults.md)."""
+PATH_OPTIONS = ("features", "baseline", "n_steps", "max_nodes")
+"""What the rows that are computed only to be followed take from the settings of the others, besides the tolerance."""
 
 
 def followed_units(generation: Generation) -> tuple[Unit, ...]:
@@ -69,16 +71,15 @@ def with_missing_rows(
 ) -> Scores:
     """`scores` (of `targets`) without their certificate, and after them those of the `missing_rows`.
 
-    The latter with the features and the baseline of `scores`, and `ROW_NODES` nodes.
+    The latter on the same path, to the same tolerance.
     """
     more = missing_rows(generation, targets)
     if not more:
         return scores
     entry, said = METHODS[scores.method], scores.settings
-    options = {name: said[name] for name in ("features", "baseline") if name in entry.options and name in said}
-    found = entry.function(
-        loaded, generation, targets=more, n_steps=ROW_NODES, compute=compute, progress=progress, **options
-    )
+    options = {name: said[name] for name in PATH_OPTIONS if name in entry.options and name in said}
+    options["tolerance"] = Tolerance(**said["tolerance"])
+    found = entry.function(loaded, generation, targets=more, compute=compute, progress=progress, **options)
     return Scores(
         method=scores.method,
         values=torch.cat([scores.values, found.values]),
@@ -128,7 +129,6 @@ def traced(
     "traced_deletion_path",
     needs={"gradients", "attentions"},
     source="Walker & Ewetz 2025, https://arxiv.org/abs/2512.15663, on deletion-path contributions",
-    limits={"n_steps": at_least(1)},
 )
 def traced_deletion_path(
     loaded: LoadedModel,
@@ -137,18 +137,22 @@ def traced_deletion_path(
     targets: Sequence[Target] | None = None,
     features: str = "content",
     units: str = "word",
-    n_steps: int = ROW_NODES,
+    tolerance: Tolerance = DeletionPath.tolerance,
+    n_steps: int | None = DeletionPath.n_steps,
     compute: Compute = Compute(),
 ) -> Scores:
     """Share of every unit of the prompt after the shares of the answer's own words are followed back to the prompt.
 
-    Deletion-path contributions with `n_steps` nodes, followed through the answer (llmxai/trace.py). A unit's share is
-    split equally over its tokens; all are at least 0, and a row sums to 1 minus what reaches no unit.
+    Deletion-path contributions, followed through the answer (llmxai/trace.py). A unit's share is split equally over its
+    tokens; all are at least 0, and a row sums to 1 minus what reaches no unit. `tolerance`, `n_steps`: as in
+    `deletion_path`, for every row.
 
     Raises what `deletion_path` raises.
     """
     targets = targets_of(generation, targets)
-    scores = deletion_path(loaded, generation, targets=targets, features=features, n_steps=n_steps, compute=compute)
+    scores = deletion_path(
+        loaded, generation, targets=targets, features=features, tolerance=tolerance, n_steps=n_steps, compute=compute
+    )
     chosen, kind = prompt_units(generation, units=units)
     rows = with_missing_rows(loaded, generation, targets, scores, compute=compute)
     trace = traced(generation, targets, rows, units=chosen)

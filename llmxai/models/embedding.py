@@ -45,8 +45,19 @@ def device_of(module: nn.Module) -> torch.device | None:
     for part in module.modules():
         place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if place is not None:
-            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+            return _device(place)
     return next((parameter.device for parameter in module.parameters()), None)
+
+
+def _device(place: int | str | torch.device) -> torch.device:
+    """As Accelerate names one: a number is that of a GPU."""
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
+def devices_of(model: PreTrainedModel) -> list[torch.device]:
+    """All devices on which parts of the model run or are kept, each once."""
+    places = getattr(model, "hf_device_map", {}).values()
+    return list(dict.fromkeys([input_device(model), *(_device(place) for place in places if place != "disk")]))
 
 
 def kept_positions(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"] | list[int]:
@@ -55,7 +66,7 @@ def kept_positions(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tens
     For a model on several devices they are plain numbers: Accelerate takes every tensor among a model's arguments to
     the device where it begins, and an index on one GPU does not fit what another has computed.
     """
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    if len(devices_of(model)) > 1:
         return list(positions)
     return torch.tensor(list(positions), device=input_device(model))
 
@@ -121,30 +132,38 @@ class _Awaited:
     further: bool
     given: bool = False
 
-    def asked(self, module: nn.Module, called: Tensor) -> bool:
-        """Whether these are its ids.
+    def reads(self, module: nn.Module, called: Tensor) -> Tensor | None:
+        """`called` as [batch, position] if these are its ids, else None.
 
         Some models pad them behind to the size of a block (Longformer, BigBird), or turn them (XLNet).
         """
         if module is not self.table or called.dim() != 2:
-            return False
-        return self._are_mine(called) or self._are_mine(called.T)
+            return None
+        return next((way for way in (called, called.T) if self._are_mine(way)), None)
 
     def _are_mine(self, called: Tensor) -> bool:
         n = self.ids.shape[1]
         if len(called) != len(self.ids) or called.shape[1] < n:
             return False
-        return self.further or bool((called[:, :n] == self.ids.to(called.device)).all())
+        if self.further or _same_memory(called, self.ids):
+            return True
+        return bool((called[:, :n] == self.ids.to(called.device)).all())
 
-    def output(self, called: Tensor, own: Tensor) -> Tensor:
+    def output(self, own: Tensor, *, turned: bool) -> Tensor:
         """The embeddings in the form of the table's own output."""
-        if not self._are_mine(called):
-            return self.output(called.T, own.transpose(0, 1)).transpose(0, 1)
+        if turned:
+            return self.output(own.transpose(0, 1), turned=False).transpose(0, 1)
         width, n = own.shape[-1], self.ids.shape[-1]
         mine = self.embeds[..., -width:] if self.further else self.embeds[..., :width]
         mine = mine.to(own.device) if own.shape[1] == n else torch.cat([mine.to(own), own[:, n:]], dim=1)
         # some models write into their embeddings, which autograd refuses for a leaf and its views
         return mine.clone() if mine.requires_grad else mine
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers of the same memory: on a GPU, comparing values waits for all before."""
+    alike = one.shape == other.shape and one.stride() == other.stride() and one.dtype == other.dtype
+    return alike and one.device == other.device and one.data_ptr() == other.data_ptr()
 
 
 @contextmanager
@@ -173,12 +192,14 @@ def replaced(
 
     def put(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], own: Any) -> Any:
         called = next((each for each in (*arguments, *options.values()) if isinstance(each, Tensor)), None)
-        mine = [] if called is None else [one for one in awaited if one.asked(module, called)]
-        if called is None or not mine:
+        if called is None:
             return None
-        one = next((each for each in mine if not each.given), mine[-1])  # both sides may embed the same ids
+        mine = [(one, way) for one in awaited if (way := one.reads(module, called)) is not None]
+        if not mine:
+            return None
+        one, way = next((each for each in mine if not each[0].given), mine[-1])  # both sides may embed the same ids
         one.given = True
-        given = one.output(called, _embeds(own))
+        given = one.output(_embeds(own), turned=way is not called)
         return (given, *own[1:]) if isinstance(own, tuple) else given
 
     handles = [

@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from llmxai.errors import LlmxaiError, ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.models.adapters import adapter_of
+from llmxai.models.embedding import input_device
 from llmxai.models.families import ModelKind, auto_class, kind_of
 from llmxai.models.finding import (
     FoundModel,
@@ -364,7 +365,7 @@ def adapted_layers(model: Any) -> PreTrainedModel:
     """
     base = cast(PreTrainedModel, model.get_base_model())
     kind = model.active_peft_config.peft_type
-    ids = torch.arange(3, device=base.device)[None]
+    ids = torch.arange(3, device=input_device(base))[None]
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {})}
     with own_errors(base, what="be run with its adapter"), frozen_eval(model), torch.no_grad():
         want, got = (each(**inputs).logits.float() for each in (model, base))

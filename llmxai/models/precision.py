@@ -18,10 +18,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import OptionError
 from llmxai.models.embedding import input_device
@@ -133,8 +135,9 @@ def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Inside, every module with floating-point parameters of its own computes in `dtype`, and casts them while it runs.
 
     Accelerate's hooks stay outside: they bring the weights first. bitsandbytes' 4-bit layers get another compute dtype,
-    its 8-bit layers leave their inputs unrounded. With gradient checkpointing, the cast weights of one layer exist at a
-    time. Inside another of these contexts, only its modules change their dtype; None: they compute as stored.
+    its 8-bit layers leave their inputs unrounded. Linear layers cast their weights once more for gradients, so that no
+    graph keeps them; of layers that Accelerate brings for a pass, it does, unless they are checkpointed. Inside another
+    of these contexts, only its modules change their dtype; None: they compute as stored.
     """
     patched: list[tuple[nn.Module, str, Any]] = []
     turned: list[tuple[_Cast, torch.dtype | None]] = []
@@ -190,30 +193,47 @@ def _casts(module: nn.Module, dtype: torch.dtype) -> bool:
     return any(p.is_floating_point() and p.dtype != dtype for p in module.parameters(recurse=False))
 
 
-class _Unpacked(torch.autograd.Function):
-    """x W', with the 8-bit weights unpacked in each pass, so that no graph keeps them."""
+class _Product(torch.autograd.Function):
+    """x W', with W made again in each pass by `weights(dtype)`, so that no graph keeps it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
-        ctx.layer = layer
-        return x @ _unpacked(layer).to(x.dtype).T
+    def forward(ctx: Any, x: Tensor, weights: Callable[[torch.dtype], Tensor]) -> Tensor:
+        ctx.weights = weights
+        return nn.functional.linear(x, weights(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ _unpacked(ctx.layer).to(gradients[0].dtype), None
+        return gradients[0] @ ctx.weights(gradients[0].dtype), None
 
 
-def _unpacked(layer: Any) -> Tensor:
-    """The float32 weights that a layer of LLM.int8 stands for: whole numbers times the scale of their row."""
+def _product(module: Any, weights: Callable[[torch.dtype], Tensor], x: Tensor) -> Tensor:
+    found: Tensor = _Product.apply(x, weights)  # type: ignore[no-untyped-call]
+    return found if module.bias is None else found + module.bias.to(x.dtype)
+
+
+def _weights_of(module: Any, forward: Callable[..., Any]) -> Callable[[torch.dtype], Tensor] | None:
+    """What makes the weights of a plain linear layer, as [output, input]; None for all other modules.
+
+    A layer of LLM.int8 so computes without rounding its inputs to 8 bits. Weights that Accelerate brings for a pass are
+    gone when gradients are computed, unless the layer runs again by then.
+    """
+    if _is_8_bit(module):
+        return partial(_unpacked, module)
+    hook, own = getattr(module, "_hf_hook", None), getattr(forward, "__func__", None)
+    if any(getattr(each, "offload", False) for each in (hook, *getattr(hook, "hooks", ()))):
+        return None
+    if own is nn.Linear.forward:
+        return lambda dtype: module.weight.to(dtype)
+    if own is Conv1D.forward:
+        return lambda dtype: module.weight.to(dtype).T
+    return None
+
+
+def _unpacked(layer: Any, dtype: torch.dtype) -> Tensor:
+    """The weights that a layer of LLM.int8 stands for: whole numbers times the scale of their row."""
     scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # moved there by the first pass
     weights: Tensor = layer.weight.data.float() * (scale.float() / INT8)[:, None]
-    return weights
-
-
-def _unrounded(layer: Any, x: Tensor) -> Tensor:
-    """What a layer of LLM.int8 computes in the dtype of `x`, without rounding its inputs to 8 bits."""
-    found: Tensor = _Unpacked.apply(x, layer)  # type: ignore[no-untyped-call]
-    return found if layer.bias is None else found + layer.bias.to(x.dtype)
+    return weights.to(dtype)
 
 
 class _Cast:
@@ -221,14 +241,15 @@ class _Cast:
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any], dtype: torch.dtype | None) -> None:
         self.module, self.forward, self.dtype = module, forward, dtype
+        self.weights = _weights_of(module, forward)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         dtype = self.dtype
         if dtype is None:
             return self.forward(*arguments, **options)
         arguments = tuple(_to(value, dtype) for value in arguments)
-        if _is_8_bit(self.module):
-            return _unrounded(self.module, *arguments)
+        if self.weights is not None and len(arguments) == 1 and not options:
+            return _product(self.module, self.weights, arguments[0])
         given = {name: _to(value, dtype) for name, value in options.items()}
         stored, module = dict(self.module._parameters), cast(Any, self.module)
         computed = _compute_dtype(module)
@@ -247,5 +268,5 @@ class _Cast:
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
-    """A floating-point tensor in `dtype`; anything else as it is given."""
+    """A floating-point tensor in `dtype`; anything else unchanged."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

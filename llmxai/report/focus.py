@@ -7,6 +7,7 @@ over its tokens.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -231,6 +232,24 @@ def _parts(
     ]
 
 
+def came_from(effects: Effects, rows: Sequence[int], *, before: float, prompt_len: int, contrast: bool) -> Sentence:
+    """The part of the prompt, alone or with all its mentions, without which some targets fall the most, in a sentence.
+
+    Empty if no such fall is beyond what the measurement can tell.
+    """
+    for one in effects.on(rows):
+        part = effects.parts[one.part]
+        if part.ranges[0][0] < prompt_len and one.value > 0 and _clear(effects, one, rows):
+            noted = f" ({part.note})" if part.note else ""
+            change = _changed(before, one.value, contrast)
+            if "→" not in change:
+                return ("It depends most on ", part.text, f"{noted}: without it, it is {change}.")
+            old, _, new = change.partition(" → ")
+            likely = "" if contrast else " likely"
+            return ("It depends most on ", part.text, f"{noted}: without it, it is {new}{likely} instead of {old}.")
+    return ()
+
+
 def _effect(effects: Effects, one: Effect) -> _Found:
     part = effects.parts[one.part]
     return _Found(part.text, part.note, part.ranges, one.value, one.low, one.high)
@@ -330,8 +349,12 @@ def _count(ratio: float) -> str:
 
 
 def rounded(probability: float) -> str:
-    """A probability as people say it: 57%, 5.7%, 99.8%."""
-    return f"{100 * probability:.0f}%" if 0.1 <= probability < 0.985 else percent(probability)
+    """A probability as people say it: 57%, 5.7%, 99.8%. That of a long answer may be too small for a number, but it is
+    not zero.
+    """
+    if 0.1 <= probability < 0.985:
+        return f"{100 * probability:.0f}%"
+    return percent(max(probability, sys.float_info.min))
 
 
 def probability(targets: Sequence[Mapping[str, Any]]) -> float:

@@ -210,6 +210,7 @@ def page_data(view: ReportView) -> dict[str, Any]:
             "operator": view.effects.operator,
             "confidence": view.effects.confidence,
         },
+        "trace": view.trace and [[_text(text), int(own)] for text, own in view.trace.parts],
         "deletion": view.deletion,
         "deletion_refused": _text(view.deletion_refused) if view.deletion_refused else None,
         "scale": {
@@ -263,6 +264,8 @@ def _target(target: TargetView) -> dict[str, Any]:
     }
     contrast = target.contrast and [_text(target.contrast.token), _text(target.contrast.foil)]
     told: dict[str, Any] = {"judged": _text(target.judged), "contrast": contrast}
+    told["came_from"] = [part if isinstance(part, str) else [_text(part)] for part in target.came_from]
+    told["traced"] = [[one.part, one.share, one.direct, one.path] for one in target.traced]
     told["effects"] = [
         [one.part, one.value, one.low, one.high, None if one.without is None else float(f"{one.without:.{DIGITS}g}")]
         for one in target.effects

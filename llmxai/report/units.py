@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from llmxai.names import AttentionStatus, Role
-from llmxai.report.focus import focus_units
+from llmxai.report.focus import Sentence, came_from, focus_units
 from llmxai.report.removal import (
     TOP,
     Effect,
+    Effects,
     RefereeView,
     RemovalView,
     build_effects,
@@ -28,6 +29,8 @@ from llmxai.report.visible import Text, label, plain, visible
 from llmxai.store import stored_name
 from llmxai.text import by_place, inside
 
+TRACED = 8
+"""Traced sources kept per generated unit."""
 TOP_STRUCTURE = 5
 """Start mark and template units kept per generated unit, for colouring."""
 GRADIENT_SCALE = 10_000
@@ -83,6 +86,19 @@ class Ranked:
     """(unit, value) by |value|, largest first; for attention, without start mark and template."""
     total: float
     """Sum of |value| over all units; for attention, without start mark and template."""
+
+
+@dataclass(frozen=True)
+class TracedShare:
+    """A part of the prompt and its shares of a unit, by the number of the part in the trace."""
+
+    part: int
+    share: int
+    """After the answer's own words are followed back, in thousandths."""
+    direct: int
+    """Of the unit's own contributions, in thousandths."""
+    path: tuple[int, ...]
+    """The parts on the path that carries the most, from this one on."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,10 @@ class TargetView:
     deletion_converged: bool
     floor: float | None
     """By how much the score itself jumps between almost equal inputs (nats); None if it does not."""
+    came_from: Sentence
+    """The part of the prompt whose removal costs the most; empty if none does, or nothing was measured."""
+    traced: tuple[TracedShare, ...]
+    """The first sources in the prompt; empty in explanations of earlier versions."""
     effects: tuple[Effect, ...]
     """Measured, by |value|; empty if nothing was removed, and before rule 4."""
     deletion: Pairs
@@ -260,6 +280,8 @@ def build_level(
         if own:
             which = rows[number]
             sources = {
+                "came_from": _came_from(effects, which, own, first),
+                "traced": _traced(explanation, groups[number], own),
                 "effects": effects.on(which)[:TOP] if effects else (),
                 **_signed("deletion", deletion[which].sum(axis=0), structure),
                 **_signed("gradients", gradients[which].sum(axis=0), structure),
@@ -279,6 +301,33 @@ def build_level(
         parts=covered(parts.ranges if parts else (), groups),
         measured=measured,
         focus=focus_units(explanation, maps, groups),
+    )
+
+
+def _came_from(effects: Effects | None, rows: Sequence[int], own: Sequence[Mapping[str, Any]], first: int) -> Sentence:
+    if effects is None:
+        return ()
+    contrast = build_contrast(own) is not None
+    before = float(own[0]["f_input"]) if contrast else sum(target["replayed_logprob"] for target in own)
+    return came_from(effects, rows, before=before, prompt_len=first, contrast=contrast)
+
+
+def _traced(
+    explanation: Mapping[str, Any], tokens: tuple[int, int], own: Sequence[Mapping[str, Any]]
+) -> tuple[TracedShare, ...]:
+    """Those of a single target, or of the passage that is this unit."""
+    if explanation["trace"] is None:
+        return ()
+    passages = (one["traced"] for one in explanation["trace"]["passages"] if tuple(one["tokens"]) == tuple(tokens))
+    found = own[0]["traced"] if len(own) == 1 else next(passages, [])
+    return tuple(
+        TracedShare(
+            part=source["unit"],
+            share=round(1000 * source["share"]),
+            direct=round(1000 * source["direct"]),
+            path=tuple(step["unit"] for step in source["path"]),
+        )
+        for source in found[:TRACED]
     )
 
 

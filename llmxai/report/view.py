@@ -142,6 +142,8 @@ class Passage:
 @dataclass(frozen=True)
 class Tracing:
     method: str
+    parts: tuple[tuple[Text, bool], ...]
+    """The parts of the text between which shares are followed, and whether each is one of the answer's."""
     passages: tuple[Passage, ...]
 
 
@@ -155,7 +157,11 @@ def build_trace(explanation: Mapping[str, Any]) -> Tracing | None:
         return None
     passages = {tuple(passage["tokens"]): passage for passage in reversed(told["passages"])}  # of equal ones the first
     chosen = list(reversed(passages.values()))[:PASSAGES]
-    return Tracing(method_name(told["method"]), tuple(_passage(told["units"], passage) for passage in chosen))
+    return Tracing(
+        method=method_name(told["method"]),
+        parts=tuple((label(unit["text"]), unit["kind"] == "answer") for unit in told["units"]),
+        passages=tuple(_passage(told["units"], passage) for passage in chosen),
+    )
 
 
 def _passage(units: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Passage:

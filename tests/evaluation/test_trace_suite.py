@@ -8,14 +8,14 @@ from statistics import mean
 import pytest
 import torch
 
-from llmxai import load
+from llmxai import explain, load
 from llmxai.evaluation import Case, Row, make_case, suite_rows
+from llmxai.evaluation.metrics import planted_truth
 from llmxai.evaluation.planted_models import tracer_folder
-from llmxai.evaluation.questions import DIGITS, MARKER, SECOND, TASKS, THIRD, WORDS, following, trace_answer, trace_text
-from llmxai.generation import answer
-from llmxai.methods import deletion_path, span_target, traced, with_missing_rows
-from llmxai.methods.perturbation.removal import SetFunction, prompt_units
-from llmxai.methods.tracing import ROW_NODES
+from llmxai.evaluation.questions import DIGITS, MARKER, SECOND, TASKS, WORDS, following, trace_answer, trace_text
+from llmxai.generation import answer, replay
+from llmxai.methods import METHODS
+from llmxai.methods.perturbation.removal import SetFunction
 from llmxai.models import LoadedModel
 from llmxai.settings import Decoding
 
@@ -35,40 +35,46 @@ def test_the_answer_is_what_its_steps_say(task: str) -> None:
     for _ in range(50):
         text, sources, places = trace_text(random, task, 12)
         words = text.split(" ")
-        assert (words[0], words[-1], len(words)) == (task, "?", 14)
-        markers = (MARKER, SECOND, THIRD) if task == "sum" else (MARKER,)
-        assert [words[place - 1] for place in places] == list(markers)
+        assert (words[0], len(words)) == (task, 13)
         assert [words[place] for place in places] == list(sources)
-        said, follows = trace_answer(random, task, sources)
-        assert all(follows)
+        assert [word for word in words if word[0] in (MARKER, SECOND)] == [words[place] for place in sorted(places)]
+        assert {word[0] for word in sources} == ({MARKER, SECOND} if task == "sum" else {MARKER})
+        said, alone = trace_answer(task, sources)
+        assert [after for after, is_alone in zip(said, alone, strict=True) if is_alone] == said[ALONE[task]]
         if task == "sum":
-            a, b, c = map(int, sources)
-            first, last = (a + b) % 10, (a + b + c) % 10
-            assert said == f"{MARKER} {a} {SECOND} {b} = {first} {THIRD} {c} = {last}".split(" ")
+            a, b = (int(source[1:]) for source in sources)
+            assert said == f": {a} & {b} = {(a + b) % 10} = {(a + b + b) % 10}".split(" ")
             continue
-        one = sources[0]
+        one = sources[0][1:]
         two, three = following(one), following(following(one))
         expected = {
-            "copy": [one, ";", one],
-            "chain2": [one, ";", two],
-            "chain3": [one, ";", two, ";", three],
-            "think": [one, ";", two, ")", two],
+            "copy": [":", one, ";", one],
+            "chain2": [":", one, ">", two],
+            "chain3": [":", one, ">", two, ">", three],
+            "think": ["(", ":", one, ">", two, ")", two],
         }[task]
-        assert said == [*(["("] if task == "think" else []), MARKER, *expected]
+        assert said == expected
 
 
-def test_replaced_words_do_not_follow_and_the_rest_follows_from_them() -> None:
+ALONE = {
+    "copy": slice(3, None, 2),
+    "chain2": slice(3, None, 2),
+    "chain3": slice(3, None, 2),
+    "sum": slice(5, None, 2),
+    "think": slice(4, None, 2),
+}
+"""The words that follow from the answer's earlier words alone."""
+
+
+def test_the_words_of_the_answer_are_in_the_question_without_a_mark() -> None:
+    """So a word's likeness to the answer does not give the source away."""
     random = Random(2)
-    replaced = 0
-    for _ in range(200):
-        said, follows = trace_answer(random, "chain3", ("v1",), replaced=0.5)
-        replaced += not follows[1]
-        assert said[1] == "v1" or not follows[1]
-        assert said[3] == following(said[1]) or not follows[3]
-        assert follows[5]
-        assert said[5] == following(said[3])
-    assert 60 < replaced < 140
-    assert set(DIGITS) == set("0123456789")
+    for task in TASKS:
+        inside = []
+        for _ in range(50):
+            text, sources, _ = trace_text(random, task, 20)
+            inside.append(trace_answer(task, sources)[0][-1] in text.split(" "))
+        assert mean(inside) > 0.9
 
 
 @pytest.fixture(scope="module")
@@ -95,33 +101,57 @@ def test_the_model_answers_nearly_every_question(tracer: LoadedModel, cases: lis
 
 
 @pytest.mark.slow
-def test_tracing_leads_to_the_sources_where_direct_contributions_do_not(
+def test_tracing_finds_the_sources_where_direct_contributions_do_not(
     tracer: LoadedModel, cases: list[tuple[Row, Case]]
 ) -> None:
-    """Of the last word's share, what reaches the true sources in the prompt: next to nothing directly."""
-    followed, direct = [], []
+    """The issue's bar: MRR of the prompt's source at least 0.9 traced, where direct contributions have 0.4 or less."""
+    found: dict[str, list[float]] = {"traced_deletion_path": [], "deletion_path": []}
     for _, case in cases:
         assert case.truth is not None
-        scores = deletion_path(tracer, case.generation, targets=(case.target,), n_steps=ROW_NODES)
-        units, _ = prompt_units(case.generation, units="token")
-        rows = with_missing_rows(tracer, case.generation, (case.target,), scores)
-        trace = traced(case.generation, (case.target,), rows, units=units)
-        true = [number for number, is_true in enumerate(case.truth.tolist()) if is_true]
-        followed.append(float(trace.total[0, true].sum()))
-        direct.append(float(trace.direct[0, true].sum()))
-    assert mean(direct) < 0.05
-    assert mean(followed) > 0.25
+        for name, ranks in found.items():
+            values = METHODS[name].function(tracer, case.generation, targets=(case.target,)).values
+            ranks.append(planted_truth(values[0, list(case.features)].double(), case.truth)["mrr"])
+    assert mean(found["traced_deletion_path"]) >= 0.9
+    assert mean(found["deletion_path"]) <= 0.4
 
 
 @pytest.mark.slow
 def test_the_sources_are_checked_causally(tracer: LoadedModel, cases: list[tuple[Row, Case]]) -> None:
-    """Removing the true source costs the whole answer nats, its last word next to none: the words before it stay."""
-    for _, case in cases:
-        assert case.truth is not None
-        whole = SetFunction(tracer, case.generation, span_target(case.generation), case.features)
-        drop = whole.full() - whole.values(~torch.eye(len(case.features), dtype=torch.bool))
-        sources = drop[case.truth]
-        assert float(sources.max()) > 1.0
+    """With other marked words in their place the whole answer loses nats, and its last word none: the words before it
+    stay. Nor does the last word hang on any other word of the question."""
+    random = Random(3)
+    for row, case in cases:
+        assert row.prompt is not None
+        kind = DIGITS if row.fields["task"] == "sum" else WORDS
+        words = [
+            word[0] + random.choice([one for one in kind if one != word[1:]]) if word[0] in (MARKER, SECOND) else word
+            for word in row.prompt.split(" ")
+        ]
+        before, after = (
+            replay(tracer, answer(tracer, prompt, response=row.response)).logprobs
+            for prompt in (row.prompt, " ".join(words))
+        )
+        assert sum(before) - sum(after) > 5.0
+        assert abs(before[-1] - after[-1]) < 0.1
         last = SetFunction(tracer, case.generation, case.target, case.features)
         alone = last.full() - last.values(~torch.eye(len(case.features), dtype=torch.bool))
-        assert float(alone[case.truth].abs().max()) < 0.5 * float(sources.max()), "the last word hangs on the answer's"
+        assert float(alone.abs().max()) < 0.1
+
+
+@pytest.mark.slow
+def test_every_step_is_checked_causally(tracer: LoadedModel, cases: list[tuple[Row, Case]]) -> None:
+    """Every step on the path of a first source was measured; without the marked word its repetition loses nats, and
+    so do most later words without the one before (other words of the question can take its place)."""
+    effects = []
+    for row, _ in cases[: len(TASKS)]:
+        explanation = explain(tracer, row.asked, response=row.response)
+        source = explanation[len(explanation) - 1].traced(1)[0]
+        assert explanation.text(source.tokens).strip()[0] in (MARKER, SECOND)
+        assert len(source.path) >= 2
+        for step in source.path:
+            assert step.effect is not None
+            effects.append(step.effect)
+        assert source.path[0].effect is not None
+        assert source.path[0].effect > 1.0
+    assert mean(effects) > 1.0
+    assert mean(effect > 0.1 for effect in effects) > 0.8

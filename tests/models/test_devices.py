@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from devices import MixedDevicesError, fake_devices, spread
-from tiny import answered, certificate_of, make_classifier, make_encoder_decoder, make_loaded
+from devices import MixedDevicesError, Seen, fake_devices, moved, spread, watched
+from tiny import answered, certificate_of, make_classifier, make_encoder_decoder, make_loaded, prompt_tokens
 
 from llmxai import Explanation, explain
-from llmxai.methods import METHODS, deletion_path, layer_integrated_gradients
+from llmxai.generation import Decoding, generate
+from llmxai.methods import METHODS, deletion_path, layer_integrated_gradients, token_targets
 from llmxai.models import LoadedModel
 from llmxai.models.precision import full_precision
 from llmxai.settings import Compute, IntegratedGradients, Settings
@@ -24,6 +26,7 @@ MODELS: dict[str, Callable[[], LoadedModel]] = {
     "gpt2, its head on the first device": lambda: make_loaded("gpt2"),
     "windows": lambda: make_loaded("gemma3_text"),
     "maps computed whole": lambda: make_loaded("bloom"),
+    "experts": lambda: make_loaded("mixtral", experts_implementation="eager"),
     "t5": lambda: make_encoder_decoder("t5"),
     "classifier": lambda: make_classifier("bert"),
 }
@@ -116,3 +119,51 @@ def test_two_precisions_of_the_same_weights(early: str, late: str, stored: str, 
     for exact_scores, fast_scores in (want, got):
         assert torch.equal(certificate_of(exact_scores).f_baseline, certificate_of(fast_scores).f_baseline)
         assert (exact_scores.values - fast_scores.values).abs().max() > 1e-4 * largest
+
+
+@pytest.mark.parametrize("method", [layer_integrated_gradients, deletion_path])
+def test_the_host_waits_neither_per_node_nor_per_target_nor_per_chunk(method: Callable[..., Scores]) -> None:
+    loaded, found = make_loaded("llama"), list[Seen]()
+    generation = answered(loaded, response=" Paris, Rome and London")
+    with fake_devices():
+        loaded = moved(loaded)
+        for targets, nodes, chunk in ((2, 4, 4096), (8, 16, 64)):
+            compute = Compute(chunk_tokens=chunk, checkpoint=False)
+            with watched() as seen:
+                method(loaded, generation, targets=token_targets(generation)[:targets], n_steps=nodes, compute=compute)
+            found.append(seen)
+    few, many = found
+    assert sum(many.kernels.values()) > 5 * sum(few.kernels.values())
+    assert many.waits == few.waits
+    assert not many.wide
+
+
+def test_an_answer_is_generated_as_fast_as_by_transformers() -> None:
+    """As many operations and waits per token as `model.generate` takes by itself, and one wait for all log-probs."""
+    loaded = make_loaded("llama")
+    prompt = prompt_tokens(loaded)
+    ours, theirs = list[Seen](), list[Seen]()
+    with fake_devices():
+        loaded = moved(loaded)
+        for tokens in (3, 9):
+            with watched() as seen:
+                found = generate(loaded, prompt, decoding=Decoding(max_new_tokens=tokens))
+            ours.append(seen)
+            assert found.n_targets == tokens
+            ids = torch.tensor([prompt.ids], device="lazy:0")
+            options = {"max_new_tokens": tokens, "do_sample": False, "return_dict_in_generate": True}
+            with watched() as seen, torch.no_grad():
+                loaded.model.generate(ids, attention_mask=torch.ones_like(ids), output_logits=True, **options)
+            theirs.append(seen)
+    per_token = [{kind: _more(*runs, kind) for kind in ("kernels", "waits")} for runs in (ours, theirs)]
+    assert per_token[0]["waits"] == per_token[1]["waits"] == 1
+    assert (
+        per_token[1]["kernels"] <= per_token[0]["kernels"] <= per_token[1]["kernels"] + 2
+    )  # its logits' view; progress
+    assert ours[0].waits.total() <= theirs[0].waits.total() + 2
+
+
+def _more(few: Seen, many: Seen, kind: str) -> float:
+    """What each of the six further tokens took."""
+    counts: list[Counter[str]] = [getattr(seen, kind) for seen in (few, many)]
+    return (counts[1].total() - counts[0].total()) / 6

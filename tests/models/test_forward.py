@@ -8,7 +8,7 @@ from tiny import ARCHITECTURES, HYBRIDS, SENTENCES, WINDOW, make_loaded
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models import embed, forward_logits, prefix_cache, transformer_depth
-from llmxai.models.forward import frozen_eval
+from llmxai.models.forward import frozen_eval, repeated
 
 DENSE = [name for name in ARCHITECTURES if name != "gpt_oss"]
 
@@ -47,6 +47,18 @@ def test_a_cached_prefix_changes_nothing(architecture: str, first: int) -> None:
 def test_no_cache_where_a_layer_keeps_another_state(architecture: str) -> None:
     loaded = make_loaded(architecture)
     assert prefix_cache(loaded.model, embed(loaded.model, [1, 2])[None], [1, 2]) is None
+
+
+def test_a_batch_reads_the_same_memory() -> None:
+    """No copies of a long prefix for every chunk of nodes."""
+    model = make_loaded("llama").model
+    prefix = prefix_cache(model, embed(model, [1, 2, 3])[None], [1, 2, 3])
+    assert prefix is not None
+    for own, grown in zip(prefix.layers, repeated(prefix, 5).layers, strict=True):
+        assert isinstance(own.keys, torch.Tensor)
+        assert isinstance(grown.keys, torch.Tensor)
+        assert len(grown.keys) == 5
+        assert grown.keys.data_ptr() == own.keys.data_ptr()
 
 
 def test_no_cache_of_an_empty_prefix() -> None:

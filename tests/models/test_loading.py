@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tiny import answered, make_loaded, make_model, make_tokenizer, save_wide
+from tiny import answered, make_loaded, make_model, make_tokenizer, prompt_tokens, save_wide
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 import llmxai.models.finding
@@ -20,7 +22,9 @@ from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.generation import Decoding, encode_messages, generate, replay
 from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models import LoadedModel, load, wrap
+from llmxai.models.adapters import causal
 from llmxai.models.finding import cache_folder, dequantised_folder, embedded_gguf, file_digest
+from llmxai.models.forward import frozen_eval
 from llmxai.models.identity import weights_digest
 from llmxai.models.precision import full_precision, in_dtype
 from llmxai.settings import Compute
@@ -310,6 +314,49 @@ def test_quantised_models_are_explained(wide_folder: Path, quantize: Any) -> Non
     rollout = attention_rollout(loaded, generation)
     assert rollout.lost_mass is not None
     assert (rollout.values.sum(dim=1) + rollout.lost_mass - 1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_quantised_models_load_in_every_dtype(
+    tmp_path: Path, quantize: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a batch a later token changes nothing; in passes of their own it moves the rounding of LLM.int8."""
+    monkeypatch.setattr(causal, "QUANTISED_NOISE", 0.0)
+    loaded = load(save_wide(tmp_path, initializer_range=0.3), quantize=quantize, dtype=dtype)
+    with torch.no_grad(), frozen_eval(loaded.model):
+        first, later = (loaded.model(input_ids=torch.tensor([pair])).logits[0, 0] for pair in ([0, 1], [0, 2]))
+    assert torch.allclose(first, later, rtol=1e-3, atol=1e-3) is (quantize == "4bit")
+    assert len(generate(loaded, prompt_tokens(loaded), decoding=Decoding(max_new_tokens=2)).generated_ids) == 2
+
+
+def test_a_quantised_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("bert", vocab_size=400, initializer_range=0.5, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = AutoModelForMaskedLM.from_config(config).eval()
+    monkeypatch.setattr(encoder, "hf_quantizer", object(), raising=False)
+    with pytest.raises(UnsupportedModelError, match="is not a causal language model"):
+        causal.require_explainable(encoder, name="x")
+
+
+QUIET = """
+import sys
+from llmxai import explain, load
+from llmxai.settings import IntegratedGradients, Settings
+few = Settings(gradients=IntegratedGradients(max_nodes=8))
+for bits in ("8bit", "4bit"):
+    explain(load(sys.argv[1], quantize=bits, dtype="bfloat16"), "The capital", max_new_tokens=1, settings=few)
+"""
+
+
+def test_a_quantised_model_says_a_few_lines(tmp_path: Path) -> None:
+    """bitsandbytes logs a line for every product in 8 bits: 42 in this small run, tens of thousands in a real one."""
+    command = [sys.executable, "-c", QUIET, str(save_wide(tmp_path, initializer_range=0.3))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert len(lines) < 8, done.stderr
 
 
 def test_4bit_gradients_survive_an_inference_of_the_callers(wide_folder: Path) -> None:

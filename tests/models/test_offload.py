@@ -15,6 +15,7 @@ from torch import nn
 from llmxai import explain
 from llmxai.methods import attention_rollout, deletion_path, layer_integrated_gradients
 from llmxai.models import LoadedModel, load
+from llmxai.models.embedding import devices_of
 from llmxai.models.memory import plan_for
 from llmxai.models.precision import full_precision
 from llmxai.settings import Compute, IntegratedGradients, Settings
@@ -159,6 +160,15 @@ def test_gradients_in_16_bits_layer_by_layer(
     assert torch.equal(certificate_of(got).f_baseline, certificate_of(got_exact).f_baseline)
     assert forwards(loaded) == before
     assert all(p.device.type == "meta" for p in loaded.model.model.layers.parameters()), "a weight was left behind"
+
+
+def test_the_devices_of_a_model(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate names a GPU by its number; what is on disk runs elsewhere."""
+    cpu = torch.device("cpu")
+    assert devices_of(tiny_llama.model) == [cpu]
+    places = {"model": 0, "lm_head": "cuda:1", "other": "cpu", "more": "disk", "again": 0}
+    monkeypatch.setattr(tiny_llama.model, "hf_device_map", places, raising=False)
+    assert devices_of(tiny_llama.model) == [cpu, torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("device_map", ["balanced", "balanced_low_0", "sequential", "auto"])

@@ -228,6 +228,28 @@ def test_f_is_exact_where_gradients_may_be_rounded(tf32: list[str]) -> None:
     assert got.certificate.floor is None
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_no_graph_keeps_cast_weights(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the gradients of a model whose float32 copy does not fit would need the copy all the same."""
+    loaded = make_loaded(architecture, dtype=torch.bfloat16)
+    shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.dim() == 2}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with in_place(loaded, monkeypatch) as exact, frozen_eval(loaded.model):
+        ids = list(range(10, 21))
+        x = embed(exact.model, ids)[None].requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            forward_logits(exact.model, x, ids=ids, positions=[10]).sum().backward()
+    assert kept
+    assert not [tuple(t.shape) for t in kept if {tuple(t.shape), tuple(t.shape)[::-1]} & shapes]
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+
+
 def test_modules_stored_in_float32_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(torch.bfloat16))
     with computing(model, torch.float32):

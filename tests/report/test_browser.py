@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from tiny import make_loaded
 
+from llmxai import explain
 from llmxai.report import build_view, render_report
 from llmxai.report.focus import rounded
+from llmxai.store import read_folder, to_json, to_maps
 from tests.report.conftest import Open, assert_accessible, look, move
 from tests.report.sample import Sample, chat, hostile, measured, newest, sample
 
 pytestmark = pytest.mark.browser
 
+GALLERY = Path(__file__).parents[2] / "reports" / "gallery"
 STATUSES = ["agree", "disagree", "agree", "unconverged"]
 CONTRAST = """selector => [...document.querySelectorAll(selector)].map(e => {
   const lum = s => { const [r, g, b] = s.match(/[\\d.]+/g).map(Number).map(c => (c /= 255) <= .04045 ? c / 12.92
@@ -193,6 +197,22 @@ def test_methods_switch_the_colours_and_the_legend(open_page: Open) -> None:
     assert "of all attention" in page.locator("#legend").inner_text()
     assert page.locator(".text .pos, .text .neg").count() == 0
     assert "<s>" in page.locator(".text .source").all_inner_texts()  # start mark and template are shown, not hidden
+
+
+def test_the_panel_traces_a_word_through_the_answer(open_page: Open) -> None:
+    """Each source with both shares, and the path that carries the most, ends at the word."""
+    explanation = explain(make_loaded("llama"), "The capital of France", response=" Paris, and the city is red")
+    page = open_page((to_json(explanation), to_maps(explanation)))
+    page.get_by_role("button", name=re.compile("^city, ")).click()
+    panel = page.locator("#panel")
+    panel.get_by_text("Traced through the answer").click()
+    first = panel.locator("details.traced li").first.inner_text()
+    source = explanation["city"].traced(1)[0]
+    assert first.startswith(explanation.text(source.tokens).strip())
+    assert f"{source.share:.1%} traced · {source.direct:.1%} directly" in first
+    given, *own = [explanation.text(step.tokens).strip() for step in source.path]
+    path = " → ".join([given, *(f"{step} in the answer" for step in own), "city"])
+    assert " ".join(first.split()).endswith(path)
 
 
 def test_the_panel_says_what_not_to_read(open_page: Open) -> None:
@@ -433,6 +453,15 @@ def test_pages_of_paper(open_page: Open, tmp_path: Path, tokens: int, most: int)
     answer = [f" out{i % 53}" for i in range(tokens)]
     explanation = measured(sample(asked, answer), statuses=[statuses[i % 4] for i in range(tokens)])
     assert pages_of(open_page(explanation), tmp_path / "page.pdf") <= most
+
+
+@pytest.mark.parametrize("name", ["capital", "why-not-lyon"])
+def test_pages_of_paper_of_a_real_answer(open_page: Open, tmp_path: Path, name: str) -> None:
+    """With the settings, versions and digests of a real model: a made-up sample has few of them."""
+    document, maps = read_folder(GALLERY / "records" / name)
+    assert len(document["targets"]) <= 8
+    page = open_page(render_report(build_view(document, maps)))
+    assert pages_of(page, tmp_path / "page.pdf") <= 4
 
 
 def test_without_scripts_the_tables_are_there_and_print(open_page: Open) -> None:

@@ -152,6 +152,15 @@ def test_no_sentence_contradicts_another(part: int) -> None:
             raise
 
 
+def test_the_probability_of_a_long_answer_is_small_and_not_zero() -> None:
+    document, maps = measured(sample(["<s>", " Why", "?"], [" so"] * 200, stop="given"), statuses=["undecided"] * 200)
+    for target in document["targets"]:
+        target["replayed_logprob"] = -9.0
+    summary = build_view(document, maps).summary
+    assert "Probability of the answer: under 0.001%" in in_words(summary.came)
+    assert summary.focus.likely == "under 0.001%"
+
+
 def test_an_earlier_page_that_says_not_to_read_attention_does_not_say_that_it_is_supported() -> None:
     """Every token is diluted, and removal supports attention for one of them."""
     document, maps = sample(["<s>", " a", " b"], [" x", " y"], statuses=["diluted", "diluted"])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import make_loaded
 
 from llmxai import Explanation, IntegratedGradients, Settings, explain, load_explanation
 from llmxai.report import ReportView, build_view, render_report
 from llmxai.report.export import export
-from llmxai.report.visible import plain
+from llmxai.report.focus import came_from, in_words
+from llmxai.report.removal import Effects, Part
+from llmxai.report.visible import label, plain
 from llmxai.store import to_json, to_maps
 from tests.report.sample import newest, sample
 
@@ -51,6 +54,76 @@ def test_the_page_traces_the_answer_then_its_sentences_then_its_words() -> None:
     page = render_report(view)
     assert 'id="traced"' in page
     assert page.count("<caption>Sentence: ") == 2
+
+
+def test_the_panel_of_a_word_has_its_traced_and_direct_shares() -> None:
+    explanation = asked()
+    view = viewed(explanation)
+    assert view.trace is not None
+    level = view.levels["words"]
+    for target in level.targets:
+        unit = level.units[target.unit]
+        sources = explanation[unit.start - explanation.generation.prompt_len].traced(3)
+        if target.joined > 1:
+            continue  # a word of several tokens has the shares of their sum
+        assert [(one.share, one.direct) for one in target.traced[:3]] == [
+            (round(1000 * source.share), round(1000 * source.direct)) for source in sources
+        ]
+        for one, source in zip(target.traced, sources, strict=False):
+            assert [plain(view.trace.parts[part][0]) for part in one.path] == [
+                explanation.text(step.tokens).strip() for step in source.path
+            ]
+            assert [view.trace.parts[part][1] for part in one.path] == [False, *[True] * (len(one.path) - 1)]
+
+
+def test_the_shares_of_a_word_of_several_tokens_are_those_of_the_passage() -> None:
+    explanation = explain(make_loaded("llama"), PROMPT, response=" red, Parisian")
+    (told,) = (one["traced"] for one in to_json(explanation)["trace"]["passages"] if one["text"] == " Parisian")
+    *_, target = viewed(explanation).levels["words"].targets
+    assert target.joined == 3
+    assert told
+    assert [one.share for one in target.traced] == [
+        round(1000 * source["share"]) for source in told[: len(target.traced)]
+    ]
+    assert [one.direct for one in target.traced][:2] == [round(1000 * source["direct"]) for source in told[:2]]
+
+
+FRANCE, IS, CITY = (
+    Part(label(text), note, ranges)
+    for text, note, ranges in (
+        (" France", "all 2 mentions", ((1, 2), (5, 6))),
+        (" is", "earlier in the answer", ((6, 7),)),
+        (" city", "", ((2, 3),)),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("parts", "falls", "sure", "said"),
+    [
+        ((IS, FRANCE, CITY), (2.0, 1.7, 0.3), True, "“France” (all 2 mentions): without it, it is 18% likely instead"),
+        ((CITY, FRANCE), (0.3, -1.7), True, "“city”: without it, it is 73% likely instead"),
+        ((IS, CITY), (2.0, -0.3), True, ""),
+        ((FRANCE,), (1.7,), False, ""),
+    ],
+    ids=["not the answer's own words", "what lowers it", "nothing does", "within the error"],
+)
+def test_where_a_word_came_from_is_the_part_whose_removal_costs_the_most(
+    parts: tuple[Part, ...], falls: tuple[float, ...], sure: bool, said: str
+) -> None:
+    value = np.array([falls])
+    effects = Effects(
+        parts=parts,
+        operator="removed",
+        confidence="90%",
+        value=value,
+        low=value - (0.0 if sure else 2.0),
+        high=value + (0.0 if sure else 2.0),
+        logprobs=np.log([0.98]),
+        contrasted=np.array([False]),
+    )
+    sentence = came_from(effects, [0], before=float(np.log(0.98)), prompt_len=4, contrast=False)
+    assert in_words(sentence) == (f"It depends most on {said} of 98%." if said else "")
 
 
 def test_an_explanation_without_a_trace_has_a_page() -> None:

@@ -122,6 +122,9 @@ class Hidden:
     """Whether the scores never exist as a tensor (`fused_attention`)."""
     given: int = 0
     """Attention modules that received a mask unchanged; counted if no attention uses the interface."""
+    plain: dict[tuple[int, ...], bool] = field(default_factory=dict)
+    """Whether the masks of a pass are plainly causal, by their place in it and their shape: a GPU would wait each time.
+    """
 
     @contextmanager
     def by(self, added: Float[Tensor, "node live"]) -> Iterator[None]:
@@ -139,7 +142,10 @@ class Hidden:
         """
         queries, keys = seen.shape[-2:]
         least = torch.finfo(dtype).min
-        if self.fused and self.added is not None and queries > 1 and plainly_causal(seen):
+        case = (len(self.masks), queries, keys)
+        if self.fused and self.added is not None and queries > 1 and case not in self.plain:
+            self.plain[case] = plainly_causal(seen)
+        if self.added is not None and self.plain.get(case):
             own = self.added.to(seen.device)
             row = nn.functional.pad(own, (keys - own.shape[1], 0)).clamp(min=ABSENT)[:, None, None, :]
             self.masks.append(row)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
-from llmxai.models.embedding import input_device, kept_positions, replaced
+from llmxai.models.embedding import devices_of, input_device, kept_positions, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
@@ -225,8 +225,7 @@ def generated(
 
     Raises UnsupportedModelError if transformers cannot generate with the model's settings.
     """
-    device = input_device(model)
-    devices = [device.index or 0] if device.type == "cuda" else []
+    devices = [place.index or 0 for place in devices_of(model) if place.type == "cuda"]  # a token is drawn on the last
     named = {"tokenizer": tokenizer} if config.stop_strings else {}
     with frozen_eval(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -264,15 +263,23 @@ def _counting(config: GenerationConfig, progress: Progress) -> StoppingCriteriaL
     return StoppingCriteriaList([report])
 
 
+ROWS = 32
+"""Rows of logits whose log-probs are computed together: 64 MiB in float64 for a vocabulary of 262,144 tokens."""
+
+
 def _recorded(model: PreTrainedModel, answer: Sequence[int], rows: Sequence[Tensor], *, name: str) -> tuple[float, ...]:
     """The log-prob of every id under its own logits. Raises NonFiniteError if they hold NaN or infinity."""
-    logprobs = []
-    for t, (token, row) in enumerate(zip(answer, rows, strict=True)):
-        logprob = float(torch.log_softmax(row.double(), dim=-1)[token])
-        if not torch.isfinite(row.amax()) or math.isnan(logprob):
-            raise NonFiniteError(
-                f"{name}: the logits for generated token {t} hold NaN or infinity in {model.dtype}. Load it "
-                f"with --dtype float32 (or bfloat16), or check the weights."
-            )
-        logprobs.append(logprob)
-    return tuple(logprobs)
+    found: list[float] = []
+    for first in range(0, len(answer), ROWS):
+        logits = torch.stack(list(rows[first : first + ROWS])).double()
+        chosen = torch.tensor(answer[first : first + ROWS], device=logits.device)[:, None]
+        logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0]
+        logprobs, largest = torch.stack([logprobs, logits.amax(dim=-1)]).tolist()
+        for t, (logprob, most) in enumerate(zip(logprobs, largest, strict=True), start=first):
+            if not math.isfinite(most) or math.isnan(logprob):
+                raise NonFiniteError(
+                    f"{name}: the logits for generated token {t} hold NaN or infinity in {model.dtype}. Load it "
+                    f"with --dtype float32 (or bfloat16), or check the weights."
+                )
+        found += logprobs
+    return tuple(found)

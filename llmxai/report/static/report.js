@@ -296,6 +296,18 @@
       ...bars(target.effects, { scale: 1, signed: true, named, write, detail, before: "without ", faint: 0.05 }))];
   }
 
+  const cameFrom = (target) => !target.came_from.length ? [] : [make("p", { class: "came-from" }, ...target.came_from.map((part) => Array.isArray(part) ? quoted(part[0]) : part))];
+
+  /** The same sources before and after the answer's own words are followed back to the prompt. */
+  function traced(target) {
+    if (!data.trace || !target.traced.length) return [];
+    const path = ([, , , steps]) => [...steps.flatMap((step) => [quoted(data.trace[step][0]), data.trace[step][1] ? " in the answer → " : " → "]), quoted(level().units[state.shown][3])];
+    const write = (value, [, , direct]) => `${percent(value)} traced · ${percent(direct / 1000)} directly`;
+    return [make("section", { "aria-label": "Traced through the answer" }, folded("traced", "Traced through the answer", () => [
+      make("p", { class: "unit-note" }, "share of the contributions, after the answer’s own words are followed back to the prompt, and before; below, the path that carries the most. A share is no measured effect."),
+      ...bars(target.traced, { scale: 1000, signed: false, named: (part) => [data.trace[part][0], ""], write, detail: path })]))];
+  }
+
   function deletion(target) {
     if (data.deletion_refused) return [make("section", { "aria-label": "Contributions" }, make("h4", {}, "Contributions"), make("p", { class: "note" }, make("b", {}, "Refused. "), ...pieces(data.deletion_refused)))];
     if (!data.deletion) return [];
@@ -369,7 +381,7 @@
     panel.replaceChildren(
       make("div", { class: "panel-top" }, make("h3", { id: "panel-head" }, quoted(own[3]), " ", make("span", { class: `status-${target.status}` }, `${meaning.sign} ${target.status}`)), closing()),
       make("p", { class: "chance" }, `${short(target.probability)} likely here${target.rank === 1 ? ", the model’s first choice" : target.joined > 1 ? "" : `, the model’s choice number ${target.rank}`}.`),
-      ...against, ...effects(target),
+      ...cameFrom(target), ...against, ...effects(target), ...traced(target),
       make("p", {}, `${meaning.meaning[0].toUpperCase()}${meaning.meaning.slice(1)}. `, make("span", { class: "soft" }, target.reason)), ...joined,
       make("div", { class: "pair" }, ...deletion(target), gradients(target), ...removal(target), rollout(target), ...variant(target), ...also(target)),
       ...referee(target), folded("figures", "All figures of this word", () => [...dilution(target), make("div", { class: "pair" }, likelihood(target), certainty(target), attention(target), agreement(target))]),
