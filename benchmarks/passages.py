@@ -34,7 +34,6 @@ from llmxai.types import Effects, Generation, Scores, Target
 SUITES: dict[str, dict[str, Any]] = {
     "rag": {"documents": [4], "sentences": 2},
     "injection": {},
-    "context_memory": {"document": True},
 }
 SHUFFLES = 20
 TOLERANCE = Tolerance(relative=0.1, absolute=0.25)

@@ -106,6 +106,15 @@ def test_the_page_shows_documents_opened_to_their_sentences(explanation: Explana
     assert "The capital of France is Paris." in page
 
 
+def test_the_page_counts_what_was_not_split(explanation: Explanation, document: dict[str, Any]) -> None:
+    for rest, begins in (([], ""), ([0], "One part was not split: it alone"), ([0, 1], "2 parts were not split: each")):
+        changed = {**document, "context": {**document["context"], "rest": rest}}
+        view = build_view(changed, to_maps(explanation)).context
+        assert view is not None
+        assert view.rest.startswith(begins)
+        assert bool(view.rest) == bool(rest)
+
+
 def test_the_page_of_a_prompt_of_one_turn_has_no_such_table() -> None:
     found = explain(make_loaded("llama"), "The capital of France is", response=" Paris", settings=QUICK)
     view = build_view(json.loads(json.dumps(to_json(found))), to_maps(found))
