@@ -14,9 +14,9 @@ from llmxai.generation import chat_inputs, encode_messages, encode_prompt, force
 from llmxai.methods import measure_effects, token_targets
 from llmxai.methods.features import CONTENT
 from llmxai.methods.perturbation import coarse
-from llmxai.methods.perturbation.coarse import context_of, disjoint, packs, reader_of, seen_by_copies, tree_of
+from llmxai.methods.perturbation.coarse import disjoint, packs, reader_of, seen_by_copies, tree_of
 from llmxai.methods.perturbation.removal import MOST_UNITS
-from llmxai.methods.perturbation.tree import in_runs, paragraphs, pieces_of, roots_of
+from llmxai.methods.perturbation.tree import context_of, in_runs, paragraphs, pieces_of, roots_of
 from llmxai.models import LoadedModel
 from llmxai.models.forward import run
 from llmxai.settings import Removal

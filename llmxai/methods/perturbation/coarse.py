@@ -30,7 +30,7 @@ from transformers import DynamicCache, PreTrainedModel
 from llmxai.errors import UnsupportedModelError
 from llmxai.methods.gradients.deletion_path import plain_causal, presence_path
 from llmxai.methods.perturbation.removal import MaskedSequence, half_subsets, require_finite
-from llmxai.methods.perturbation.tree import LEVELS, in_runs, pieces_of, roots_of, sentences_in
+from llmxai.methods.perturbation.tree import context_of, in_runs, pieces_of, question_of, roots_of, sentences_in
 from llmxai.methods.targets import Target, TargetRows, span_target
 from llmxai.models import LoadedModel, adapter_of, embed, frozen_eval, prefix_cache
 from llmxai.models.embedding import input_device
@@ -260,12 +260,6 @@ def _holds(one: Sequence[Unit], piece: Unit) -> bool:
     return any(start <= piece[0] and piece[1] <= end for start, end in one)
 
 
-def question_of(generation: Generation, roots: Sequence[Piece]) -> int:
-    """The number of the root that asks: the last one, or the one before the beginning of an answer."""
-    begun = bool(generation.request.get("continue_final_message")) and len(roots) > 1
-    return len(roots) - 1 - int(begun)
-
-
 def reader_of(generation: Generation, roots: Sequence[Piece]) -> int:
     """Where the reader of the context begins: with the turn that asks, or the end of the prompt if that is long."""
     last = roots[-1]
@@ -279,13 +273,6 @@ def tree_of(generation: Generation) -> tuple[Piece, ...]:
     """The roots; if there is only one, the pieces of it."""
     roots = roots_of(generation)
     return pieces_of(generation, roots[0]) if len(roots) == 1 else roots
-
-
-def context_of(generation: Generation, roots: Sequence[Piece]) -> tuple[int, ...]:
-    """The numbers of the roots that a question may be answered from: documents, else all before the question."""
-    documents = tuple(i for i, root in enumerate(roots) if root.kind.removeprefix("run of ").startswith("document"))
-    whole = any(root.kind.removeprefix("run of ").removesuffix("s") not in LEVELS for root in roots)
-    return documents or (tuple(range(question_of(generation, roots))) if whole else ())
 
 
 def meter_of(

@@ -51,6 +51,19 @@ def _loose(generation: Generation, first: int, last: int) -> list[Piece]:
     return found
 
 
+def question_of(generation: Generation, roots: Sequence[Piece]) -> int:
+    """The number of the root that asks: the last one, or the one before the beginning of an answer."""
+    begun = bool(generation.request.get("continue_final_message")) and len(roots) > 1
+    return len(roots) - 1 - int(begun)
+
+
+def context_of(generation: Generation, roots: Sequence[Piece]) -> tuple[int, ...]:
+    """The numbers of the roots that a question may be answered from: documents, else all before the question."""
+    documents = tuple(i for i, root in enumerate(roots) if root.kind.removeprefix("run of ").startswith("document"))
+    whole = any(root.kind.removeprefix("run of ").removesuffix("s") not in LEVELS for root in roots)
+    return documents or (tuple(range(question_of(generation, roots))) if whole else ())
+
+
 def pieces_of(generation: Generation, piece: Piece) -> tuple[Piece, ...]:
     """The pieces of the next finer level at which there are at least two; none of a single word."""
     if piece.inner:
