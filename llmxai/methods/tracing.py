@@ -2,7 +2,7 @@
 
 Every unit of the answer needs a row of contributions. Where every token is a target, its row is the sum of theirs and
 costs nothing. Where the targets are larger, the missing rows are computed in one pass along the path of the method that
-is followed, to its tolerance: one forward pass a node, and one vector-Jacobian product a node and unit. There are at
+is followed, to `FOLLOWED` of F's change: one forward pass a node, and one vector-Jacobian product a node and unit. There are at
 most 64 units (words, then sentences, then runs of them), however long the answer. A few nodes for every row would not
 do: where they miss the part of the path on which a word is decided, its row is noise, and so is all that is handed on
 through it (docs/defaults.md).
@@ -11,6 +11,7 @@ through it (docs/defaults.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -24,6 +25,9 @@ from llmxai.settings import Compute, DeletionPath, Tolerance
 from llmxai.trace import Trace, falls, unit_shares
 from llmxai.types import Effects, Generation, Scores
 
+FOLLOWED = 0.3
+"""Relative tolerance of rows that are only followed, at least: half the nodes of 0.02, and the sources of the suite
+`trace` come first as often (docs/defaults.md)."""
 PATH_OPTIONS = ("features", "baseline", "n_steps", "max_nodes")
 """What the rows that are computed only to be followed take from the settings of the others, besides the tolerance."""
 
@@ -71,14 +75,15 @@ def with_missing_rows(
 ) -> Scores:
     """`scores` (of `targets`) without their certificate, and after them those of the `missing_rows`.
 
-    The latter on the same path, to the same tolerance.
+    The latter on the same path, to the same tolerance or `FOLLOWED`, whichever is larger.
     """
     more = missing_rows(generation, targets)
     if not more:
         return scores
     entry, said = METHODS[scores.method], scores.settings
     options = {name: said[name] for name in PATH_OPTIONS if name in entry.options and name in said}
-    options["tolerance"] = Tolerance(**said["tolerance"])
+    allowed = Tolerance(**said["tolerance"])
+    options["tolerance"] = replace(allowed, relative=max(allowed.relative, FOLLOWED))
     found = entry.function(loaded, generation, targets=more, compute=compute, progress=progress, **options)
     return Scores(
         method=scores.method,
@@ -145,7 +150,7 @@ def traced_deletion_path(
 
     Deletion-path contributions, followed through the answer (llmxai/trace.py). A unit's share is split equally over its
     tokens; all are at least 0, and a row sums to 1 minus what reaches no unit. `tolerance`, `n_steps`: as in
-    `deletion_path`, for every row.
+    `deletion_path`; rows of the answer's units may be as coarse as `FOLLOWED`.
 
     Raises what `deletion_path` raises.
     """
