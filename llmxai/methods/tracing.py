@@ -2,10 +2,10 @@
 
 Every unit of the answer needs a row of contributions. Where every token is a target, its row is the sum of theirs and
 costs nothing. Where the targets are larger, the missing rows are computed in one pass along the path of the method that
-is followed, to `FOLLOWED` of F's change: one forward pass a node, and one vector-Jacobian product a node and unit. There are at
-most 64 units (words, then sentences, then runs of them), however long the answer. A few nodes for every row would not
-do: where they miss the part of the path on which a word is decided, its row is noise, and so is all that is handed on
-through it (docs/defaults.md).
+is followed, to `FOLLOWED` of F's change: one forward pass a node, and one vector-Jacobian product a node and unit.
+There are at most 64 units (words, then sentences, then runs of them), however long the answer. A few nodes for every
+row would not do: where they miss the part of the path on which a word is decided, its row is noise, and so is all that
+is handed on through it (docs/defaults.md).
 """
 
 from __future__ import annotations
