@@ -125,8 +125,10 @@ def main() -> None:
         if given.read_once:
             read_once(found.prefix)
         for row, generation, right in zip(found.rows, found.generations, found.right, strict=True):
+            if len(places) == given.questions:
+                break
             tried += 1
-            if not right or len(places) == given.questions:
+            if not right:
                 continue
             removal = Removal(budget=given.budget, recomputed=given.recomputed)
             start, cpu = time.perf_counter(), time.process_time()
