@@ -396,7 +396,7 @@ def test_a_page_made_again_and_the_explanation_replaced(run: Run, explanation: E
     page = (out / "report.rebuilt.html").read_text()
     (out / "report.rebuilt.html").write_text(page.replace("approved", "rejected"))
     assert verify(out).exit == 1
-    save(explanation, out, attempt=begin(out / "evidence", signer=KEY))
+    save(explanation, out, attempt=begin(out / "evidence", signer=KEY), replace=True)
     verdict = verify(out, key=PUBLIC)
     assert (verdict.exit, verdict.uncovered) == (0, [])
 
