@@ -302,11 +302,7 @@ class Explanation:
     def rows_making(self, unit: Unit) -> list[int]:
         """The targets that make up a range of token indices; none where they do not."""
         tokens = (unit[0] - self.generation.prompt_len, unit[1] - self.generation.prompt_len)
-        return self.rows_in(tokens) if self._covers(tokens) else []
-
-    def _covers(self, tokens: Unit) -> bool:
-        """Whether targets make up a range of generated tokens, but for those that are none of the answer."""
-        return covers(self.generation, self.targets, tokens)
+        return self.rows_in(tokens) if covers(self.generation, self.targets, tokens) else []
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -355,7 +351,7 @@ class Explanation:
         for units in (self._words(), character_units(self.generation.texts, first=first)):
             if found := places(self.generation.texts, units, text):
                 views = [TokenView(self, (start - first, end - first)) for start, end in found]
-                return [view for view in views if self._covers(view.tokens)]
+                return [view for view in views if covers(self.generation, self.targets, view.tokens)]
         return []
 
     def _words(self) -> list[Unit]:

@@ -375,12 +375,13 @@ def _turns(units: Sequence[Unit], documents: Sequence[Mapping[str, Any]]) -> tup
             turns[-1] = Turn(unit.role, name, turns[-1].first, i + 1)
         else:
             turns.append(Turn(unit.role, name, i, i + 1))
-    unnamed, last = set[int](), ""
-    for number, turn in enumerate(turns):
-        if turn.role not in STRUCTURE:
-            unnamed |= {number} if ranges and turn.role == Role.DOCUMENT and turn.name == last else set()
-            last = turn.name
-    return tuple(replace(turn, name="") if number in unnamed else turn for number, turn in enumerate(turns))
+    named: list[Turn] = []
+    last = ""
+    for turn in turns:
+        again = ranges and turn.role == Role.DOCUMENT and turn.name == last
+        last = last if turn.role in STRUCTURE else turn.name
+        named.append(replace(turn, name="") if again else turn)
+    return tuple(named)
 
 
 def _figures(

@@ -138,11 +138,17 @@ class Plan:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+LATER = (
+    *("target", "documents", "document_spans", "tools"),
+    *("chat_template_kwargs", "continue_final_message"),
+)
+"""Fields of a row that older versions did not have."""
+
+
 def _input(row: Row | FailedRow) -> dict[str, Any]:
     """The row's input, for its key; rows without what was added later keep the keys from before there was any."""
-    added: dict[str, Any] = {"target": None, "documents": (), "document_spans": (), "tools": ()}
-    added |= {"chat_template_kwargs": {}, "continue_final_message": False}
-    return {name: value for name, value in asdict(row).items() if name not in added or value != added[name]}
+    plain = asdict(Row(id="", source=""))
+    return {name: value for name, value in asdict(row).items() if name not in LATER or value != plain[name]}
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
