@@ -54,7 +54,7 @@ SUITES: dict[str, dict[str, Any]] = {
     "needle": {"lengths": (2,)},
 }
 """Asked of the real model: the chat suites in its template, the others as text to continue. All have a known source."""
-SMALL = 100
+SMALL = 200
 """Questions to each small model."""
 MORE, TESTED, FREE = 0, 0, 96
 """Fresh subsets: more halves, halves that predictions are tested on, and subsets of any size."""

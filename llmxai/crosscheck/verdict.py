@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from llmxai.names import AttentionStatus, Status, Unit
+from llmxai.stats import ridge_with_prior
 from llmxai.types import Certificate, Dilution, Effects, Generation, Scores, Target
 
 
@@ -33,7 +34,7 @@ class Rule:
     """Nats by which F falls at least without a unit that matters."""
     effect_share: float = 0.3
     """Share of the largest effect that a unit reaches which matters; under it, a unit is said not to matter."""
-    most_chance: float = 0.05
+    most_chance: float = 0.025
     """Share of random orders of the contributions, at most, that match the removals as well as they do."""
     least_units: int = 3
     """Units that could be removed, at least, for a verdict on their order."""
@@ -41,7 +42,7 @@ class Rule:
 
 RULE = Rule()
 ORDERS = 9999
-"""Random orders of the contributions: enough that a share near 5 % is known to within half a point."""
+"""Random orders of the contributions: enough that a share near 2.5 % is known to within half a point."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,16 @@ def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
 
 
 def _plain(effects: Effects, t: int) -> list[float]:
-    """The unit's single removal; where there are random subsets, the mean of it and of the fall over them."""
+    """Of each unit, the mean of its single removal and of its effect over random halves, estimated without a prior.
+
+    The single removal alone where there are no random halves.
+    """
     drop = effects.drop[t]
     if not len(effects.kept):
         return drop.tolist()
-    kept, f = effects.kept.double(), effects.f_masked[t]
-    with_unit, without = f @ kept / kept.sum(dim=0), f @ (1 - kept) / (1 - kept).sum(dim=0)
-    return ((with_unit - without).nan_to_num(0.0) + drop).div(2).tolist()
+    x, f = (side.double().numpy() for side in effects.subsets)
+    over_halves = ridge_with_prior(x, f[t], np.zeros(x.shape[1])).mean
+    return ((over_halves + drop.numpy()) / 2).tolist()  # type: ignore[no-any-return]
 
 
 def chance(found: Sequence[Candidate], *, seed: int = 0) -> float:

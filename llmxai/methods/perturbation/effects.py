@@ -258,14 +258,12 @@ def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
 def estimated(effects: Effects, prior: Scores | None) -> Effects:
     """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
 
-    From a ridge regression (`ridge_with_prior`) of F on the random halves and on the whole prompt, around the unit sums
-    of `prior`'s scores. Halves of equal size show how units differ; the whole prompt shows how large they are together.
+    From a ridge regression (`ridge_with_prior`) of F on `Effects.subsets`, around the unit sums of `prior`'s scores.
     """
     if not len(effects.kept):
         return effects
-    halves = effects.kept.double().numpy()
-    x = np.vstack([halves, np.ones((1, halves.shape[1]))])
-    f = torch.cat([effects.f_masked, effects.f_full[:, None]], dim=1).numpy()
+    x, f = (side.double().numpy() for side in effects.subsets)
+    halves = x[:-1]
     means = np.zeros((len(effects.f_full), len(effects.units)))
     if prior is not None and prior.refused is None:
         means = unit_sums(prior.values, effects.units)
