@@ -6,7 +6,7 @@ at 99 %), or if it is the planted source. A word of the answer, or all mentions 
 by `LEAST_CAUSE` when the mean embedding replaces them. Prints tables in Markdown. Every question is written to
 `--samples` at once; a later call continues there.
 
-Usage: python benchmarks/calibrate.py [--quick] [--questions 6] [--models NAME ...] [--suites NAME ...]
+Usage: python benchmarks/calibrate.py [--quick] [--questions 4] [--models NAME ...] [--suites NAME ...]
        [--samples FILE] [--tables-only]
 """
 
@@ -229,7 +229,7 @@ def measured(path: Path, *, models: Sequence[str], small: int, real: int, suites
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=6, help="of each suite to the real model")
+    parser.add_argument("--questions", type=int, default=4, help="of each suite to the real model")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="some of these, or another that is loaded")
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="of the real model")
     parser.add_argument("--quick", action="store_true", help="one of each suite, eight to each small model")

@@ -158,11 +158,17 @@ class Case:
     """Empty, or one of `CONTROLS`."""
     effects: Effects
     found: list[Candidate]
-    luck: float
     coarse: bool
 
+    @cached_property
+    def luck(self) -> float:
+        return chance(self.found)
+
     def verdict(self, rule: Rule) -> Status:
-        return Status.UNCONVERGED if self.coarse else judged(self.found, self.luck, rule)[0]
+        if self.coarse:
+            return Status.UNCONVERGED
+        by_effects = judged(self.found, 0.0, rule)[0]
+        return judged(self.found, self.luck, rule)[0] if by_effects == Status.CONFIRMED else by_effects
 
     def first_is_weak(self) -> bool:
         """Whether the first source has less than half of the largest effect, by fresh removals."""
@@ -196,7 +202,7 @@ def case_of(sample: Sample, row: Sequence[float], control: str = "") -> Case:
     )
     effects = estimated(effects, path)
     found = candidates(path, effects, 0)
-    return Case(sample, control, effects, found, chance(found), is_coarse(certificate, 0, [one.score for one in found]))
+    return Case(sample, control, effects, found, is_coarse(certificate, 0, [one.score for one in found]))
 
 
 def wrong_cases(samples: Sequence[Sample]) -> Iterator[Case]:

@@ -163,21 +163,21 @@ def ridge_with_prior(
     guess = centred @ prior
     scale = max(0.0, float(guess @ target) / float(guess @ guess)) if (guess**2).sum() > 0 else 0.0
     residual = target - scale * guess
-    values, vectors = np.linalg.eigh(centred @ centred.T)
-    values, rotated = values.clip(min=0), vectors.T @ residual
+    left, singular, right = np.linalg.svd(centred, full_matrices=False)
+    values, rotated = singular**2, left.T @ residual
+    outside = max(0.0, float(residual @ residual - rotated @ rotated))
     df = max(1, rows - 1)
 
     def evidence(ratio: float) -> tuple[float, float]:
         spread = 1 + ratio * values
-        variance = float(np.sum(rotated**2 / spread)) / df
+        variance = (float(np.sum(rotated**2 / spread)) + outside) / df
         return -0.5 * float(np.sum(np.log(spread))) - 0.5 * df * np.log(max(variance, 1e-300)), variance
 
     ratio = max(PRIOR_GRID, key=lambda one: evidence(one)[0])
     variance = evidence(ratio)[1]
-    inner = (vectors / (1 + ratio * values)) @ vectors.T
-    mean = scale * prior + ratio * centred.T @ (inner @ residual)
-    covered = np.einsum("ru,rs,su->u", centred, inner, centred)
-    sd = np.sqrt(np.clip(variance * ratio * (1 - ratio * covered), 0, None))
+    shrunk = ratio * singular / (1 + ratio * values)
+    mean = scale * prior + right.T @ (shrunk * rotated)
+    sd = np.sqrt(np.clip(variance * ratio * (1 - (shrunk * singular) @ right**2), 0, None))
     return LinearFit(mean, sd, float(np.sqrt(variance)), df)
 
 
