@@ -37,6 +37,8 @@ from llmxai.types import Generation
 
 OUT = Path(__file__).parent / "TRACING.md"
 HOPS = (1, 3)
+ENOUGH = 120.0
+"""Seconds after which a measurement is not repeated."""
 SENTENCE = "Item {i} is stored on shelf {shelf} next to the door. "
 
 
@@ -85,8 +87,8 @@ def speed(tool: str, model: str, prompt_len: int, answer_len: int, repeats: int)
             return tracer.trace(prompt=asked, target=said, hops=hops)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < ENOUGH:
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
