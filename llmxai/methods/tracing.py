@@ -236,7 +236,7 @@ def traced_deletion_path(
     targets: Sequence[Target] | None = None,
     features: str = "content",
     units: str = "word",
-    tolerance: Tolerance = DeletionPath.tolerance,
+    tolerance: Tolerance = Tolerance(relative=FOLLOWED),
     n_steps: int | None = DeletionPath.n_steps,
     compute: Compute = Compute(),
 ) -> Scores:
@@ -244,8 +244,8 @@ def traced_deletion_path(
 
     Deletion-path contributions, followed through the answer (llmxai/trace.py). A unit's share is split equally over its
     tokens; all are at least 0, and a row sums to 1 minus what reaches no unit. `tolerance`, `n_steps`: as in
-    `deletion_path`; rows of the answer's units may be as coarse as `FOLLOWED`, and of a long answer only the units that
-    carry most have one of their own (`with_missing_rows`).
+    `deletion_path`, but `FOLLOWED`, which ranks the sources as well. In a long answer only the units that carry most
+    have a row of their own (`with_missing_rows`).
 
     Raises what `deletion_path` raises.
     """

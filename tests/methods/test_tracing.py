@@ -132,7 +132,7 @@ def test_units_that_carry_little_get_no_row(
 
 @pytest.fixture
 def long(tiny_llama: LoadedModel, few: int) -> Explanation:
-    assert tracing.MOST_ROWS == few
+    assert few == tracing.MOST_ROWS
     settings = Settings(gradients=IntegratedGradients(max_nodes=8))
     return explain(tiny_llama, "The capital of France", response=RESPONSE, targets="answer", settings=settings)
 
