@@ -35,6 +35,7 @@ from llmxai.types import Effects, Generation, Scores
 FOLLOWED = 0.3
 """Relative tolerance of rows that are only followed, at least: half the nodes of 0.02, and the sources of the suite
 `trace` come first as often (docs/defaults.md)."""
+ROUGH = Tolerance(relative=FOLLOWED)
 MOST_ROWS = 8
 """Rows of single units that are computed for one answer, at most: with more, the sources of a long answer hardly change
 (docs/defaults.md)."""
@@ -236,7 +237,7 @@ def traced_deletion_path(
     targets: Sequence[Target] | None = None,
     features: str = "content",
     units: str = "word",
-    tolerance: Tolerance = Tolerance(relative=FOLLOWED),
+    tolerance: Tolerance = ROUGH,
     n_steps: int | None = DeletionPath.n_steps,
     compute: Compute = Compute(),
 ) -> Scores:
