@@ -54,7 +54,7 @@ SUITES: dict[str, dict[str, Any]] = {
     "needle": {"lengths": (2,)},
 }
 """Asked of the real model: the chat suites in its template, the others as text to continue. All have a known source."""
-SMALL = 100
+SMALL = 200
 """Questions to each small model."""
 MORE, TESTED, FREE = 0, 0, 96
 """Fresh subsets: more halves, halves that predictions are tested on, and subsets of any size."""
@@ -166,7 +166,8 @@ def small_questions(kind: str, loaded: LoadedModel, count: int) -> Iterator[Ques
             second = (int(one.sources[2] or 0), one.generation.prompt_len + 1)  # the item, and the topic asked for
             yield Question(kind, number, one.generation, {0: (int(one.sources[0] or 0),), 2: second})
         return
-    for number, row in enumerate(suite_rows(kind, seed=1, limit=count, options={})):
+    drawn = suite_rows(kind, seed=1, limit=count, options={"others": OTHERS} if kind == "trace" else {})
+    for number, row in enumerate(drawn):
         generation = answer(loaded, row.asked, response=row.response)
         planted = tuple(sorted(token_positions(generation, row.text, row.spans[:1] if kind == "trace" else row.spans)))
         if kind == "marker":
@@ -179,6 +180,8 @@ def small_questions(kind: str, loaded: LoadedModel, count: int) -> Iterator[Ques
 
 FOLLOWED = {"copy": (1,), "chain2": (1,), "chain3": (3,), "think": (4,), "sum": (3, 5)}
 """Of the model `tracer`: the words of the answer that its last word follows from."""
+OTHERS = 16
+"""Different words in a question to the model `tracer`, besides those of the answer: few are repeated, as in a text."""
 AGAIN = ". Again:"
 """Between an answer and its repetition, whose sources are all mentions."""
 
@@ -211,12 +214,13 @@ def measured(path: Path, *, models: Sequence[str], small: int, real: int, suites
     done = {one.question for one in samples_in(path)}
     for name in models:
         loaded = MODELS[name]() if name in MODELS else load(name, dtype="float32")
-        other, kind = randomised(loaded, seed=0), Path(name).stem
+        kind = Path(name).stem
         trained = name in MODELS and name != "smollm2"
         asked = small_questions(kind, loaded, small) if trained else real_questions(loaded, real, suites)
         for one in asked:
             if (kind, one.suite, one.number) not in done:
                 long = trained or one.number < LONG_QUESTIONS
+                other = randomised(loaded, seed=one.number)
                 lines = [json.dumps(asdict(sample)) for sample in sampled(kind, loaded, other, one, long=long)]
                 with path.open("a") as file:
                     file.write("".join(f"{line}\n" for line in lines))

@@ -19,11 +19,13 @@ from llmxai.crosscheck.verdict import Candidate, candidates, chance, is_coarse, 
 from llmxai.methods import estimated
 from llmxai.methods.perturbation.removal import half_subsets
 from llmxai.names import Status, Unit
+from llmxai.settings import Removal
 from llmxai.stats import ridge_with_prior, spearman
 from llmxai.types import Certificate, Effects, Scores
 
 FORWARDS = (8, 16, 32, 64, 128, 256)
 """Random halves that an estimate is fitted on."""
+DEFAULT = Removal.subsets
 LEAST_TESTED = 40
 """Held-out halves, at least, that an LDS is computed over."""
 LEAST_CAUSE = 0.25
@@ -32,7 +34,7 @@ CERTAIN = float(stats.norm.ppf(0.995))
 SHUFFLES, OTHERS = 6, 4
 """Wrong contributions of each sample: its own in another order, and those of tokens of other questions."""
 CONTROLS = ("shuffled", "another token", "random weights")
-EFFECTS, SHARES, CHANCES = (0.25, 0.5, 1.0), (0.2, 0.3, 0.5), (0.025, 0.05, 0.075, 0.1, 1.0)
+EFFECTS, SHARES, CHANCES = (0.25, 0.5, 1.0), (0.2, 0.3, 0.5), (0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 1.0)
 """Thresholds that are tried."""
 PRECISION, FALSE = 0.95, 0.05
 """So often, at least, a confirmed first source is a true cause, and a contradicted one has under half of the largest
@@ -312,10 +314,15 @@ def lds_of(sample: Sample) -> dict[str, list[float | None]]:
     def lds(weights: np.ndarray) -> float | None:
         return spearman(tested @ weights, f)
 
+    def fit(rows: int, mean: np.ndarray) -> np.ndarray:
+        """The estimate after so many random halves, and the whole prompt."""
+        kept = np.vstack([x[:rows], np.ones((1, x.shape[1]))])
+        return ridge_with_prior(kept, np.append(y[:rows], sample.f), mean).mean
+
     found: dict[str, list[float | None]] = {}
     for name, mean in (("with the prior", prior), ("without", np.zeros_like(prior))):
         counts = [rows for rows in FORWARDS if rows <= len(y)]
-        found[name] = [lds(ridge_with_prior(x[:rows], y[:rows], mean).mean) for rows in counts]
+        found[name] = [lds(fit(rows, mean)) for rows in counts]
     found |= {"path": [lds(prior)], "single removals": [lds(np.array(sample.drop))]}
     every, known = np.concatenate([x, sample.fresh[2]]), np.array([*y, *sample.free])
     found |= {"fair": [lds(least_squares(every, known)[0])], "ceiling": [lds(least_squares(tested, f)[0])]}
@@ -325,7 +332,7 @@ def lds_of(sample: Sample) -> dict[str, list[float | None]]:
 def lds_table(samples: Sequence[Sample]) -> list[str]:
     """Mean LDS, suite by suite: what additive scores can reach, what the estimate reaches, and its share of that."""
     heads = ["tokens", "n", "words", "ceiling", "fitted to all other subsets", "deletion path", "single removals"]
-    heads += [f"{n}" for n in FORWARDS] + [f"{n}, no prior" for n in FORWARDS] + ["64: share of the ceiling"]
+    heads += [f"{n}" for n in FORWARDS] + [f"{n}, no prior" for n in FORWARDS] + [f"{DEFAULT}: share of the ceiling"]
     rows = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -343,7 +350,7 @@ def lds_table(samples: Sequence[Sample]) -> list[str]:
         figures = [mean(of) for of in ("ceiling", "fair", "path", "single removals")]
         figures += [mean(of, at) for of in ("with the prior", "without") for at in range(len(FORWARDS))]
         shown = " | ".join("" if np.isnan(x) else f"{x:.2f}" for x in figures)
-        share = mean("with the prior", FORWARDS.index(64)) / mean("ceiling")
+        share = mean("with the prior", FORWARDS.index(DEFAULT)) / mean("ceiling")
         rows.append(f"| {name} | {len(mine)} | {min(words)} to {max(words)} | {shown} | {share:.0%} |")
     return rows
 

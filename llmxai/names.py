@@ -61,7 +61,7 @@ class Status(StrEnum):
 
 
 CURRENT = (Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED, Status.UNCONVERGED)
-"""What rules 4 and 5 give."""
+"""What rules 4 to 6 give."""
 
 
 class AttentionStatus(StrEnum):

@@ -148,6 +148,15 @@ class Effects:
         return self.f_full[:, None] - self.f_without
 
     @property
+    def subsets(self) -> tuple[Bool[Tensor, "row unit"], Float[Tensor, "target row"]]:
+        """The random halves and, last, the whole prompt, which units each keeps, and F (nats) of it.
+
+        Halves of equal size show how units differ; the whole prompt shows how large they are together.
+        """
+        whole = torch.ones(1, len(self.units), dtype=torch.bool)
+        return torch.cat([self.kept, whole]), torch.cat([self.f_masked, self.f_full[:, None]], dim=1)
+
+    @property
     def estimates(
         self,
     ) -> tuple[Float[Tensor, "target unit"], Float[Tensor, "target unit"], Float[Tensor, "target unit"]]:

@@ -215,7 +215,7 @@ class Removal:
     """`delete` takes tokens out, `baseline` puts a neutral token's embedding in their place, `mean` the mean one."""
     answer: bool = True
     """Hide the answer's earlier words, and words with all their mentions, as well."""
-    subsets: int = 64
+    subsets: int = 128
     """Random subsets, each of which keeps half of the units."""
     baseline: str = "space"
     """The neutral token of the operator `baseline`, named as in `IntegratedGradients`."""

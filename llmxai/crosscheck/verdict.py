@@ -1,6 +1,6 @@
 """The verdict of one generated token: can its sources be trusted, and can attention be read? (docs/crosscheck.md)
 
-Rule 5. The gradients' first unit is held against what was measured by removal. The thresholds come from `make
+Rule 6. The gradients' first unit is held against what was measured by removal. The thresholds come from `make
 calibrate`, which also gives the error rates.
 """
 
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from llmxai.names import AttentionStatus, Status, Unit
+from llmxai.stats import ridge_with_prior
 from llmxai.types import Certificate, Dilution, Effects, Generation, Scores, Target
 
 
@@ -21,7 +22,7 @@ from llmxai.types import Certificate, Dilution, Effects, Generation, Scores, Tar
 class Rule:
     """Thresholds of the verdict."""
 
-    version: int = 5
+    version: int = 6
     most_sink: float = 0.55
     """Share of the row on position 0, above which rollout is diluted."""
     least_divergence: float = 0.007
@@ -33,7 +34,7 @@ class Rule:
     """Nats by which F falls at least without a unit that matters."""
     effect_share: float = 0.3
     """Share of the largest effect that a unit reaches which matters; under it, a unit is said not to matter."""
-    most_chance: float = 0.05
+    most_chance: float = 0.025
     """Share of random orders of the contributions, at most, that match the removals as well as they do."""
     least_units: int = 3
     """Units that could be removed, at least, for a verdict on their order."""
@@ -41,55 +42,70 @@ class Rule:
 
 RULE = Rule()
 ORDERS = 9999
-"""Random orders of the contributions: enough that a share near 5 % is known to within half a point."""
+"""Random orders of the contributions: enough that a share near 2.5 % is known to within half a point."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A unit that a target could depend on: what the gradients give it, and what removing it does."""
+    """What a target could depend on: a unit, or a word with all its mentions where hiding all of them does more."""
 
     tokens: tuple[Unit, ...]
-    """The unit; with its other mentions where hiding all of them does more."""
-    score: float
-    """Sum of its gradient contributions (nats)."""
+    """The unit, or all mentions of the word."""
+    scores: tuple[float, ...]
+    """Sums of the gradient contributions (nats): of the unit, or of every mention that is a unit."""
+    in_answer: tuple[bool, ...]
+    """Of each of these units: whether it is an earlier word of the answer."""
     effect: float
-    """Fall of F (nats) when it is removed, or hidden with all its mentions, whichever is larger."""
+    """Fall of F (nats) when it is removed, or when all mentions are hidden."""
     low: float
     high: float
     """90 % interval of `effect`; equal to it where it was measured by one removal."""
     plain: float
     """Fall of F by removals alone: the estimate of `effect` uses the contributions as a prior, this does not."""
-    in_answer: bool = False
-    """Whether the unit is an earlier word of the answer."""
+
+    @property
+    def score(self) -> float:
+        """What the gradients give it (nats)."""
+        return sum(self.scores)
 
 
 def candidates(gradients: Scores, effects: Effects, t: int) -> list[Candidate]:
-    """Every unit that target `t` could depend on, by the gradients' order, largest contribution first."""
+    """Everything that target `t` could depend on, by the gradients' order, largest contribution first.
+
+    Mentions that do more together than each of them alone are one candidate: otherwise every repetition of the word
+    would count as its source.
+    """
     row = gradients.values[t]
     hidden = dict(zip(effects.hidden, effects.hidden_drop[t].tolist(), strict=True))
-    together = {one: mentions for mentions in hidden if len(mentions) > 1 for one in mentions}
     figures = [side[t].tolist() for side in effects.estimates] + [_plain(effects, t)]
     alone: dict[Unit, tuple[float, ...]] = dict(zip(effects.units, zip(*figures, strict=True), strict=True))
     alone |= {one[0]: (drop,) * 4 for one, drop in hidden.items() if len(one) == 1 and not math.isnan(drop)}
+
+    def candidate(tokens: tuple[Unit, ...], units: Sequence[Unit], figures: Sequence[float]) -> Candidate:
+        scores = tuple(float(row[start:end].sum()) for start, end in units)
+        return Candidate(tokens, scores, tuple((unit,) in hidden for unit in units), *figures)
+
     found = []
-    for unit, (effect, low, high, measured) in alone.items():
-        tokens: tuple[Unit, ...] = (unit,)
-        joint = hidden[together[unit]] if unit in together else math.nan
-        if not math.isnan(joint) and joint > effect:
-            tokens, effect, low, high, measured = together[unit], joint, joint, joint, joint
-        score, in_answer = float(row[unit[0] : unit[1]].sum()), (unit,) in hidden
-        found.append(Candidate(tokens, score, effect, low, high, measured, in_answer))
+    for mentions, joint in hidden.items():
+        units = [unit for unit in mentions if unit in alone]
+        if len(mentions) > 1 and units and joint > max(alone[unit][0] for unit in units):
+            found.append(candidate(mentions, units, (joint,) * 4))
+            alone = {unit: figures for unit, figures in alone.items() if unit not in units}
+    found += [candidate((unit,), (unit,), figures) for unit, figures in alone.items()]
     return sorted(found, key=lambda one: -one.score)
 
 
 def _plain(effects: Effects, t: int) -> list[float]:
-    """The unit's single removal; where there are random subsets, the mean of it and of the fall over them."""
+    """Of each unit, the mean of its single removal and of its effect over random halves, estimated without a prior.
+
+    The single removal alone where there are no random halves.
+    """
     drop = effects.drop[t]
     if not len(effects.kept):
         return drop.tolist()
-    kept, f = effects.kept.double(), effects.f_masked[t]
-    with_unit, without = f @ kept / kept.sum(dim=0), f @ (1 - kept) / (1 - kept).sum(dim=0)
-    return ((with_unit - without).nan_to_num(0.0) + drop).div(2).tolist()
+    x, f = (side.double().numpy() for side in effects.subsets)
+    over_halves = ridge_with_prior(x, f[t], np.zeros(x.shape[1])).mean
+    return ((over_halves + drop.numpy()) / 2).tolist()  # type: ignore[no-any-return]
 
 
 def chance(found: Sequence[Candidate], *, seed: int = 0) -> float:
@@ -100,14 +116,19 @@ def chance(found: Sequence[Candidate], *, seed: int = 0) -> float:
     first is true of many tokens, so it is no evidence about this one.
     """
     rng = np.random.default_rng(seed)
-    own, drawn = 0.0, np.zeros(ORDERS)
-    for side in (False, True):
-        places = [one for one in found if one.in_answer == side]
-        scores, falls = (np.array([getattr(one, of) for one in places]) for of in ("score", "plain"))
-        scores, falls = (np.sign(figures) * np.sqrt(np.abs(figures)) for figures in (scores, falls))
-        drawn += rng.permuted(np.tile(scores, (ORDERS, 1)), axis=1) @ falls
-        own += float(scores @ falls)
-    return float(1 + np.sum(drawn >= own - 1e-9 * abs(own))) / (1 + ORDERS)
+    owner = np.repeat(np.arange(len(found)), [len(one.scores) for one in found])
+    scores = np.array([score for one in found for score in one.scores])
+    in_answer = np.array([side for one in found for side in one.in_answer], dtype=bool)
+    orders = np.tile(scores, (1 + ORDERS, 1))  # the first is their own
+    for side in (in_answer, ~in_answer):
+        orders[1:, side] = rng.permuted(orders[1:, side], axis=1)
+    sums = orders @ (owner[:, None] == np.arange(len(found)))
+    matches = _roots(sums) @ _roots(np.array([one.plain for one in found]))
+    return float(np.mean(matches >= matches[0] - 1e-9 * abs(matches[0])))
+
+
+def _roots(values: np.ndarray) -> np.ndarray:
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def is_coarse(certificate: Certificate, t: int, scores: Sequence[float]) -> bool:

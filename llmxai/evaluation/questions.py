@@ -251,17 +251,19 @@ def following(word: str) -> str:
     return WORDS[(5 * WORDS.index(word) + 3) % len(WORDS)]
 
 
-def trace_text(random: Random, task: str, length: int) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+def trace_text(
+    random: Random, task: str, length: int, *, others: int = 3
+) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
     """A question of `length` words for the model `tracer`, its marked words, and their positions after the task.
 
-    A sum has two marked digits, the other tasks one marked word. The others are few, and those of the answer are among
-    them without a mark. Nothing but the task is in every question: the model would gather the question there, and that
-    word would take the credit.
+    A sum has two marked digits, the other tasks one marked word. The words without a mark are drawn from those of the
+    answer and `others` different ones. Nothing but the task is in every question: the model would gather the question
+    there, and that word would take the credit.
     """
     marks, kind = ((MARKER, SECOND), DIGITS) if task == "sum" else ((MARKER,), WORDS)
     found = tuple(f"{mark}{random.choice(kind)}" for mark in marks)
     said = sorted({word for word in trace_answer(task, found)[0] if word in kind})
-    words = random.choices((*said, *random.sample(kind, 3)), k=length)
+    words = random.choices((*said, *random.sample(kind, min(others, len(kind)))), k=length)
     places = random.sample(range(length), len(marks))
     for word, place in zip(found, places, strict=True):
         words[place] = word
@@ -293,14 +295,17 @@ def trace_answer(task: str, sources: Sequence[str]) -> tuple[list[str], list[boo
 
 
 @suite("trace")
-def trace(random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: int = 20) -> Iterator[Row]:
+def trace(
+    random: Random, label: str, *, tasks: Sequence[str] = TASKS, length: int = 20, others: int = 3
+) -> Iterator[Row]:
     """Answers in steps, for the model `tracer`: the sources of the last word are the question's marked words.
 
     It follows from the answer's earlier words alone, so only a method that traces through them finds these sources.
-    `tasks`: copy, chain2, chain3, sum, think; `length`: words of the question, 3 to 24, as the model was trained.
+    `tasks`: copy, chain2, chain3, sum, think; `length`: words of the question, 3 to 24, as the model was trained;
+    `others`: different words in it, besides those of the answer (3 in training).
     """
     for index, task in zip(count(), cycle(tasks), strict=False):
-        text, sources, places = trace_text(random, task, length)
+        text, sources, places = trace_text(random, task, length, others=others)
         words, _ = trace_answer(task, sources)
         pieces = text.split(" ")
         starts = [len(" ".join(pieces[:place])) + 1 for place in places]

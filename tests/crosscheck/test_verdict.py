@@ -1,7 +1,8 @@
-"""The verdict of rule 5 by its branches, and the whole cross-check on rows made by hand."""
+"""The verdict of rule 6 by its branches, and the whole cross-check on rows made by hand."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -234,7 +235,7 @@ def test_that_the_answers_own_words_come_first_is_no_evidence() -> None:
         scores = [*rng.normal(0, 0.3, size=8), *rng.uniform(2, 4, size=6)]
         falls = [*rng.normal(0, 0.3, size=8), *rng.uniform(2, 4, size=6)]
         words = [
-            Candidate(((i, i + 1),), score, fall, fall, fall, fall, in_answer=i >= 8)
+            Candidate(((i, i + 1),), (score,), (i >= 8,), fall, fall, fall, fall)
             for i, (score, fall) in enumerate(zip(scores, falls, strict=True))
         ]
         found.append(chance(words))
@@ -242,13 +243,66 @@ def test_that_the_answers_own_words_come_first_is_no_evidence() -> None:
     assert 0.4 <= np.mean(found) <= 0.6
 
 
-def test_a_candidate_knows_whether_it_is_of_the_answer() -> None:
-    own, both = ((N + 1, N + 2),), ((3, 4), (N + 1, N + 2))
-    found = candidates(RIGHT, effects_of({}, hidden=[(own, 2.0)]), 1)
-    assert [one.tokens for one in found if one.in_answer] == [own]
+OWN, BOTH = ((N + 1, N + 2),), ((3, 4), (N + 1, N + 2))
+
+
+def test_a_candidate_knows_which_of_its_units_are_of_the_answer() -> None:
+    found = candidates(RIGHT, effects_of({}, hidden=[(OWN, 2.0)]), 1)
+    assert [one.tokens for one in found if one.in_answer == (True,)] == [OWN]
     assert len(found) == N + 1
-    found = candidates(RIGHT, effects_of({}, hidden=[(own, 2.0), (both, 5.0)]), 1)
-    assert sorted(one.in_answer for one in found if one.tokens == both) == [False, True], "one of each, effect of both"
+
+
+def test_mentions_that_do_more_together_are_one_candidate() -> None:
+    given_to = given({3: 4.0, N + 1: 0.5})
+    found = candidates(given_to, effects_of({}, hidden=[(OWN, 2.0), (BOTH, 5.0)]), 1)
+    assert len(found) == N
+    first = found[0]
+    assert (first.tokens, first.scores, first.in_answer) == (BOTH, (4.0, 0.5), (False, True))
+    assert first.score == 4.5
+    assert first.effect == first.low == first.high == first.plain == pytest.approx(5.0)
+
+
+def test_mentions_of_which_one_does_as_much_alone_stay_apart() -> None:
+    found = candidates(RIGHT, effects_of({}, hidden=[(OWN, 2.0), (BOTH, 1.5)]), 1)
+    assert len(found) == N + 1
+    assert all(len(one.tokens) == 1 for one in found)
+
+
+def test_a_repetition_is_no_source_of_its_own() -> None:
+    """Contributions that put a mere repetition first do not pass by what all mentions do, if others have more."""
+    repeated = ((3, 4), (5, 6), (7, 8))
+    effects = effects_of({3: 4.0, 5: 0.0, 7: 0.0, 9: 3.0}, hidden=[(repeated, 4.5)])
+    status, reason = judged(given({5: 1.0, 9: 3.0}), effects)
+    assert status == Status.UNDECIDED or "'w9' first" in reason
+    assert "mentions" not in reason
+
+
+def test_the_chance_of_candidates_with_mentions_is_that_of_a_slow_loop() -> None:
+    rng = np.random.default_rng(3)
+    words = [
+        Candidate(((0, 1),), (2.0,), (False,), 3.0, 3.0, 3.0, 3.0),
+        Candidate(((1, 2), (2, 3), (8, 9)), (1.0, -0.5, 1.5), (False, False, True), 2.0, 2.0, 2.0, 2.0),
+        *(Candidate(((i, i + 1),), (x,), (False,), y, y, y, y) for i, (x, y) in enumerate(rng.normal(size=(4, 2)), 3)),
+        Candidate(((7, 8),), (0.2,), (True,), 0.1, 0.1, 0.1, 0.1),
+    ]
+    owner = [at for at, one in enumerate(words) for _ in one.scores]
+    scores = [x for one in words for x in one.scores]
+    sides = [side for one in words for side in one.in_answer]
+
+    def match(order: Sequence[float]) -> float:
+        sums = [sum(x for x, at in zip(order, owner, strict=True) if at == number) for number in range(len(words))]
+        return sum(
+            math.copysign(math.sqrt(abs(x * one.plain)), x * one.plain) for x, one in zip(sums, words, strict=True)
+        )
+
+    matched = 0
+    for _ in range(4000):
+        drawn = {
+            side: iter(rng.permutation([x for x, s in zip(scores, sides, strict=True) if s == side]))
+            for side in (True, False)
+        }
+        matched += match([float(next(drawn[side])) for side in sides]) >= match(scores) - 1e-9
+    assert chance(words) == pytest.approx(matched / 4000, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,20 @@ def test_subsets_are_different_and_half_kept() -> None:
     assert not torch.equal(kept, half_subsets(20, 64, seed=1))
 
 
+@pytest.mark.parametrize("units", [20, 21])
+def test_subsets_are_pairs_of_halves(units: int) -> None:
+    kept = half_subsets(units, 64, seed=0)
+    assert not (kept[::2] & kept[1::2]).any()
+    assert ((kept[::2] | kept[1::2]).sum(dim=1) == 2 * (units // 2)).all()
+    assert half_subsets(units, 63, seed=0).equal(kept[:63])
+
+
+def test_what_two_units_do_together_cancels_in_pairs() -> None:
+    signs = 2 * half_subsets(20, 64, seed=0).double() - 1
+    together = signs[:, 3] * signs[:, 8]
+    assert torch.equal(signs.T @ together, torch.zeros(20, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(("units", "count"), [(0, 0), (1, 0), (2, 2), (3, 3), (6, 20), (8, 64)])
 def test_few_units_have_all_their_subsets(units: int, count: int) -> None:
     kept = half_subsets(units, 64, seed=0)

@@ -151,13 +151,21 @@ def test_effects_of_the_linear_model_are_its_contributions(seed: int) -> None:
     np.testing.assert_allclose(found.drop[0].numpy(), truth, atol=1e-3)
     found = estimated(found, None)
     assert found.effect is not None
-    shift = np.array(truth) - found.effect[0].numpy()
-    np.testing.assert_allclose(shift, shift.mean(), atol=0.05)  # halves of one size know effects up to a common shift
+    np.testing.assert_allclose(found.effect[0].numpy(), truth, atol=0.01)
     assert found.ceiling[0] == pytest.approx(1, abs=1e-3)
     assert found.pair == (None,)
 
 
-def test_with_a_prior_the_common_shift_is_known() -> None:
+def test_effects_that_are_all_equal_show_only_in_the_whole_prompt(tiny_llama: LoadedModel) -> None:
+    generation = force_response(tiny_llama, encode_prompt(tiny_llama, "a b c d e f g h i j k l"), response=" m")
+    found = measure_effects(tiny_llama, generation)
+    units, targets = len(found.units), len(found.f_full)
+    halves = found.kept.double().sum(dim=1)  # one nat a unit: F is the same on all halves
+    level = replace(found, f_masked=halves.expand(targets, -1), f_full=torch.full((targets,), float(units)).double())
+    np.testing.assert_allclose(estimated(level, None).effect, np.ones((targets, units)), atol=1e-3)
+
+
+def test_a_refused_prior_counts_as_none() -> None:
     loaded, generation, truth = exact_question(0)
     values = torch.zeros(1, len(generation.ids), dtype=torch.float64)
     values[0, : len(truth)] = 0.5 * torch.tensor(truth)

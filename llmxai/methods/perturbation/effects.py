@@ -258,18 +258,19 @@ def _is_behind(position: int, ranges: Sequence[Unit]) -> bool:
 def estimated(effects: Effects, prior: Scores | None) -> Effects:
     """The effects with the Banzhaf value of every unit of the prompt and its 90 % interval.
 
-    From a ridge regression of F on the random halves (`ridge_with_prior`), around the unit sums of `prior`'s scores.
+    From a ridge regression (`ridge_with_prior`) of F on `Effects.subsets`, around the unit sums of `prior`'s scores.
     """
     if not len(effects.kept):
         return effects
-    x = effects.kept.double().numpy()
+    x, f = (side.double().numpy() for side in effects.subsets)
+    halves = x[:-1]
     means = np.zeros((len(effects.f_full), len(effects.units)))
     if prior is not None and prior.refused is None:
         means = unit_sums(prior.values, effects.units)
-    fits = [ridge_with_prior(x, f.numpy(), mean) for f, mean in zip(effects.f_masked, means, strict=True)]
+    fits = [ridge_with_prior(x, y, mean) for y, mean in zip(f, means, strict=True)]
     ends = [fit.interval(CONFIDENCE) for fit in fits]
-    ceiling = tuple(_explained(fit, effects.f_masked[t].numpy()) for t, fit in enumerate(fits))
-    left = [effects.f_masked[t].numpy() - x @ fit.mean for t, fit in enumerate(fits)]
+    ceiling = tuple(_explained(fit, y[:-1]) for fit, y in zip(fits, f, strict=True))
+    left = [y[:-1] - halves @ fit.mean for fit, y in zip(fits, f, strict=True)]
     return replace(
         effects,
         effect=torch.from_numpy(np.stack([fit.mean for fit in fits])),
@@ -277,7 +278,7 @@ def estimated(effects: Effects, prior: Scores | None) -> Effects:
         high=torch.from_numpy(np.stack([high for _, high in ends])),
         ceiling=ceiling,
         pair=tuple(
-            acting_together(x, rest) if share is not None and share < ADDITIVE else None
+            acting_together(halves, rest) if share is not None and share < ADDITIVE else None
             for rest, share in zip(left, ceiling, strict=True)
         ),
     )

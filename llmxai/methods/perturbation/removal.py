@@ -95,6 +95,10 @@ def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"
     All have the same size, as in Park et al. 2023 (https://arxiv.org/abs/2303.14186, definition 3). With varying
     sizes, any scores that are all positive would predict F from the size alone wherever every removal lowers F. No
     subset is empty or full.
+
+    They come in pairs: a random half, and the other half (of an odd number of units, without one that is drawn). What
+    two units do together, beyond what each does, is equal in both and cancels in the weights of a linear fit (paired
+    sampling: Covert & Lee 2021, https://arxiv.org/abs/2012.01536, section 4.2).
     """
     size = n_units // 2
     if size == 0:
@@ -105,8 +109,10 @@ def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"
         rng = np.random.default_rng(seed)
         found: dict[tuple[int, ...], None] = {}
         while len(found) < n:
-            found[tuple(sorted(rng.choice(n_units, size, replace=False).tolist()))] = None
-        chosen = [list(one) for one in found]
+            order = rng.permutation(n_units).tolist()
+            pair = tuple(sorted(order[:size])), tuple(sorted(order[size : 2 * size]))
+            found |= dict.fromkeys(pair)
+        chosen = [list(one) for one in found][:n]
     kept = torch.zeros(len(chosen), n_units, dtype=torch.bool)
     return kept.scatter_(1, torch.tensor(chosen), value=True)
 
