@@ -4,7 +4,7 @@ Every measurement is a process of its own, one after the other. FlashTrace reads
 eager attention, which it needs. Sources are those of the suite `trace`: the last word of an answer in steps.
 
 Usage: python benchmarks/tracing.py [--model smollm2] [--repeats 3] [--questions 100] [--lengths 10/100 1000/10 10/1000]
-       [--parts sources rows speed]
+       [--parts sources rows speed] [--samples tracing.jsonl]
 """
 
 from __future__ import annotations
@@ -207,6 +207,17 @@ def aggregated(exact: Trace, everything: Followed) -> tuple[int, torch.Tensor]:
     return hops, total
 
 
+def kept(samples: Path | None, *arguments: str) -> dict[str, Any]:
+    """`measured`, once: a later call with the same file continues there."""
+    name, text = " ".join(arguments), samples.read_text() if samples is not None and samples.exists() else ""
+    known = {one["of"]: one for one in map(json.loads, text.splitlines())}
+    if name not in known:
+        known[name] = {"of": name, "load": os.getloadavg()[1], **measured(*arguments)}
+        if samples is not None:
+            samples.write_text(f"{text}{json.dumps(known[name])}\n")
+    return dict(known[name])
+
+
 def measured(*arguments: str) -> dict[str, Any]:
     print(" ".join(arguments), file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=False)
@@ -216,22 +227,28 @@ def measured(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(lines[-1].removeprefix("RESULT ")))
 
 
-def speed_lines(model: str, lengths: list[str], repeats: int) -> list[str]:
+def speed_lines(model: str, lengths: list[str], repeats: int, samples: Path | None) -> list[str]:
+    tools = (*(f"flashtrace-{hops}" for hops in HOPS), "llmxai")  # the slow one last
+    found = {
+        (length, tool): kept(samples, "speed", tool, model, *length.split("/"), str(repeats))
+        for tool in tools
+        for length in lengths
+    }
+    loads = [one["load"] for one in found.values()]
     lines = [
         f"{surroundings()}. `{model}`, median of {repeats} (of fewer beyond {ENOUGH:.0f} s), the whole answer as one "
         f"target, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}. llmxai: `traced_deletion_path`; "
-        f"FlashTrace {version('flashtrace')}. GiB: peak beside weights.\n",
+        f"FlashTrace {version('flashtrace')}. GiB: peak beside the weights. "
+        f"Load average of the machine before each: {min(loads):.1f} to {max(loads):.1f}.\n",
         "| prompt/answer tokens | units of the answer | llmxai, s | GiB | "
         + " | ".join(f"FlashTrace, {hops} hops, s | GiB" for hops in HOPS)
         + " |",
         "| " + " | ".join(["---"] * (4 + 2 * len(HOPS))) + " |",
     ]
     for length in lengths:
-        prompt_len, answer_len = length.split("/")
-        cells = [length]
-        for tool in ("llmxai", *(f"flashtrace-{hops}" for hops in HOPS)):
-            result = measured("speed", tool, model, prompt_len, answer_len, str(repeats))
-            cells += [str(result["units"])] if tool == "llmxai" else []
+        cells = [length, str(found[length, "llmxai"]["units"])]
+        for tool in ("llmxai", *tools[:-1]):
+            result = found[length, tool]
             cells += [f"{median(result['seconds']):.1f}", f"{result['peak_gib']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -271,6 +288,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--lengths", nargs="+", default=["10/100", "1000/10", "10/1000"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--samples", type=Path, help="file of single measurements, which a later call reuses")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -291,7 +309,7 @@ def main() -> None:
     if "rows" in asked.parts:
         write_section(asked.out, "Rows of few units", row_lines(asked.model), introduction=introduction)
     if "speed" in asked.parts:
-        lines = speed_lines(asked.model, asked.lengths, asked.repeats)
+        lines = speed_lines(asked.model, asked.lengths, asked.repeats, asked.samples)
         write_section(asked.out, f"Time and memory, {asked.model}", lines, introduction=introduction)
 
 

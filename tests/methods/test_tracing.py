@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny import answered
 
 from llmxai import Explanation, IntegratedGradients, Settings, explain, load_explanation
+from llmxai.errors import UserError
 from llmxai.methods import METHODS, chosen_targets, deletion_path, missing_rows, traced, tracing, with_missing_rows
 from llmxai.methods.perturbation.removal import prompt_units
 from llmxai.methods.tracing import Followed, followed_units, most_carried, row_of
@@ -137,10 +141,10 @@ def long(tiny_llama: LoadedModel, few: int) -> Explanation:
     return explain(tiny_llama, "The capital of France", response=RESPONSE, targets="answer", settings=settings)
 
 
-def test_the_folder_keeps_whose_contributions_were_followed(long: Explanation, tmp_path: object) -> None:
+def test_the_folder_keeps_whose_contributions_were_followed(long: Explanation, tmp_path: Path) -> None:
     assert long.trace is not None
     assert long.trace.shared
-    found = load_explanation(long.save(f"{tmp_path}/long")).trace
+    found = load_explanation(long.save(tmp_path / "long")).trace
     assert found is not None
     assert isinstance(found, Trace)
     assert (found.rows, found.shared) == (long.trace.rows, long.trace.shared)
@@ -156,3 +160,29 @@ def test_the_page_says_which_words_share_their_sources(long: Explanation, few: i
     marked = "in the answer ≈</span>" in page
     paths = [step.unit for source in long[:].traced() for step in source.path]
     assert marked == bool(set(paths) & set(long.trace.shared))
+
+
+@pytest.mark.parametrize("row", [[0, 1], [9, 9], [0, 10**6]])
+def test_a_row_of_tokens_that_do_not_hold_the_unit_is_refused(
+    long: Explanation, tmp_path: Path, row: list[int]
+) -> None:
+    folder = long.save(tmp_path / "long")
+    path = folder / "explanation.json"
+    document = json.loads(path.read_text())
+    number, unit = next((i, unit) for i, unit in enumerate(document["trace"]["units"]) if unit["kind"] == "answer")
+    unit["row"] = row
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"trace\.units\.{number}\.row is .*; expected a range that holds"):
+        load_explanation(folder)
+
+
+def test_a_folder_from_before_rows_were_named_has_each_its_own(long: Explanation, tmp_path: Path) -> None:
+    folder = long.save(tmp_path / "long")
+    path = folder / "explanation.json"
+    document = json.loads(path.read_text())
+    for unit in document["trace"]["units"]:
+        unit.pop("row", None)
+    path.write_text(json.dumps(document))
+    found = load_explanation(folder).trace
+    assert found is not None
+    assert (found.shared, found.rows) == ((), found.units[found.n_sources :])
