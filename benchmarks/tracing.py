@@ -4,17 +4,18 @@ Every measurement is a process of its own, one after the other. FlashTrace reads
 eager attention, which it needs. Sources are those of the suite `trace`: the last word of an answer in steps.
 
 Usage: python benchmarks/tracing.py [--model smollm2] [--repeats 3] [--questions 100] [--lengths 10/100 1000/10 10/1000]
-       [--parts sources speed]
+       [--parts sources rows speed] [--samples tracing.jsonl]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -28,15 +29,27 @@ from llmxai.evaluation import Row, make_case, suite_rows
 from llmxai.evaluation.metrics import planted_truth
 from llmxai.evaluation.planted_models import tracer_folder
 from llmxai.evaluation.questions import TASKS
-from llmxai.generation import answer, encode_prompt, force_response
-from llmxai.methods import METHODS, span_target
-from llmxai.methods.tracing import followed_units
+from llmxai.generation import answer, chat_inputs, encode_prompt, force_response
+from llmxai.inputs import prompt_tokens
+from llmxai.methods import METHODS, missing_rows, span_target, traced, tracing
+from llmxai.methods.perturbation.removal import prompt_units
+from llmxai.methods.tracing import Followed, followed_units, most_carried
 from llmxai.models import LoadedModel
 from llmxai.text import group_words
+from llmxai.trace import Trace
 from llmxai.types import Generation
 
 OUT = Path(__file__).parent / "TRACING.md"
 HOPS = (1, 3)
+PARTS = ("sources", "rows", "speed")
+QUESTION = "Omar plays the violin in Berlin and Lena plays the drums in Oslo. Describe both of them in a few sentences."
+ANSWER = (
+    "Omar is a musician who lives in Berlin, the capital of Germany. He plays the violin, and his instrument has four "
+    "strings. Lena is a musician, too. She lives in Oslo, the capital of Norway, and she plays the drums. Both of them "
+    "love music."
+)
+ENOUGH = 120.0
+"""Seconds after which a measurement is not repeated."""
 SENTENCE = "Item {i} is stored on shelf {shelf} next to the door. "
 
 
@@ -84,17 +97,24 @@ def speed(tool: str, model: str, prompt_len: int, answer_len: int, repeats: int)
         def work() -> Any:
             return tracer.trace(prompt=asked, target=said, hops=hops)
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repeats):
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < ENOUGH:
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    peak = peak or (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    peak = peak or resident("VmHWM") - before
     return {"seconds": seconds, "peak_gib": peak, "units": len(followed_units(generation))}
+
+
+def resident(name: str) -> float:
+    """Memory of this process in GiB: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**20
 
 
 def sources(questions: int) -> dict[str, Any]:
@@ -132,6 +152,72 @@ def sources(questions: int) -> dict[str, Any]:
     return {name: {task: sum(each) / len(each) for task, each in tasks.items()} for name, tasks in found.items()}
 
 
+def rows(model: str) -> dict[str, Any]:
+    """For the whole of `ANSWER`, traced with rows of few units: how far that is from a row for every unit.
+
+    Also with one aggregated target a hop: the log-probs of the answer's units, each divided by its change of F (at
+    least 1 nat) and weighted by the share that has reached it.
+    """
+    loaded = load(model)
+    asked = prompt_tokens(loaded, [{"role": "user", "content": QUESTION}], chat_inputs())
+    generation = force_response(loaded, asked, response=ANSWER)
+    target, units = span_target(generation), prompt_units(generation)[0]
+    more = missing_rows(generation, [target])
+    own = METHODS["deletion_path"].function(loaded, generation, targets=(target,))
+    found = METHODS["deletion_path"].function(loaded, generation, targets=more, tolerance=tracing.ROUGH)
+    stacked = replace(
+        own,
+        values=torch.cat([own.values, found.values]),
+        features=torch.cat([own.features, found.features]),
+        certificate=None,
+    )
+    everything = Followed((target, *more), stacked)
+    exact = traced(generation, [target], everything, units=units)
+    totals = {"a row for every unit": (len(more), exact.total[0])}
+    for most in (0, 4, 8, 16):
+        tracing.MOST_ROWS = most
+        chosen = (target, *most_carried(generation, Followed((target,), own), 1, more))
+        trace = traced(generation, [target], Followed(chosen, everything.rows_for(chosen)), units=units)
+        totals[f"rows of the {most} units that carry most"] = (len(chosen) - 1, trace.total[0])
+    totals["one aggregated target a hop"] = aggregated(exact, everything)
+    first = exact.total[0].argsort(descending=True)[:5].tolist()
+    return {
+        name: {
+            "passes": passes,
+            "distance": float((total - exact.total[0]).abs().sum() / 2),
+            "first": len(set(first) & set(total.argsort(descending=True)[:5].tolist())),
+        }
+        for name, (passes, total) in totals.items()
+    }
+
+
+def aggregated(exact: Trace, everything: Followed) -> tuple[int, torch.Tensor]:
+    """Hops until 2 % of the share are left on the answer, and the totals of the prompt's units."""
+    owner = torch.full((everything.scores.values.shape[1],), len(exact.units))
+    for number, (start, end) in enumerate(exact.units):
+        owner[start:end] = number
+    n, m = exact.n_sources, len(everything.targets) - 1
+    sums = torch.zeros(m, len(exact.units) + 1, dtype=torch.float64)
+    sums.index_add_(1, owner, everything.scores.values[1:].double())
+    total, left, hops = exact.direct[0, :n].clone(), exact.direct[0, n : n + m], 0
+    while left.sum() > 0.02 and hops < 20:
+        row = ((left / sums.sum(dim=1).clamp(min=1.0))[:, None] * sums).sum(dim=0).clamp(min=0)
+        shares = row / row.sum() * left.sum()
+        total, left, hops = total + shares[:n], shares[n : n + m], hops + 1
+    return hops, total
+
+
+def kept(samples: Path | None, *arguments: str) -> dict[str, Any]:
+    """`measured`, once: a later call with the same file continues there."""
+    name, text = " ".join(arguments), samples.read_text() if samples is not None and samples.exists() else ""
+    known = {one["of"]: one for one in map(json.loads, text.splitlines())}
+    if name not in known:
+        known[name] = {"of": name, "load": os.getloadavg()[1], **measured(*arguments)}
+        if samples is not None:
+            samples.write_text(f"{text}{json.dumps(known[name])}\n")
+    return dict(known[name])
+
+
 def measured(*arguments: str) -> dict[str, Any]:
     print(" ".join(arguments), file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=False)
@@ -141,21 +227,28 @@ def measured(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(lines[-1].removeprefix("RESULT ")))
 
 
-def speed_lines(model: str, lengths: list[str], repeats: int) -> list[str]:
+def speed_lines(model: str, lengths: list[str], repeats: int, samples: Path | None) -> list[str]:
+    tools = (*(f"flashtrace-{hops}" for hops in HOPS), "llmxai")  # the slow one last
+    found = {
+        (length, tool): kept(samples, "speed", tool, model, *length.split("/"), str(repeats))
+        for tool in tools
+        for length in lengths
+    }
+    loads = [one["load"] for one in found.values()]
     lines = [
-        f"{surroundings()}. `{model}`, median of {repeats}, the whole answer as one target. llmxai: the answer and "
-        f"each of its units to the default tolerance of the deletion path; FlashTrace {version('flashtrace')}.\n",
+        f"{surroundings()}. `{model}`, median of {repeats} (of fewer beyond {ENOUGH:.0f} s), the whole answer as one "
+        f"target, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}. llmxai: `traced_deletion_path`; "
+        f"FlashTrace {version('flashtrace')}. GiB: peak beside the weights. "
+        f"Load average of the machine before each: {min(loads):.1f} to {max(loads):.1f}.\n",
         "| prompt/answer tokens | units of the answer | llmxai, s | GiB | "
         + " | ".join(f"FlashTrace, {hops} hops, s | GiB" for hops in HOPS)
         + " |",
         "| " + " | ".join(["---"] * (4 + 2 * len(HOPS))) + " |",
     ]
     for length in lengths:
-        prompt_len, answer_len = length.split("/")
-        cells = [length]
-        for tool in ("llmxai", *(f"flashtrace-{hops}" for hops in HOPS)):
-            result = measured("speed", tool, model, prompt_len, answer_len, str(repeats))
-            cells += [str(result["units"])] if tool == "llmxai" else []
+        cells = [length, str(found[length, "llmxai"]["units"])]
+        for tool in ("llmxai", *tools[:-1]):
+            result = found[length, tool]
             cells += [f"{median(result['seconds']):.1f}", f"{result['peak_gib']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -175,13 +268,27 @@ def source_lines(questions: int) -> list[str]:
     return lines
 
 
+def row_lines(model: str) -> list[str]:
+    found = measured("rows", model)
+    lines = [
+        f"{surroundings()}. `{model}`, an answer of 57 tokens as one target: total variation distance (0 to 1) of the "
+        "traced shares from those with a row for every unit, and how many of the first five sources are the same.\n",
+        "| followed | backward passes a node | distance | of the first five |",
+        "| --- | --- | --- | --- |",
+    ]
+    return lines + [
+        f"| {name} | {one['passes']} | {one['distance']:.3f} | {one['first']} |" for name, one in found.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--lengths", nargs="+", default=["10/100", "1000/10", "10/1000"])
-    parser.add_argument("--parts", nargs="+", default=["sources", "speed"], choices=["sources", "speed"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--samples", type=Path, help="file of single measurements, which a later call reuses")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -190,6 +297,8 @@ def main() -> None:
         if what == "speed":
             tool, model, *numbers = values
             result = speed(tool, model, *map(int, numbers))
+        elif what == "rows":
+            result = rows(values[0])
         else:
             result = sources(int(values[0]))
         print(f"RESULT {json.dumps(result)}")
@@ -197,8 +306,10 @@ def main() -> None:
     introduction = "# Tracing beside FlashTrace\n\nWritten by `make bench-tracing` (`benchmarks/tracing.py`).\n"
     if "sources" in asked.parts:
         write_section(asked.out, "Planted sources", source_lines(asked.questions), introduction=introduction)
+    if "rows" in asked.parts:
+        write_section(asked.out, "Rows of few units", row_lines(asked.model), introduction=introduction)
     if "speed" in asked.parts:
-        lines = speed_lines(asked.model, asked.lengths, asked.repeats)
+        lines = speed_lines(asked.model, asked.lengths, asked.repeats, asked.samples)
         write_section(asked.out, f"Time and memory, {asked.model}", lines, introduction=introduction)
 
 

@@ -29,6 +29,7 @@ from llmxai.methods import (
 from llmxai.methods.attention.rollout import VARIANTS
 from llmxai.methods.features import require_path_options
 from llmxai.methods.perturbation.removal import prompt_units
+from llmxai.methods.tracing import MOST_ROWS
 from llmxai.models import LoadedModel, ModelKind
 from llmxai.models.embedding import input_device
 from llmxai.models.identity import environment_of
@@ -156,7 +157,7 @@ def explained(
     replayed = replay(loaded, generation)
     found(generation, targets, replayed, None)
     more = missing_rows(generation, targets)
-    require_room(loaded, generation, settings.compute, progress, targets=max(len(targets), len(more)))
+    require_room(loaded, generation, settings.compute, progress, targets=max(len(targets), min(len(more), MOST_ROWS)))
     measured = _measured(loaded, generation, (*targets, *more), settings, replayed, progress)
     if measured is not None and found is not quiet:  # a regression for every target, for the caller alone
         found(generation, targets, replayed, estimated(measured, prior=None).of_first(len(targets)))
@@ -166,11 +167,11 @@ def explained(
     judged, stage = deletion if deletion.refused is None else gradients, "tracing through the answer"
     progress(stage, 0, 1)
     watched = partial(progress, stage)
-    rows = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
+    followed = with_missing_rows(loaded, generation, targets, judged, compute=settings.compute, progress=watched)
     if measured is not None:
-        measured = estimated(measured, prior=rows if judged is deletion else None)
+        measured = estimated(measured, prior=followed.rows_for((*targets, *more)) if judged is deletion else None)
     units = prompt_units(generation)[0] if measured is None else measured.units
-    trace = traced(generation, targets, rows, units=units, effects=measured)
+    trace = traced(generation, targets, followed, units=units, effects=measured)
     effects = None if measured is None else measured.of_first(len(targets))
     return Explanation(
         generation=generation,

@@ -8,6 +8,9 @@ share can be handed on until it reaches the prompt (CAGE, Walker & Ewetz 2025, h
 All rows are contributions per unit (a word, a sentence, or a longer run), without the negative ones, as shares of 1.
 A unit depends only on earlier ones, so the sum over all paths is one triangular solve. Of a row, what goes neither to a
 unit of the prompt nor to one of the answer (template, or no positive contribution at all) is not handed on: `rest`.
+
+A unit whose own contributions were not computed hands on those of a passage that holds it, as far as they come before
+the unit (`Trace.rows`).
 """
 
 from __future__ import annotations
@@ -96,6 +99,9 @@ class Trace:
     effects: Float[Tensor, "answer unit"]
     """The check of each step: the fall (nats) of the log-prob of a unit of the answer when an earlier unit is removed,
     or hidden if it is the answer's; NaN where nothing was measured."""
+    rows: tuple[Unit | None, ...] = ()
+    """Whose contributions each unit of the answer hands on: its own range or, if those were not computed, that of a
+    passage that holds it; None if it hands nothing on. Empty: each its own."""
 
     def __repr__(self) -> str:
         sizes = f"{self.n_sources} units of the prompt, {len(self.steps)} of the answer, {len(self.direct)} targets"
@@ -105,6 +111,20 @@ class Trace:
     def total(self) -> Float[Tensor, "target source"]:
         """Traced shares of the prompt's units."""
         return self.followed(self.direct)
+
+    @property
+    def carried(self) -> Float[Tensor, "target answer"]:
+        """The share of every target that passes through each unit of the answer."""
+        n = self.n_sources
+        within = torch.eye(len(self.steps), dtype=torch.float64) - self.steps[:, n:]
+        found: Tensor = torch.linalg.solve_triangular(within, self.direct[:, n:], upper=False, left=False)
+        return found
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The units of the answer that hand on the contributions of a longer passage."""
+        n = self.n_sources
+        return tuple(n + i for i, row in enumerate(self.rows) if row is not None and row != self.units[n + i])
 
     @property
     def rest(self) -> Float[Tensor, " target"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -69,6 +70,14 @@ def test_by_hand() -> None:
     assert [(step.unit, step.effect) for step in second.path] == [(1, 1.0), (2, 3.0), (3, 0.4)]
 
 
+def test_shares_through_the_words_of_the_answer_by_hand() -> None:
+    """x: 0.3 + 0.6 * 0.8; y: 0.6. With y on the contributions of both, y is shared."""
+    assert HAND.carried.tolist() == [pytest.approx([0.78, 0.6], abs=1e-15)]
+    assert HAND.shared == ()
+    assert replace(HAND, rows=((2, 3), (2, 4))).shared == (3,)
+    assert replace(HAND, rows=(None, (3, 4))).shared == ()
+
+
 def test_what_was_not_measured_is_none() -> None:
     nothing = torch.full((4,), math.nan, dtype=torch.float64)
     steps = [step for source in HAND.sources(HAND.direct[0], nothing) for step in source.path]
@@ -84,6 +93,7 @@ def test_the_total_is_that_of_the_inverse_and_of_all_paths(seed: int, sources: i
     inverse = np.linalg.inv(np.eye(answer) - steps[:, sources:])
     expected = direct[:, :sources] + direct[:, sources:] @ inverse @ steps[:, :sources]
     np.testing.assert_allclose(trace.total.numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(trace.carried.numpy(), direct[:, sources:] @ inverse, atol=1e-12)
     for row in range(3):
         for source in range(sources):
             every = paths(trace, row, source)

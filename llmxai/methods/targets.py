@@ -124,7 +124,10 @@ def _occurrences(generation: Generation, text: str) -> list[Unit]:
 
 
 def _nearest(generation: Generation, words: Sequence[Unit], text: str) -> str:
-    """A sentence, with a leading space, on the passage that reads most like `text`; empty if none comes near."""
+    """A sentence, with a leading space, on the passage that reads most like `text`; empty if none comes near.
+
+    If none does, on the longest word that both have.
+    """
     wanted, best, place = text.casefold(), NEAR, None
     n = max(1, len(text.split()))
     for number in range(len(words)):
@@ -135,11 +138,20 @@ def _nearest(generation: Generation, words: Sequence[Unit], text: str) -> str:
             if likeness > best:
                 best, place = likeness, (start, end)
     if place is None:
+        asked = {_bare(word) for word in wanted.split()} - {""}
+        shared = {unit: said for unit in words if (said := _bare("".join(generation.texts[slice(*unit)]))) in asked}
+        place = max(shared, key=lambda unit: len(shared[unit]), default=None)
+    if place is None:
         return ""
     start, end = place
     said = "".join(generation.texts[start:end]).strip()
     first = generation.prompt_len
     return f" Nearest is {quoted(said, 80)}, generated tokens {start - first}:{end - first}."
+
+
+def _bare(word: str) -> str:
+    """A word in lower case, without what surrounds its letters and digits."""
+    return re.sub(r"^\W+|\W+$", "", word.casefold())
 
 
 def _require_nested(generation: Generation, targets: Sequence[Target]) -> None:

@@ -210,7 +210,7 @@ def page_data(view: ReportView) -> dict[str, Any]:
             "operator": view.effects.operator,
             "confidence": view.effects.confidence,
         },
-        "trace": view.trace and [[_text(text), int(own)] for text, own in view.trace.parts],
+        "trace": view.trace and [[_text(text), int(own), int(shared)] for text, own, shared in view.trace.parts],
         "deletion": view.deletion,
         "deletion_refused": _text(view.deletion_refused) if view.deletion_refused else None,
         "scale": {

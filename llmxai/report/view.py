@@ -123,9 +123,9 @@ class TracedRow:
     """Traced through the answer."""
     direct: str
     """Of the passage's own contributions."""
-    path: tuple[tuple[Text, str], ...]
-    """The path that carries the most: each step's text, and what the next one loses without it (nats; empty if that was
-    not measured)."""
+    path: tuple[tuple[Text, str, bool], ...]
+    """The path that carries the most: each step's text, what the next one loses without it (nats; empty if that was not
+    measured), and whether its own sources are those of a longer passage."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,12 @@ class Passage:
 @dataclass(frozen=True)
 class Tracing:
     method: str
-    parts: tuple[tuple[Text, bool], ...]
-    """The parts of the text between which shares are followed, and whether each is one of the answer's."""
+    parts: tuple[tuple[Text, bool, bool], ...]
+    """The parts of the text between which shares are followed, whether each is one of the answer's, and whether it
+    hands on the contributions of a longer passage."""
     passages: tuple[Passage, ...]
+    own: tuple[int, int]
+    """How many parts of the answer hand on contributions of their own, and how many hand on any."""
 
 
 def build_trace(explanation: Mapping[str, Any]) -> Tracing | None:
@@ -157,11 +160,18 @@ def build_trace(explanation: Mapping[str, Any]) -> Tracing | None:
         return None
     passages = {tuple(passage["tokens"]): passage for passage in reversed(told["passages"])}  # of equal ones the first
     chosen = list(reversed(passages.values()))[:PASSAGES]
+    handing = [unit for unit in told["units"] if unit["kind"] == "answer" and unit.get("row", unit["tokens"])]
     return Tracing(
         method=method_name(told["method"]),
-        parts=tuple((label(unit["text"]), unit["kind"] == "answer") for unit in told["units"]),
+        parts=tuple((label(unit["text"]), unit["kind"] == "answer", is_shared(unit)) for unit in told["units"]),
         passages=tuple(_passage(told["units"], passage) for passage in chosen),
+        own=(sum(not is_shared(unit) for unit in handing), len(handing)),
     )
+
+
+def is_shared(unit: Mapping[str, Any]) -> bool:
+    """Whether a traced unit hands on the contributions of a longer passage, as its own were not computed."""
+    return unit.get("row") not in (None, unit["tokens"])
 
 
 def _passage(units: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Passage:
@@ -174,7 +184,11 @@ def _passage(units: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Pas
                 share=f"{source['share']:.0%}",
                 direct=f"{source['direct']:.0%}",
                 path=tuple(
-                    (label(step["text"]), "" if step["effect"] is None else signed(step["effect"]))
+                    (
+                        label(step["text"]),
+                        "" if step["effect"] is None else signed(step["effect"]),
+                        is_shared(units[step["unit"]]),
+                    )
                     for step in source["path"]
                 ),
             )

@@ -140,6 +140,10 @@ def _trace(document: Mapping[str, Any], maps: Maps) -> Trace | None:
         direct=_double(maps["trace_direct"]),
         steps=_double(maps["trace_steps"]),
         effects=_double(maps["trace_effects"]).masked_fill(_bool(maps["trace_effects_undefined"]), torch.nan),
+        rows=_read(
+            tuple[tuple[int, int] | None, ...],
+            [unit.get("row", unit["tokens"]) for unit in told["units"] if unit["kind"] == "answer"],
+        ),
     )
 
 

@@ -246,6 +246,12 @@ def faults_of_trace(document: Any, trace: Any) -> Iterator[str]:
         yield "trace.units has units of the answer before some of the prompt; expected those of the prompt first."
     for name, parts in (("units", trace.units), ("passages", trace.passages)):
         yield from beyond(f"trace.{name}", [part.tokens for part in parts], len(document.tokens))
+    for number, unit in enumerate(trace.units):
+        if unit.row is None:
+            continue
+        (first, end), (start, stop) = unit.row, unit.tokens
+        if not first <= start < stop <= end <= len(document.tokens):
+            yield f"trace.units.{number}.row is [{first}, {end}]; expected a range that holds [{start}, {stop}]."
     if len(trace.rest) != len(document.targets):
         yield f"trace.rest is a list of {len(trace.rest)}; expected one for each of {len(document.targets)} targets."
     places = [(f"targets.{t}", target) for t, target in enumerate(document.targets)]

@@ -184,6 +184,7 @@ class _TracedUnit(Checked):
     kind: Literal["prompt", "answer"]
     tokens: Range
     text: str
+    row: Range | None = None
 
 
 class _Trace(Checked):

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmxai.explanation import Explanation
 from llmxai.methods import answer_words
+from llmxai.names import Unit
 from llmxai.text import sentences
 from llmxai.trace import Step
 
@@ -49,6 +50,10 @@ def _step(explanation: Explanation, step: Step) -> dict[str, Any]:
     }
 
 
+def _unit(explanation: Explanation, unit: Unit) -> dict[str, Any]:
+    return {"tokens": list(unit), "text": explanation.text(unit)}
+
+
 def trace_of(explanation: Explanation) -> dict[str, Any] | None:
     """What is traced, and the shares of the passages that targets make up: the answer, sentences, words, and others."""
     trace, generation = explanation.trace, explanation.generation
@@ -57,6 +62,7 @@ def trace_of(explanation: Explanation) -> dict[str, Any] | None:
     words = answer_words(generation)
     units = {"answer": [(words[0][0], words[-1][1])] if words else [], "word": words}
     units["sentence"] = sentences(generation.texts, generation.roles, words)
+    own = trace.units[trace.n_sources :]
     known = {unit for found in units.values() for unit in found}
     units["target"] = [one.tokens for one in explanation.targets if len(one.ids) > 1 and one.tokens not in known]
     passages = [
@@ -68,9 +74,11 @@ def trace_of(explanation: Explanation) -> dict[str, Any] | None:
     return {
         "method": trace.method,
         "units": [
-            {"kind": "prompt" if number < trace.n_sources else "answer", "tokens": list(unit), "text": text}
-            for number, unit in enumerate(trace.units)
-            for text in [explanation.text(unit)]
+            *({"kind": "prompt", **_unit(explanation, unit)} for unit in trace.units[: trace.n_sources]),
+            *(
+                {"kind": "answer", **_unit(explanation, unit), "row": None if row is None else list(row)}
+                for unit, row in zip(own, trace.rows or own, strict=True)
+            ),
         ],
         "rest": [round(share, 6) for share in trace.rest.tolist()],
         "passages": passages,

@@ -91,6 +91,8 @@ def test_a_span_is_one_target() -> None:
     [
         ("the skys", "The target 'the skys' does not occur in the answer. Nearest is 'The sky', generated tokens 0:2."),
         ("Blue.", "Nearest is 'blue.', generated tokens 3:5."),
+        ('"a very wide SEA, at night"', "Nearest is 'sea', generated tokens 7:8."),
+        ("what is it about skyscrapers", "Nearest is 'is', generated tokens 2:3."),
         ("zzzz", "does not occur in the answer. Targets are token, word, sentence, answer, a range i:j"),
         ("", "The target '' does not occur"),
         ("3:3", "The target 3:3 holds no token, which has 12 generated tokens"),

@@ -56,6 +56,9 @@ FUSED_FROM = 512
 """Tokens from which a CPU uses the fused kernel; GPUs always do."""
 ABSENT = -4000.0
 """log a of a hidden token for the fused kernel: its weight is exactly 0, and the number fits into 16 bits."""
+PARTS = 4
+"""Parts into which a CPU splits the queries of the fused kernel: each meets only the keys up to its last query, which
+leaves 0.44 of the products."""
 WIDER = 8
 """Channels that the fused kernel adds, of which two are used: kernels want multiples of 8."""
 PRESENCE = "llmxai_presence"
@@ -252,7 +255,7 @@ def fused_attention(
     and needs no gradient.
     """
     queries, keys = query.shape[2], key.shape[2]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale, one = query.shape[-1] ** -0.5 if scaling is None else scaling, query.new_ones(1)
     wide = max(query.shape[-1], value.shape[-1]) + WIDER
 
     def widened(x: Tensor, *channels: Tensor) -> Tensor:
@@ -264,17 +267,25 @@ def fused_attention(
     key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
     number = added.transpose(2, 3) / scale
     rest = number.detach() - number.detach().to(torch.bfloat16).to(number.dtype)
-    own, one = slice(keys - queries, keys), query.new_ones(1)
-    behind = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries - 1)
-    itself = torch.eye(queries, dtype=torch.bool, device=query.device)
-    found = nn.functional.scaled_dot_product_attention(
-        widened(query, one, one),
-        torch.cat([widened(key, number - rest, rest), widened(key[:, :, own])], dim=2),
-        widened(torch.cat([value, value[:, :, own]], dim=2)),
-        attn_mask=torch.cat([behind, itself], dim=1)[None, None],
-        scale=scale,
-    )
-    return found[..., : value.shape[-1]].transpose(1, 2).contiguous()
+    asked, hidden, plain = widened(query, one, one), widened(key, number - rest, rest), widened(key)
+    wide_value, before = widened(value), keys - queries
+    parts = min(queries, PARTS) if query.device.type == "cpu" else 1
+    found = []
+    for part in range(parts):
+        first, end = (before + queries * edge // parts for edge in (part, part + 1))
+        n, own = end - first, slice(first, end)
+        behind = torch.ones(n, end, dtype=torch.bool, device=query.device).tril(first - 1)
+        itself = torch.eye(n, dtype=torch.bool, device=query.device)
+        found.append(
+            nn.functional.scaled_dot_product_attention(
+                asked[:, :, first - before : end - before],
+                torch.cat([hidden[:, :, :end], plain[:, :, own]], dim=2),
+                torch.cat([wide_value[:, :, :end], wide_value[:, :, own]], dim=2),
+                attn_mask=torch.cat([behind, itself], dim=1)[None, None],
+                scale=scale,
+            )
+        )
+    return torch.cat(found, dim=2)[..., : value.shape[-1]].transpose(1, 2).contiguous()
 
 
 def _is_one_of(given: Any, masks: Sequence[Tensor]) -> bool:

@@ -301,10 +301,10 @@
   /** The same sources before and after the answer's own words are followed back to the prompt. */
   function traced(target) {
     if (!data.trace || !target.traced.length) return [];
-    const path = ([, , , steps]) => [...steps.flatMap((step) => [quoted(data.trace[step][0]), data.trace[step][1] ? " in the answer → " : " → "]), quoted(level().units[state.shown][3])];
+    const path = ([, , , steps]) => [...steps.flatMap((step) => [quoted(data.trace[step][0]), data.trace[step][1] ? ` in the answer${data.trace[step][2] ? " ≈" : ""} → ` : " → "]), quoted(level().units[state.shown][3])];
     const write = (value, [, , direct]) => `${percent(value)} traced · ${percent(direct / 1000)} directly`;
     return [make("section", { "aria-label": "Traced through the answer" }, folded("traced", "Traced through the answer", () => [
-      make("p", { class: "unit-note" }, "share of the contributions, after the answer’s own words are followed back to the prompt, and before; below, the path that carries the most. A share is no measured effect."),
+      make("p", { class: "unit-note" }, "share of the contributions, after the answer’s own words are followed back to the prompt, and before; below, the path that carries the most. A share is no measured effect." + (data.trace.some((part) => part[2]) ? " ≈: with the sources of the whole passage that it is in." : "")),
       ...bars(target.traced, { scale: 1000, signed: false, named: (part) => [data.trace[part][0], ""], write, detail: path })]))];
   }
 
