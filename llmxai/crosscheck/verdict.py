@@ -128,7 +128,7 @@ def chance(found: Sequence[Candidate], *, seed: int = 0) -> float:
 
 
 def _roots(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.sqrt(np.abs(values))
+    return np.copysign(np.sqrt(np.abs(values)), values)  # type: ignore[no-any-return]
 
 
 def is_coarse(certificate: Certificate, t: int, scores: Sequence[float]) -> bool:
