@@ -107,7 +107,7 @@ def test_reprs_print_no_tensors(explained: Explanation) -> None:
     assert repr(explained.gradients).startswith(f"Scores(layer_integrated_gradients, {shape}, signed; target 0: token ")
     assert f"Scores(attention_rollout, {shape}, unsigned" in repr(explained.rollout)
     assert repr(explained.scores["deep_lift"]).startswith("Scores(deep_lift, refused: ")
-    assert f"Effects(delete, {len(explained.effects.units)} units, 64 random subsets, 9 targets" in repr(
+    assert f"Effects(delete, {len(explained.effects.units)} units, 128 random subsets, 9 targets" in repr(
         explained.effects
     )
     assert f"{explained.generation.prompt_len} + {len(explained)} tokens, given)" in repr(explained.generation)
