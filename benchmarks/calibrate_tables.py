@@ -165,10 +165,7 @@ class Case:
         return chance(self.found)
 
     def verdict(self, rule: Rule) -> Status:
-        if self.coarse:
-            return Status.UNCONVERGED
-        by_effects = judged(self.found, 0.0, rule)[0]
-        return judged(self.found, self.luck, rule)[0] if by_effects == Status.CONFIRMED else by_effects
+        return Status.UNCONVERGED if self.coarse else judged(self.found, lambda: self.luck, rule)[0]
 
     def first_is_weak(self) -> bool:
         """Whether the first source has less than half of the largest effect, by fresh removals."""

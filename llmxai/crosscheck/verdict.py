@@ -7,8 +7,9 @@ calibrate`, which also gives the error rates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -140,8 +141,8 @@ def is_coarse(certificate: Certificate, t: int, scores: Sequence[float]) -> bool
 Why = Literal["few", "small", "chance", "confirmed", "contradicted", "wide"]
 
 
-def judged(found: Sequence[Candidate], luck: float, rule: Rule = RULE) -> tuple[Status, Why]:
-    """The status of sources that are not too coarse, and which case it is; `luck` is their `chance`."""
+def judged(found: Sequence[Candidate], luck: Callable[[], float], rule: Rule = RULE) -> tuple[Status, Why]:
+    """The status of sources that are not too coarse, and which case it is; `luck` gives their `chance`, if asked."""
     if len(found) < rule.least_units:
         return Status.UNDECIDED, "few"
     first, strongest = found[0], max(found, key=lambda one: one.effect)
@@ -149,7 +150,7 @@ def judged(found: Sequence[Candidate], luck: float, rule: Rule = RULE) -> tuple[
         return Status.UNDECIDED, "small"
     share = rule.effect_share * strongest.effect
     if first.low >= max(rule.least_effect, share):
-        return (Status.CONFIRMED, "confirmed") if luck <= rule.most_chance else (Status.UNDECIDED, "chance")
+        return (Status.CONFIRMED, "confirmed") if luck() <= rule.most_chance else (Status.UNDECIDED, "chance")
     return (Status.CONTRADICTED, "contradicted") if first.high < share else (Status.UNDECIDED, "wide")
 
 
@@ -179,7 +180,7 @@ def sources_verdict(
         )
     if effects is None:
         return Status.UNDECIDED, "Nothing was removed, so the contributions were not checked."
-    luck = chance(found)
+    luck = cache(partial(chance, found))
     status, why = judged(found, luck, rule)
     if why == "few":
         return status, f"Only {len(found)} parts of the text could be removed: too few to compare."
@@ -193,7 +194,7 @@ def sources_verdict(
     named, other = _named(generation, first), _named(generation, strongest)
     matters = f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats"
     if why == "chance":
-        return status, f"{matters}, but {luck:.0%} of random orders match the removals as well."
+        return status, f"{matters}, but {luck():.0%} of random orders match the removals as well."
     if why == "confirmed":
         return status, f"{matters}."
     if why == "contradicted":
