@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmxai.errors import OptionError, did_you_mean
-from llmxai.names import OUTLETS, Status, Unit
+from llmxai.names import OUTLETS, Status, Unit, joint_status
 from llmxai.settings import Settings, require_known, require_least
 from llmxai.tables import Effect, Source, asked_line, long_table, one_line, wide_table
 from llmxai.text import character_units, places, quoted, sentences, trimmed
@@ -87,8 +87,8 @@ class TokenView:
 
     @property
     def status(self) -> Status:
-        """The status of the target that needs the most care."""
-        return min((check.status for check in self.checks), key=list(CAREFUL).index)
+        """The status of most of its decided targets (`joint_status`)."""
+        return joint_status([check.status for check in self.checks])
 
     @property
     def reason(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -62,6 +62,19 @@ class Status(StrEnum):
 
 CURRENT = (Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED, Status.UNCONVERGED)
 """What rules 4 to 6 give."""
+
+
+def joint_status(statuses: Sequence[Status]) -> Status:
+    """The status of a word over its tokens, or of an answer over its words: that of most of the decided ones.
+
+    The tokens that only spell a word out, once its first one is chosen, depend on no word of the prompt: they decide
+    nothing and are not asked. `contradicted` where as many are contradicted as confirmed, `unconverged` where none is
+    accurate, `undecided` otherwise.
+    """
+    confirmed, contradicted = statuses.count(Status.CONFIRMED), statuses.count(Status.CONTRADICTED)
+    if confirmed or contradicted:
+        return Status.CONFIRMED if confirmed > contradicted else Status.CONTRADICTED
+    return Status.UNCONVERGED if statuses and all(s == Status.UNCONVERGED for s in statuses) else Status.UNDECIDED
 
 
 class AttentionStatus(StrEnum):

@@ -18,11 +18,11 @@ import torch
 from tiny import CLASSES, answered, make_classifier, make_encoder_decoder, make_loaded
 
 import llmxai
-from llmxai import Explanation, Settings, Source, Status, TokenView, explain, load_explanation
+from llmxai import Explanation, Settings, Source, TokenView, explain, load_explanation
 from llmxai.errors import OptionError
 from llmxai.explanation import DELETION, GRADIENTS, LONGEST_REPR, ROLLOUT
 from llmxai.models import LoadedModel
-from llmxai.names import CURRENT, AttentionStatus, Role
+from llmxai.names import CURRENT, AttentionStatus, Role, joint_status
 from llmxai.settings import IntegratedGradients
 from llmxai.tables import LONG_COLUMNS
 from llmxai.text import character_units, places, quoted
@@ -267,8 +267,7 @@ def test_a_view_of_a_run(explained: Explanation) -> None:
     assert view.logprob == pytest.approx(sum(part.logprob for part in parts))
     assert view.probability == pytest.approx(math.prod(part.probability for part in parts))
     assert view.rank == max(part.rank for part in parts)
-    worst = [Status.UNCONVERGED, Status.CONTRADICTED, Status.UNDECIDED, Status.CONFIRMED]
-    assert view.status == min((part.status for part in parts), key=worst.index)
+    assert view.status == joint_status([part.status for part in parts])
     assert view.reason in [part.reason for part in parts if part.status == view.status]
     stacked = torch.stack([part.values() for part in parts])
     assert torch.allclose(view.values(), stacked.sum(dim=0))

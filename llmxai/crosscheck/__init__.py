@@ -3,12 +3,11 @@
 from llmxai.crosscheck.agreement import rank_biased_overlap, rank_test, recency_p
 from llmxai.crosscheck.check import cross_check
 from llmxai.crosscheck.referee import missed, sources_of, verdicts
-from llmxai.crosscheck.verdict import RULE, Rule, answer_verdict, attention_verdict, sources_verdict, why_diluted
+from llmxai.crosscheck.verdict import RULE, Rule, attention_verdict, sources_verdict, why_diluted
 
 __all__ = [
     "RULE",
     "Rule",
-    "answer_verdict",
     "attention_verdict",
     "cross_check",
     "missed",

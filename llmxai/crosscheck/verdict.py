@@ -235,18 +235,6 @@ def why_diluted(dilution: Dilution, rule: Rule = RULE) -> str | None:
     return None
 
 
-def answer_verdict(statuses: Sequence[Status]) -> Status:
-    """The verdict of the whole answer, over the words that are decided: that of most of them.
-
-    `unconverged` where no word is accurate, `undecided` where none is decided, `contradicted` where as many are
-    contradicted as confirmed.
-    """
-    confirmed, contradicted = statuses.count(Status.CONFIRMED), statuses.count(Status.CONTRADICTED)
-    if confirmed or contradicted:
-        return Status.CONFIRMED if confirmed > contradicted else Status.CONTRADICTED
-    return Status.UNCONVERGED if statuses and all(s == Status.UNCONVERGED for s in statuses) else Status.UNDECIDED
-
-
 def _jumps(certificate: Certificate, t: int) -> str:
     if certificate.floor is None:
         return ""

@@ -24,7 +24,7 @@ from llmxai.report.removal import (
     method_name,
     other_methods,
 )
-from llmxai.report.verdict import WORST_FIRST, Contrast, build_contrast, is_diluted
+from llmxai.report.verdict import Contrast, build_contrast, is_diluted, word_status
 from llmxai.report.visible import Text, label, plain, visible
 from llmxai.store import stored_name
 from llmxai.text import by_place, inside
@@ -109,7 +109,7 @@ class Unit:
     label: Text
     role: str
     status: str
-    """For a generated unit, the status of its most doubtful token; empty for the rest."""
+    """For a generated unit, the status of its tokens together (`word_status`); empty for the rest."""
     start: int
     """Index of its first token."""
 
@@ -135,9 +135,9 @@ class TargetView:
     judged: Text
     """The token whose status the unit carries; the agreement figures are that token's too."""
     diluted: bool
-    """Whether plain rollout cannot be read for one of its tokens; the status may be a worse one."""
+    """Whether plain rollout cannot be read for one of its tokens."""
     attention: str
-    """Whether plain rollout can be read for all its tokens, and the worst reason; both empty before rule 4."""
+    """Whether plain rollout can be read for all its tokens, and the reason if not; both empty before rule 4."""
     attention_reason: str
     converged: bool
     """Whether integrated gradients are accurate enough for all its tokens."""
@@ -358,7 +358,7 @@ def _unit(tokens: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]])
         text=visible(text) or label(text),
         label=label(text),
         role=tokens[-1]["role"],
-        status=str(next((s for s in WORST_FIRST if any(target["status"] == s for target in own)), "")),
+        status=str(word_status(own)) if own else "",
         start=tokens[0]["index"],
     )
 
@@ -387,8 +387,8 @@ def _turns(units: Sequence[Unit], documents: Sequence[Mapping[str, Any]]) -> tup
 def _figures(
     own: Sequence[Mapping[str, Any]], status: str, settings: Mapping[str, Any], removal: RemovalView | None
 ) -> dict[str, Any]:
-    """One unit's numbers: sums, means of shares, and the agreement of its most doubtful token."""
-    worst = next(target for target in own if target["status"] == status)
+    """One unit's numbers: sums, means of shares, and the agreement of the first token that has its status."""
+    judged = next(target for target in own if target["status"] == status)
     deletion = [target["deletion"] for target in own if target["deletion"] is not None]
     verdicts = [target["verdict"] for target in own if target["verdict"] is not None]
     attention = max(verdicts, key=lambda one: list(AttentionStatus).index(one["attention"]), default=None)
@@ -399,8 +399,8 @@ def _figures(
     }
     return {
         "status": status,
-        "reason": plain(visible(worst["reason"])),
-        "judged": label(worst["text"]),
+        "reason": plain(visible(judged["reason"])),
+        "judged": label(judged["text"]),
         "diluted": any(is_diluted(target, settings) for target in own),
         "attention": attention["attention"] if attention else "",
         "attention_reason": plain(visible(attention["attention_reason"])) if attention else "",
@@ -416,10 +416,10 @@ def _figures(
         "rank": max(target["rank"] for target in own),
         **{name: _mean([target["rollout"][name] for target in own]) for name in DILUTION},
         **sums,
-        **{name: worst["agreement"][name] for name in AGREEMENT},
-        "variant_spearman": worst["agreement_variant"]["spearman"],
-        "variant_p": worst["agreement_variant"]["adjusted_p"],
-        "referee": build_referee(worst["referee"], removal),
+        **{name: judged["agreement"][name] for name in AGREEMENT},
+        "variant_spearman": judged["agreement_variant"]["spearman"],
+        "variant_p": judged["agreement_variant"]["adjusted_p"],
+        "referee": build_referee(judged["referee"], removal),
         "curve": _curve([target["curve"] for target in own]),
     }
 

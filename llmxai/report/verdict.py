@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from llmxai.names import AttentionStatus, Role, Status
+from llmxai.names import CURRENT, AttentionStatus, Role, Status, joint_status
 from llmxai.report.removal import Effect, build_effects, count_referee
 from llmxai.report.visible import Text, label, percent, shorten, visible
 from llmxai.text import by_place, inside
@@ -302,8 +302,11 @@ def answer_words(explanation: Mapping[str, Any]) -> list[list[Mapping[str, Any]]
 
 
 def word_status(own: Sequence[Mapping[str, Any]]) -> Status:
-    """The status of the token that needs the most care."""
-    return next(status for status in WORST_FIRST if status in _statuses(own))
+    """The status of most of its decided tokens; in records of rules up to 3, of the token that needs the most care."""
+    statuses = _statuses(own)
+    if all(status in CURRENT for status in statuses):
+        return joint_status(statuses)
+    return next(status for status in WORST_FIRST if status in statuses)
 
 
 def _statuses(targets: Sequence[Mapping[str, Any]]) -> list[Status]:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmxai.crosscheck import RULE, answer_verdict
+from llmxai.crosscheck import RULE
 from llmxai.errors import NonFiniteError
 from llmxai.explanation import DELETION, Explanation
 from llmxai.methods import METHODS
 from llmxai.methods.perturbation.coarse import CONFIDENCE
-from llmxai.names import SUPPLIED, Unit
+from llmxai.names import SUPPLIED, Unit, joint_status
 from llmxai.store.context import context_json, documents_json, spans_json
 from llmxai.store.reading import SCHEMA, stored_name
 from llmxai.store.traced import TOP_SOURCES, shares_of, trace_of
@@ -114,7 +114,7 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "parts": [{**vars(part), "spans": [list(span) for span in part.spans]} for part in generation.parts],
         "targets": [_target(explanation, t) for t in range(len(explanation.targets))],
         "trace": trace_of(explanation),
-        "verdict": str(answer_verdict([view.status for view in explanation.answer_words()])),
+        "verdict": str(joint_status([view.status for view in explanation.answer_words()])),
         "effects": _measured(explanation),
         "documents": documents_json(generation, explanation.effects),
         "spans": spans_json(generation, explanation.effects),

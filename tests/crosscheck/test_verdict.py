@@ -11,11 +11,11 @@ import pytest
 import torch
 from tiny import null_of
 
-from llmxai.crosscheck import RULE, answer_verdict, attention_verdict, cross_check, sources_verdict
+from llmxai.crosscheck import RULE, attention_verdict, cross_check, sources_verdict
 from llmxai.crosscheck.verdict import Candidate, candidates, chance
 from llmxai.methods import token_targets
 from llmxai.methods.perturbation.removal import half_subsets
-from llmxai.names import AttentionStatus, Status, Unit
+from llmxai.names import AttentionStatus, Status, Unit, joint_status
 from llmxai.stats import jensen_shannon
 from llmxai.types import (
     Certificate,
@@ -337,8 +337,8 @@ YES, NO, OPEN, COARSE = Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED,
         ([NO, OPEN], NO),
     ],
 )
-def test_the_whole_answer(statuses: list[Status], whole: Status) -> None:
-    assert answer_verdict(statuses) == whole
+def test_a_word_and_the_whole_answer(statuses: list[Status], whole: Status) -> None:
+    assert joint_status(statuses) == whole
 
 
 # the whole cross-check

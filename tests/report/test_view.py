@@ -218,7 +218,24 @@ def test_a_word_has_the_summed_logprob_and_the_mean_rollout_figures() -> None:
     assert target_of(build_view(document, maps), 0).recorded is None
 
 
-def test_a_word_carries_the_most_careful_status_and_names_its_token() -> None:
+@pytest.mark.parametrize(
+    ("statuses", "status", "judged"),
+    [
+        (["confirmed", "undecided", "undecided"], "confirmed", " c"),
+        (["undecided", "confirmed", "contradicted"], "contradicted", "e"),
+        (["confirmed", "contradicted", "confirmed"], "confirmed", " c"),
+        (["undecided", "unconverged", "undecided"], "undecided", " c"),
+    ],
+)
+def test_a_word_has_the_status_of_most_of_its_decided_tokens(statuses: list[str], status: str, judged: str) -> None:
+    document, maps = measured(sample(["<s>", " a", " b"], [" c", "d", "e"]), statuses=statuses)
+    view = build_view(document, maps)
+    word = target_of(view, 0)
+    assert (word.status, plain(word.judged)) == (status, judged.strip())
+    assert [(count.status, count.count) for count in view.verdict.counts] == [(status, 1)]
+
+
+def test_in_an_old_record_a_word_has_the_most_careful_status_and_names_its_token() -> None:
     document, maps = sample(["<s>", " a", " b"], [" c", "d", "e"], statuses=["agree", "unconverged", "diluted"])
     word = target_of(build_view(document, maps), 0)
     assert (word.status, plain(word.judged)) == ("unconverged", "d")
