@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.report.visible import Text, label, plain, visible
+from llmxai.report.visible import Text, label, plain, shorten, visible
 from llmxai.store import others_of
 
 GRADIENTS, DELETION, ROLLOUT = "layer_integrated_gradients", "deletion_path", "attention_rollout"
@@ -18,6 +18,8 @@ TOP = 20
 """Effects kept per generated unit."""
 DIGITS = 5
 """Decimals of an effect that travel to the page."""
+LONGEST_TITLE = 40
+"""Characters of a document's title in a note."""
 NOTES = {"prompt": "", "answer": "earlier in the answer"}
 OPERATORS = {
     "delete": "removed from the input",
@@ -194,7 +196,8 @@ class Part:
 
     text: Text
     note: str
-    """Its place: empty for the prompt, `earlier in the answer`, `all 3 mentions`."""
+    """Its place: empty for the prompt, `earlier in the answer`, `all 3 mentions`; of a text that the prompt repeats its
+    document or turn, or `mention 2 of 3`."""
     ranges: tuple[tuple[int, int], ...]
     """Half-open token ranges."""
 
@@ -260,7 +263,7 @@ def build_effects(explanation: Mapping[str, Any]) -> Effects | None:
         for name in ("effect", "low", "high")
     )
     return Effects(
-        parts=tuple(_part(unit, tokens) for unit in told["units"]),
+        parts=_parts(told["units"], tokens, explanation.get("parts") or ()),
         operator=operator_words(explanation["ablations"]["operator"]),
         confidence=f"{told['confidence']:.0%}",
         value=value,
@@ -271,11 +274,36 @@ def build_effects(explanation: Mapping[str, Any]) -> Effects | None:
     )
 
 
-def _part(unit: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]]) -> Part:
-    ranges = tuple((start, end) for start, end in unit["tokens"])
-    start, end = ranges[0]
-    text = "".join(token["text"] for token in tokens[start:end])
-    return Part(label(text), NOTES.get(unit["kind"], f"all {len(ranges)} mentions"), ranges)
+def _parts(
+    units: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]
+) -> tuple[Part, ...]:
+    """The parts of `effects.units`. One whose text the prompt repeats says which of them it is."""
+    texts = ["".join(token["text"] for token in tokens[slice(*unit["tokens"][0])]) for unit in units]
+    alike: dict[str, list[int]] = {}
+    for number, (unit, text) in enumerate(zip(units, texts, strict=True)):
+        if unit["kind"] == "prompt":
+            alike.setdefault(text.strip(), []).append(number)
+    notes = [NOTES.get(unit["kind"], f"all {len(unit['tokens'])} mentions") for unit in units]
+    for same in alike.values():
+        if len(same) > 1:
+            places = [_place(units[number]["tokens"][0][0], given) for number in same]
+            for nth, (number, place) in enumerate(zip(same, places, strict=True), 1):
+                alone = place and places.count(place) == 1
+                notes[number] = f"in {place}" if alone else f"mention {nth} of {len(same)}"
+    return tuple(
+        Part(label(text), note, tuple((start, end) for start, end in unit["tokens"]))
+        for unit, text, note in zip(units, texts, notes, strict=True)
+    )
+
+
+def _place(token: int, given: Sequence[Mapping[str, Any]]) -> str:
+    """The document or turn that a token is in, as the page calls it; empty for a raw prompt and the template."""
+    for part in given:
+        if part["first"] <= token < part["last"]:
+            titled = part["kind"] == "document" and part["title"]
+            title = plain(label(shorten(part["title"], limit=LONGEST_TITLE)))
+            return f"“{title}”" if titled else f"{part['kind']} {part['source'] + 1}"
+    return ""
 
 
 def named(part: Part) -> str:

@@ -737,6 +737,31 @@ def test_a_word_has_its_effects_with_interval_and_probability() -> None:
     assert "Contributions (deletion path): not to be read" in render_report(view)
 
 
+def test_a_part_that_the_prompt_repeats_says_which_it_is() -> None:
+    asked = ["<s>", " the", " cup", " the", " pot", " the", " pot", " cup", " lid", " the"]
+    document, maps = measured(sample(asked, [" x"]), statuses=["confirmed"])
+    spans = [("document", "A\u202ebc", 1, 3), ("document", "B", 3, 7), ("turn", "user", 7, 10)]
+    document["parts"] = [
+        {"kind": kind, "source": number, "title": title, "text": "", "first": first, "last": last, "spans": []}
+        for number, (kind, title, first, last) in enumerate(spans)
+    ]
+    effects = build_view(document, maps).effects
+    assert effects is not None
+    found = {part.ranges: (plain(part.text), part.note) for part in effects.parts}
+    title = plain(label("A\u202ebc"))
+    assert "\u202e" not in title
+    assert found[((1, 2),)] == ("the", f"in “{title}”")
+    assert [found[((i, i + 1),)][1] for i in (3, 5)] == ["mention 2 of 4", "mention 3 of 4"], "both in document B"
+    assert found[((2, 3),)][1] == f"in “{title}”"
+    assert (found[((7, 8),)][1], found[((9, 10),)][1]) == ("in turn 3", "in turn 3")
+    assert [found[((i, i + 1),)][1] for i in (4, 6)] == ["mention 1 of 2", "mention 2 of 2"]
+    assert found[((8, 9),)] == ("lid", "")
+    document["parts"] = []
+    unplaced = build_view(document, maps).effects
+    assert unplaced is not None
+    assert {part.note for part in unplaced.parts if plain(part.text) == "cup"} == {"mention 1 of 2", "mention 2 of 2"}
+
+
 def test_a_foil_has_effects_and_no_probabilities() -> None:
     document, maps = capital()
     document["targets"][2]["foil"] = {"id": 0, "text": " was"}
