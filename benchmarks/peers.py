@@ -193,41 +193,36 @@ def by_suite(results: Results) -> list[str]:
 
 
 def remarks(results: Results, training: dict[str, Any]) -> list[str]:
-    """What failed and where, and what stands between these figures and the tools' own defaults."""
+    """What stands between these figures and the tools' own defaults, and what failed."""
+    trained = f"where its training failed: {training.get('failure')}"
+    if "questions" in training:
+        trained = (
+            f"on {training['questions']} generated questions of the same suites, in {training['seconds']:.0f} CPU "
+            f"seconds, where its README speaks of a few thousand"
+        )
     lines = [
-        "- Scores of words and sentences are spread evenly over their tokens. Equal scores share their mean rank. The "
+        "- Scores of words and sentences are spread evenly over their tokens; equal scores share their mean rank. The "
         "LDS of scores that are all alike, as those of a prompt of one sentence, counts as 0.",
-        "- Captum, FlashTrace, AT2 and llmxai explain the first token; ContextCite the same of a chosen range; Inseq "
-        "with `attr_pos_start` and `attr_pos_end`. Captum and llmxai explain its log-prob, Inseq its probability, "
-        "ContextCite and AT2 its logit. Inseq's scores are norms, without signs.",
-        "- Inseq and Captum have no default method: Inseq's command line takes `saliency`, its README and Captum's "
-        "LLM tutorials the others.",
+        "- All explain the first token, which FlashTrace and Inseq pick from the whole answer: Captum and llmxai its "
+        "log-prob, Inseq its probability, ContextCite and AT2 its log-odds. Inseq's scores are norms, without signs.",
+        "- Captum and Inseq have no default method. `saliency` is that of Inseq's command line; integrated gradients "
+        "are those of its README and of Captum's class for gradients of language models.",
         "- ContextCite and AT2 get the user's message as their context, with an empty query and the template "
-        "`{context}`, and the given answer in place of one they generate. The default of ContextCite is sentences, of "
-        "AT2's `SimpleContextAttributionTask` tokens.",
-        "- AT2 cannot be used off the shelf: its estimators on the Hub are for other models, and `infer_model_type` "
-        "knows this one only when told that it is a `llama`. Here it is trained as its README says (32 masks a "
-        "question, `train` at its defaults, every answer token a target), but on "
-        + (
-            f"{training['questions']} generated questions of the same suites, in {training['seconds']:.0f} CPU "
-            "seconds, where its authors took a few thousand."
-            if "questions" in training
-            else f"no question, since training failed: {training['failure']}."
-        ),
+        "`{context}`, and the given answer in place of one that they generate. By default ContextCite scores "
+        "sentences, and AT2's `SimpleContextAttributionTask` tokens.",
+        "- ContextCite also leaves out all sources at once. In a raw prompt of one sentence nothing is then left before "
+        "the answer, and it fails.",
+        "- AT2 cannot be used off the shelf with this model: its README offers estimators of a few popular models, and "
+        "a model's kind is guessed from its name, so it is told here. It is trained as its README says (32 masks a "
+        f"question, `train` at its defaults, every token of the answer a target), but {trained}.",
     ]
-    notes = {
-        s["told"]["note"]: name for name, pairs in results.items() for _, s in pairs if "note" in s.get("told", {})
-    }
-    lines += [f"- {name.partition(',')[0]}: {note}." for note, name in notes.items()]
     for name, pairs in results.items():
-        failures: dict[str, list[str]] = {}
-        for question, sample in pairs:
-            if "failure" in sample:
-                failures.setdefault(sample["failure"], []).append(question.row.source)
-        lines += [
-            f"- {name} does not run on {len(where)} ({', '.join(dict.fromkeys(where))}): {why}."
-            for why, where in failures.items()
-        ]
+        notes = {sample["told"]["note"] for _, sample in pairs if "note" in sample.get("told", {})}
+        lines += [f"- {name}: {note}." for note in notes]
+        failed = [(question.row.source, sample["failure"]) for question, sample in pairs if "failure" in sample]
+        if failed:
+            where = ", ".join(dict.fromkeys(suite for suite, _ in failed))
+            lines.append(f"- {name}: failed on {len(failed)} questions ({where}), first with `{failed[0][1]}`.")
     return lines
 
 
@@ -254,7 +249,7 @@ def main() -> None:
         f"the first token of the given answer. Seconds: of the processor, one thread, median, first call in a process "
         f"of its own. MRR: mean reciprocal rank of the first planted source among the tokens of the prompt's content. "
         f"LDS: Spearman correlation with the log-prob on {MASKS} random halves of them, the others deleted. Every tool "
-        f"at its defaults.\n"
+        f"at its defaults; means over the questions that it answers.\n"
     )
     write_section(
         options.out,
