@@ -210,8 +210,8 @@ def remarks(results: Results, training: dict[str, Any]) -> list[str]:
         "- ContextCite and AT2 get the user's message as their context, with an empty query and the template "
         "`{context}`, and the given answer in place of one that they generate. By default ContextCite scores "
         "sentences, and AT2's `SimpleContextAttributionTask` tokens.",
-        "- ContextCite also leaves out all sources at once. Of a raw prompt of one sentence nothing is then left, and it "
-        "fails.",
+        "- ContextCite also leaves out all sources at once. Of a raw prompt of one sentence nothing is then left, and "
+        "it fails.",
         "- AT2 cannot be used off the shelf with this model: its README offers estimators of a few popular models, and "
         "a model's kind is guessed from its name, so it is told here. It is trained as its README says (32 masks a "
         f"question, `train` at its defaults, every token of the answer a target), but {trained}.",
