@@ -149,8 +149,11 @@ def inseq(method: str) -> Callable[[LoadedModel, Question], Work]:
                 attr_pos_end=n + 1,
                 show_progress=False,
             )
-            scores = found.sequence_attributions[0].aggregate().target_attributions
-            return scores[:n, 0], {}
+            scores = found.sequence_attributions[0].aggregate().target_attributions[:n, 0]
+            # as many are cut off the end as there are padding tokens, here the ends of turns (`drop_padding`)
+            if len(scores) <= question.case.features[-1]:
+                raise RuntimeError(f"{question.row.id}: {len(scores)} scores of {n} prompt tokens.")
+            return torch.nn.functional.pad(scores, (0, n - len(scores))), {}
 
         return work
 
