@@ -207,7 +207,7 @@ def remarks(results: Results, training: dict[str, Any]) -> list[str]:
         "log-prob, Inseq its probability, ContextCite and AT2 its log-odds. Inseq's scores are norms, without signs.",
         "- Captum and Inseq have no default method. `saliency` is that of Inseq's command line; integrated gradients "
         "are those of its README and of Captum's class for gradients of language models.",
-        "- Inseq leaves the padding token, here the end of a turn, out of its list of tokens, but not out of its scores "
+        "- Inseq leaves the padding token, here the end of a turn, out of its tokens, but not out of its scores "
         "(`drop_padding`), so in a chat its labels are shifted. Its scores are read by position here.",
         "- ContextCite and AT2 get the user's message as their context, with an empty query and the template "
         "`{context}`, and the given answer in place of one that they generate. By default ContextCite scores "
