@@ -190,7 +190,7 @@ def context_cite(source_type: str) -> Callable[[LoadedModel, Question], Work]:
     def prepare(loaded: LoadedModel, question: Question) -> Work:
         from context_cite import ContextCiter
 
-        told = with_sentences()
+        told = with_sentences() if source_type == "sentence" else {}
         text, generation = user_text(question), question.case.generation
         if question.row.messages is None:
             loaded.tokenizer.chat_template = "{{ messages[0]['content'] }}"

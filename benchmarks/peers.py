@@ -201,8 +201,11 @@ def remarks(results: Results, training: dict[str, Any]) -> list[str]:
             f"seconds, where its README speaks of a few thousand"
         )
     lines = [
-        "- Scores of words and sentences are spread evenly over their tokens; equal scores share their mean rank. The "
-        "LDS of scores that are all alike, as those of a prompt of one sentence, counts as 0.",
+        "- Few questions: small differences may be chance.",
+        "- Scores of words and sentences are spread evenly over their tokens, and equal scores share their mean rank: "
+        "the MRR of the right sentence of 9 tokens is 0.2. The LDS of scores that are all alike counts as 0.",
+        "- The LDS deletes tokens, as ContextCite and llmxai's deletion path and effects do; the others mask or replace "
+        "tokens, follow gradients or read attention.",
         "- All explain the first token, which FlashTrace and Inseq pick from the whole answer: Captum and llmxai its "
         "log-prob, Inseq its probability, ContextCite and AT2 its log-odds. Inseq's scores are norms, without signs.",
         "- Captum and Inseq have no default method. `saliency` is that of Inseq's command line; integrated gradients "
@@ -216,7 +219,7 @@ def remarks(results: Results, training: dict[str, Any]) -> list[str]:
         "it fails.",
         "- AT2 cannot be used off the shelf with this model: its README offers estimators of a few popular models, and "
         "a model's kind is guessed from its name, so it is told here. It is trained as its README says (32 masks a "
-        f"question, `train` at its defaults, every token of the answer a target), but {trained}.",
+        f"question, 1000 steps; batches of all questions, every token of the answer a target), but {trained}.",
     ]
     for name, pairs in results.items():
         notes = {sample["told"]["note"] for _, sample in pairs if "note" in sample.get("told", {})}
