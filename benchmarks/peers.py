@@ -204,8 +204,8 @@ def remarks(results: Results, training: dict[str, Any]) -> list[str]:
         "- Few questions: small differences may be chance.",
         "- Scores of words and sentences are spread evenly over their tokens, and equal scores share their mean rank: "
         "the MRR of the right sentence of 9 tokens is 0.2. The LDS of scores that are all alike counts as 0.",
-        "- The LDS deletes tokens, as ContextCite and llmxai's deletion path and effects do; the others mask or replace "
-        "tokens, follow gradients or read attention.",
+        "- The LDS deletes tokens, as ContextCite and llmxai's deletion path and effects do; the others mask or "
+        "replace tokens, follow gradients or read attention.",
         "- All explain the first token, which FlashTrace and Inseq pick from the whole answer: Captum and llmxai its "
         "log-prob, Inseq its probability, ContextCite and AT2 its log-odds. Inseq's scores are norms, without signs.",
         "- Captum and Inseq have no default method. `saliency` is that of Inseq's command line; integrated gradients "
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the copies of this process have no other thread
-    loaded = load(options.model, dtype="float32")
+    loaded = load(options.model, dtype="float32", device_map="cpu")
     name = f"{loaded.name}: AT2, trained on {options.training} of every suite"
     training = kept(
         options.samples, name, lambda: at2_training(loaded, questions(loaded, options.training, seed=TRAINING_SEED))
