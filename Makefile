@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 FLASHTRACE := .venv-flashtrace
+PEERS := .venv-peers
 TOOLS := .venv-tools
 EXCHANGE := .venv-exchange
 SITE := .venv-site
@@ -24,7 +25,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-rollout bench-scale bench-start bench-survival bench-tracing
+.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-peers bench-rollout bench-scale bench-start bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -88,6 +89,15 @@ $(FLASHTRACE)/.made: requirements.lock locks/flashtrace.lock locks/model.lock
 	$(PYTHON) -m venv $(FLASHTRACE)
 	locks/install.sh $(FLASHTRACE) requirements.lock locks/flashtrace.lock locks/model.lock
 	$(FLASHTRACE)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+bench-peers: setup $(PEERS)/.made ## compare with Captum, Inseq, FlashTrace, ContextCite and AT2 at their defaults; write benchmarks/PEERS.md
+	$(PEERS)/bin/python benchmarks/peers.py
+
+$(PEERS)/.made: requirements.lock locks/peers.lock locks/model.lock
+	$(PYTHON) -m venv $(PEERS)
+	locks/install.sh $(PEERS) requirements.lock locks/peers.lock locks/model.lock
+	$(PEERS)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 bench-rollout: setup ## measure rollout on long prompts and its variants on planted questions; write benchmarks/ROLLOUT.md
@@ -211,4 +221,4 @@ docker-run: ## start JupyterLab in the image on http://127.0.0.1:8888 (needs JUP
 	  --volume llmxai-work:/work --volume llmxai-cache:/cache llmxai
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(TOOLS) $(NOTEBOOK) $(EXCHANGE) $(SITE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(BENCH) $(FLASHTRACE) $(PEERS) $(TOOLS) $(NOTEBOOK) $(EXCHANGE) $(SITE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

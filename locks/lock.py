@@ -108,7 +108,7 @@ def lock(upgrade: bool) -> None:
             alone = ["--no-deps"] if source.stem == "model" else []  # it names packages that llmxai does not use
             own = [] if source in OTHERS else same
             blocks = resolve([str(source)], *own, *alone, before=path, upgrade=upgrade)
-            if source.stem in ("bench", "flashtrace"):  # installed on top of the others
+            if source.stem in ("bench", "flashtrace", "peers"):  # installed on top of the others
                 blocks = {name: block for name, block in blocks.items() if name not in found}
             write(path, blocks.values())
 

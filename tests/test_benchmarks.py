@@ -45,6 +45,13 @@ def test_the_masks_of_a_calibration_are_found_again(
     assert {int(mask.sum()) for mask in (*first[0], *first[1])} <= {units // 2}
 
 
+def test_scores_of_words_are_spread_over_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of two words gets a share of each, and the sum stays."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spread = importlib.import_module("peer_tools").spread
+    assert spread([[0, 1], range(1, 3)], [2.0, 4.0], 4).tolist() == [1, 3, 2, 0]
+
+
 def section(text: str, title: str) -> str:
     return text.partition(f"## {title}\n\n")[2].partition("\n## ")[0].strip()
 

@@ -48,7 +48,7 @@ def test_two_versions_of_one_package_are_refused(lock: ModuleType) -> None:
 
 def test_there_is_a_lock_file_for_everything_that_is_installed() -> None:
     names = {path.stem for path in FILES}
-    assert names == {"requirements", "runtime", "notebook", "bench", "flashtrace", "model", "tools"}
+    assert names == {"requirements", "runtime", "notebook", "bench", "flashtrace", "peers", "model", "tools"}
     assert {path.stem for path in LOCKS.glob("*.in")} == names - {"requirements", "runtime"}
 
 
