@@ -176,7 +176,7 @@ def test_units_switch_and_the_pin_follows(open_page: Open) -> None:
     assert "These are 2 tokens" in note
     assert "summed over them" in note
     assert "averaged" in note
-    assert "the token azing," in note
+    assert "the token azing." in note
     views(page).get_by_role("radio", name="tokens").check()
     assert answer(page) == ["x", "am", "azing"]
     assert pinned(page) == ["am"]

@@ -374,7 +374,7 @@
 
   function fill(target) {
     const own = level().units[state.shown], meaning = data.statuses[target.status];
-    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. ${data.measured ? "Effects with their intervals, contributions" : "Gradient values"}, log-probabilities, gaps and errors are summed over them; attention shares are averaged. The status is that of most of its decided tokens; reason and rank agreement are those of the token `, quoted(target.judged), ".")] : [];
+    const joined = target.joined > 1 ? [make("p", { class: "note" }, `These are ${target.joined} tokens. ${data.measured ? "Effects with their intervals, contributions" : "Gradient values"}, log-probabilities, gaps and errors are summed over them; attention shares are averaged. Status, reason and rank agreement are those of the token `, quoted(target.judged), ".")] : [];
     const [before, between, after] = data.contrast, [token, foil] = target.contrast ?? [];
     const against = target.contrast ? [make("p", { class: "note" }, before, quoted(token), between, quoted(foil), after)] : [];
     const mark = make("div", { id: "mark" });
