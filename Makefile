@@ -75,29 +75,17 @@ browser: ## install Debian's Chromium and fonts for the browser tests (needs roo
 bench: setup $(BENCH)/.made ## compare speed and memory with Captum and Inseq; write benchmarks/RESULTS.md
 	$(BENCH)/bin/python benchmarks/bench.py
 
-# Inseq pins its own packages, so it gets its own environment
-$(BENCH)/.made: requirements.lock locks/bench.lock locks/model.lock
-	$(PYTHON) -m venv $(BENCH)
-	locks/install.sh $(BENCH) requirements.lock locks/bench.lock locks/model.lock
-	$(BENCH)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
-	@touch $@
-
 bench-tracing: setup $(FLASHTRACE)/.made ## compare tracing through the answer with FlashTrace; write benchmarks/TRACING.md
 	$(FLASHTRACE)/bin/python benchmarks/tracing.py
-
-$(FLASHTRACE)/.made: requirements.lock locks/flashtrace.lock locks/model.lock
-	$(PYTHON) -m venv $(FLASHTRACE)
-	locks/install.sh $(FLASHTRACE) requirements.lock locks/flashtrace.lock locks/model.lock
-	$(FLASHTRACE)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
-	@touch $@
 
 bench-peers: setup $(PEERS)/.made ## compare with Captum, Inseq, FlashTrace, ContextCite and AT2 at their defaults; write benchmarks/PEERS.md
 	$(PEERS)/bin/python benchmarks/peers.py
 
-$(PEERS)/.made: requirements.lock locks/peers.lock locks/model.lock
-	$(PYTHON) -m venv $(PEERS)
-	locks/install.sh $(PEERS) requirements.lock locks/peers.lock locks/model.lock
-	$(PEERS)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
+# The tools compared with pin packages of their own, so these comparisons get environments of their own
+$(BENCH)/.made $(FLASHTRACE)/.made $(PEERS)/.made: .venv-%/.made: requirements.lock locks/%.lock locks/model.lock
+	$(PYTHON) -m venv $(@D)
+	locks/install.sh $(@D) requirements.lock locks/$*.lock locks/model.lock
+	$(@D)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 bench-rollout: setup ## measure rollout on long prompts and its variants on planted questions; write benchmarks/ROLLOUT.md
