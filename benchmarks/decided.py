@@ -14,18 +14,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from statistics import fmean
 
 from llmxai import Explanation, explain, load, load_explanation
-from llmxai.names import Status, joint_status
+from llmxai.names import CURRENT, Status, joint_status
 from llmxai.settings import DTYPES
 from llmxai.types import Certificate
 
 PROMPTS = Path(__file__).with_name("prompts.json")
 QUANTIZED = ("8bit", "4bit")
-STATUSES = (Status.CONFIRMED, Status.CONTRADICTED, Status.UNDECIDED, Status.UNCONVERGED)
-HEAD = "| explained | what | n | confirmed | contradicted | undecided | unconverged | decided |"
+HEAD = f"| explained | what | n | {' | '.join(CURRENT)} | decided |"
 CASES = {
     "nothing was removed": "Nothing was removed",
     "too few parts": "could be removed: too few",
@@ -42,7 +40,6 @@ class Counted:
 
     tokens: Sequence[Status]
     words: Sequence[Status]
-    answer: Status
     reasons: Sequence[str]
     """Of the undecided tokens."""
     certificates: Mapping[str, Certificate]
@@ -50,14 +47,12 @@ class Counted:
 
 
 def counted(explanation: Explanation) -> Counted:
-    """Every target of one token, every word, and the whole as its record gives it."""
+    """Every target of one token, and every word."""
     targets = zip(explanation.targets, explanation.checks, strict=True)
     single = [check for target, check in targets if len(target.positions) == 1]
-    words = explanation.answer_words()
     return Counted(
         tokens=[check.status for check in single],
-        words=[word.status for word in words],
-        answer=joint_status([word.status for word in words]),
+        words=[word.status for word in explanation.answer_words()],
         reasons=[check.reason for check in single if check.status == Status.UNDECIDED],
         certificates={
             name: scores.certificate for name, scores in explanation.scores.items() if scores.certificate is not None
@@ -79,10 +74,10 @@ def table(answers: dict[str, Sequence[Counted]]) -> list[str]:
         kinds = {
             "tokens": [status for one in all_of for status in one.tokens],
             "words": [status for one in all_of for status in one.words],
-            "answers": [one.answer for one in all_of],
+            "answers": [joint_status(one.words) for one in all_of],
         }
         for kind, statuses in kinds.items():
-            shown = [statuses.count(status) for status in STATUSES]
+            shown = [statuses.count(status) for status in CURRENT]
             share = (shown[0] + shown[1]) / len(statuses)
             lines.append(f"| {name} | {kind} | {len(statuses)} | {' | '.join(map(str, shown))} | {share:.0%} |")
     lines += ["", "| explained | why a token is undecided | tokens |", "| --- | --- | --- |"]
@@ -99,7 +94,7 @@ def table(answers: dict[str, Sequence[Counted]]) -> list[str]:
             own = [one.certificates[method] for one in all_of if method in one.certificates]
             converged = [done for one in own for done in one.converged]
             nodes = sum(sum(one.nodes) for one in own)
-            lines.append(f"| {name} | {method} | {len(converged)} | {np.mean(converged):.0%} | {nodes} |")
+            lines.append(f"| {name} | {method} | {len(converged)} | {fmean(converged):.0%} | {nodes} |")
     return lines
 
 

@@ -298,12 +298,12 @@ def _parts(
 
 def _place(token: int, given: Sequence[Mapping[str, Any]]) -> str:
     """The document or turn that a token is in, as the page calls it; empty for a raw prompt and the template."""
-    for part in given:
-        if part["first"] <= token < part["last"]:
-            titled = part["kind"] == "document" and part["title"]
-            title = plain(label(shorten(part["title"], limit=LONGEST_TITLE)))
-            return f"“{title}”" if titled else f"{part['kind']} {part['source'] + 1}"
-    return ""
+    part = next((part for part in given if part["first"] <= token < part["last"]), None)
+    if part is None:
+        return ""
+    if part["kind"] == "document" and part["title"]:
+        return f"“{plain(label(shorten(part['title'], limit=LONGEST_TITLE)))}”"
+    return f"{part['kind']} {part['source'] + 1}"
 
 
 def named(part: Part) -> str:
