@@ -1,12 +1,14 @@
-"""The machine that a benchmark ran on, as its results name it, and the file that its sections go into."""
+"""The machine that a benchmark ran on, as its results name it, and the files of its measurements and sections."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 def processor() -> str:
@@ -19,6 +21,20 @@ def processor() -> str:
 def surroundings() -> str:
     """Date, processor and how busy it is: the first line of a section."""
     return f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}"
+
+
+def kept(samples: Path | None, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` returns, once: a later call with the same file of JSON lines continues there.
+
+    What has a `failure` is tried again.
+    """
+    text = samples.read_text() if samples is not None and samples.exists() else ""
+    known = {one["of"]: one for one in map(json.loads, text.splitlines()) if "failure" not in one}
+    if name not in known:
+        known[name] = {"of": name, **work()}
+        if samples is not None:
+            samples.write_text(f"{text}{json.dumps(known[name])}\n")
+    return dict(known[name])
 
 
 def write_section(path: Path, title: str, lines: Sequence[str], *, introduction: str) -> None:

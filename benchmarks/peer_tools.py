@@ -85,11 +85,7 @@ def llmxai(method: str) -> Callable[[LoadedModel, Question], Work]:
             scores = METHODS[method].function(loaded, question.case.generation, targets=(question.case.target,))
             told: dict[str, Any] = {}
             if (certificate := scores.certificate) is not None:
-                told = {
-                    "converged": certificate.converged[0],
-                    "error": float(certificate.local_error[0]),
-                    "tolerance": float(certificate.tolerance[0]),
-                }
+                told = {"converged": certificate.converged[0], "error": float(certificate.local_error[0])}
             return scores.values[0], told
 
         return work
@@ -209,7 +205,7 @@ def context_cite(source_type: str) -> Callable[[LoadedModel, Question], Work]:
                 start = text.index(part, end)
                 end = start + len(part)
                 spans.append(sorted(token_positions(generation, text, [(start, end)])))
-            return spread(spans, scores, len(generation.ids)), {"sources": len(spans), **told}
+            return spread(spans, scores, len(generation.ids)), told
 
         return work
 

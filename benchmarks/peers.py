@@ -10,7 +10,6 @@ Usage: python benchmarks/peers.py [--model smollm2] [--questions 2] [--training 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import time
 import traceback
@@ -21,16 +20,16 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean, median
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from machine import surroundings, write_section
+from machine import kept, surroundings, write_section
 from peer_tools import TOOLS, Question, Tool, at2_tool, at2_training, require_ids
+from torch import Tensor
 
 from llmxai import LoadedModel, load
 from llmxai.evaluation import Row, make_case, suite_rows
-from llmxai.evaluation.metrics import lds, planted_truth
+from llmxai.evaluation.metrics import lds_on, planted_truth
 from llmxai.generation import answer
 from llmxai.methods.perturbation.removal import SetFunction, half_subsets
 
@@ -90,17 +89,16 @@ def _send(work: Callable[[], dict[str, Any]], into: Connection) -> None:
         into.send({"failure": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"})
 
 
-def kept(samples: Path | None, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """`apart`, once: a later call with the same file continues there, and tries again what failed."""
-    text = samples.read_text() if samples is not None and samples.exists() else ""
-    known = {one["of"]: one for one in map(json.loads, text.splitlines()) if "failure" not in one}
-    if name not in known:
-        known[name] = {"of": name, **apart(work)}
-        told = known[name].get("failure") or f"{known[name].get('seconds', 0):.1f} s"
-        print(f"{name}: {told}", flush=True)
-        if samples is not None:
-            samples.write_text(f"{text}{json.dumps(known[name])}\n")
-    return dict(known[name])
+def kept_apart(samples: Path | None, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """`apart`, once, and a line that says so."""
+
+    def told() -> dict[str, Any]:
+        found = apart(work)
+        ended = found.get("failure") or f"{found.get('seconds', 0):.1f} s"
+        print(f"{name}: {ended}", flush=True)
+        return found
+
+    return kept(samples, name, told)
 
 
 def explained(tool: Tool, loaded: LoadedModel, question: Question) -> dict[str, Any]:
@@ -114,11 +112,15 @@ def explained(tool: Tool, loaded: LoadedModel, question: Question) -> dict[str, 
     return {"seconds": seconds, "scores": scores.tolist(), "told": told}
 
 
+def random_halves(question: Question) -> Tensor:
+    return half_subsets(len(question.case.features), MASKS, seed=MASKS_SEED)
+
+
 def halves(loaded: LoadedModel, question: Question) -> dict[str, Any]:
     """F on the random halves of the LDS: the same for every tool, so computed once."""
     removal = SetFunction(loaded, question.case.generation, question.case.target, question.case.features)
     start = time.process_time()
-    f = removal.values(half_subsets(len(question.case.features), MASKS, seed=MASKS_SEED))
+    f = removal.values(random_halves(question))
     return {"f": f.tolist(), "seconds": time.process_time() - start}
 
 
@@ -126,8 +128,7 @@ def figures(question: Question, scores: Sequence[float], f: Sequence[float]) -> 
     """llmxai's own `mrr` and `lds`; the LDS of scores that are all alike is 0, for they predict nothing."""
     values, truth = torch.tensor(scores, dtype=torch.float64), question.case.truth
     assert truth is not None
-    known = cast(SetFunction, SimpleNamespace(values=lambda _: torch.tensor(f, dtype=torch.float64)))
-    found = {"lds": 0.0} | lds(known, values, masks=MASKS, seed=MASKS_SEED)
+    found = {"lds": 0.0} | lds_on(random_halves(question), torch.tensor(f, dtype=torch.float64), values)
     return {"mrr": planted_truth(values, truth)["mrr"], "lds": found["lds"]}
 
 
@@ -138,10 +139,10 @@ Results = dict[str, list[tuple[Question, dict[str, Any]]]]
 def measured(loaded: LoadedModel, every: Sequence[Question], tools: Sequence[Tool], samples: Path | None) -> Results:
     found: Results = {tool.name: [] for tool in tools}
     for question in every:
-        f = kept(samples, f"{loaded.name}, {question.row.id}: halves", partial(halves, loaded, question))["f"]
+        f = kept_apart(samples, f"{loaded.name}, {question.row.id}: halves", partial(halves, loaded, question))["f"]
         for tool in tools:
             name = f"{loaded.name}, {question.row.id}: {tool.name}"
-            sample = kept(samples, name, partial(explained, tool, loaded, question))
+            sample = kept_apart(samples, name, partial(explained, tool, loaded, question))
             if "failure" not in sample:
                 sample["figures"] = figures(question, sample["scores"], f)
             found[tool.name].append((question, sample))
@@ -242,7 +243,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the copies of this process have no other thread
     loaded = load(options.model, dtype="float32", device_map="cpu")
     name = f"{loaded.name}: AT2, trained on {options.training} of every suite"
-    training = kept(
+    training = kept_apart(
         options.samples, name, lambda: at2_training(loaded, questions(loaded, options.training, seed=TRAINING_SEED))
     )
     tools = (*TOOLS, at2_tool(training["weights"])) if "weights" in training else TOOLS

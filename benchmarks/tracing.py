@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import surroundings, write_section
+from machine import kept, surroundings, write_section
 
 from llmxai import load
 from llmxai.evaluation import Row, make_case, suite_rows
@@ -207,17 +207,6 @@ def aggregated(exact: Trace, everything: Followed) -> tuple[int, torch.Tensor]:
     return hops, total
 
 
-def kept(samples: Path | None, *arguments: str) -> dict[str, Any]:
-    """`measured`, once: a later call with the same file continues there."""
-    name, text = " ".join(arguments), samples.read_text() if samples is not None and samples.exists() else ""
-    known = {one["of"]: one for one in map(json.loads, text.splitlines())}
-    if name not in known:
-        known[name] = {"of": name, "load": os.getloadavg()[1], **measured(*arguments)}
-        if samples is not None:
-            samples.write_text(f"{text}{json.dumps(known[name])}\n")
-    return dict(known[name])
-
-
 def measured(*arguments: str) -> dict[str, Any]:
     print(" ".join(arguments), file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=False)
@@ -227,10 +216,14 @@ def measured(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(lines[-1].removeprefix("RESULT ")))
 
 
+def measured_once(samples: Path | None, *arguments: str) -> dict[str, Any]:
+    return kept(samples, " ".join(arguments), lambda: {"load": os.getloadavg()[1], **measured(*arguments)})
+
+
 def speed_lines(model: str, lengths: list[str], repeats: int, samples: Path | None) -> list[str]:
     tools = (*(f"flashtrace-{hops}" for hops in HOPS), "llmxai")  # the slow one last
     found = {
-        (length, tool): kept(samples, "speed", tool, model, *length.split("/"), str(repeats))
+        (length, tool): measured_once(samples, "speed", tool, model, *length.split("/"), str(repeats))
         for tool in tools
         for length in lengths
     }

@@ -52,6 +52,19 @@ def test_scores_of_words_are_spread_over_their_tokens(monkeypatch: pytest.Monkey
     assert spread([[0, 1], range(1, 3)], [2.0, 4.0], 4).tolist() == [1, 3, 2, 0]
 
 
+def test_a_stopped_benchmark_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured is not measured again; what failed is."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    kept = importlib.import_module("machine").kept
+    samples = tmp_path / "samples.jsonl"
+    assert kept(samples, "a", lambda: {"f": 1}) == {"of": "a", "f": 1}
+    assert kept(samples, "b", lambda: {"failure": "killed"})["failure"] == "killed"
+    assert kept(samples, "a", lambda: pytest.fail("measured again")) == {"of": "a", "f": 1}
+    assert kept(samples, "b", lambda: {"f": 2}) == {"of": "b", "f": 2}
+    assert kept(samples, "b", lambda: pytest.fail("measured again")) == {"of": "b", "f": 2}
+    assert kept(None, "a", lambda: {"f": 3}) == {"of": "a", "f": 3}
+
+
 def section(text: str, title: str) -> str:
     return text.partition(f"## {title}\n\n")[2].partition("\n## ")[0].strip()
 

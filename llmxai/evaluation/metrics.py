@@ -254,7 +254,12 @@ def lds(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[
     Absent if either side is constant.
     """
     subsets = half_subsets(len(scores), masks, seed=seed)
-    f, predicted = removal.values(subsets).numpy(), (subsets.double() @ scores).numpy()
+    return lds_on(subsets, removal.values(subsets), scores)
+
+
+def lds_on(subsets: Bool[Tensor, "mask feature"], values: Float[Tensor, " mask"], scores: Scores) -> dict[str, float]:
+    """The same on subsets whose F is known."""
+    f, predicted = values.numpy(), (subsets.double() @ scores).numpy()
     if not len(f) or np.ptp(f) == 0 or np.ptp(predicted) <= 1e-12 * np.abs(predicted).max():
         return {}
     return {"lds": float(stats.spearmanr(f, predicted).statistic)}
