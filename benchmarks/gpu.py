@@ -140,14 +140,14 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 """Instead of either, to try this out on a CPU."""
 
 
-def random_llama(dtype: torch.dtype, size: str = "1B") -> LoadedModel:
-    """Random weights, the tiny tests' tokenizer."""
+def random_llama(dtype: torch.dtype, size: str = "1B", *, full: bool = CUDA) -> LoadedModel:
+    """Random weights, the tiny tests' tokenizer; a small one in its place unless `full`."""
     from tiny import make_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=128256 if CUDA else 1000,
-        **(SIZES[size] if CUDA else SMALL),
+        vocab_size=128256 if full else 1000,
+        **(SIZES[size] if full else SMALL),
         num_key_value_heads=8,
         max_position_embeddings=65536,
         eos_token_id=None,

@@ -1,71 +1,131 @@
-"""Time against tokens and targets, measured and predicted. Prints a Markdown table.
+"""Time and memory against tokens, targets and parameters, measured and predicted. Writes RESULTS.md.
 
-    python benchmarks/growth.py 64x1 64x8 256x1 256x4 1024x1
+    python benchmarks/growth.py [--sizes smollm2/512x1 1B/512x1 ...] [--samples growth.jsonl]
 
-Integrated gradients and the deletion path with 4 nodes, rollout and its gradient-weighted variant, on the embedded
-model with one thread. Seconds are those of the process, which other work on the machine changes little. The prediction
-is the operations of the passes over the measured rate of products, as `llmxai models check` makes it.
+A size is MODEL/TOKENSxTARGETS, with xNODES for another number of nodes than 4; 1B is a Llama with random weights. Each
+is explained in a process of its own by integrated gradients and by the deletion path, in float32 with one thread.
+Seconds are those of the process, which other work on the machine changes little. Predicted are the passes' operations
+over the measured rate of products, and the planner's memory, as `llmxai models check` makes both.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from machine import kept, surroundings, write_section
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
-sys.path.insert(0, str(HERE))
-
-from gpu import random_answer, row  # noqa: E402
-
-from llmxai import layer_integrated_gradients, load  # noqa: E402
-from llmxai.methods import METHODS, deletion_path  # noqa: E402
-from llmxai.methods.gradients.deletion_path import fuses  # noqa: E402
-from llmxai.models.speed import ATTENDED, EFFICIENCY, layer_operations, layer_weights  # noqa: E402
-
+SIZES = (
+    *("smollm2/128x1", "smollm2/128x16", "smollm2/128x64", "smollm2/512x1", "smollm2/512x16", "smollm2/512x64"),
+    *("smollm2/512x256x1", "smollm2/2048x1", "smollm2/2048x16x1", "smollm2/4096x1x2", "smollm2/8192x1x1"),
+    *("1B/128x1", "1B/128x16x2", "1B/512x1", "1B/2048x1x1"),
+)
 NODES = 4
-SIDE = 768
+METHODS = {"layer_integrated_gradients": "integrated gradients", "deletion_path": "deletion path"}
+GIB = 2**30
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Of the process, not of the clock on the wall."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def measure(size: str, name: str) -> dict[str, Any]:
+    """Seconds and bytes of one method, and what was predicted."""
+    from gpu import random_answer, random_llama
+    from memory import peak
+
+    from llmxai import load
+    from llmxai.methods import METHODS
+    from llmxai.methods.gradients.deletion_path import MAPS, fuses
+    from llmxai.models.memory import Shape, working_bytes
+    from llmxai.models.speed import path_seconds
+
+    torch.set_num_threads(1)
+    model, _, numbers = size.partition("/")
+    tokens, targets, nodes = [*map(int, numbers.split("x")), NODES][:3]
+    loaded = load(model, dtype="float32") if model == "smollm2" else random_llama(torch.float32, model, full=True)
+    method = METHODS[name].function
+    method(loaded, random_answer(8, 1), n_steps=1)  # code that is loaded on first use
+    answer = random_answer(tokens - targets, targets)
+    with peak(mapped=False) as grown:
+        start = time.process_time()
+        scores = method(loaded, answer, n_steps=nodes)
+        seconds = time.process_time() - start
+    with_maps = name == "deletion_path" and not fuses(loaded.model, tokens=tokens)
+    memory = working_bytes(
+        Shape.of(loaded.model.config),
+        tokens=tokens,
+        targets=targets,
+        itemsize=4,
+        chunk_tokens=min(int(str(scores.settings["chunk_tokens"])), nodes * tokens),
+        checkpoint=bool(scores.settings["checkpoint"]),
+        score_maps=MAPS if with_maps else 0,
+    )
+    predicted = path_seconds(
+        loaded.model,
+        name,
+        tokens=tokens,
+        targets=targets,
+        points=2,
+        forwards=nodes,
+        backwards=nodes * targets,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    return {
+        **{"nodes": nodes, "seconds": seconds, "predicted": predicted, "bytes": grown(), "planned": memory},
+        "checkpoint": bool(scores.settings["checkpoint"]),
+    }
+
+
+def apart(size: str, name: str) -> dict[str, Any]:
+    print(size, name, file=sys.stderr, flush=True)
+    command = [sys.executable, str(Path(__file__).resolve()), "--one", size, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{size} {name} failed:\n{done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    loaded = load("smollm2", dtype="float32")
-    a = torch.randn(SIDE, SIDE)
-    rate = 20 * 2 * SIDE**3 / seconds(lambda: [a @ a for _ in range(20)])
-    print(f"torch {torch.__version__}, one thread, products at {rate / 1e9:.0f} GFLOP/s\n")
-    row("tokens", "targets", "method", "processor seconds", "predicted", "predicted / measured")
-    row(*["---"] * 6)
-    for size in sys.argv[1:] or ("64x1", "64x8", "256x1"):
-        tokens, targets = map(int, size.split("x"))
-        answer = random_answer(tokens - targets, targets)
-        one = layer_operations(loaded.model, tokens=tokens)
-        attention = one - 2 * layer_weights(loaded.model) * tokens
-        passes = 2 + NODES * (1 + targets)  # F at both ends; at every node one forward, and one backward a target
-        more = (ATTENDED - 1) * attention if fuses(loaded.model, tokens=tokens) else attention
-        works: dict[str, tuple[Callable[..., object], dict[str, int], float]] = {
-            "integrated gradients": (layer_integrated_gradients, {"n_steps": NODES}, passes * one),
-            "deletion path": (deletion_path, {"n_steps": NODES}, passes * (one + more)),
-            "rollout": (METHODS["attention_rollout"].function, {}, 1.5 * one),
-            "gradient-weighted": (METHODS["gradient_weighted_rollout"].function, {}, (2 + targets) * one),
-        }
-        for name, (method, options, operations) in works.items():
-            took, expected = (
-                seconds(partial(method, loaded, answer, **options)),
-                operations / (EFFICIENCY["cpu"] * rate),
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=SIZES)
+    parser.add_argument("--samples", type=Path, help="file of single measurements, which a later call reuses")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(*asked.one)))
+        return
+    lines = [
+        f"{surroundings()}, one thread, float32, torch {torch.__version__}, transformers {version('transformers')}; "
+        f"every token moves; one run each, seconds of the process.\n",
+        "| model | tokens | targets | nodes | method | seconds | predicted / measured | GiB beside the weights | "
+        "predicted / measured |",
+        "|" + " --- |" * 9,
+    ]
+    worst = {"predicted": 0.0, "planned": 0.0}
+    for size in asked.sizes:
+        model, tokens, targets = size.replace("/", "x").split("x")[:3]
+        for name, title in METHODS.items():
+            one = kept(asked.samples, f"{size} {name}", lambda size=size, name=name: apart(size, name))
+            time_ratio, memory_ratio = one["predicted"] / one["seconds"], one["planned"] / one["bytes"]
+            worst["predicted"] = max(worst["predicted"], abs(time_ratio - 1))
+            worst["planned"] = max(worst["planned"], abs(memory_ratio - 1))
+            checkpointed = ", checkpointed" if one["checkpoint"] else ""
+            lines.append(
+                f"| {model} | {tokens} | {targets} | {one['nodes']} | {title}{checkpointed} | {one['seconds']:.1f} | "
+                f"{time_ratio:.2f} | {one['bytes'] / GIB:.2f} | {memory_ratio:.2f} |"
             )
-            row(tokens, targets, name, took, expected, expected / took)
+    lines += [
+        "",
+        f"The prediction of time is off by at most {worst['predicted']:.0%} of what was measured, that of memory by at "
+        f"most {worst['planned']:.0%}.",
+    ]
+    write_section(HERE / "RESULTS.md", "Growth: time and memory", lines, introduction="# Results\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 All layers of a stack have the same code, so one compilation serves them all, every copy of the model and every later
 explanation: torch keys compiled code by the code and the shapes, not by the module. Few shapes are compiled: lengths
-are rounded up to `TOKENS`, numbers of nodes down to `NODES`, and chunks are padded to them. What a decoder computes for
-a position does not depend on later ones, nor on other rows of the batch, so padding changes nothing but rounding.
+are rounded up to a multiple, numbers of nodes down to `NODES`, and chunks are padded to them. What a decoder computes
+for a position does not depend on later ones, nor on other rows of the batch, so padding changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -27,18 +27,32 @@ from llmxai.models.loading import LoadedModel
 from llmxai.models.speed import layer_operations, product_rate
 
 BACKEND = "inductor"
-DEVICES = ("cuda",)
-"""Where layers are compiled. On a CPU it takes minutes and saves little."""
-COMPILATION = 10.0
-"""Seconds that a new shape takes: 6 to 10 on an H100 (benchmarks/GPU.md)."""
-SAVED = {2: 0.35}
-"""Share of the time that compiled layers save, by bytes per number: on the same card 0.39 at 1B and 0.25 at 8B
-parameters in bfloat16. In float32 with TF32 products it is 0.25 for full chunks, and a whole explanation took
-longer."""
-EAGER = 0.33
-"""Share of the rate of large matrix products at which layers run uncompiled."""
-TOKENS = 32
-"""Lengths are rounded up to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What compiled layers are worth on a kind of device, for 16-bit gradients."""
+
+    saved: float
+    """Share of the time that they save."""
+    eager: float
+    """Share of the rate of large matrix products at which layers run uncompiled."""
+    seconds: float
+    """That a new shape takes."""
+    multiple: int
+    """To which lengths are rounded up."""
+
+
+GAINS = {
+    "cuda": Gain(saved=0.35, eager=0.33, seconds=10.0, multiple=32),
+    "cpu": Gain(saved=0.45, eager=0.3, seconds=15.0, multiple=8),
+}
+"""On an H100 (benchmarks/GPU.md): 0.39 saved at 1B and 0.25 at 8B parameters; 6 to 10 seconds a shape. In float32 with
+TF32 products it is 0.25 for full chunks, and a whole explanation took longer. On two cores with AMX: a layer of 24 x 42
+tokens took 45 ms, forward and back, and 24 compiled (docs/findings.md); in float32 it saves a tenth."""
+AMX = 3.0
+"""On a CPU, layers are compiled where bfloat16 products are so many times as fast as float32 ones. Elsewhere products
+take most of the time, and compilation leaves them as they are."""
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 FULL = 0.85
 """A chunk with a smaller share of the nodes runs uncompiled, without padding."""
@@ -66,19 +80,20 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
     `most`: the nodes that fit into memory. A shape is compiled once what it would have saved, in this work and all
     before it, is longer than its compilation.
     """
-    if not can_compile(loaded):
+    if not can_compile(loaded) or not _worth(loaded.model.device, dtype):
         return None
     device = loaded.model.device
-    length = -(-tokens // TOKENS) * TOKENS
+    gain = GAINS[device.type]
+    length = -(-tokens // gain.multiple) * gain.multiple
     nodes = NODES[bisect_right(NODES, max(1, most * tokens // length)) - 1]
     layer = transformer_layers(loaded.model)[0]
     weights = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
     shape = (type(layer), weights, device, dtype, torch.get_float32_matmul_precision(), nodes, length)
     if shape not in _done:
         operations = layer_operations(loaded.model, tokens=length)
-        seconds = pairs * operations / (EAGER * product_rate(device, dtype))
+        seconds = pairs * operations / (gain.eager * product_rate(device, dtype))
         _spent[shape] = _spent.get(shape, 0.0) + seconds
-        if SAVED.get(dtype.itemsize, 0.0) * _spent[shape] < COMPILATION:
+        if gain.saved * _spent[shape] < gain.seconds:
             return None
         _done.add(shape)
     return Padding(nodes=nodes, tokens=length)
@@ -86,11 +101,17 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
 
 def can_compile(loaded: LoadedModel) -> bool:
     """Whether the layers are plain ones of a decoder on a single device, computing with their own weights."""
-    if loaded.model.device.type not in DEVICES or _broken:
+    if loaded.model.device.type not in GAINS or _broken:
         return False
     several = len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1
     plain = loaded.quantization is None and loaded.computing is None and not several
     return plain and loaded.kind is ModelKind.CAUSAL and not getattr(loaded.model, "_is_stateful", False)
+
+
+def _worth(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products leave enough time to save."""
+    fast = device.type != "cpu" or product_rate(device, dtype) > AMX * product_rate(device, torch.float32)
+    return dtype.itemsize == 2 and fast
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -79,28 +80,59 @@ EFFICIENCY = {"cpu": 0.7, "cuda": 0.3}
 """Share of the rate of large products that a model reaches, by device (docs/scale.md, benchmarks/GPU.md)."""
 
 
-def predicted_seconds(
-    model: PreTrainedModel, *, tokens: int, targets: int, device: torch.device, dtype: torch.dtype
+def path_seconds(
+    model: PreTrainedModel,
+    method: str,
+    *,
+    tokens: int,
+    targets: int,
+    points: int,
+    forwards: int,
+    backwards: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> float:
-    """About how long an explanation with default settings takes, answer not included.
+    """About how long a path method takes: F at `points`, and that many passes forwards and backwards at its nodes.
 
     From the operations of the layers and the output head, and the measured rate of products: as gradients are computed
     (TF32 where that is allowed), and in full float32 for F. `model` may be without weights.
     """
-    shape = Shape.of(model.config)
-    layers = layer_operations(model, tokens=tokens)
-    more = (ATTENDED - 1) * (layers - 2 * layer_weights(model) * tokens)
+    shape, layers = Shape.of(model.config), layer_operations(model, tokens=tokens)
+    if method == "deletion_path":
+        layers += (ATTENDED - 1) * (layers - 2 * layer_weights(model) * tokens)
     head = 2 * shape.hidden * shape.vocabulary * targets
-    exact = gradients = 0.0
-    for name, nodes in NODES.items():
-        one = layers + (more if name == "deletion_path" else 0) + head
-        exact += GRIDS[name] * one
-        gradients += nodes * (min(targets, SHARED) * one + targets * (one - head))
-    gradients += (2 + targets) * layers + min(MASKS + targets, MASKS + tokens) * (layers + head)  # rollout, removal
-    share = EFFICIENCY.get(device.type, EFFICIENCY["cuda"])
-    with exact_products():
-        slow = product_rate(device, dtype)
-    return (exact / slow + gradients / product_rate(device, dtype)) / share
+    exact, gradients = points * (layers + head), forwards * (layers + head) + backwards * layers
+    return exact / _reached(device, dtype, exactly=True) + gradients / _reached(device, dtype)
+
+
+def _reached(device: torch.device, dtype: torch.dtype, *, exactly: bool = False) -> float:
+    """Operations per second of a model."""
+    with exact_products() if exactly else nullcontext():
+        return EFFICIENCY.get(device.type, EFFICIENCY["cuda"]) * product_rate(device, dtype)
+
+
+def predicted_seconds(
+    model: PreTrainedModel, *, tokens: int, targets: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """About how long an explanation with default settings takes, answer not included; `model` may lack weights."""
+    shape, layers = Shape.of(model.config), layer_operations(model, tokens=tokens)
+    of_paths = sum(
+        path_seconds(
+            model,
+            name,
+            tokens=tokens,
+            targets=targets,
+            points=GRIDS[name],
+            forwards=nodes * min(targets, SHARED),
+            backwards=nodes * targets,
+            device=device,
+            dtype=dtype,
+        )
+        for name, nodes in NODES.items()
+    )
+    head = 2 * shape.hidden * shape.vocabulary * targets
+    others = (2 + targets) * layers + min(MASKS + targets, MASKS + tokens) * (layers + head)  # rollout, removal
+    return of_paths + others / _reached(device, dtype)
 
 
 def in_words(seconds: float) -> str:

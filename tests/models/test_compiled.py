@@ -13,8 +13,11 @@ from tiny import answered, make_encoder_decoder, make_loaded
 
 from llmxai.methods import layer_integrated_gradients
 from llmxai.models import compiled, speed
-from llmxai.models.compiled import NODES, TOKENS, can_compile, layers_compiled, padding_for
+from llmxai.models.compiled import GAINS, NODES, Gain, can_compile, layers_compiled, padding_for
 from llmxai.settings import Compute
+
+TOKENS = 32
+AT_ONCE = Gain(saved=1.0, eager=1.0, seconds=0.0, multiple=TOKENS)
 
 
 @pytest.fixture
@@ -27,9 +30,9 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
 
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "DEVICES", ("cpu",))
+    monkeypatch.setitem(GAINS, "cpu", AT_ONCE)
+    monkeypatch.setattr(compiled, "_worth", lambda _device, _dtype: True)
     monkeypatch.setattr(compiled, "BACKEND", backend)
-    monkeypatch.setattr(compiled, "COMPILATION", 0.0)
     monkeypatch.setattr(compiled, "_done", set())
     monkeypatch.setattr(compiled, "_spent", {})
     monkeypatch.setattr(compiled, "_broken", [])
@@ -47,7 +50,7 @@ def test_compiled_layers_and_padding_change_rounding_only(
     options: dict[str, Any] = {"n_steps": n_steps, "max_nodes": 16, "features": "all"}
     got = layer_integrated_gradients(loaded, generation, **options, compute=Compute(chunk_tokens=4 * TOKENS))
     assert compiling, "nothing was compiled"
-    compiled.DEVICES = ()
+    compiled._broken.append("no more")
     want = layer_integrated_gradients(loaded, generation, **options)
     assert got.certificate is not None
     assert want.certificate is not None
@@ -106,11 +109,12 @@ def test_a_failing_compiler_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("compiling")
 def test_shapes_are_few_and_compiled_once_they_have_cost_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make_loaded("llama")
-    monkeypatch.setattr(compiled, "COMPILATION", 10.0)
+    gain = Gain(saved=0.35, eager=0.3, seconds=10.0, multiple=TOKENS)
+    monkeypatch.setitem(GAINS, "cpu", gain)
     operations = speed.layer_operations(loaded.model, tokens=2 * TOKENS)
-    second = operations / compiled.EAGER  # at this rate a pass takes a second
+    second = operations / gain.eager  # at this rate a pass takes a second
     monkeypatch.setattr(compiled, "product_rate", lambda _device, _dtype: second)
-    pairs = round(0.4 * 10 / compiled.SAVED[2])  # 4 of the 10 seconds that a compilation takes would be saved
+    pairs = round(0.4 * 10 / gain.saved)  # 4 of the 10 seconds that a compilation takes would be saved
     found = [padding_for(loaded, tokens=TOKENS + 1, most=30, pairs=pairs, dtype=torch.bfloat16) for _ in range(4)]
     assert [one is not None for one in found] == [False, False, True, True]
     assert found[2] is not None
@@ -130,5 +134,22 @@ def test_which_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_compile(make_encoder_decoder("t5"))
     loaded.model.hf_device_map = {"model": 0, "lm_head": "disk"}
     assert not can_compile(loaded)
-    monkeypatch.setattr(compiled, "DEVICES", ("cuda",))
+    monkeypatch.delitem(GAINS, "cpu")
     assert not can_compile(make_loaded("llama"))
+
+
+@pytest.mark.parametrize(("narrow", "worth"), [(1.5, False), (8.0, True)])
+def test_a_cpu_compiles_where_products_in_16_bits_are_far_faster(
+    narrow: float, worth: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {torch.float32: 1e20, torch.bfloat16: narrow * 1e20}  # so fast that no compilation is too long
+    monkeypatch.setattr(compiled, "product_rate", lambda _device, dtype: rates[dtype])
+    monkeypatch.setattr(compiled, "_done", set())
+    monkeypatch.setattr(compiled, "_spent", {})
+    monkeypatch.setattr(compiled, "_broken", [])
+    monkeypatch.setitem(GAINS, "cpu", replace(GAINS["cpu"], seconds=0.0))
+    loaded = make_loaded("llama")
+    found = padding_for(loaded, tokens=9, most=30, pairs=4, dtype=torch.bfloat16)
+    assert (found is not None) is worth
+    assert found is None or found.tokens == 16
+    assert padding_for(loaded, tokens=9, most=30, pairs=4, dtype=torch.float32) is None
