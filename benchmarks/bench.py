@@ -3,7 +3,7 @@
 Every measurement is a process of its own (benchmarks/worker.py), one after the other, so that peak memory is its own.
 Every part takes the place of its earlier section in the file.
 
-Usage: python benchmarks/bench.py [--repeats 3] [--parts same_work certificates growing]
+Usage: python benchmarks/bench.py [--repeats 3] [--parts same_work certificates]
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def mixed_precision(
     repeats: int, line: Callable[[str, dict[str, Any], str], str], full: dict[str, Any], exact: dict[str, Any]
 ) -> list[str]:
     usual = measure("llmxai", **USUAL, gradient_dtype="bfloat16", repeats=repeats)
+    compiled = measure("llmxai", **USUAL, gradient_dtype="bfloat16", compiling=True, repeats=repeats)
     fixed = measure("llmxai", n_steps=50, gradient_dtype="bfloat16", repeats=repeats)
     certified = measure("llmxai", gradient_dtype="bfloat16", repeats=repeats)
     return [
@@ -128,6 +129,11 @@ def mixed_precision(
             "llmxai, bf16 gradients, the same 50 nodes",
             usual,
             f"ill-conditioned: up to {worst_difference(full['values'], usual['values']):.0%} from fp32",
+        ),
+        line(
+            "llmxai, bf16 gradients, the same 50 nodes, layers compiled before",
+            compiled,
+            f"up to {worst_difference(full['values'], compiled['values']):.0%} from fp32",
         ),
         line(
             "llmxai, bf16 gradients, default path, 50 nodes",
@@ -180,24 +186,9 @@ def certificates(repeats: int) -> list[str]:
     ]
 
 
-def growing(repeats: int) -> list[str]:
-    lines = [
-        "| prompt tokens | targets | milliseconds a (target x node) | GiB besides the weights and libraries |",
-        "| --- | --- | --- | --- |",
-    ]
-    for tokens in (64, 256, 1024):
-        for targets in (8, 32):
-            result = measure("growth", tokens=tokens, targets=targets, repeats=repeats)
-            each = 1000 * result["median"] / (2 * targets)
-            extra = result["peak_gib"] - result["before_gib"]
-            lines.append(f"| {tokens} | {targets} | {each:.0f} | {extra:.2f} |")
-    return [*lines, ""]
-
-
 PARTS: dict[str, tuple[str, Callable[[int], list[str]]]] = {
     "same_work": ("One prompt, 8 targets (`capital`: 38 prompt tokens)", same_work),
     "certificates": ("To the certificate, fp32, default path", certificates),
-    "growing": ("Growth, fp32, every token moves, no cached prefix", growing),
 }
 
 

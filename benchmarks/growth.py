@@ -24,9 +24,9 @@ from machine import kept, surroundings, write_section
 
 HERE = Path(__file__).parent
 SIZES = (
-    *("smollm2/128x1", "smollm2/128x16", "smollm2/128x64", "smollm2/512x1", "smollm2/512x16", "smollm2/512x64"),
-    *("smollm2/512x256x1", "smollm2/2048x1", "smollm2/2048x16x1", "smollm2/4096x1x2", "smollm2/8192x1x1"),
-    *("1B/128x1", "1B/128x16x2", "1B/512x1", "1B/2048x1x1"),
+    *("smollm2/128x1", "smollm2/128x16x2", "smollm2/128x64x1", "smollm2/320x256x1"),
+    *("smollm2/512x1", "smollm2/512x16x1", "smollm2/512x64x1", "smollm2/2048x1x2", "smollm2/2048x16x1"),
+    *("smollm2/4096x1x1", "smollm2/8192x1x1", "1B/128x1x2", "1B/128x16x1", "1B/512x1x2", "1B/2048x1x1"),
 )
 NODES = 4
 METHODS = {"layer_integrated_gradients": "integrated gradients", "deletion_path": "deletion path"}
@@ -40,8 +40,8 @@ def measure(size: str, name: str) -> dict[str, Any]:
 
     from llmxai import load
     from llmxai.methods import METHODS
-    from llmxai.methods.gradients.deletion_path import MAPS, fuses
-    from llmxai.models.memory import Shape, working_bytes
+    from llmxai.methods.gradients.deletion_path import presence_path
+    from llmxai.models.memory import Shape, saved_by, working_bytes
     from llmxai.models.speed import path_seconds
 
     torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def measure(size: str, name: str) -> dict[str, Any]:
         start = time.process_time()
         scores = method(loaded, answer, n_steps=nodes)
         seconds = time.process_time() - start
-    with_maps = name == "deletion_path" and not fuses(loaded.model, tokens=tokens)
+    of_path = presence_path(loaded, answer, features="content").saved if name == "deletion_path" else saved_by
     memory = working_bytes(
         Shape.of(loaded.model.config),
         tokens=tokens,
@@ -63,7 +63,8 @@ def measure(size: str, name: str) -> dict[str, Any]:
         itemsize=4,
         chunk_tokens=min(int(str(scores.settings["chunk_tokens"])), nodes * tokens),
         checkpoint=bool(scores.settings["checkpoint"]),
-        score_maps=MAPS if with_maps else 0,
+        saved=of_path(loaded.model),
+        heap=True,
     )
     predicted = path_seconds(
         loaded.model,

@@ -8,6 +8,7 @@ Usage: python benchmarks/worker.py NAME '{"option": value}'
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -20,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from llmxai import Compute, Decoding, LoadedModel, Tolerance, layer_integrated_gradients, load
-from llmxai.generation import encode_messages, encode_prompt, force_response, generate
+from llmxai.generation import encode_messages, generate
+from llmxai.methods import Target
+from llmxai.models.compiled import COMPILATION
 from llmxai.types import Generation, Scores
 
 PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text())
@@ -48,13 +51,24 @@ def figures(result: Scores) -> dict[str, Any]:
 
 
 def llmxai(*, prompt: int = 0, **options: Any) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
-    """llmxai's integrated gradients; options as in `layer_integrated_gradients`."""
+    """llmxai's integrated gradients; options as in `layer_integrated_gradients`.
+
+    `compiling`: layers are compiled in the first call, whatever it saves; else never.
+    """
+    COMPILATION["cpu"] = 0.0 if options.pop("compiling", False) else math.inf
     loaded = load("smollm2")
     generation = answer(loaded, prompt)
     options["compute"] = Compute(gradient_dtype=options.pop("gradient_dtype", "float32"))
     if "tolerance" in options:
         options["tolerance"] = Tolerance(**options["tolerance"])
-    return (lambda: layer_integrated_gradients(loaded, generation, **options)), figures
+    targets = every_token(generation)
+    return (lambda: layer_integrated_gradients(loaded, generation, targets=targets, **options)), figures
+
+
+def every_token(generation: Generation) -> tuple[Target, ...]:
+    """Also the end mark, which is no target by default, but is one of Captum's and Inseq's."""
+    ids, first = generation.generated_ids, generation.prompt_len - 1
+    return tuple(Target(kind="logprob", positions=(first + t,), ids=(ids[t],)) for t in range(len(ids)))
 
 
 def captum(
@@ -98,27 +112,6 @@ def inseq(*, prompt: int = 0, n_steps: int, batch: int = 50) -> tuple[Callable[[
     )
 
 
-def growth(*, tokens: int, targets: int, n_steps: int = 2) -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
-    """A long prompt and a given answer, a few fixed nodes: how time and memory grow."""
-    loaded = load("smollm2")
-    text = " ".join(f"Item {i} is stored on shelf {i * 7 % 53}." for i in range(tokens // 8 + 1))
-    prompt = encode_prompt(loaded, text)
-    prompt = type(prompt)(ids=prompt.ids[:tokens], roles=prompt.roles[:tokens], request={"prompt": "growth"})
-    response = force_response(loaded, prompt, response=" ".join(f"word{i}" for i in range(targets)))
-    ids = response.ids[: tokens + targets]
-    generation = Generation(
-        ids=ids,
-        prompt_len=tokens,
-        roles=response.roles[: len(ids)],
-        texts=response.texts[: len(ids)],
-        words=(),
-        logprobs=None,
-        stop="given",
-        request={},
-    )
-    return (lambda: layer_integrated_gradients(loaded, generation, n_steps=n_steps)), figures
-
-
 def matmul(*, rows: int = 1024, dtype: str = "float32") -> tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]:
     """The ceiling: the model's own widest layer product, in GFLOP/s."""
     a = torch.randn(rows, 576, dtype=getattr(torch, dtype))
@@ -145,7 +138,7 @@ class Operations(TorchDispatchMode):
         return out
 
 
-WORKERS = {f.__name__: f for f in (llmxai, captum, inseq, growth, matmul)}
+WORKERS = {f.__name__: f for f in (llmxai, captum, inseq, matmul)}
 
 
 def main() -> None:

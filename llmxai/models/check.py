@@ -23,7 +23,7 @@ from llmxai.models.families import ModelKind, auto_class, kind_of, rollout_refus
 from llmxai.models.finding import find_model, knows_text, quantization_config, quantization_of
 from llmxai.models.forward import context_limit, keeps_logits, transformer_depth
 from llmxai.models.loading import stored_dtype
-from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, score_maps_of, useful_tokens, weight_bytes
+from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, saved_by, weight_bytes
 from llmxai.models.precision import LOW, tf32_products
 from llmxai.models.speed import in_words, predicted_seconds
 
@@ -86,9 +86,9 @@ def check_model(
         targets=answer_tokens,
         dtype=width,
         free=free_memory(device),
-        useful=useful_tokens(found.config, device=device, itemsize=width.itemsize),
+        device=device,
         weights=weights,
-        score_maps=score_maps_of(model),
+        saved=saved_by(model),
     )
     computing = torch.float32 if width in LOW else width  # precision "float32", the default
     with tf32_products() if width in LOW else nullcontext():

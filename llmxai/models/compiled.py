@@ -24,35 +24,18 @@ from transformers import PreTrainedModel
 from llmxai.models.families import ModelKind
 from llmxai.models.forward import is_out_of_memory, transformer_layers
 from llmxai.models.loading import LoadedModel
-from llmxai.models.speed import layer_operations, product_rate
+from llmxai.models.speed import traffic_seconds
 
 BACKEND = "inductor"
 
 
-@dataclass(frozen=True)
-class Gain:
-    """What compiled layers are worth on a kind of device, for 16-bit gradients."""
-
-    saved: float
-    """Share of the time that they save."""
-    eager: float
-    """Share of the rate of large matrix products at which layers run uncompiled."""
-    seconds: float
-    """That a new shape takes."""
-    multiple: int
-    """To which lengths are rounded up."""
-
-
-GAINS = {
-    "cuda": Gain(saved=0.35, eager=0.33, seconds=10.0, multiple=32),
-    "cpu": Gain(saved=0.45, eager=0.3, seconds=15.0, multiple=8),
-}
-"""On an H100 (benchmarks/GPU.md): 0.39 saved at 1B and 0.25 at 8B parameters; 6 to 10 seconds a shape. In float32 with
-TF32 products it is 0.25 for full chunks, and a whole explanation took longer. On two cores with AMX: a layer of 24 x 42
-tokens took 45 ms, forward and back, and 24 compiled (docs/findings.md); in float32 it saves a tenth."""
-AMX = 3.0
-"""On a CPU, layers are compiled where bfloat16 products are so many times as fast as float32 ones. Elsewhere products
-take most of the time, and compilation leaves them as they are."""
+COMPILATION = {"cuda": 10.0, "cpu": 15.0}
+"""Seconds that a new shape takes, by device: 6 to 10 on an H100 (benchmarks/GPU.md), 12 to 14 on two cores."""
+SAVED = {2: 0.5}
+"""Share that compiled layers save of what is not products, by bytes per number. On an H100 0.59 at 1B and 0.46 at 8B
+parameters, on a CPU with AMX 0.7. In float32 it is a third, and a whole explanation took longer."""
+MULTIPLE = {"cuda": 32, "cpu": 8}
+"""Lengths are rounded up to a multiple of this, by device."""
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 FULL = 0.85
 """A chunk with a smaller share of the nodes runs uncompiled, without padding."""
@@ -61,7 +44,7 @@ SHAPES = 64
 
 _done: set[Hashable] = set()
 _spent: dict[Hashable, float] = {}
-"""Estimated seconds of uncompiled work, by shape, of all explanations so far."""
+"""Estimated seconds of uncompiled work beside products, by shape, of all explanations so far."""
 _broken: list[str] = []
 """Why compilation failed once; then nothing is compiled any more."""
 
@@ -80,20 +63,19 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
     `most`: the nodes that fit into memory. A shape is compiled once what it would have saved, in this work and all
     before it, is longer than its compilation.
     """
-    if not can_compile(loaded) or not _worth(loaded.model.device, dtype):
+    if not can_compile(loaded):
         return None
     device = loaded.model.device
-    gain = GAINS[device.type]
-    length = -(-tokens // gain.multiple) * gain.multiple
+    multiple = MULTIPLE[device.type]
+    length = -(-tokens // multiple) * multiple
     nodes = NODES[bisect_right(NODES, max(1, most * tokens // length)) - 1]
     layer = transformer_layers(loaded.model)[0]
     weights = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
     shape = (type(layer), weights, device, dtype, torch.get_float32_matmul_precision(), nodes, length)
     if shape not in _done:
-        operations = layer_operations(loaded.model, tokens=length)
-        seconds = pairs * operations / (gain.eager * product_rate(device, dtype))
+        seconds = pairs * traffic_seconds(loaded.model, tokens=length, device=device, dtype=dtype)
         _spent[shape] = _spent.get(shape, 0.0) + seconds
-        if gain.saved * _spent[shape] < gain.seconds:
+        if SAVED.get(dtype.itemsize, 0.0) * _spent[shape] < COMPILATION[device.type]:
             return None
         _done.add(shape)
     return Padding(nodes=nodes, tokens=length)
@@ -101,17 +83,11 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
 
 def can_compile(loaded: LoadedModel) -> bool:
     """Whether the layers are plain ones of a decoder on a single device, computing with their own weights."""
-    if loaded.model.device.type not in GAINS or _broken:
+    if loaded.model.device.type not in COMPILATION or _broken:
         return False
     several = len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1
     plain = loaded.quantization is None and loaded.computing is None and not several
     return plain and loaded.kind is ModelKind.CAUSAL and not getattr(loaded.model, "_is_stateful", False)
-
-
-def _worth(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products leave enough time to save."""
-    fast = device.type != "cpu" or product_rate(device, dtype) > AMX * product_rate(device, torch.float32)
-    return dtype.itemsize == 2 and fast
 
 
 @contextmanager

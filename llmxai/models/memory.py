@@ -36,6 +36,7 @@ from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of
 from llmxai.models.forward import is_out_of_memory
 from llmxai.settings import CHUNK_TOKENS
 
+CPU = torch.device("cpu")
 GIB = 2**30
 SHARE = 0.85
 """Share of the free memory that a plan may use; the rest covers what the estimate does not see."""
@@ -43,8 +44,11 @@ BLOCK_NUMBERS = 2**24
 """Most attention weights of all heads that rollout holds at once; four copies of them exist for a moment."""
 USEFUL_NUMBERS = 2**26
 """Numbers (tokens x hidden) that keep a GPU busy: 32,768 tokens of width 2,048; more are hardly faster."""
-USEFUL_ON_CPU = {4: CHUNK_TOKENS, 2: 4 * CHUNK_TOKENS}
-"""Tokens at once on a CPU, by bytes per number: with AMX, 4,096 in bfloat16 were 1.5 times as fast as 1,024."""
+USEFUL_ON_CPU = {4: CHUNK_TOKENS, 2: 2 * CHUNK_TOKENS}
+"""Tokens at once on a CPU, by bytes per number: with AMX, 2,048 in bfloat16 are as fast as 4,096, and compiled layers
+faster."""
+HEAP = 1.3
+"""Growth of the process on a CPU for each byte of a graph: glibc keeps freed blocks, and smaller ones settle there."""
 BITS = {"4bit": 4.5, "8bit": 8.5}
 """Bits per weight of the quantised layers, including their scales."""
 
@@ -78,6 +82,19 @@ class MemoryPlan:
             f"{weights}{self.working / GIB:.2f} GiB of working memory, {self.free / GIB:.2f} GiB free; "
             f"{self.chunk_tokens} tokens at once, activations {kept}"
         )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the attention of one layer saves for the backward pass."""
+
+    maps: int = 0
+    """Number of [head, query, key] in float32; none with a fused kernel."""
+    heads: float = 4.0
+    """Number of [head, token, channel]: queries, keys, values and what comes out."""
+
+
+SDPA = Saved()
 
 
 @dataclass(frozen=True)
@@ -120,11 +137,11 @@ class Shape:
         )
 
 
-def kept_per_token(shape: Shape, *, itemsize: int) -> int:
-    """Bytes that one layer keeps per token for the backward pass."""
+def kept_per_token(shape: Shape, *, itemsize: int, heads: float = SDPA.heads) -> int:
+    """Bytes that one layer keeps per token for the backward pass; `heads` as in `Saved`."""
     norm = itemsize + 4 if shape.rms and itemsize < 4 else itemsize
-    heads = shape.heads * shape.head_dim
-    return shape.norms * shape.hidden * norm + (4 * heads + shape.kept * shape.intermediate) * itemsize
+    of_heads = round(heads * shape.heads * shape.head_dim)
+    return shape.norms * shape.hidden * norm + (of_heads + shape.kept * shape.intermediate) * itemsize
 
 
 def _depth(config: PreTrainedConfig) -> int:
@@ -141,17 +158,27 @@ def _kept_by_activation(config: PreTrainedConfig) -> int:
 
 
 def working_bytes(
-    shape: Shape, *, tokens: int, targets: int, itemsize: int, chunk_tokens: int, checkpoint: bool, score_maps: int = 0
+    shape: Shape,
+    *,
+    tokens: int,
+    targets: int,
+    itemsize: int,
+    chunk_tokens: int,
+    checkpoint: bool,
+    saved: Saved = SDPA,
+    heap: bool = False,
 ) -> int:
     """Peak memory: the graph of one chunk with its logits, or the tensors that rollout reads from all layers.
 
-    `score_maps`: how many [head, seq, seq] float32 maps a layer keeps (`score_maps_of`); none with a fused kernel.
+    `heap`: whether blocks come from glibc, as on a CPU; gradient checkpointing lets it give them back.
     """
     nodes = max(1, chunk_tokens // tokens)
-    scores = score_maps * nodes * shape.heads * tokens * tokens * max(itemsize, 4)
-    layer = nodes * tokens * kept_per_token(shape, itemsize=itemsize) + scores
+    scores = saved.maps * nodes * shape.heads * tokens * tokens * max(itemsize, 4)
+    layer = nodes * tokens * kept_per_token(shape, itemsize=itemsize, heads=saved.heads) + scores
     stream = nodes * tokens * shape.hidden * itemsize
     graph = stream * shape.depth + 2 * layer if checkpoint else layer * (shape.depth + 1)
+    if heap and not checkpoint:
+        graph = round(HEAP * graph)
     logits = 3 * nodes * targets * shape.vocabulary * max(itemsize, 4)
     block = 4 * min(shape.heads * tokens * tokens, BLOCK_NUMBERS) * max(itemsize, 4)
     rollout = 3 * shape.depth * tokens * shape.heads * shape.head_dim * itemsize + block
@@ -167,14 +194,15 @@ def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_token
         itemsize=model.dtype.itemsize,
         chunk_tokens=chunk_tokens,
         checkpoint=checkpoint,
-        score_maps=score_maps_of(model),
+        saved=saved_by(model),
+        heap=input_device(model).type == "cpu",
     )
 
 
-def score_maps_of(model: PreTrainedModel) -> int:
-    """How many maps of all heads a layer keeps for the backward pass: scores and weights where attention is eager."""
+def saved_by(model: PreTrainedModel) -> Saved:
+    """What the model's own attention saves: scores and weights, too, where it is eager."""
     eager = 2 if model.config._attn_implementation == "eager" else 0
-    return family_of(model.config).own_maps or eager
+    return Saved(maps=family_of(model.config).own_maps or eager)
 
 
 def useful_tokens(config: PreTrainedConfig, *, device: torch.device, itemsize: int) -> int:
@@ -191,18 +219,18 @@ def plan_memory(
     targets: int,
     dtype: torch.dtype,
     free: int,
+    device: torch.device = CPU,
     weights: int = 0,
-    score_maps: int = 0,
-    useful: int = CHUNK_TOKENS,
+    saved: Saved = SDPA,
     checkpoint: bool | None = None,
     offloaded: bool = False,
 ) -> MemoryPlan:
     """The fastest settings that fit into SHARE of `free`: as many nodes at once as are useful and fit, none of them
     checkpointed; else checkpointed; else the least.
 
-    `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. `useful`: see
-    `useful_tokens`. `offloaded` layers are checkpointed unless the caller says otherwise: a graph would keep their
-    weights alive. Whether the plan fits is for the caller to ask (`require_fits`).
+    `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. `offloaded` layers
+    are checkpointed unless the caller says otherwise: a graph would keep their weights alive. Whether the plan fits is
+    for the caller to ask (`require_fits`).
     """
     shape = Shape.of(config)
 
@@ -214,10 +242,12 @@ def plan_memory(
             itemsize=dtype.itemsize,
             chunk_tokens=nodes * tokens,
             checkpoint=checkpoint,
-            score_maps=score_maps,
+            saved=saved,
+            heap=device.type == "cpu",
         )
         return MemoryPlan(weights, working, free, nodes * tokens if nodes < most else max(useful, tokens), checkpoint)
 
+    useful = useful_tokens(config, device=device, itemsize=dtype.itemsize)
     most = max(1, useful // tokens)
     choices = (checkpoint,) if checkpoint is not None else (True,) if offloaded else (False, True)
     for choice in choices:
@@ -234,12 +264,12 @@ def plan_for(
     tokens: int,
     targets: int,
     dtype: torch.dtype | None = None,
-    score_maps: int | None = None,
+    saved: Saved | None = None,
     checkpoint: bool | None = None,
 ) -> MemoryPlan:
     """The plan for a model whose weights are in memory, on whatever devices its layers lie.
 
-    `score_maps`: how many maps of all heads a layer keeps, if not as many as the model's own attention.
+    `saved`: what attention saves, if not what the model's own does.
     """
     where = Counter(device_of(layer) or model.device for layer in _layers(model) or [model])
     places = set(getattr(model, "hf_device_map", {}).values())
@@ -257,8 +287,8 @@ def plan_for(
         dtype=dtype,
         weights=_largest_layer(model) if away else 0,
         free=free,
-        score_maps=score_maps_of(model) if score_maps is None else score_maps,
-        useful=useful_tokens(model.config, device=next(iter(accelerators or where)), itemsize=dtype.itemsize),
+        saved=saved or saved_by(model),
+        device=next(iter(accelerators or where)),
         checkpoint=checkpoint,
         offloaded=away,
     )

@@ -1,9 +1,13 @@
-"""How fast a device is, and how many operations a model needs: what predictions of time are made of."""
+"""How fast a device is, and what a model needs: what predictions of time are made of.
+
+A pass takes the operations of its matrices and attention over the rate of large products, and the bytes that go through
+memory between them over the rate at which the device reads and writes.
+"""
 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -12,12 +16,18 @@ from transformers import PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.memory import Shape
+from llmxai.models.memory import Shape, kept_per_token
 from llmxai.models.precision import exact_products
 
 SIDE = {"cuda": 8192, "cpu": 768}
 """Side of the square matrices whose product is timed."""
+NUMBERS = {"cuda": 2**28, "cpu": 2**23}
+"""Length of the vectors whose product, number by number, is timed."""
 REPEATS = 5
+TRAFFIC = 12.5
+"""Bytes that a layer reads and writes in a pass, for each byte that it keeps for the backward pass: normalisations,
+activations, rotations and residuals come one after the other. Fitted to rows of benchmarks/RESULTS.md (a CPU, float32)
+and benchmarks/GPU.md (an H100, bfloat16 and TF32, 1B and 8B parameters)."""
 
 
 @cache
@@ -25,14 +35,27 @@ def _rate(device: torch.device, dtype: torch.dtype, precision: str) -> float:
     del precision  # the global setting of float32 products, which the key must hold
     side, source = SIDE.get(device.type, 2048), torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, device=device, dtype=dtype, generator=source) for _ in range(2))
+    return 2 * side**3 / _fastest(device, lambda: a @ b)
+
+
+@cache
+def streaming_rate(device: torch.device) -> float:
+    """Bytes per second that an operation number by number reads and writes, measured once per device."""
+    a = torch.ones(NUMBERS.get(device.type, 2**23), device=device)
+    b = torch.ones_like(a)
+    return 2 * a.nbytes / _fastest(device, lambda: torch.mul(a, a, out=b))
+
+
+def _fastest(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of some repetitions."""
     fastest = float("inf")
     for _ in range(REPEATS):
         wait(device)
         start = time.perf_counter()
-        a @ b
+        work()
         wait(device)
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * side**3 / fastest
+    return fastest
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -76,8 +99,13 @@ MASKS = 96
 """Forward passes of the whole text that removals take at most: 64 units, and 64 halves of the text."""
 ATTENDED = 4
 """Attention along the deletion path, compared with causal attention: every key, and each query's own once more."""
-EFFICIENCY = {"cpu": 0.7, "cuda": 0.3}
-"""Share of the rate of large products that a model reaches, by device (docs/scale.md, benchmarks/GPU.md)."""
+
+
+def traffic_seconds(model: PreTrainedModel, *, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Of a pass through the layers: what it takes beside its products."""
+    shape = Shape.of(model.config)
+    kept = shape.depth * tokens * kept_per_token(shape, itemsize=dtype.itemsize)
+    return TRAFFIC * kept / streaming_rate(device)
 
 
 def path_seconds(
@@ -94,21 +122,18 @@ def path_seconds(
 ) -> float:
     """About how long a path method takes: F at `points`, and that many passes forwards and backwards at its nodes.
 
-    From the operations of the layers and the output head, and the measured rate of products: as gradients are computed
-    (TF32 where that is allowed), and in full float32 for F. `model` may be without weights.
+    Products are computed as gradients are (TF32 where that is allowed), and for F in full float32. `model` may be
+    without weights.
     """
     shape, layers = Shape.of(model.config), layer_operations(model, tokens=tokens)
     if method == "deletion_path":
         layers += (ATTENDED - 1) * (layers - 2 * layer_weights(model) * tokens)
     head = 2 * shape.hidden * shape.vocabulary * targets
-    exact, gradients = points * (layers + head), forwards * (layers + head) + backwards * layers
-    return exact / _reached(device, dtype, exactly=True) + gradients / _reached(device, dtype)
-
-
-def _reached(device: torch.device, dtype: torch.dtype, *, exactly: bool = False) -> float:
-    """Operations per second of a model."""
-    with exact_products() if exactly else nullcontext():
-        return EFFICIENCY.get(device.type, EFFICIENCY["cuda"]) * product_rate(device, dtype)
+    with exact_products():
+        exact = points * (layers + head) / product_rate(device, dtype)
+    gradients = (forwards * (layers + head) + backwards * layers) / product_rate(device, dtype)
+    passes = points + forwards + backwards
+    return exact + gradients + passes * traffic_seconds(model, tokens=tokens, device=device, dtype=dtype)
 
 
 def predicted_seconds(
@@ -130,9 +155,10 @@ def predicted_seconds(
         )
         for name, nodes in NODES.items()
     )
+    rollout, removal = 2 + targets, min(MASKS + targets, MASKS + tokens)
     head = 2 * shape.hidden * shape.vocabulary * targets
-    others = (2 + targets) * layers + min(MASKS + targets, MASKS + tokens) * (layers + head)  # rollout, removal
-    return of_paths + others / _reached(device, dtype)
+    products = (rollout * layers + removal * (layers + head)) / product_rate(device, dtype)
+    return of_paths + products + (rollout + removal) * traffic_seconds(model, tokens=tokens, device=device, dtype=dtype)
 
 
 def in_words(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from tiny import ARCHITECTURES, make_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmxai.models.memory import Shape, kept_per_token, score_maps_of
+from llmxai.models.memory import Saved, Shape, kept_per_token, saved_by
 
 DEPTH, SEQ, BATCH = 4, 64, 4
 WIDE: dict[str, Any] = {"num_hidden_layers": DEPTH, "hidden_size": 128, "num_attention_heads": 8}
@@ -34,8 +35,8 @@ def wide_model(architecture: str, dtype: torch.dtype) -> PreTrainedModel:
     return make_model(architecture, dtype=dtype, **changes).requires_grad_(False)
 
 
-def kept_by_autograd(model: PreTrainedModel) -> int:
-    """Bytes of every storage that is saved for the backward pass, the weights left out."""
+def kept_by_autograd(model: PreTrainedModel, run: Callable[[], object] | None = None) -> int:
+    """Bytes of every storage that `run` saves for the backward pass, the weights left out; else the layers alone."""
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -45,15 +46,18 @@ def kept_by_autograd(model: PreTrainedModel) -> int:
             kept[place] = tensor
         return tensor
 
-    width = model.get_input_embeddings().weight.shape[1]
-    x = torch.zeros(BATCH, SEQ, width, dtype=model.dtype).normal_().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def layers() -> None:
+        width = model.get_input_embeddings().weight.shape[1]
+        x = torch.zeros(BATCH, SEQ, width, dtype=model.dtype).normal_().requires_grad_()
         model.base_model(inputs_embeds=x, use_cache=False)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        (run or layers)()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def estimated(model: PreTrainedModel) -> int:
-    """The planner's figure for the same."""
-    shape = Shape.of(model.config)
-    scores = score_maps_of(model) * shape.heads * SEQ * 4
-    return DEPTH * BATCH * SEQ * (kept_per_token(shape, itemsize=model.dtype.itemsize) + scores)
+def estimated(model: PreTrainedModel, saved: Saved | None = None) -> int:
+    """The planner's figure for the same; `saved` by another attention than the model's own."""
+    shape, saved = Shape.of(model.config), saved or saved_by(model)
+    scores = saved.maps * shape.heads * SEQ * 4
+    return DEPTH * BATCH * SEQ * (kept_per_token(shape, itemsize=model.dtype.itemsize, heads=saved.heads) + scores)

@@ -12,12 +12,20 @@ import torch
 from tiny import answered, make_encoder_decoder, make_loaded
 
 from llmxai.methods import layer_integrated_gradients
-from llmxai.models import compiled, speed
-from llmxai.models.compiled import GAINS, NODES, Gain, can_compile, layers_compiled, padding_for
+from llmxai.models import compiled
+from llmxai.models.compiled import (
+    COMPILATION,
+    MULTIPLE,
+    NODES,
+    SAVED,
+    Padding,
+    can_compile,
+    layers_compiled,
+    padding_for,
+)
 from llmxai.settings import Compute
 
 TOKENS = 32
-AT_ONCE = Gain(saved=1.0, eager=1.0, seconds=0.0, multiple=TOKENS)
 
 
 @pytest.fixture
@@ -30,8 +38,8 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
 
     torch._dynamo.reset()
-    monkeypatch.setitem(GAINS, "cpu", AT_ONCE)
-    monkeypatch.setattr(compiled, "_worth", lambda _device, _dtype: True)
+    monkeypatch.setitem(COMPILATION, "cpu", 0.0)
+    monkeypatch.setitem(MULTIPLE, "cpu", TOKENS)
     monkeypatch.setattr(compiled, "BACKEND", backend)
     monkeypatch.setattr(compiled, "_done", set())
     monkeypatch.setattr(compiled, "_spent", {})
@@ -109,12 +117,9 @@ def test_a_failing_compiler_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("compiling")
 def test_shapes_are_few_and_compiled_once_they_have_cost_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make_loaded("llama")
-    gain = Gain(saved=0.35, eager=0.3, seconds=10.0, multiple=TOKENS)
-    monkeypatch.setitem(GAINS, "cpu", gain)
-    operations = speed.layer_operations(loaded.model, tokens=2 * TOKENS)
-    second = operations / gain.eager  # at this rate a pass takes a second
-    monkeypatch.setattr(compiled, "product_rate", lambda _device, _dtype: second)
-    pairs = round(0.4 * 10 / gain.saved)  # 4 of the 10 seconds that a compilation takes would be saved
+    monkeypatch.setitem(COMPILATION, "cpu", 10.0)
+    monkeypatch.setattr(compiled, "traffic_seconds", lambda *_args, **_options: 1.0)  # of a pass
+    pairs = round(0.4 * 10 / SAVED[2])  # 4 of the 10 seconds that a compilation takes would be saved
     found = [padding_for(loaded, tokens=TOKENS + 1, most=30, pairs=pairs, dtype=torch.bfloat16) for _ in range(4)]
     assert [one is not None for one in found] == [False, False, True, True]
     assert found[2] is not None
@@ -134,22 +139,14 @@ def test_which_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_compile(make_encoder_decoder("t5"))
     loaded.model.hf_device_map = {"model": 0, "lm_head": "disk"}
     assert not can_compile(loaded)
-    monkeypatch.delitem(GAINS, "cpu")
+    monkeypatch.delitem(COMPILATION, "cpu")
     assert not can_compile(make_loaded("llama"))
 
 
-@pytest.mark.parametrize(("narrow", "worth"), [(1.5, False), (8.0, True)])
-def test_a_cpu_compiles_where_products_in_16_bits_are_far_faster(
-    narrow: float, worth: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rates = {torch.float32: 1e20, torch.bfloat16: narrow * 1e20}  # so fast that no compilation is too long
-    monkeypatch.setattr(compiled, "product_rate", lambda _device, dtype: rates[dtype])
-    monkeypatch.setattr(compiled, "_done", set())
-    monkeypatch.setattr(compiled, "_spent", {})
-    monkeypatch.setattr(compiled, "_broken", [])
-    monkeypatch.setitem(GAINS, "cpu", replace(GAINS["cpu"], seconds=0.0))
+@pytest.mark.usefixtures("compiling")
+def test_float32_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPILATION, "cpu", 1e-9)
     loaded = make_loaded("llama")
-    found = padding_for(loaded, tokens=9, most=30, pairs=4, dtype=torch.bfloat16)
-    assert (found is not None) is worth
-    assert found is None or found.tokens == 16
-    assert padding_for(loaded, tokens=9, most=30, pairs=4, dtype=torch.float32) is None
+    wanted = {"tokens": 9, "most": 30, "pairs": 10**9}
+    assert padding_for(loaded, **wanted, dtype=torch.float32) is None
+    assert padding_for(loaded, **wanted, dtype=torch.bfloat16) == Padding(nodes=8, tokens=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from kept import estimated, kept_by_autograd, wide_model
-from tiny import ARCHITECTURES, make_model
+from kept import BATCH, SEQ, estimated, kept_by_autograd, wide_model
+from tiny import ARCHITECTURES, make_model, make_tokenizer
 from transformers import AutoConfig, PreTrainedConfig
 
 from llmxai.errors import InsufficientMemoryError
+from llmxai.methods.gradients.deletion_path import presence_path
+from llmxai.models import frozen_eval, wrap
 from llmxai.models import memory as planner
 from llmxai.models.memory import (
     MemoryPlan,
+    Saved,
     Shape,
     free_memory,
     plan_memory,
@@ -26,6 +30,7 @@ from llmxai.models.memory import (
     working_bytes,
 )
 from llmxai.settings import CHUNK_TOKENS
+from llmxai.types import Generation, Role
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -33,6 +38,30 @@ from llmxai.settings import CHUNK_TOKENS
 def test_what_a_layer_keeps(architecture: str, dtype: torch.dtype) -> None:
     model = wide_model(architecture, dtype)
     assert estimated(model) == pytest.approx(kept_by_autograd(model), rel=0.3)
+
+
+@pytest.mark.parametrize(("fused", "within"), [(True, 0.2), (False, 0.35)])
+def test_what_a_layer_keeps_along_the_deletion_path(
+    fused: bool, within: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module(presence_path.__module__), "FUSED_FROM", 1 if fused else 10**6)
+    model = wide_model("llama", torch.float32)
+    loaded = wrap(model, make_tokenizer(), name="wide")
+    ids = tuple(range(20, 20 + SEQ))
+    roles = (Role.USER,) * (SEQ - 1) + (Role.GENERATED,)
+    generation = Generation(
+        ids=ids, prompt_len=SEQ - 1, roles=roles, texts=("x",) * SEQ, words=(), logprobs=None, stop="given", request={}
+    )
+    path = presence_path(loaded, generation, features="content")
+    assert (path.saved(model).maps == 0) is fused
+
+    def run() -> None:
+        inputs = path.inputs(loaded, [0.5] * BATCH, slice(SEQ)).requires_grad_()
+        path.logits(loaded, inputs, positions=[SEQ - 1], live=slice(0, SEQ), prefix=None)
+
+    with frozen_eval(model), path.attached(model), torch.enable_grad():
+        kept = kept_by_autograd(model, run)
+    assert estimated(model, path.saved(model)) == pytest.approx(kept, rel=within)
 
 
 def llama(**changes: Any) -> PreTrainedConfig:
@@ -74,7 +103,13 @@ def test_what_must_grow_grows() -> None:
     base = {"tokens": 256, "targets": 16, "itemsize": 4, "chunk_tokens": 1024, "checkpoint": False}
     least = working_bytes(shape, **base)
     assert working_bytes(shape, **{**base, "checkpoint": True}) < least / 2
-    for name, more in {"targets": 160, "itemsize": 8, "chunk_tokens": 2048, "score_maps": 2}.items():
+    for name, more in {
+        "targets": 160,
+        "itemsize": 8,
+        "chunk_tokens": 2048,
+        "saved": Saved(maps=2),
+        "heap": True,
+    }.items():
         assert working_bytes(shape, **{**base, name: more}) > least
 
 
@@ -129,7 +164,7 @@ def test_a_gpu_is_filled(free: int, tokens: int) -> None:
     config, room = llama(**ONE_B), free * planner.GIB
     useful = useful_tokens(config, device=CUDA, itemsize=4)
     assert useful == 32768
-    chosen = plan_memory(config, tokens=tokens, targets=16, dtype=torch.float32, free=room, useful=useful)
+    chosen = plan_memory(config, tokens=tokens, targets=16, dtype=torch.float32, free=room, device=CUDA)
     if not chosen.fits:
         assert (chosen.chunk_tokens, chosen.checkpoint) == (tokens, True)
         return
@@ -142,7 +177,7 @@ def test_a_gpu_is_filled(free: int, tokens: int) -> None:
 
 def test_width_and_dtype_decide_how_many_tokens_are_useful() -> None:
     cpu = torch.device("cpu")
-    assert [useful_tokens(llama(), device=cpu, itemsize=size) for size in (2, 4, 8)] == [4096, 1024, 1024]
+    assert [useful_tokens(llama(), device=cpu, itemsize=size) for size in (2, 4, 8)] == [2048, 1024, 1024]
     assert useful_tokens(llama(hidden_size=4096), device=CUDA, itemsize=2) == 16384
 
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmxai import explain
 from llmxai.models import speed
+from llmxai.models.memory import Shape
 from llmxai.models.speed import in_words, predicted_seconds
 
 CPU = torch.device("cpu")
@@ -59,13 +60,52 @@ def test_what_must_grow_grows() -> None:
     assert seconds(8192, 256) > 8 * seconds(8192, 16)
 
 
-def test_a_rate_twice_as_high_takes_half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_twice_as_high_take_half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_loaded("llama").model
     found = []
     for rate in (1e9, 2e9):
         monkeypatch.setattr(speed, "product_rate", lambda _device, _dtype, rate=rate: rate)
+        monkeypatch.setattr(speed, "streaming_rate", lambda _device, rate=rate: rate)
         found.append(predicted_seconds(model, tokens=100, targets=4, device=CPU, dtype=torch.float32))
     assert found[0] == pytest.approx(2 * found[1])
+
+
+@pytest.mark.parametrize("method", ["layer_integrated_gradients", "deletion_path"])
+def test_a_path_takes_its_products_and_its_traffic(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, for a Llama of 3 layers: hidden 32, 4 heads of 8 (2 for keys and values), 48 wide, vocabulary V."""
+    model = make_loaded("llama").model
+    c = model.config
+    assert (c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads) == (3, 32, 4, 2)
+    assert c.intermediate_size == 48
+    monkeypatch.setattr(speed, "product_rate", lambda _device, _dtype: 1e6)
+    monkeypatch.setattr(speed, "streaming_rate", lambda _device: 1e7)
+    got = speed.path_seconds(
+        model, method, tokens=10, targets=3, points=2, forwards=4, backwards=12, device=CPU, dtype=torch.float32
+    )
+    weights = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    attention = 2 * 3 * 32 * 10**2 * (4 if method == "deletion_path" else 1)
+    products = 18 * (2 * weights * 10 + attention) + 6 * 2 * 32 * c.vocab_size * 3
+    kept = 3 * 10 * 4 * (2 * 32 + 4 * 32 + 3 * 48)
+    assert got == pytest.approx(products / 1e6 + 18 * speed.TRAFFIC * kept / 1e7)
+
+
+def test_what_was_measured_on_a_gpu_is_predicted_within_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/GPU.md, uncompiled: TFLOP/s of a pass; the memory of an H100 moves about 3 TB/s."""
+    shapes = {
+        "1B": Shape(16, 2048, 32, 64, 8192, 3, 2, True, 128256),
+        "8B": Shape(32, 4096, 32, 128, 14336, 3, 2, True, 128256),
+    }
+    weights = {"1B": 16 * (2 * 2048 * 2560 + 3 * 2048 * 8192), "8B": 32 * (2 * 4096 * 5120 + 3 * 4096 * 14336)}
+    monkeypatch.setattr(speed, "streaming_rate", lambda _device: 3e12)
+    model = make_loaded("llama").model
+    rows = (("1B", torch.bfloat16, 747.6, 248), ("1B", torch.float32, 400.7, 111), ("8B", torch.bfloat16, 747.6, 337))
+    for size, dtype, rate, measured in rows:
+        monkeypatch.setattr(speed.Shape, "of", lambda _config, size=size: shapes[size])
+        monkeypatch.setattr(speed, "layer_weights", lambda _model, size=size: weights[size])
+        operations = speed.layer_operations(model, tokens=528)
+        beside = speed.traffic_seconds(model, tokens=528, device=CPU, dtype=dtype)
+        predicted = operations / (operations / (rate * 1e12) + beside)
+        assert predicted / 1e12 == pytest.approx(measured, rel=0.25), (size, dtype)
 
 
 @pytest.mark.parametrize(

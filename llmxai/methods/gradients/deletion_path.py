@@ -36,7 +36,7 @@ from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
 from llmxai.models.embedding import input_device
 from llmxai.models.families import field_of, kind_of, softmax_refusal
-from llmxai.models.memory import score_maps_of
+from llmxai.models.memory import Saved, Shape, saved_by
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
 from llmxai.types import Generation, Scores
@@ -288,6 +288,13 @@ def fused_attention(
     return torch.cat(found, dim=2)[..., : value.shape[-1]].transpose(1, 2).contiguous()
 
 
+def _saved_heads(model: PreTrainedModel) -> float:
+    """As in `Saved`: queries, what comes out, and for every part the keys and values up to its last, and its own."""
+    parts = PARTS if input_device(model).type == "cpu" else 1
+    wider = 1 + WIDER / Shape.of(model.config).head_dim
+    return wider * (2 + 2 * ((parts + 1) / 2 + 1))
+
+
 def _is_one_of(given: Any, masks: Sequence[Tensor]) -> bool:
     """Compare by value: Accelerate copies tensors that it moves to another device."""
     if not isinstance(given, Tensor):
@@ -310,9 +317,11 @@ class PresencePath:
         """The model with hidden tokens in its attention."""
         return hiding(model, self.hidden)
 
-    def score_maps(self, model: PreTrainedModel) -> int:
+    def saved(self, model: PreTrainedModel) -> Saved:
         """Scores and weights, unless the kernel is fused: such kernels give no gradient with respect to a mask."""
-        return 0 if fuses(model, tokens=len(self.moving)) else max(MAPS, score_maps_of(model))
+        if fuses(model, tokens=len(self.moving)):
+            return Saved(heads=_saved_heads(model))
+        return Saved(maps=max(MAPS, saved_by(model).maps))
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live"]:
         """log a, in float32 or wider; exactly 0 if a token is seen and -inf if it is hidden."""

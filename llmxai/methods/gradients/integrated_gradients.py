@@ -166,7 +166,7 @@ def planned(loaded: LoadedModel, path: Path, targets: Sequence[Target], compute:
         tokens=len(path.moving),
         targets=len(targets),
         dtype=loaded.dtype if compute.gradient_dtype is None else torch_dtype(compute.gradient_dtype),
-        score_maps=path.score_maps(loaded.model),
+        saved=path.saved(loaded.model),
         checkpoint=compute.checkpoint,
     )
     return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)

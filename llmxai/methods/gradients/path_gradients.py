@@ -19,7 +19,7 @@ from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
 from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
 from llmxai.models.forward import own_errors
-from llmxai.models.memory import ChunkSize, in_chunks, score_maps_of, within_memory
+from llmxai.models.memory import ChunkSize, Saved, in_chunks, saved_by, within_memory
 from llmxai.models.precision import computing_in, exact_products
 from llmxai.types import Generation
 
@@ -43,8 +43,8 @@ class Path(Protocol):
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """The context that the model needs during all passes along the path."""
 
-    def score_maps(self, model: PreTrainedModel) -> int:
-        """How many maps [head, query, key] a layer keeps for a backward pass along the path."""
+    def saved(self, model: PreTrainedModel) -> Saved:
+        """What attention saves for a backward pass along the path."""
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live *width"]:
         """The inputs at every a, with respect to which gradients are taken."""
@@ -96,9 +96,9 @@ class EmbeddingPath:
         del model
         return nullcontext()
 
-    def score_maps(self, model: PreTrainedModel) -> int:
-        """Those of the model's own attention."""
-        return score_maps_of(model)
+    def saved(self, model: PreTrainedModel) -> Saved:
+        """What the model's own does."""
+        return saved_by(model)
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live hidden"]:
         """x(a) in the model's dtype."""
