@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import answered, make_loaded
 
+from llmxai.methods import token_targets
 from llmxai.methods.perturbation.removal import half_subsets
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -50,6 +53,18 @@ def test_scores_of_words_are_spread_over_their_tokens(monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     spread = importlib.import_module("peer_tools").spread
     assert spread([[0, 1], range(1, 3)], [2.0, 4.0], 4).tolist() == [1, 3, 2, 0]
+
+
+def test_the_end_mark_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captum and Inseq explain every token that was generated; by default, the end mark is no target here."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    every_token = importlib.import_module("worker").every_token
+    loaded = make_loaded("llama")
+    said = answered(loaded)
+    ended = replace(said, stop="eos")
+    assert every_token(said) == token_targets(said)
+    assert every_token(ended)[:-1] == token_targets(ended)
+    assert every_token(ended)[-1].ids == said.ids[-1:]
 
 
 def test_a_stopped_benchmark_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ SHAPES = 64
 
 _done: set[Hashable] = set()
 _spent: dict[Hashable, float] = {}
-"""Estimated seconds of uncompiled work beside products, by shape, of all explanations so far."""
+"""Estimated seconds of uncompiled work that is not products, by shape, of all explanations so far."""
 _broken: list[str] = []
 """Why compilation failed once; then nothing is compiled any more."""
 

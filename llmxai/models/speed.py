@@ -102,7 +102,7 @@ ATTENDED = 4
 
 
 def traffic_seconds(model: PreTrainedModel, *, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Of a pass through the layers: what it takes beside its products."""
+    """Of a pass through the layers: what it takes in addition to its products."""
     shape = Shape.of(model.config)
     kept = shape.depth * tokens * kept_per_token(shape, itemsize=dtype.itemsize)
     return TRAFFIC * kept / streaming_rate(device)

@@ -40,10 +40,8 @@ def test_what_a_layer_keeps(architecture: str, dtype: torch.dtype) -> None:
     assert estimated(model) == pytest.approx(kept_by_autograd(model), rel=0.3)
 
 
-@pytest.mark.parametrize(("fused", "within"), [(True, 0.2), (False, 0.35)])
-def test_what_a_layer_keeps_along_the_deletion_path(
-    fused: bool, within: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_a_layer_keeps_along_the_deletion_path(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module(presence_path.__module__), "FUSED_FROM", 1 if fused else 10**6)
     model = wide_model("llama", torch.float32)
     loaded = wrap(model, make_tokenizer(), name="wide")
@@ -61,7 +59,7 @@ def test_what_a_layer_keeps_along_the_deletion_path(
 
     with frozen_eval(model), path.attached(model), torch.enable_grad():
         kept = kept_by_autograd(model, run)
-    assert estimated(model, path.saved(model)) == pytest.approx(kept, rel=within)
+    assert estimated(model, path.saved(model)) == pytest.approx(kept, rel=0.1)
 
 
 def llama(**changes: Any) -> PreTrainedConfig:

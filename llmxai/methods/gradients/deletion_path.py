@@ -51,7 +51,7 @@ MAP_NUMBERS = 2**28
 The kernels that keep none give no gradient with respect to a mask. On a GPU the planner counts them.
 """
 MAPS = 2
-"""Maps [head, query, key] that a layer keeps for the backward pass."""
+"""Maps [head, query, key] that a layer keeps for the backward pass at most."""
 FUSED_FROM = 512
 """Tokens from which a CPU uses the fused kernel; GPUs always do."""
 ABSENT = -4000.0
@@ -318,10 +318,11 @@ class PresencePath:
         return hiding(model, self.hidden)
 
     def saved(self, model: PreTrainedModel) -> Saved:
-        """Scores and weights, unless the kernel is fused: such kernels give no gradient with respect to a mask."""
+        """Weights, unless the kernel is fused: such kernels give no gradient with respect to a mask."""
         if fuses(model, tokens=len(self.moving)):
             return Saved(heads=_saved_heads(model))
-        return Saved(maps=max(MAPS, saved_by(model).maps))
+        weights = 1 if model.dtype.itemsize > 2 else MAPS  # in float32 once more
+        return Saved(maps=max(weights, saved_by(model).maps), heads=3.0)  # not what comes out
 
     def inputs(self, loaded: LoadedModel, alphas: Sequence[float], live: slice) -> Float[Tensor, "node live"]:
         """log a, in float32 or wider; exactly 0 if a token is seen and -inf if it is hidden."""
