@@ -42,9 +42,10 @@ def measure(size: str, name: str) -> dict[str, Any]:
     from llmxai.methods import METHODS
     from llmxai.methods.gradients.deletion_path import presence_path
     from llmxai.models.memory import Shape, saved_by, working_bytes
-    from llmxai.models.speed import path_seconds
+    from llmxai.models.speed import path_seconds, product_rate, streaming_rate
 
     torch.set_num_threads(1)
+    cpu = torch.device("cpu")
     model, _, numbers = size.partition("/")
     tokens, targets, nodes = [*map(int, numbers.split("x")), NODES][:3]
     loaded = load(model, dtype="float32") if model == "smollm2" else random_llama(torch.float32, model, full=True)
@@ -74,11 +75,12 @@ def measure(size: str, name: str) -> dict[str, Any]:
         points=2,
         forwards=nodes,
         backwards=nodes * targets,
-        device=torch.device("cpu"),
+        device=cpu,
         dtype=torch.float32,
     )
     return {
         **{"nodes": nodes, "seconds": seconds, "predicted": predicted, "bytes": grown(), "planned": memory},
+        **{"rate": product_rate(cpu, torch.float32), "streaming": streaming_rate(cpu)},
         "checkpoint": bool(scores.settings["checkpoint"]),
     }
 

@@ -108,6 +108,19 @@ def traffic_seconds(model: PreTrainedModel, *, tokens: int, device: torch.device
     return TRAFFIC * kept / streaming_rate(device)
 
 
+def grouped(tokens: int, targets: int) -> float:
+    """Length that a node has on average, if the last `targets` tokens are explained in groups.
+
+    Groups of early targets are computed up to their last token only, and every group has forward passes of its own.
+    """
+
+    def mean(groups: int) -> float:
+        length = tokens - targets * (groups - 1) / (2 * groups)
+        return length * (targets + groups * SHARED) / (targets + SHARED)
+
+    return min(mean(groups) for groups in range(1, targets + 1))
+
+
 def path_seconds(
     model: PreTrainedModel,
     method: str,
@@ -125,15 +138,16 @@ def path_seconds(
     Products are computed as gradients are (TF32 where that is allowed), and for F in full float32. `model` may be
     without weights.
     """
-    shape, layers = Shape.of(model.config), layer_operations(model, tokens=tokens)
+    length = round(grouped(tokens, targets))
+    shape, layers = Shape.of(model.config), layer_operations(model, tokens=length)
     if method == "deletion_path":
-        layers += (ATTENDED - 1) * (layers - 2 * layer_weights(model) * tokens)
+        layers += (ATTENDED - 1) * (layers - 2 * layer_weights(model) * length)
     head = 2 * shape.hidden * shape.vocabulary * targets
     with exact_products():
         exact = points * (layers + head) / product_rate(device, dtype)
     gradients = (forwards * (layers + head) + backwards * layers) / product_rate(device, dtype)
     passes = points + forwards + backwards
-    return exact + gradients + passes * traffic_seconds(model, tokens=tokens, device=device, dtype=dtype)
+    return exact + gradients + passes * traffic_seconds(model, tokens=length, device=device, dtype=dtype)
 
 
 def predicted_seconds(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tiny import answered, make_loaded
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.evaluation import Case, make_case, suite_rows
 from llmxai.evaluation.planted_models import build, contributions
-from llmxai.generation import answer
+from llmxai.generation import answer, encode_prompt, force_response
 from llmxai.methods import (
     METHODS,
     context_cite,
@@ -128,6 +130,19 @@ def test_features_end_where_the_target_is_predicted(tiny_llama: LoadedModel) -> 
 def test_removals_leave_the_earlier_answer_tokens_in_place(tiny_llama: LoadedModel) -> None:
     found = context_cite(tiny_llama, answered(tiny_llama), masks=8)
     assert found.features[-1].sum() == answered(tiny_llama).n_targets - 1 + answered(tiny_llama).prompt_len
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("function", "few"), [(lime, {"samples": 32}), (context_cite, {"masks": 16})])
+def test_a_lasso_converges_with_more_features_than_removals(
+    function: Callable[..., Scores], few: dict[str, int]
+) -> None:
+    loaded = make_loaded("llama", initializer_range=1.0)
+    prompt = encode_prompt(loaded, "The capital of France is Paris and the river is long. " * 6)
+    generation = force_response(loaded, prompt, response=" Paris")
+    scores = function(loaded, generation, alpha=1e-3, **few)
+    assert scores.features[0].sum() > max(few.values())
+    assert torch.isfinite(scores.values).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmxai import explain
+from llmxai.methods import Target
+from llmxai.methods.gradients.integrated_gradients import position_groups
 from llmxai.models import speed
 from llmxai.models.memory import Shape
 from llmxai.models.speed import in_words, predicted_seconds
@@ -70,6 +72,15 @@ def test_rates_twice_as_high_take_half_as_long(monkeypatch: pytest.MonkeyPatch) 
     assert found[0] == pytest.approx(2 * found[1])
 
 
+@pytest.mark.parametrize(("tokens", "targets"), [(64, 1), (64, 8), (128, 64), (320, 256), (2048, 16)])
+def test_the_mean_length_of_groups_is_that_of_the_groups(tokens: int, targets: int) -> None:
+    """Their passes x lengths, over the passes of one group of all targets."""
+    chosen = [Target(kind="logprob", positions=(tokens - targets - 1 + t,), ids=(1,)) for t in range(targets)]
+    groups = position_groups(chosen, first=0)
+    cost = sum((chosen[group[-1]].last + 1) * (len(group) + speed.SHARED) for group in groups)
+    assert speed.grouped(tokens, targets) == pytest.approx(cost / (targets + speed.SHARED), rel=0.03)
+
+
 @pytest.mark.parametrize("method", ["layer_integrated_gradients", "deletion_path"])
 def test_a_path_takes_its_products_and_its_traffic(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, for a Llama of 3 layers: hidden 32, 4 heads of 8 (2 for keys and values), 48 wide, vocabulary V."""
@@ -84,6 +95,7 @@ def test_a_path_takes_its_products_and_its_traffic(method: str, monkeypatch: pyt
     )
     weights = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
     attention = 2 * 3 * 32 * 10**2 * (4 if method == "deletion_path" else 1)
+    assert speed.grouped(10, 3) == 10  # one group
     products = 18 * (2 * weights * 10 + attention) + 6 * 2 * 32 * c.vocab_size * 3
     kept = 3 * 10 * 4 * (2 * 32 + 4 * 32 + 3 * 48)
     assert got == pytest.approx(products / 1e6 + 18 * speed.TRAFFIC * kept / 1e7)

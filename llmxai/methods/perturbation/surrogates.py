@@ -21,6 +21,9 @@ from llmxai.models.embedding import input_device
 from llmxai.models.forward import seeded
 from llmxai.types import Generation, Scores
 
+ROUNDS = 100_000
+"""Most rounds of a lasso's coordinate descent; with few removals, scikit-learn's 1,000 do not suffice."""
+
 Fit = Callable[[SetFunction], Float[Tensor, " feature"]]
 
 
@@ -99,7 +102,7 @@ def lime(
 
     def fit(removal: SetFunction) -> Float[Tensor, " feature"]:
         n = len(removal.features)
-        explainer = Lime(removal_forward(removal), interpretable_model=SkLearnLasso(alpha=alpha))
+        explainer = Lime(removal_forward(removal), interpretable_model=SkLearnLasso(alpha=alpha, max_iter=ROUNDS))
         weights: Tensor = explainer.attribute(
             torch.ones(1, n), baselines=torch.zeros(1, n), n_samples=samples, perturbations_per_eval=16
         )
@@ -188,7 +191,8 @@ def context_cite(
             f = f - torch.log1p(-torch.exp(f.clamp(max=-1e-12)))
         scale = len(removal.target.ids)
         scaler = StandardScaler().fit(subsets.double().numpy())
-        lasso = Lasso(alpha=alpha, random_state=0).fit(scaler.transform(subsets.double().numpy()), (f / scale).numpy())
+        lasso = Lasso(alpha=alpha, max_iter=ROUNDS, random_state=0)
+        lasso.fit(scaler.transform(subsets.double().numpy()), (f / scale).numpy())
         return torch.from_numpy(lasso.coef_ / scaler.scale_ * scale)
 
     return score_by_removal(
