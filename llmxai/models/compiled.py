@@ -9,6 +9,8 @@ for a position does not depend on later ones, nor on other rows of the batch, so
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import warnings
 from bisect import bisect_right
 from collections.abc import Hashable, Iterator
@@ -82,8 +84,12 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
 
 
 def can_compile(loaded: LoadedModel) -> bool:
-    """Whether the layers are plain ones of a decoder on a single device, computing with their own weights."""
-    if loaded.model.device.type not in COMPILATION or _broken:
+    """Whether the layers are plain ones of a decoder on a single device, computing with their own weights.
+
+    On a CPU, the code generator also needs a C++ compiler.
+    """
+    kind = loaded.model.device.type
+    if kind not in COMPILATION or _broken or (kind == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None):
         return False
     several = len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1
     plain = loaded.quantization is None and loaded.computing is None and not several

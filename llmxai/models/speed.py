@@ -24,10 +24,10 @@ SIDE = {"cuda": 8192, "cpu": 768}
 NUMBERS = {"cuda": 2**28, "cpu": 2**23}
 """Length of the vectors whose product, number by number, is timed."""
 REPEATS = 5
-TRAFFIC = 12.5
+TRAFFIC = {"cuda": 12.5, "cpu": 28.0}
 """Bytes that a layer reads and writes in a pass, for each byte that it keeps for the backward pass: normalisations,
-activations, rotations and residuals come one after the other. Fitted to rows of benchmarks/RESULTS.md (a CPU, float32)
-and benchmarks/GPU.md (an H100, bfloat16 and TF32, 1B and 8B parameters)."""
+activations, rotations and residuals come one after the other. Fitted to benchmarks/GPU.md (an H100, bfloat16 and TF32,
+1B and 8B parameters) and, on a CPU, where such operations are slower than memory, to benchmarks/RESULTS.md."""
 
 
 @cache
@@ -105,7 +105,7 @@ def traffic_seconds(model: PreTrainedModel, *, tokens: int, device: torch.device
     """Of a pass through the layers: what it takes in addition to its products."""
     shape = Shape.of(model.config)
     kept = shape.depth * tokens * kept_per_token(shape, itemsize=dtype.itemsize)
-    return TRAFFIC * kept / streaming_rate(device)
+    return TRAFFIC.get(device.type, TRAFFIC["cuda"]) * kept / streaming_rate(device)
 
 
 def grouped(tokens: int, targets: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -139,8 +140,13 @@ def test_which_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_compile(make_encoder_decoder("t5"))
     loaded.model.hf_device_map = {"model": 0, "lm_head": "disk"}
     assert not can_compile(loaded)
+    loaded = make_loaded("llama")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not can_compile(loaded)
+    monkeypatch.setenv("CXX", sys.executable)
+    assert can_compile(loaded)
     monkeypatch.delitem(COMPILATION, "cpu")
-    assert not can_compile(make_loaded("llama"))
+    assert not can_compile(loaded)
 
 
 @pytest.mark.usefixtures("compiling")

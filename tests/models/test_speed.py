@@ -98,7 +98,7 @@ def test_a_path_takes_its_products_and_its_traffic(method: str, monkeypatch: pyt
     assert speed.grouped(10, 3) == 10  # one group
     products = 18 * (2 * weights * 10 + attention) + 6 * 2 * 32 * c.vocab_size * 3
     kept = 3 * 10 * 4 * (2 * 32 + 4 * 32 + 3 * 48)
-    assert got == pytest.approx(products / 1e6 + 18 * speed.TRAFFIC * kept / 1e7)
+    assert got == pytest.approx(products / 1e6 + 18 * speed.TRAFFIC["cpu"] * kept / 1e7)
 
 
 def test_what_was_measured_on_a_gpu_is_predicted_within_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,13 +109,14 @@ def test_what_was_measured_on_a_gpu_is_predicted_within_a_quarter(monkeypatch: p
     }
     weights = {"1B": 16 * (2 * 2048 * 2560 + 3 * 2048 * 8192), "8B": 32 * (2 * 4096 * 5120 + 3 * 4096 * 14336)}
     monkeypatch.setattr(speed, "streaming_rate", lambda _device: 3e12)
+    gpu = torch.device("cuda")
     model = make_loaded("llama").model
     rows = (("1B", torch.bfloat16, 747.6, 248), ("1B", torch.float32, 400.7, 111), ("8B", torch.bfloat16, 747.6, 337))
     for size, dtype, rate, measured in rows:
         monkeypatch.setattr(speed.Shape, "of", lambda _config, size=size: shapes[size])
         monkeypatch.setattr(speed, "layer_weights", lambda _model, size=size: weights[size])
         operations = speed.layer_operations(model, tokens=528)
-        beside = speed.traffic_seconds(model, tokens=528, device=CPU, dtype=dtype)
+        beside = speed.traffic_seconds(model, tokens=528, device=gpu, dtype=dtype)
         predicted = operations / (operations / (rate * 1e12) + beside)
         assert predicted / 1e12 == pytest.approx(measured, rel=0.25), (size, dtype)
 
