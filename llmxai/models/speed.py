@@ -97,8 +97,9 @@ SHARED = 3
 """Forward passes at nodes, in units of those of one target: targets share most of their nodes."""
 MASKS = 96
 """Forward passes of the whole text that removals take at most: 64 units, and 64 halves of the text."""
-ATTENDED = 4
-"""Attention along the deletion path, compared with causal attention: every key, and each query's own once more."""
+ATTENTION = {"cpu": {"plain": 4.0, "deletion_path": 8.0}, "cuda": {"plain": 1.0, "deletion_path": 4.0}}
+"""Time of attention in that of its causal operations at the rate of large products. On a CPU fitted to 2,048 tokens of
+benchmarks/RESULTS.md; on a GPU the deletion path's is counted: every key, and each query's own once more."""
 
 
 def traffic_seconds(model: PreTrainedModel, *, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -121,6 +122,14 @@ def grouped(tokens: int, targets: int) -> float:
     return min(mean(groups) for groups in range(1, targets + 1))
 
 
+def _products(model: PreTrainedModel, method: str, *, tokens: int, device: torch.device) -> float:
+    """Operations of a pass, with attention weighted by its time."""
+    matrices = 2 * layer_weights(model) * tokens
+    weights = ATTENTION.get(device.type, ATTENTION["cuda"])
+    attention = layer_operations(model, tokens=tokens) - matrices
+    return matrices + weights.get(method, weights["plain"]) * attention
+
+
 def path_seconds(
     model: PreTrainedModel,
     method: str,
@@ -139,9 +148,7 @@ def path_seconds(
     without weights.
     """
     length = round(grouped(tokens, targets))
-    shape, layers = Shape.of(model.config), layer_operations(model, tokens=length)
-    if method == "deletion_path":
-        layers += (ATTENDED - 1) * (layers - 2 * layer_weights(model) * length)
+    shape, layers = Shape.of(model.config), _products(model, method, tokens=length, device=device)
     head = 2 * shape.hidden * shape.vocabulary * targets
     with exact_products():
         exact = points * (layers + head) / product_rate(device, dtype)
@@ -154,7 +161,7 @@ def predicted_seconds(
     model: PreTrainedModel, *, tokens: int, targets: int, device: torch.device, dtype: torch.dtype
 ) -> float:
     """About how long an explanation with default settings takes, answer not included; `model` may lack weights."""
-    shape, layers = Shape.of(model.config), layer_operations(model, tokens=tokens)
+    shape, layers = Shape.of(model.config), _products(model, "plain", tokens=tokens, device=device)
     of_paths = sum(
         path_seconds(
             model,
