@@ -30,7 +30,8 @@ TEXTS = (
     "Hello there. The capital of France is Paris. Blue content 1 2 3.\n\nA tool name. A model text.",
 )
 QUESTION = "Which city is the capital of France?"
-CLOSE = {"atol": 1e-6, "rtol": 0.0}
+CLOSE = {"atol": 1e-5, "rtol": 0.0}
+"""Nats. Norms and softmax of this model are float32, and round otherwise in another batch or on another CPU."""
 
 
 @pytest.fixture(scope="module")
@@ -158,16 +159,16 @@ def check(loaded: LoadedModel, generation: Generation, found: Effects) -> None:
         return deleted(loaded, generation, ranges)
 
     full = slow([])
-    assert context.f_full == pytest.approx(float(picked(generation, full).sum()), abs=1e-6)
+    assert context.f_full == pytest.approx(float(picked(generation, full).sum()), abs=1e-5)
     for number, unit in enumerate(found.units):
         assert torch.allclose(found.f_without[:, number], picked(generation, slow([unit])), **CLOSE)
     for number, row in enumerate(found.kept.tolist()[:4]):
         want = picked(generation, slow([unit for unit, stays in zip(found.units, row, strict=True) if not stays]))
         assert torch.allclose(found.f_masked[:, number], want, **CLOSE)
-        assert float(context.f_masked[number]) == pytest.approx(float(want.sum()), abs=1e-6)
+        assert float(context.f_masked[number]) == pytest.approx(float(want.sum()), abs=1e-5)
     for number, piece in enumerate(context.pieces):
         changed = slow([piece.tokens])
-        assert float(context.f_without[number]) == pytest.approx(float(picked(generation, changed).sum()), abs=1e-6)
+        assert float(context.f_without[number]) == pytest.approx(float(picked(generation, changed).sum()), abs=1e-5)
         if number < context.roots:
             divergence = (full.exp() * (full - changed)).sum(dim=1)
             assert torch.allclose(context.divergence[:, number], divergence, **CLOSE)
@@ -252,8 +253,8 @@ def check_deleted(loaded: LoadedModel, asked: Generation, found: Effects) -> Non
     assert done, "what comes first is deleted as well"
     for number in done:
         want = picked(asked, deleted(loaded, asked, [context.pieces[number].tokens])).sum()
-        assert float(context.f_deleted[number]) == pytest.approx(float(want), abs=1e-6)
-        assert float(context.drop[number]) == pytest.approx(context.f_full - float(want), abs=1e-6)
+        assert float(context.f_deleted[number]) == pytest.approx(float(want), abs=1e-5)
+        assert float(context.drop[number]) == pytest.approx(context.f_full - float(want), abs=1e-5)
     for several in ([i for i in done if i < context.roots], [i for i in done if i >= context.roots]):
         below = [i for i in several if float(fall[i]) < enough]
         assert len(below) <= 1, "only the first of them is deleted whatever its fall"
@@ -280,7 +281,7 @@ def test_other_attention(architecture: str) -> None:
             if not context.f_deleted[number].isnan() or context.how == "delete":
                 want = picked(generation, deleted(loaded, generation, [piece.tokens])).sum()
                 got = context.f_without if context.how == "delete" else context.f_deleted
-                assert float(got[number]) == pytest.approx(float(want), abs=1e-6)
+                assert float(got[number]) == pytest.approx(float(want), abs=1e-5)
 
 
 # the plan
@@ -324,7 +325,7 @@ def test_a_piece_that_was_not_taken_apart_is_bounded(loaded: LoadedModel, asked:
     assert context.bound == pytest.approx(float(context.drop[list(context.rest)].abs().max()))
     if len(context.rest) > 1:
         ranges = [context.pieces[i].tokens for i in context.rest]
-        assert context.f_rest == pytest.approx(float(picked(asked, deleted(loaded, asked, ranges)).sum()), abs=1e-6)
+        assert context.f_rest == pytest.approx(float(picked(asked, deleted(loaded, asked, ranges)).sum()), abs=1e-5)
 
 
 def test_short_prompts_keep_their_words_as_units(loaded: LoadedModel) -> None:
@@ -354,7 +355,7 @@ def test_documents_of_few_words_are_opened_to_their_sentences(loaded: LoadedMode
     assert said == ["The answer was red.", "The city was green.", "Hello there."], "a single sentence is its document"
     for number, piece in enumerate(inner, start=context.roots):
         want = float(picked(generation, deleted(loaded, generation, [piece.tokens])).sum())
-        assert float(context.f_without[number]) == pytest.approx(want, abs=1e-6)
+        assert float(context.f_without[number]) == pytest.approx(want, abs=1e-5)
     assert context.rest == ()
     units = measure_effects(loaded, generation, removal=Removal(subsets=4, units="sentence"))
     assert units.context is not None
