@@ -16,10 +16,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
@@ -214,6 +215,7 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
         with configured(model, PRESENCE):
             yield
     finally:
+        _behind_and_itself.cache_clear()
         for handle in handles:
             handle.remove()
         AttentionInterface._global_mapping.pop(PRESENCE, None)
@@ -273,19 +275,32 @@ def fused_attention(
     found = []
     for part in range(parts):
         first, end = (before + queries * edge // parts for edge in (part, part + 1))
-        n, own = end - first, slice(first, end)
-        behind = torch.ones(n, end, dtype=torch.bool, device=query.device).tril(first - 1)
-        itself = torch.eye(n, dtype=torch.bool, device=query.device)
+        own = slice(first, end)
         found.append(
             nn.functional.scaled_dot_product_attention(
                 asked[:, :, first - before : end - before],
                 torch.cat([hidden[:, :, :end], plain[:, :, own]], dim=2),
                 torch.cat([wide_value[:, :, :end], wide_value[:, :, own]], dim=2),
-                attn_mask=torch.cat([behind, itself], dim=1)[None, None],
+                attn_mask=_behind_and_itself(first, end, device=query.device, dtype=query.dtype),
                 scale=scale,
             )
         )
     return torch.cat(found, dim=2)[..., : value.shape[-1]].transpose(1, 2).contiguous()
+
+
+@lru_cache(maxsize=2 * PARTS)
+def _behind_and_itself(
+    first: int, end: int, *, device: torch.device, dtype: torch.dtype
+) -> Shaped[Tensor, "1 1 query key"]:
+    """What queries from `first` to `end` see: every key behind them, and their own, which comes once more at the end.
+
+    Made once for all layers, until `hiding` ends. On a CPU as numbers to add: of truth values, the kernel would make
+    them in every layer, and the graph would keep each.
+    """
+    behind = torch.ones(end - first, end, dtype=torch.bool, device=device).tril(first - 1)
+    itself = torch.eye(end - first, dtype=torch.bool, device=device)
+    seen = torch.cat([behind, itself], dim=1)[None, None]
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, -math.inf) if device.type == "cpu" else seen
 
 
 def _saved_heads(model: PreTrainedModel) -> float:

@@ -151,6 +151,11 @@ LEAST = 4
 """... unless the chunk would shrink below chunk_tokens / LEAST, where matrix products get slow."""
 
 
+LONG = 512
+"""Tokens from which a short prefix is computed again at every node ..."""
+SHORT = 0.1
+"""... if it is at most this share of them. Without a cache, the attention kernel knows that the mask is causal: it
+skips half of the work, and no layer saves a mask of length x length."""
 FIXED = 0.25
 """Share of the tokens before the first moving one up to which layers are compiled, and those tokens computed again."""
 
@@ -359,8 +364,8 @@ def path_function(
     if pairs and isinstance(path, EmbeddingPath) and first <= FIXED * end:
         most = size.items(end)
         padding = padding_for(loaded, tokens=end, most=most, pairs=pairs, dtype=loaded.dtype)
-    prefix = None
-    if cached and padding is None:  # compiled layers take no cache: its index would make every layer another code
+    prefix, short = None, end >= LONG and first <= SHORT * end
+    if cached and padding is None and not short:  # the index of a cache would make every compiled layer another code
         with exact_products(), computing_in(loaded):
             before = path.input[None, :first].to(loaded.dtype)
             prefix = prefix_cache(loaded.model, before, path.ids[:first])
