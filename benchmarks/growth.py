@@ -24,15 +24,9 @@ from machine import kept, surroundings, write_section
 
 HERE = Path(__file__).parent
 SIZES = (
-    *(
-        "smollm2/128x1",
-        "smollm2/128x16x2",
-        "smollm2/128x64x1",
-        "smollm2/320x256x1",
-        "smollm2/512x1",
-        "smollm2/512x16x1",
-    ),
-    *("smollm2/2048x1x2", "smollm2/2048x16x1", "smollm2/8192x1x1", "1B/128x1x2", "1B/128x16x1", "1B/512x1x2"),
+    *("smollm2/128x1", "smollm2/128x16x2", "smollm2/128x64x1", "smollm2/320x256x1"),
+    *("smollm2/512x1", "smollm2/512x16x1", "smollm2/2048x1x2", "smollm2/2048x16x1", "smollm2/8192x1x1"),
+    *("1B/128x1x2", "1B/128x16x1", "1B/512x1x2"),
 )
 NODES = 4
 METHODS = {"layer_integrated_gradients": "integrated gradients", "deletion_path": "deletion path"}

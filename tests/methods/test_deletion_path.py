@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator
@@ -752,3 +753,23 @@ def test_the_real_model_converges_and_finds_the_source(smollm2: LoadedModel) -> 
     check_certificate(result)
     assert all(certificate_of(result).converged)
     assert generation.texts[int(result.values[0].argmax())] == "7"
+
+
+def test_the_layers_share_the_masks_of_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph keeps each mask once, of whatever depth the model is; nothing stays afterwards."""
+    module = importlib.import_module(deletion_path.__module__)
+    monkeypatch.setattr(module, "FUSED_FROM", 1)
+    made = module._behind_and_itself.__wrapped__
+    calls: list[tuple[int, int]] = []
+
+    def counted(first: int, end: int, **options: Any) -> Tensor:
+        calls.append((first, end))
+        return made(first, end, **options)
+
+    counted_once = functools.lru_cache(maxsize=8)(counted)
+    monkeypatch.setattr(module, "_behind_and_itself", counted_once)
+    loaded = make_loaded("llama", num_hidden_layers=6, attn_implementation="sdpa")
+    deletion_path(loaded, answered(loaded), n_steps=2)
+    assert calls
+    assert len(calls) == len(set(calls))
+    assert counted_once.cache_info().currsize == 0

@@ -31,6 +31,7 @@ from llmxai.methods import (
     token_targets,
 )
 from llmxai.methods.features import baseline_embedding, moving_tokens
+from llmxai.methods.gradients import path_gradients
 from llmxai.methods.gradients.integrated_gradients import SHARED, position_groups
 from llmxai.methods.gradients.path_gradients import Node, PathFunction, make_path, path_function
 from llmxai.models import LoadedModel, frozen_eval, wrap
@@ -761,3 +762,26 @@ def test_a_panel_whose_nodes_go_through_in_several_chunks(gpt64: LoadedModel) ->
     assert set(whole) == set(single) == {(node.panel, t) for node in nodes for t in node.targets}
     for pair, values in whole.items():
         assert difference(values, single[pair]) < 1e-10 * float(values.abs().max())
+
+
+def test_a_short_prefix_of_a_long_text_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the kernel knows that the mask is causal: it gets none, so no layer saves one of length x length."""
+    loaded = make_loaded("llama", attn_implementation="sdpa")
+    generation = answered(loaded)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    masks: list[bool] = []
+
+    def seen(*tensors: torch.Tensor, attn_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        masks.append(attn_mask is not None)
+        return kernel(*tensors, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    values = []
+    for least, share, masked in ((512, 0.1, True), (1, 1.0, False), (1, 0.0, True)):
+        monkeypatch.setattr(path_gradients, "LONG", least)
+        monkeypatch.setattr(path_gradients, "SHORT", share)
+        masks.clear()
+        values.append(layer_integrated_gradients(loaded, generation, n_steps=4).values)
+        assert any(masks) is masked
+    assert torch.equal(values[0], values[2])
+    assert torch.allclose(values[0], values[1], rtol=1e-3, atol=1e-6)
