@@ -25,7 +25,7 @@ SBOM ?= sbom
 OUT ?= runs/demo
 RUN ?= $(OUT)
 
-.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-peers bench-rollout bench-scale bench-start bench-survival bench-tracing
+.PHONY: help setup demo test test-fast matrix matrix-all check lint types browser bench bench-evidence bench-growth bench-report gallery report convergence calibrate memory lock sbom dist notebook sshd base-image exchange docker-build docker-run clean docs docs-site bench-peers bench-rollout bench-scale bench-start bench-survival bench-tracing
 .PHONY: eval-smoke eval-standard eval-faithfulness eval-planted eval-sanity
 
 help: ## list the targets
@@ -87,6 +87,9 @@ $(BENCH)/.made $(FLASHTRACE)/.made $(PEERS)/.made: .venv-%/.made: requirements.l
 	locks/install.sh $(@D) requirements.lock locks/$*.lock locks/model.lock
 	$(@D)/bin/python $(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
+
+bench-growth: setup ## compare time and memory of growing texts with what is predicted; write benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/growth.py
 
 bench-rollout: setup ## measure rollout on long prompts and its variants on planted questions; write benchmarks/ROLLOUT.md
 	$(BIN)/python benchmarks/rollout.py

@@ -205,7 +205,7 @@ def main() -> None:
             HERE / "RESULTS.md",
             title,
             [head, *part(asked.repeats)],
-            introduction="# Results\n\nWritten by `make bench`.\n",
+            introduction="# Results\n\nWritten by `make bench` and `make bench-growth`.\n",
         )
 
 
