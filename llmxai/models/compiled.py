@@ -65,7 +65,8 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
     `most`: the nodes that fit into memory. A shape is compiled once what it would have saved, in this work and all
     before it, is longer than its compilation.
     """
-    if not can_compile(loaded):
+    saved = SAVED.get(dtype.itemsize)
+    if saved is None or not can_compile(loaded):
         return None
     device = loaded.model.device
     multiple = MULTIPLE[device.type]
@@ -77,7 +78,7 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
     if shape not in _done:
         seconds = pairs * traffic_seconds(loaded.model, tokens=length, device=device, dtype=dtype)
         _spent[shape] = _spent.get(shape, 0.0) + seconds
-        if SAVED.get(dtype.itemsize, 0.0) * _spent[shape] < COMPILATION[device.type]:
+        if saved * _spent[shape] < COMPILATION[device.type]:
             return None
         _done.add(shape)
     return Padding(nodes=nodes, tokens=length)

@@ -41,6 +41,8 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     torch._dynamo.reset()
     monkeypatch.setitem(COMPILATION, "cpu", 0.0)
     monkeypatch.setitem(MULTIPLE, "cpu", TOKENS)
+    for itemsize in (4, 8):
+        monkeypatch.setitem(SAVED, itemsize, 1.0)
     monkeypatch.setattr(compiled, "BACKEND", backend)
     monkeypatch.setattr(compiled, "_done", set())
     monkeypatch.setattr(compiled, "_spent", {})
@@ -151,6 +153,7 @@ def test_which_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("compiling")
 def test_float32_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SAVED, 4)
     monkeypatch.setitem(COMPILATION, "cpu", 1e-9)
     loaded = make_loaded("llama")
     wanted = {"tokens": 9, "most": 30, "pairs": 10**9}
