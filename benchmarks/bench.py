@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import surroundings, write_section
+from machine import apart, surroundings, write_section
 
 HERE = Path(__file__).parent
 PROMPTS = json.loads((HERE / "prompts.json").read_text())
@@ -42,13 +41,7 @@ def operations(name: str, *, n_steps: int, **options: Any) -> float:
 
 
 def work(name: str, **options: Any) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, HERE / "worker.py", name, json.dumps(options)], capture_output=True, text=True, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{name} {options} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(lines[-1].removeprefix("RESULT ")))
+    return apart(HERE / "worker.py", name, json.dumps(options))
 
 
 def cosine(a: list[list[float]], b: list[list[float]]) -> np.ndarray:

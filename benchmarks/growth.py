@@ -4,15 +4,14 @@
 
 A size is MODEL/TOKENSxTARGETS, with xNODES for another number of nodes than 4; 1B is a Llama with random weights. Each
 is explained in a process of its own by integrated gradients and by the deletion path, in float32 with one thread.
-Seconds are those of the process, which other work on the machine changes little. Predicted are the passes' operations
-over the measured rate of products, and the planner's memory, as `llmxai models check` makes both.
+Seconds are those of the process, which other work on the machine changes little. Predicted are the passes' products and
+memory traffic over their measured rates, and the planner's memory, as `llmxai models check` makes both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import kept, surroundings, write_section
+from machine import apart, kept, surroundings, write_section
 
 HERE = Path(__file__).parent
 SIZES = (
@@ -84,13 +83,9 @@ def measure(size: str, name: str) -> dict[str, Any]:
     }
 
 
-def apart(size: str, name: str) -> dict[str, Any]:
+def measured(size: str, name: str) -> dict[str, Any]:
     print(size, name, file=sys.stderr, flush=True)
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", size, name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{size} {name} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return apart(__file__, "--one", size, name)
 
 
 def main() -> None:
@@ -100,7 +95,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(measure(*asked.one)))
+        print("RESULT " + json.dumps(measure(*asked.one)))
         return
     lines = [
         f"{surroundings()}, one thread, float32, torch {torch.__version__}, transformers {version('transformers')}; "
@@ -113,7 +108,7 @@ def main() -> None:
     for size in asked.sizes:
         model, tokens, targets = size.replace("/", "x").split("x")[:3]
         for name, title in METHODS.items():
-            one = kept(asked.samples, f"{size} {name}", lambda size=size, name=name: apart(size, name))
+            one = kept(asked.samples, f"{size} {name}", lambda size=size, name=name: measured(size, name))
             time_ratio, memory_ratio = one["predicted"] / one["seconds"], one["planned"] / one["bytes"]
             worst["predicted"] = max(worst["predicted"], abs(time_ratio - 1))
             worst["planned"] = max(worst["planned"], abs(memory_ratio - 1))

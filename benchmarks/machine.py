@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,15 @@ def processor() -> str:
 def surroundings() -> str:
     """Date, processor and how busy it is: the first line of a section."""
     return f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}"
+
+
+def apart(script: Path | str, *arguments: str) -> dict[str, Any]:
+    """The figures that a script prints in a process of its own, as JSON on a line that begins with RESULT."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return dict(json.loads(lines[-1].removeprefix("RESULT ")))
 
 
 def kept(samples: Path | None, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import processor
+from machine import apart, processor
 from scipy import stats
 
 HERE = Path(__file__).resolve().parent
@@ -81,12 +80,7 @@ def one(method: str, tokens: int) -> None:
 
 
 def measure(method: str, tokens: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", method, str(tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{method} at {tokens} tokens failed:\n{done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    figures = apart(__file__, "--one", method, str(tokens))
     print(f"{method} {tokens} {figures}", file=sys.stderr, flush=True)
     return figures
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -22,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import kept, surroundings, write_section
+from machine import apart, kept, surroundings, write_section
 
 from llmxai import load
 from llmxai.evaluation import Row, make_case, suite_rows
@@ -209,11 +208,7 @@ def aggregated(exact: Trace, everything: Followed) -> tuple[int, torch.Tensor]:
 
 def measured(*arguments: str) -> dict[str, Any]:
     print(" ".join(arguments), file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(lines[-1].removeprefix("RESULT ")))
+    return apart(__file__, "--one", *arguments)
 
 
 def measured_once(samples: Path | None, *arguments: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from llmxai import Compute, Decoding, LoadedModel, Tolerance, layer_integrated_g
 from llmxai.generation import encode_messages, generate
 from llmxai.methods import Target
 from llmxai.models.compiled import COMPILATION
-from llmxai.types import Generation, Scores
+from llmxai.types import Generation, Scores, predicting_position
 
 PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text())
 
@@ -67,8 +68,8 @@ def llmxai(*, prompt: int = 0, **options: Any) -> tuple[Callable[[], Any], Calla
 
 def every_token(generation: Generation) -> tuple[Target, ...]:
     """Also the end mark, which is no target by default, but is one of Captum's and Inseq's."""
-    ids, first = generation.generated_ids, generation.prompt_len - 1
-    return tuple(Target(kind="logprob", positions=(first + t,), ids=(ids[t],)) for t in range(len(ids)))
+    place = partial(predicting_position, generation.prompt_len)
+    return tuple(Target("logprob", (place(t),), (token,)) for t, token in enumerate(generation.generated_ids))
 
 
 def captum(
