@@ -2,8 +2,9 @@
 
     python benchmarks/growth.py [--sizes smollm2/512x1 1B/512x1 ...] [--samples growth.jsonl]
 
-A size is MODEL/TOKENSxTARGETS, with xNODES for another number of nodes than 4; 1B is a Llama with random weights. Each
-is explained in a process of its own by integrated gradients and by the deletion path, in float32 with one thread.
+A size is MODEL/TOKENSxTARGETS, with xNODES for another number of nodes than 4; 1B and 8B are Llamas with random
+weights, 8B stored in bfloat16. Each is explained in a process of its own by integrated gradients and by the deletion
+path, computed in float32 with one thread.
 Seconds are those of the process, which other work on the machine changes little. Predicted are the passes' products and
 memory traffic over their measured rates, and the planner's memory, as `llmxai models check` makes both.
 """
@@ -19,34 +20,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import random_answer, random_llama
 from machine import apart, kept, surroundings, write_section
+from memory import peak
+
+from llmxai import LoadedModel, load
+from llmxai.methods import METHODS
+from llmxai.methods.gradients.deletion_path import presence_path
+from llmxai.models.memory import Shape, saved_by, working_bytes
+from llmxai.models.precision import in_precision
+from llmxai.models.speed import path_seconds, product_rate, streaming_rate
 
 HERE = Path(__file__).parent
 SIZES = (
     *("smollm2/128x1", "smollm2/128x16x2", "smollm2/128x64x1", "smollm2/512x1", "smollm2/512x16x1"),
-    *("smollm2/2048x1x2", "smollm2/2048x16x1", "smollm2/8192x1x1", "1B/128x1x2", "1B/512x1x2"),
+    *("smollm2/512x256x1", "smollm2/2048x1x2", "smollm2/2048x16x1", "smollm2/8192x1x1", "smollm2/16384x1x1"),
+    *("1B/128x1x2", "1B/512x1x2", "8B/128x1x1"),
 )
+STORED = {"8B": torch.bfloat16}
 NODES = 4
-METHODS = {"layer_integrated_gradients": "integrated gradients", "deletion_path": "deletion path"}
+TITLES = {"layer_integrated_gradients": "integrated gradients", "deletion_path": "deletion path"}
 GIB = 2**30
 
 
 def measure(size: str, name: str) -> dict[str, Any]:
     """Seconds and bytes of one method, and what was predicted."""
-    from gpu import random_answer, random_llama
-    from memory import peak
-
-    from llmxai import load
-    from llmxai.methods import METHODS
-    from llmxai.methods.gradients.deletion_path import presence_path
-    from llmxai.models.memory import Shape, saved_by, working_bytes
-    from llmxai.models.speed import path_seconds, product_rate, streaming_rate
-
     torch.set_num_threads(1)
-    cpu = torch.device("cpu")
     model, _, numbers = size.partition("/")
     tokens, targets, nodes = [*map(int, numbers.split("x")), NODES][:3]
-    loaded = load(model, dtype="float32") if model == "smollm2" else random_llama(torch.float32, model, full=True)
+    if model == "smollm2":
+        loaded = load(model, dtype="float32")
+    else:
+        loaded = random_llama(STORED.get(model, torch.float32), model, full=True)
+    with in_precision(loaded, "float32") as wide:
+        return _of_loaded(wide, name, tokens=tokens, targets=targets, nodes=nodes)
+
+
+def _of_loaded(loaded: LoadedModel, name: str, *, tokens: int, targets: int, nodes: int) -> dict[str, Any]:
+    """The same of a loaded model."""
+    cpu = torch.device("cpu")
     method = METHODS[name].function
     method(loaded, random_answer(8, 1), n_steps=1)  # code that is loaded on first use
     answer = random_answer(tokens - targets, targets)
@@ -107,7 +119,7 @@ def main() -> None:
     worst = {"predicted": 0.0, "planned": 0.0}
     for size in asked.sizes:
         model, tokens, targets = size.replace("/", "x").split("x")[:3]
-        for name, title in METHODS.items():
+        for name, title in TITLES.items():
             one = kept(asked.samples, f"{size} {name}", lambda size=size, name=name: measured(size, name))
             time_ratio, memory_ratio = one["predicted"] / one["seconds"], one["planned"] / one["bytes"]
             worst["predicted"] = max(worst["predicted"], abs(time_ratio - 1))

@@ -42,6 +42,7 @@ from llmxai.errors import NonFiniteError, OptionError, UnsupportedModelError
 from llmxai.generation import answer, encode_messages, encode_prompt, force_response, replay
 from llmxai.methods import METHODS, Target, deletion_path, span_target, token_targets
 from llmxai.methods.features import moving_tokens
+from llmxai.methods.gradients import fused
 from llmxai.methods.gradients.deletion_path import POWER, PRESENCE, fuses, presence_path
 from llmxai.methods.gradients.path_gradients import Node, path_function
 from llmxai.models import LoadedModel, frozen_eval, load, wrap
@@ -226,10 +227,12 @@ def test_a_source_as_long_as_the_answer() -> None:
     require_equal_to_the_loop(loaded, cut, "content", 1e-5)
 
 
-@pytest.fixture
-def fused_kernel(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The fused kernel at any length; gives the shapes of the queries that went through it."""
+@pytest.fixture(params=["on CPUs", "behind a mask"])
+def fused_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Both forms of the fused kernel at any length; gives the shapes of the queries that went through it."""
     module = importlib.import_module("llmxai.methods.gradients.deletion_path")
+    if request.param == "behind a mask":
+        monkeypatch.setattr(fused._OnCpu, "apply", fused.behind_a_mask)
     own, shapes = module.fused_attention, []
 
     def counted(query: Tensor, *rest: Any) -> Tensor:
@@ -757,17 +760,17 @@ def test_the_real_model_converges_and_finds_the_source(smollm2: LoadedModel) -> 
 
 def test_the_layers_share_the_masks_of_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph keeps each mask once, of whatever depth the model is; nothing stays afterwards."""
-    module = importlib.import_module(deletion_path.__module__)
-    monkeypatch.setattr(module, "FUSED_FROM", 1)
-    made = module._behind_and_itself.__wrapped__
+    monkeypatch.setattr(importlib.import_module(deletion_path.__module__), "FUSED_FROM", 1)
+    monkeypatch.setattr(fused._OnCpu, "apply", fused.behind_a_mask)
+    made = fused._behind_and_itself.__wrapped__
     calls: list[tuple[int, int]] = []
 
-    def counted(first: int, end: int, **options: Any) -> Tensor:
-        calls.append((first, end))
-        return made(first, end, **options)
+    def counted(queries: int, keys: int, **options: Any) -> Tensor:
+        calls.append((queries, keys))
+        return made(queries, keys, **options)
 
     counted_once = functools.lru_cache(maxsize=8)(counted)
-    monkeypatch.setattr(module, "_behind_and_itself", counted_once)
+    monkeypatch.setattr(fused, "_behind_and_itself", counted_once)
     loaded = make_loaded("llama", num_hidden_layers=6, attn_implementation="sdpa")
     deletion_path(loaded, answered(loaded), n_steps=2)
     assert calls

@@ -16,11 +16,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
@@ -31,6 +30,7 @@ from transformers.modeling_utils import AttentionInterface
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods.attention.capture import attention_modules, configured, own_attention, through_interface
 from llmxai.methods.features import moving_tokens
+from llmxai.methods.gradients.fused import forget_masks, fused_attention, saved_heads
 from llmxai.methods.gradients.integrated_gradients import certified, integrate
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, seen_by, targets_of
@@ -53,15 +53,10 @@ The kernels that keep none give no gradient with respect to a mask. On a GPU the
 """
 MAPS = 2
 """Maps [head, query, key] that a layer keeps for the backward pass at most."""
-FUSED_FROM = 512
+FUSED_FROM = 384
 """Tokens from which a CPU uses the fused kernel; GPUs always do."""
 ABSENT = -4000.0
 """log a of a hidden token for the fused kernel: its weight is exactly 0, and the number fits into 16 bits."""
-PARTS = 4
-"""Parts into which a CPU splits the queries of the fused kernel: each meets only the keys up to its last query, which
-leaves 0.44 of the products."""
-WIDER = 8
-"""Channels that the fused kernel adds, of which two are used: kernels want multiples of 8."""
 PRESENCE = "llmxai_presence"
 """The name by which transformers finds our masks and our attention."""
 
@@ -215,7 +210,7 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
         with configured(model, PRESENCE):
             yield
     finally:
-        _behind_and_itself.cache_clear()
+        forget_masks()
         for handle in handles:
             handle.remove()
         AttentionInterface._global_mapping.pop(PRESENCE, None)
@@ -243,73 +238,6 @@ def plainly_causal(seen: Bool[Tensor, "batch 1 query key"]) -> bool:
     return bool((seen == causal).all())
 
 
-def fused_attention(
-    query: Float[Tensor, "node head query channel"],
-    key: Float[Tensor, "node kv_head key channel"],
-    value: Float[Tensor, "node kv_head key value_channel"],
-    added: Float[Tensor, "node 1 1 key"],
-    scaling: float | None,
-) -> Float[Tensor, "node query head value_channel"]:
-    """Causal attention with `added` to the score of every key but the query's own, by a kernel that keeps no scores.
-
-    The number is one more channel of the keys, which meets a channel of ones in the queries; what bfloat16 (so TF32)
-    would round off it is another. A query's own key comes a second time, without them. So the mask is the same for all
-    and needs no gradient.
-    """
-    queries, keys = query.shape[2], key.shape[2]
-    scale, one = query.shape[-1] ** -0.5 if scaling is None else scaling, query.new_ones(1)
-    wide = max(query.shape[-1], value.shape[-1]) + WIDER
-
-    def widened(x: Tensor, *channels: Tensor) -> Tensor:
-        parts = [x, *(channel.to(x.dtype).expand(*x.shape[:-1], 1) for channel in channels)]
-        filled = torch.cat(parts, dim=-1)
-        return nn.functional.pad(filled, (0, wide - filled.shape[-1]))
-
-    times = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
-    number = added.transpose(2, 3) / scale
-    rest = number.detach() - number.detach().to(torch.bfloat16).to(number.dtype)
-    asked, hidden, plain = widened(query, one, one), widened(key, number - rest, rest), widened(key)
-    wide_value, before = widened(value), keys - queries
-    parts = min(queries, PARTS) if query.device.type == "cpu" else 1
-    found = []
-    for part in range(parts):
-        first, end = (before + queries * edge // parts for edge in (part, part + 1))
-        own = slice(first, end)
-        found.append(
-            nn.functional.scaled_dot_product_attention(
-                asked[:, :, first - before : end - before],
-                torch.cat([hidden[:, :, :end], plain[:, :, own]], dim=2),
-                torch.cat([wide_value[:, :, :end], wide_value[:, :, own]], dim=2),
-                attn_mask=_behind_and_itself(first, end, device=query.device, dtype=query.dtype),
-                scale=scale,
-            )
-        )
-    return torch.cat(found, dim=2)[..., : value.shape[-1]].transpose(1, 2).contiguous()
-
-
-@lru_cache(maxsize=2 * PARTS)
-def _behind_and_itself(
-    first: int, end: int, *, device: torch.device, dtype: torch.dtype
-) -> Shaped[Tensor, "1 1 query key"]:
-    """What queries from `first` to `end` see: every key behind them, and their own, which comes once more at the end.
-
-    Made once for all layers, until `hiding` ends. On a CPU as numbers to add: of truth values, the kernel would make
-    them in every layer, and the graph would keep each.
-    """
-    behind = torch.ones(end - first, end, dtype=torch.bool, device=device).tril(first - 1)
-    itself = torch.eye(end - first, dtype=torch.bool, device=device)
-    seen = torch.cat([behind, itself], dim=1)[None, None]
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, -math.inf) if device.type == "cpu" else seen
-
-
-def _saved_heads(model: PreTrainedModel) -> float:
-    """As in `Saved`: queries, what comes out, and for every part the keys and values up to its last, and its own."""
-    parts = PARTS if input_device(model).type == "cpu" else 1
-    wider = 1 + WIDER / Shape.of(model.config).head_dim
-    return wider * (2 + 2 * ((parts + 1) / 2 + 1))
-
-
 def _is_one_of(given: Any, masks: Sequence[Tensor]) -> bool:
     """Compare by value: Accelerate copies tensors that it moves to another device."""
     if not isinstance(given, Tensor):
@@ -335,7 +263,7 @@ class PresencePath:
     def saved(self, model: PreTrainedModel) -> Saved:
         """Weights, unless the kernel is fused: such kernels give no gradient with respect to a mask."""
         if fuses(model, tokens=len(self.moving)):
-            return Saved(heads=_saved_heads(model))
+            return saved_heads(Shape.of(model.config), on_cpu=input_device(model).type == "cpu")
         weights = 1 if model.dtype.itemsize > 2 else MAPS  # in float32 once more
         return Saved(maps=max(weights, saved_by(model).maps), heads=3.0)  # not what comes out
 
