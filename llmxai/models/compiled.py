@@ -2,7 +2,8 @@
 
 All layers of a stack have the same code, so one compilation serves them all, every copy of the model and every later
 explanation: torch keys compiled code by the code and the shapes, not by the module. Few shapes are compiled: lengths
-are rounded up to a multiple, numbers of nodes down to `NODES`, and chunks are padded to them. What a decoder computes
+are rounded up to a multiple, numbers of nodes down to `NODES` (a fixed number of nodes is split into equal chunks),
+and chunks are padded to them. What a decoder computes
 for a position does not depend on later ones, nor on other rows of the batch, so padding changes nothing but rounding.
 """
 
@@ -59,11 +60,13 @@ class Padding:
     tokens: int
 
 
-def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtype: torch.dtype) -> Padding | None:
+def padding_for(
+    loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtype: torch.dtype, known: int | None = None
+) -> Padding | None:
     """The shape to compile for `pairs` backward passes of a node of `tokens` tokens; None if it does not pay.
 
-    `most`: the nodes that fit into memory. A shape is compiled once what it would have saved, in this work and all
-    before it, is longer than its compilation.
+    `most`: the nodes that fit into memory. If it is `known` how many there are, they are split into equal chunks. A
+    shape is compiled once what it would have saved, in this work and all before it, is longer than its compilation.
     """
     saved = SAVED.get(dtype.itemsize)
     if saved is None or not can_compile(loaded):
@@ -71,7 +74,8 @@ def padding_for(loaded: LoadedModel, *, tokens: int, most: int, pairs: int, dtyp
     device = loaded.model.device
     multiple = MULTIPLE[device.type]
     length = -(-tokens // multiple) * multiple
-    nodes = NODES[bisect_right(NODES, max(1, most * tokens // length)) - 1]
+    fitting = max(1, most * tokens // length)
+    nodes = NODES[bisect_right(NODES, fitting) - 1] if known is None else -(-known // -(-known // fitting))
     layer = transformer_layers(loaded.model)[0]
     weights = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
     shape = (type(layer), weights, device, dtype, torch.get_float32_matmul_precision(), nodes, length)

@@ -134,6 +134,13 @@ def test_shapes_are_few_and_compiled_once_they_have_cost_enough(monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize(("known", "nodes"), [(50, 25), (30, 30), (31, 16), (90, 30), (91, 23), (4, 4), (1, 1)])
+def test_a_known_number_of_nodes_is_split_into_equal_chunks(known: int, nodes: int) -> None:
+    found = padding_for(make_loaded("llama"), tokens=TOKENS, most=30, pairs=10**6, dtype=torch.bfloat16, known=known)
+    assert found == Padding(nodes=nodes, tokens=TOKENS)
+
+
+@pytest.mark.usefixtures("compiling")
 def test_which_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make_loaded("llama")
     assert can_compile(loaded)

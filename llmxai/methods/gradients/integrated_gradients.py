@@ -117,7 +117,7 @@ def integrate(
             chosen = [targets[t] for t in group]
             cached = not compute.checkpoint
             pairs = 0 if compute.checkpoint else len(group) * (spec.n_steps or USUAL_NODES)
-            function = partial(path_function, path=path, targets=chosen, size=size, cached=cached)
+            function = partial(path_function, path=path, targets=chosen, size=size, cached=cached, nodes=spec.n_steps)
             slow = function(exact, pairs=pairs if fast is exact else 0)
             quick = slow if fast is exact else function(fast, pairs=pairs)
             if quick is slow and rounds_products(loaded):

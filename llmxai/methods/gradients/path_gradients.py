@@ -148,7 +148,9 @@ Pullback = Callable[[Tensor, bool], Tensor]
 ALIKE = 0.8
 """Nodes of one chunk serve at least this share of the targets that its busiest node serves ..."""
 LEAST = 4
-"""... unless the chunk would shrink below chunk_tokens / LEAST, where matrix products get slow."""
+"""... unless the chunk would shrink below chunk_tokens / LEAST, where matrix products get slow ..."""
+LEAST_ON_CPU = 256
+"""... or, on a CPU, below so many tokens."""
 
 
 LONG = 512
@@ -234,7 +236,7 @@ class PathFunction:
         while order:
             most = len(order[0].targets)
             alike = sum(len(node.targets) >= ALIKE * most for node in order[: self.chunk])
-            size = max(alike, min(self.chunk, self.chunk // LEAST))
+            size = max(alike, min(self.chunk, self._least))
             chosen = order[:size]
             work = partial(self._sums_of_chunk, chosen, done, progress)
             part = within_memory(work, size=self.size, each=self._length, items=size)
@@ -243,6 +245,12 @@ class PathFunction:
                 done += sum(len(node.targets) for node in chosen)
                 order = order[size:]
         return parts
+
+    @property
+    def _least(self) -> int:
+        """Nodes of a chunk for whose sake passes are wasted on pairs that are not needed."""
+        on_cpu = self.path.input.device.type == "cpu"
+        return LEAST_ON_CPU // self._length if on_cpu else self.chunk // LEAST
 
     @property
     def _length(self) -> int:
@@ -353,17 +361,19 @@ def path_function(
     size: ChunkSize,
     cached: bool = True,
     pairs: int = 0,
+    nodes: int | None = None,
 ) -> PathFunction:
     """Compute once what is the same at every node, if `cached` allows it. Call inside `frozen_eval(model)`.
 
-    `pairs`: about how many gradients will be needed, if layers may be compiled for them.
+    `pairs`: about how many gradients will be needed, if layers may be compiled for them; `nodes`: at how many points,
+    if that is known.
     """
     rows = TargetRows.of(targets)
     first, end = min(int(path.moving.nonzero()[0]), min(rows.positions)), max(rows.positions) + 1
     padding = None
     if pairs and isinstance(path, EmbeddingPath) and first <= FIXED * end:
         most = size.items(end)
-        padding = padding_for(loaded, tokens=end, most=most, pairs=pairs, dtype=loaded.dtype)
+        padding = padding_for(loaded, tokens=end, most=most, pairs=pairs, dtype=loaded.dtype, known=nodes)
     prefix, short = None, end >= LONG and first <= SHORT * end
     if cached and padding is None and not short:  # the index of a cache would make every compiled layer another code
         with exact_products(), computing_in(loaded):
