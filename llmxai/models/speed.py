@@ -6,6 +6,7 @@ memory between them over the rate at which the device reads and writes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.memory import Shape, kept_per_token
+from llmxai.models.memory import Shape, free_memory, kept_per_token
 from llmxai.models.precision import exact_products
 
 SIDE = {"cuda": 8192, "cpu": 768}
@@ -24,6 +25,8 @@ SIDE = {"cuda": 8192, "cpu": 768}
 NUMBERS = {"cuda": 2**28, "cpu": 2**23}
 """Length of the vectors whose product, number by number, is timed."""
 REPEATS = 5
+MEMORY_SHARE = 0.25
+"""Share of a device's free memory that a measurement takes at most."""
 TRAFFIC = {"cuda": 12.5, "cpu": 28.0}
 """Bytes that a layer reads and writes in a pass, for each byte that it keeps for the backward pass: normalisations,
 activations, rotations and residuals come one after the other. Fitted to benchmarks/GPU.md (an H100, bfloat16 and TF32,
@@ -33,7 +36,8 @@ activations, rotations and residuals come one after the other. Fitted to benchma
 @cache
 def _rate(device: torch.device, dtype: torch.dtype, precision: str) -> float:
     del precision  # the global setting of float32 products, which the key must hold
-    side, source = SIDE.get(device.type, 2048), torch.Generator(device).manual_seed(0)
+    most = math.isqrt(_most_numbers(device, dtype) // 3)  # two factors and their product
+    side, source = min(SIDE.get(device.type, 2048), most), torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, device=device, dtype=dtype, generator=source) for _ in range(2))
     return 2 * side**3 / _fastest(device, lambda: a @ b)
 
@@ -41,9 +45,15 @@ def _rate(device: torch.device, dtype: torch.dtype, precision: str) -> float:
 @cache
 def streaming_rate(device: torch.device) -> float:
     """Bytes per second that an operation number by number reads and writes, measured once per device."""
-    a = torch.ones(NUMBERS.get(device.type, 2**23), device=device)
+    most = _most_numbers(device, torch.float32) // 2
+    a = torch.ones(min(NUMBERS.get(device.type, 2**23), most), device=device)
     b = torch.ones_like(a)
     return 2 * a.nbytes / _fastest(device, lambda: torch.mul(a, a, out=b))
+
+
+def _most_numbers(device: torch.device, dtype: torch.dtype) -> int:
+    """How many numbers a measurement may hold, so that it ends no explanation on a nearly full device."""
+    return max(2**16, int(MEMORY_SHARE * free_memory(device)) // dtype.itemsize)
 
 
 def _fastest(device: torch.device, work: Callable[[], object]) -> float:

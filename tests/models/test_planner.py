@@ -175,7 +175,7 @@ def test_a_gpu_is_filled(free: int, tokens: int) -> None:
 
 def test_width_and_dtype_decide_how_many_tokens_are_useful() -> None:
     cpu = torch.device("cpu")
-    assert [useful_tokens(llama(), device=cpu, itemsize=size) for size in (2, 4, 8)] == [2048, 1024, 1024]
+    assert [useful_tokens(llama(), device=cpu, itemsize=size) for size in (2, 4, 8)] == [4096, 1024, 1024]
     assert useful_tokens(llama(hidden_size=4096), device=CUDA, itemsize=2) == 16384
 
 

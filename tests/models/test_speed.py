@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from tiny import make_loaded
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmxai import explain
@@ -40,6 +41,27 @@ def test_the_rate_of_products_is_measured_once_and_draws_no_random_number() -> N
     rates = [speed.product_rate(torch.device("cpu"), torch.float32) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), state)
     assert rates[0] == rates[1] > 1e8
+
+
+def test_a_nearly_full_device_is_measured_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def fastest(_device: torch.device, work: Callable[[], Tensor | None]) -> float:
+        found = work()
+        sizes.append(0 if found is None else found.nbytes)
+        return 1.0
+
+    monkeypatch.setattr(speed, "_fastest", fastest)
+    found = []
+    for free in (2**40, 2**23):
+        monkeypatch.setattr(speed, "free_memory", lambda _device, free=free: free)
+        found.append((speed._rate.__wrapped__(CPU, torch.float64, ""), speed.streaming_rate.__wrapped__(CPU)))
+    products, traffic = zip(*found, strict=True)
+    assert products[0] == 2 * speed.SIDE["cpu"] ** 3
+    assert traffic[0] == 2 * 4 * speed.NUMBERS["cpu"]
+    assert 3 * 8 * (products[1] / 2) ** (2 / 3) == pytest.approx(2**21, rel=0.01)
+    assert traffic[1] == 2**21
+    assert max(sizes[2:]) <= 2**21
 
 
 def test_of_experts_those_count_that_a_token_meets() -> None:
