@@ -422,7 +422,7 @@ class Explanation:
             "sources": ", ".join(f"{quoted(trimmed(s.text))} {s.value:+.2f} nats ({s.share:.0%})" for s in first),
         }
         if (effects := view.effects(FIRST_SOURCES)) is not None:
-            what = "log-prob" if foil is None else "lead over the foil"
+            what = "each alone: " + ("log-prob" if foil is None else "lead over the foil")
             losses = ", ".join(f"{-effect.drop:+.2f} nats without {quoted(trimmed(effect.text))}" for effect in effects)
             lines["removal"] = f"{what} {losses}"
         return "\n".join(f"{name + ':':10}{line}" for name, line in lines.items() if line is not None)

@@ -26,7 +26,9 @@ from llmxai.commands.explain import EXAMPLES
 from llmxai.commands.terminal import MOST_WORDS, verdict_sentence
 from llmxai.methods import METHODS
 from llmxai.models import loading
+from llmxai.report.visible import times
 from llmxai.settings import field_paths
+from llmxai.store.document import falls_of
 from llmxai.text import quoted, trimmed
 
 FILES = ["evidence", "explanation.json", "maps.safetensors", "report.html"]
@@ -89,11 +91,10 @@ def test_explain_writes_the_folder(run: Run, model_folder: Path, tmp_path: Path)
     for line, word in zip(lines[1:], words, strict=False):
         assert line.split(maxsplit=2)[:2] == [quoted(trimmed(word.text), 20), word.status]
         assert explanation.effects is not None
-        single = explanation.effects.drop[slice(*word.tokens)].sum(dim=0)
-        if single.max() >= 0.01:
-            assert f"{word.probability:.0%} -> " in line or "% -> " in line
+        if falls := falls_of(explanation.generation, explanation.effects, range(*word.tokens)):
+            assert (times(-falls[0].nats) if falls[0].averaged else "% -> ") in line
         else:
-            assert "without" in line or line.endswith("nothing taken away lowers it")
+            assert line.endswith("nothing taken away lowers it")
     assert lines[1 + len(words)] == verdict_sentence(explanation)
 
 

@@ -142,7 +142,8 @@ def _more(words: Sequence[object]) -> Iterator[Text]:
 
 
 def _removed(generation: Generation, targets: Sequence[Target], replay: Replay, effects: Effects, tokens: Unit) -> Text:
-    """The first sources of a run of tokens by removal, with its probability with and without each."""
+    """The first sources of a run of tokens by removal, with its probability with and without each, or a mean ratio."""
+    from llmxai.report.visible import times
     from llmxai.store.document import falls_of
     from llmxai.types import rows_in
 
@@ -153,7 +154,9 @@ def _removed(generation: Generation, targets: Sequence[Target], replay: Replay, 
     for fall in falls_of(generation, effects, rows)[:MOST_SOURCES]:
         named = _named(fall.text) + (f" ({fall.mentions} mentions)" if fall.mentions > 1 else "")
         change = f" {-fall.nats:+.2f} nats"
-        if not contrast:
+        if fall.averaged and not contrast:
+            change = f" {times(-fall.nats)}"
+        elif not contrast:
             change = f" {_percent(logprob)} -> {_percent(logprob - fall.nats)}"
         parts.append(Text.assemble((named, STRONG if fall.nats > math.log(2) else SOURCE), change))
     if not parts:

@@ -192,20 +192,25 @@ def sources_verdict(
             f"{largest:.2g}): no one word decides this {what}.{together}"
         )
     named, other = _named(generation, first), _named(generation, strongest)
-    matters = f"The contributions put {named} first, and without it the {falls} falls by {first.effect:.2g} nats"
+    matters = f"The contributions put {named} first, and without it the {falls} falls by {_told(first)}"
     if why == "chance":
         return status, f"{matters}, but {luck():.0%} of random orders match the removals as well."
     if why == "confirmed":
         return status, f"{matters}."
     if why == "contradicted":
         return status, (
-            f"The contributions put {named} first, but removing it changes the {falls} by only {first.effect:.2g} "
-            f"nats; without {other} it falls by {largest:.2g}."
+            f"The contributions put {named} first, but removing it changes the {falls} by only {_told(first)}; "
+            f"without {other} it falls by {largest:.2g}."
         )
     return status, (
         f"The contributions put {named} first; its effect of {first.effect:.2g} nats ({first.low:.2g} to "
         f"{first.high:.2g}) is too uncertain next to that of {other} ({largest:.2g}).{together}"
     )
+
+
+def _told(candidate: Candidate) -> str:
+    """Its effect, which is a mean unless it was measured by one removal."""
+    return f"{candidate.effect:.2g} nats{' on average' if candidate.low != candidate.high else ''}"
 
 
 def _word_scores(generation: Generation, gradients: Scores, t: int) -> list[float]:

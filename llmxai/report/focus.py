@@ -16,7 +16,7 @@ import numpy as np
 
 from llmxai.report.removal import DIGITS, Effect, Effects, build_effects, build_removal, covered
 from llmxai.report.verdict import Contrast, build_contrast
-from llmxai.report.visible import Text, label, nats, percent, plain
+from llmxai.report.visible import MOST_TIMES, Text, counted, label, nats, percent, plain, times
 from llmxai.text import by_place, inside
 
 EFFECTS, REMOVAL, DELETION, GRADIENTS = "effects", "removal", "deletion", "gradients"
@@ -26,6 +26,7 @@ BY = {
     DELETION: "estimated by contributions, since nothing was removed",
     GRADIENTS: "estimated by integrated gradients, since nothing was removed",
 }
+AVERAGED = ", on average over random halves of the rest"
 STEPS = 6
 """Strengths of a colour."""
 FAINT = 0.05
@@ -34,7 +35,6 @@ LISTED, SAID = 5, 3
 """Sources in the list, and in the sentence above it."""
 SMALL = 0.005
 """A probability below this is compared as a ratio."""
-MOST_TIMES = 1e6
 
 Sentence = tuple[str | Text, ...]
 """Our own words, and pieces of the text, which the page quotes."""
@@ -151,6 +151,11 @@ class _Found:
     low: float
     high: float
 
+    @property
+    def averaged(self) -> bool:
+        """Whether the value is a mean over random halves of the other parts."""
+        return self.low != self.high
+
 
 def build_focus(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> Focus:
     rows, targets = focus_rows(explanation), explanation["targets"]
@@ -165,7 +170,7 @@ def build_focus(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) 
             text=one.text,
             note=one.note,
             value=one.value,
-            change=_changed(before, one.value, contrast is not None) if method in (EFFECTS, REMOVAL) else "",
+            change=_changed(before, one, contrast is not None) if method in (EFFECTS, REMOVAL) else "",
             interval="" if one.low == one.high else f"{nats(one.low)} to {nats(one.high)}",
             length=abs(one.value) / most,
         )
@@ -173,7 +178,7 @@ def build_focus(explanation: Mapping[str, Any], maps: Mapping[str, np.ndarray]) 
     )
     return Focus(
         method=method,
-        by=BY[method],
+        by=BY[method] + (AVERAGED if any(source.interval for source in sources) else ""),
         contrast=contrast,
         whole=contrast is None and is_whole(explanation, rows),
         likely=odds(before) if contrast else rounded(math.exp(before)),
@@ -241,9 +246,10 @@ def came_from(effects: Effects, rows: Sequence[int], *, before: float, prompt_le
         part = effects.parts[one.part]
         if part.ranges[0][0] < prompt_len and one.value > 0 and _clear(effects, one, rows):
             noted = f" ({part.note})" if part.note else ""
-            change = _changed(before, one.value, contrast)
+            change = _changed(before, one, contrast)
             if "→" not in change:
-                return ("It depends most on ", part.text, f"{noted}: without it, it is {change}.")
+                mean = " on average" if one.averaged else ""
+                return ("It depends most on ", part.text, f"{noted}: without it, {_ratio(change)}{mean}.")
             old, _, new = change.partition(" → ")
             likely = "" if contrast else " likely"
             return ("It depends most on ", part.text, f"{noted}: without it, it is {new}{likely} instead of {old}.")
@@ -301,51 +307,55 @@ def _mattered(
         if number:
             said += ("; without ", source.text, f"{noted} {_after(source)}")
         elif contrast:
+            after = _ratio(source.change) if source.interval else f"it is {_after(source)}"
             said += (
                 *(contrast.token, f" leads {odds(before)} against ", contrast.foil, ". Without "),
-                *(source.text, f"{noted} it is {_after(source)}"),
+                *(source.text, f"{noted} {after}{_on_average(source)}"),
             )
         else:
             said += ("Without ", source.text, f"{noted} {subject} is {_said_first(source, before)}")
     return (*said, ".")
 
 
+def _on_average(source: Source) -> str:
+    return " on average" if source.interval else ""
+
+
 def _said_first(source: Source, before: float) -> str:
     if "→" not in source.change:
-        return source.change
+        return source.change + _on_average(source)
     return f"{_after(source)} likely instead of {rounded(math.exp(before))}"
 
 
 def _after(source: Source) -> str:
-    return source.change.rpartition("→ ")[2]
+    return source.change.rpartition("→ ")[2].removeprefix("odds ")
 
 
-def _changed(before: float, value: float, contrast: bool) -> str:
+def _ratio(change: str) -> str:
+    """`it is 5 times less likely`, or `its odds are 5 times smaller`."""
+    return change.replace("odds", "its odds are", 1) if change.startswith("odds") else f"it is {change}"
+
+
+def _changed(before: float, one: _Found | Effect, contrast: bool) -> str:
+    """What becomes of the probability or the odds without a part.
+
+    A mean over random halves is not what becomes of the text as a whole, so it is said as a ratio: the exponential of a
+    mean fall in nats is the geometric mean of the ratios.
+    """
+    if contrast and one.averaged:
+        return times(-one.value, what="odds")
     if contrast:
-        return f"{odds(before)} → {odds(before - value)}"
-    if math.exp(before) < SMALL:
-        return times(-value)
-    return f"{rounded(math.exp(before))} → {rounded(math.exp(min(0.0, before - value)))}"
-
-
-def times(difference: float) -> str:
-    """A change of the log-probability as a ratio."""
-    ratio = math.exp(min(abs(difference), 50.0))
-    if ratio < 1.05:
-        return "about as likely"
-    how = "over a million times" if ratio > MOST_TIMES else f"{_count(ratio)} times"
-    return f"{how} {'more' if difference > 0 else 'less'} likely"
+        return f"{odds(before)} → {odds(before - one.value)}"
+    if one.averaged or math.exp(before) < SMALL:
+        return times(-one.value)
+    return f"{rounded(math.exp(before))} → {rounded(math.exp(min(0.0, before - one.value)))}"
 
 
 def odds(lead: float) -> str:
     """A lead in nats as odds: `1,200 : 1`, or `1 : 3` for a token that is behind."""
     ratio = math.exp(min(abs(lead), 50.0))
-    shown = "over a million" if ratio > MOST_TIMES else _count(ratio)
+    shown = "over a million" if ratio > MOST_TIMES else counted(ratio)
     return f"{shown} : 1" if lead >= 0 else f"1 : {shown}"
-
-
-def _count(ratio: float) -> str:
-    return f"{ratio:.1f}" if ratio < 10 else f"{float(f'{ratio:.2g}'):,.0f}"
 
 
 def rounded(probability: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmxai.report.visible import Text, label, plain, shorten, visible
+from llmxai.report.visible import Text, label, percent, plain, shorten, times, visible
 from llmxai.store import others_of
 
 GRADIENTS, DELETION, ROLLOUT = "layer_integrated_gradients", "deletion_path", "attention_rollout"
@@ -213,7 +213,23 @@ class Effect:
     high: float
     """The interval; equal to `value` where it was measured by one removal."""
     without: float | None
-    """Probability without the part; None with a foil."""
+    """Probability without the part; None with a foil, and for a mean, which is that of no single text."""
+    contrast: bool = False
+    """Whether there is a foil."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it is a mean over random halves of the other parts."""
+        return self.low != self.high
+
+    def becomes(self, logprob: float) -> str:
+        """What becomes of the probability: before and after or, on average, how many times less likely it is.
+
+        Empty with a foil.
+        """
+        if self.without is not None:
+            return f"{percent(math.exp(logprob))} → {percent(self.without)}"
+        return "" if self.contrast else times(-self.value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,16 +255,13 @@ class Effects:
         logprob, contrast = float(self.logprobs[rows].sum()), bool(self.contrasted[rows].any())
         defined = np.flatnonzero(~np.isnan(value))
         order = defined[np.argsort(-np.abs(value[defined]), kind="stable")]
-        return tuple(
-            Effect(
-                part=int(part),
-                value=round(float(value[part]), DIGITS),
-                low=round(float(low[part]), DIGITS),
-                high=round(float(high[part]), DIGITS),
-                without=None if contrast else min(1.0, math.exp(min(0.0, logprob - float(value[part])))),
-            )
-            for part in order
-        )
+
+        def effect(part: int) -> Effect:
+            least, fall, most = (round(float(side[part]), DIGITS) for side in (low, value, high))
+            without = None if contrast or least != most else math.exp(min(0.0, logprob - fall))
+            return Effect(part=part, value=fall, low=least, high=most, without=without, contrast=contrast)
+
+        return tuple(effect(int(part)) for part in order)
 
 
 def build_effects(explanation: Mapping[str, Any]) -> Effects | None:

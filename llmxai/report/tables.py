@@ -346,18 +346,18 @@ def _row(
 def _effects(effects: Effects | None, target: Mapping[str, Any], number: int) -> tuple[EffectRow, ...]:
     if effects is None:
         return ()
-    before = percent(math.exp(target["replayed_logprob"]))
+    before = float(target["replayed_logprob"])
     return tuple(_effect(effects, effect, before) for effect in effects.on([number - 1])[:SHOWN] if effect.value)
 
 
-def _effect(effects: Effects, effect: Effect, before: str) -> EffectRow:
+def _effect(effects: Effects, effect: Effect, before: float) -> EffectRow:
     part = effects.parts[effect.part]
     return EffectRow(
         text=part.text,
         note=part.note,
         value=signed(effect.value),
         interval="" if effect.low == effect.high else f"{signed(effect.low)} to {signed(effect.high)}",
-        change="" if effect.without is None else f"{before} → {percent(effect.without)}",
+        change=effect.becomes(before),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import numpy as np
 
 from llmxai.names import CURRENT, AttentionStatus, Role, Status, joint_status
 from llmxai.report.removal import Effect, build_effects, count_referee
-from llmxai.report.visible import Text, label, percent, shorten, visible
+from llmxai.report.visible import Text, label, shorten, visible
 from llmxai.text import by_place, inside
 
 
@@ -342,14 +341,13 @@ def _main_effects(
         if part.ranges[0][0] >= first or taken & set(part.ranges) or len(found) == MAIN_SOURCES:
             continue
         taken |= set(part.ranges)
-        before = percent(math.exp(sum(target["replayed_logprob"] for target in own)))
         found.append(
             MainEffect(
                 text=part.text,
                 note=part.note,
                 nats=f"{effect.value:.2f} nats",
                 on=label("".join(target["text"] for target in own)),
-                change="" if effect.without is None else f"{before} → {percent(effect.without)}",
+                change=effect.becomes(sum(target["replayed_logprob"] for target in own)),
             )
         )
     return tuple(found)

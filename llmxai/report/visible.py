@@ -6,6 +6,7 @@ cannot be confused with the same letters written by the model.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ NAMES = {
 }
 LINE_BREAK, TAB = "¶", "⇥"
 JOINER = "\u200d"
+MOST_TIMES = 1e6
+"""A larger ratio is said without its number."""
 SIGN_PARTS = ("So", "Sk")
 """Categories of emoji and their skin tones; a joiner between two of them combines them into one sign."""
 
@@ -143,3 +146,19 @@ def characters(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
             groups.append((start, i + 1))
             start = i + 1
     return groups
+
+
+def times(difference: float, *, what: str = "likely") -> str:
+    """A change of a log-probability as a ratio; with "odds", one of the lead over a foil."""
+    ratio, likely = math.exp(min(abs(difference), 50.0)), what == "likely"
+    if ratio < 1.05:
+        return "about as likely" if likely else "odds about the same"
+    how = "over a million times" if ratio > MOST_TIMES else f"{counted(ratio)} times"
+    if likely:
+        return f"{how} {'more' if difference > 0 else 'less'} likely"
+    return f"odds {how} {'larger' if difference > 0 else 'smaller'}"
+
+
+def counted(ratio: float) -> str:
+    """`3.4`, `340`, `34,000`."""
+    return f"{ratio:.1f}" if ratio < 10 else f"{float(f'{ratio:.2g}'):,.0f}"

@@ -298,6 +298,8 @@ class Fall:
     text: str
     mentions: int
     nats: float
+    averaged: bool
+    """Whether `nats` is a mean over random halves of the other parts, so that of no single text."""
 
 
 def falls_of(generation: Generation, effects: Effects, rows: Sequence[int]) -> list[Fall]:
@@ -311,7 +313,8 @@ def falls_of(generation: Generation, effects: Effects, rows: Sequence[int]) -> l
     for i in drop.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist():  # NaN: not defined there
         if drop[i] >= LEAST_FALL:
             text = _text_of(generation, parts[i][1])
-            falls.setdefault(text.strip(), Fall(text, len(parts[i][1]), float(drop[i])))
+            averaged = bool(len(effects.kept)) and parts[i][0] == "prompt"
+            falls.setdefault(text.strip(), Fall(text, len(parts[i][1]), float(drop[i]), averaged))
     return list(falls.values())
 
 

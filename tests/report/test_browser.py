@@ -14,6 +14,7 @@ from tiny import make_loaded
 from llmxai import explain
 from llmxai.report import build_view, render_report
 from llmxai.report.focus import rounded
+from llmxai.report.visible import times
 from llmxai.store import read_folder, to_json, to_maps
 from tests.report.conftest import Open, assert_accessible, look, move
 from tests.report.sample import Sample, chat, hostile, measured, newest, sample
@@ -585,12 +586,14 @@ def test_a_panel_opens_with_what_was_measured(open_page: Open) -> None:
     shown = page.get_by_role("region", name="Measured effects").inner_text()
     assert "earlier in the answer" in shown
     assert "all 2 mentions" in shown
-    before, after = effects["probability"][1], effects["probability_without"][1][first]
     name = effects["units"][first]["text"].strip()
+    before, after = effects["probability"][1], effects["probability_without"][1][first]
+    averaged = effects["low"][1][first] != effects["high"][1][first]
+    becomes = times(-best) if averaged else f"{rounded(before)} → {rounded(after)}"
     figures = page.get_by_role("region", name="Contributions").locator("li .num").all_inner_texts()
     assert figures
     assert all(re.fullmatch(r"[+−]\d\.\d{3} · \d+\.\d%", figure) for figure in figures), figures
-    assert f"without {name} {rounded(before)} → {rounded(after)}" in " ".join(shown.split())
+    assert f"without {name} {becomes}" in " ".join(shown.split())
     assert page.locator("#given .source, #answer .source").count() > 0
     views(page).get_by_role("radio", name="contributions").check()
     assert "Pinned" in page.locator("#live").inner_text()

@@ -11,8 +11,8 @@ import pytest
 
 from llmxai.names import SUPPLIED
 from llmxai.report import ReportView, build_view, render_report
-from llmxai.report.focus import in_words, odds, rounded, times
-from llmxai.report.visible import plain
+from llmxai.report.focus import in_words, odds, rounded
+from llmxai.report.visible import plain, times
 from tests.report.sample import Sample, chat, measured, newest, sample
 
 KINDS = ("confirmed", "contradicted", "undecided", "unconverged")
@@ -194,10 +194,28 @@ def test_effects_on_the_whole_answer_are_the_sums_over_its_tokens() -> None:
     for source in focus.sources:
         assert source.value == pytest.approx(expected[plain(source.text)], abs=1e-5)
         assert source.note == "", "a word of the answer is no source of the whole answer"
-        assert source.change == f"{rounded(np.exp(before))} → {rounded(min(1.0, np.exp(before - source.value)))}"
+        assert source.interval
+        assert source.change == times(-source.value), "a mean is not what becomes of the whole text"
+    assert focus.by.endswith("on average over random halves of the rest")
+    assert in_words(focus.sentence).count(" on average") == 1
     sizes = [abs(source.value) for source in focus.sources]
     assert sizes == sorted(sizes, reverse=True)
     assert max(source.length for source in focus.sources) == 1
+
+
+def test_an_effect_of_one_removal_is_said_as_probabilities() -> None:
+    document, maps = measured(
+        sample(["<s>", " Which", " city", " is"], [" Rome", " is"], stop="given"), statuses=["confirmed", "undecided"]
+    )
+    effects = document["effects"]
+    effects["low"] = effects["high"] = effects["effect"]
+    before = sum(target["replayed_logprob"] for target in document["targets"])
+    focus = build_view(document, maps).summary.focus
+    assert focus.sources
+    for source in focus.sources:
+        assert source.interval == ""
+        assert source.change == f"{rounded(np.exp(before))} → {rounded(min(1.0, np.exp(before - source.value)))}"
+    assert "average" not in focus.by + in_words(focus.sentence)
 
 
 def test_without_removal_the_whole_answer_has_the_summed_contributions() -> None:
@@ -232,6 +250,14 @@ def test_an_earlier_explanation_is_coloured_by_what_was_removed() -> None:
 )  # fmt: skip
 def test_ratios_in_words(difference: float, said: str) -> None:
     assert times(float(difference)) == said
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [(0.02, "odds about the same"), (-np.log(3.04), "odds 3.0 times smaller"), (np.log(24), "odds 24 times larger")],
+)
+def test_ratios_of_odds_in_words(difference: float, said: str) -> None:
+    assert times(float(difference), what="odds") == said
 
 
 @pytest.mark.parametrize(

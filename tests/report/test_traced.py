@@ -126,6 +126,27 @@ def test_where_a_word_came_from_is_the_part_whose_removal_costs_the_most(
     assert in_words(sentence) == (f"It depends most on {said} of 98%." if said else "")
 
 
+@pytest.mark.parametrize(
+    ("contrast", "said"),
+    [(False, "it is 5.5 times less likely on average"), (True, "its odds are 5.5 times smaller on average")],
+)
+def test_where_a_word_came_from_by_a_mean(contrast: bool, said: str) -> None:
+    """Of random halves: no probability of any text, but a ratio."""
+    value = np.array([[1.7]])
+    effects = Effects(
+        parts=(FRANCE,),
+        operator="removed",
+        confidence="90%",
+        value=value,
+        low=value - 0.5,
+        high=value + 0.5,
+        logprobs=np.log([0.98]),
+        contrasted=np.array([contrast]),
+    )
+    sentence = came_from(effects, [0], before=2.0 if contrast else float(np.log(0.98)), prompt_len=4, contrast=contrast)
+    assert in_words(sentence) == f"It depends most on “France” (all 2 mentions): without it, {said}."
+
+
 def test_an_explanation_without_a_trace_has_a_page() -> None:
     view = build_view(*newest(sample(["<s>", " a"], [" b"])))
     assert view.trace is None

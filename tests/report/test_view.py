@@ -14,7 +14,7 @@ from llmxai.report.removal import RemovalView, build_referee
 from llmxai.report.tables import build_settings, signed
 from llmxai.report.units import GRADIENT_SCALE, ROLLOUT_SCALE, TargetView, build_level
 from llmxai.report.verdict import MainSource
-from llmxai.report.visible import Piece, label, percent, plain, shorten, visible
+from llmxai.report.visible import Piece, label, percent, plain, shorten, times, visible
 from llmxai.settings import field_paths
 from llmxai.store import upgraded
 from tests.report.sample import (
@@ -697,6 +697,11 @@ def test_the_main_sources_are_the_largest_effects_on_a_word() -> None:
     (found,) = build_view(document, maps).verdict.main_effects
     assert (plain(found.text), found.note, found.nats, plain(found.on)) == ("city", "", "1.50 nats", "Paris")
     logprob = sum(target["replayed_logprob"] for target in document["targets"][:2])
+    assert found.change == times(-1.5)
+    for t in (0, 1):
+        for name in ("low", "high"):
+            effects[name][t][1] = effects["effect"][t][1]
+    (found,) = build_view(document, maps).verdict.main_effects
     assert found.change == f"{percent(np.exp(logprob))} → {percent(np.exp(logprob - 1.5))}"
     mentions = kinds.index("mentions")
     for name in ("effect", "low", "high"):
@@ -718,11 +723,16 @@ def test_a_word_has_its_effects_with_interval_and_probability() -> None:
     for part, effect in found.items():
         for name, value in (("effect", effect.value), ("low", effect.low), ("high", effect.high)):
             assert value == pytest.approx(told[name][0][part] + told[name][1][part], abs=1e-5)
-        assert effect.without == pytest.approx(min(1.0, np.exp(word.logprob - effect.value)), rel=1e-4)
-        assert (effect.low == effect.high) == (kinds[part] == "mentions")
+        assert effect.averaged == (kinds[part] != "mentions")
+        if effect.averaged:
+            assert effect.without is None, "a mean is the fall of no single text"
+        else:
+            assert effect.without == pytest.approx(min(1.0, np.exp(word.logprob - effect.value)), rel=1e-4)
     one = target_of(view, 2, level="tokens")
-    assert {effect.part: effect.without for effect in one.effects} == pytest.approx(
-        {part: p for part, p in enumerate(told["probability_without"][2]) if p is not None}, rel=1e-4
+    measured_once = {effect.part: effect.without for effect in one.effects if not effect.averaged}
+    assert measured_once
+    assert measured_once == pytest.approx(
+        {part: told["probability_without"][2][part] for part in measured_once}, rel=1e-4
     )
     notes = [part.note for part in view.effects.parts]
     assert notes == ["" if kind == "prompt" else "earlier in the answer" for kind in kinds[:-1]] + ["all 2 mentions"]
@@ -768,7 +778,8 @@ def test_a_foil_has_effects_and_no_probabilities() -> None:
     view = build_view(document, maps)
     assert {effect.without for effect in target_of(view, 2, level="tokens").effects} == {None}
     assert {row.change for row in view.rows[2].effects} == {""}
-    assert all(effect.without is not None for effect in target_of(view, 0).effects)
+    assert any(effect.without is not None for effect in target_of(view, 0).effects)
+    assert not any(effect.contrast for effect in target_of(view, 0).effects)
 
 
 def test_what_is_measured_has_hostile_texts() -> None:

@@ -278,10 +278,10 @@
       make("p", { class: "unit-note" }, make("span", { class: "key-line sink", "aria-hidden": "true" }), " share on the first token, ", make("span", { class: "key-line far", "aria-hidden": "true" }), " distance from the null (bits)"), make("p", { class: "note" }, said), folded("layers", "The same as a table", table))];
   }
 
-  /** What becomes of the word without a part: its probability or, where that says little or there is a foil, a ratio. */
+  /** What becomes of the word without a part: its probability or, for a mean and where that says little, a ratio. */
   const becomes = (target, value, without) => {
-    if (without === null) return `lead ${nats(-value, 2)} nats`;
-    if (target.probability >= 0.005) return `${short(target.probability)} → ${short(without)}`;
+    if (target.contrast) return `lead ${nats(-value, 2)} nats`;
+    if (without !== null && target.probability >= 0.005) return `${short(target.probability)} → ${short(without)}`;
     const ratio = Math.exp(Math.min(50, Math.abs(value)));
     return ratio < 1.05 ? "about as likely" : `${ratio > 1e6 ? "over a million" : ratio < 10 ? ratio.toFixed(1) : Number(ratio.toPrecision(2)).toLocaleString("en")} times ${value < 0 ? "more" : "less"} likely`;
   };
@@ -292,7 +292,7 @@
     const detail = ([, value, low, high]) => [`${nats(value, 2)} nats${low === high ? "" : `, ${nats(low, 2)} to ${nats(high, 2)}`}`];
     const write = (value, [, , , , without]) => becomes(target, value, without);
     return [make("section", { "aria-label": "Measured effects", class: "effects" }, make("h4", {}, term("effect", "Measured effects")),
-      make("p", { class: "unit-note" }, `${target.contrast ? "its lead over the foil" : "its probability"} without the part; below, the fall of the log-probability, with its ${data.effects.confidence} interval where it was measured more than once`),
+      make("p", { class: "unit-note" }, `${target.contrast ? "its lead over the foil" : "its probability"} without the part, on average where it was measured more than once; below, the fall of the log-probability, with the ${data.effects.confidence} interval of such a mean`),
       ...bars(target.effects, { scale: 1, signed: true, named, write, detail, before: "without ", faint: 0.05 }))];
   }
 
