@@ -187,6 +187,13 @@ def test_every_branch_of_the_rule(gradients: Scores, effects: Effects | None, st
     assert (got, words in reason) == (status, True), reason
 
 
+def test_a_mean_over_random_halves_is_said_to_be_one() -> None:
+    assert "falls by 4 nats on average." in judged(RIGHT, effects_of({3: 4.0}))[1]
+    assert "only 0 nats on average; without 'w9'" in judged(RIGHT, effects_of({3: 0.0, 9: 5.0}))[1]
+    hidden = effects_of({3: 0.0}, hidden=[(((3, 4), (20, 21)), 5.0)])
+    assert "falls by 5 nats." in judged(RIGHT, hidden)[1]  # hidden once
+
+
 def test_a_pair_is_named_where_no_single_word_decides() -> None:
     effects = replace(effects_of({}), pair=((0, 4), (2, 8)))
     assert judged(RIGHT, effects)[1].endswith("'w3' and 'w9' act together.")
@@ -196,7 +203,10 @@ def test_a_pair_is_named_where_no_single_word_decides() -> None:
 def test_without_subsets_the_single_removals_are_judged() -> None:
     plain = replace(effects_of({3: 4.0}), effect=None, low=None, high=None)
     none = replace(plain, kept=plain.kept[:0], f_masked=plain.f_masked[:, :0])
-    assert judged(RIGHT, none)[0] == Status.CONFIRMED
+    assert judged(RIGHT, none) == (
+        Status.CONFIRMED,
+        "The contributions put 'w3' first, and without it the log-probability falls by 4 nats.",
+    )
     assert {one.low == one.effect == one.high for one in candidates(RIGHT, none, 1)} == {True}
 
 
