@@ -87,6 +87,7 @@ def _of_loaded(loaded: LoadedModel, name: str, *, tokens: int, targets: int, nod
         backwards=nodes * targets,
         device=cpu,
         dtype=torch.float32,
+        checkpoint=bool(scores.settings["checkpoint"]),
     )
     return {
         **{"nodes": nodes, "seconds": seconds, "predicted": predicted, "bytes": grown(), "planned": memory},

@@ -378,27 +378,32 @@ def require_room(
     *,
     targets: int | None = None,
 ) -> None:
-    """Report the plan for integrated gradients, unless the caller made one, and how long it will take, if long.
+    """Report how long an explanation will take, if long, and the plan for its gradients, unless the caller made one.
 
     Raises InsufficientMemoryError, before gradients are computed, if no setting fits.
     """
     tokens, n = len(generation.ids), targets or generation.n_targets
-    long = expected_time(loaded, tokens=tokens, targets=n)
+    plan, checkpoint = None, bool(compute.checkpoint)
+    if compute.chunk_tokens is None and compute.checkpoint is None:
+        plan = plan_for(loaded.model, tokens=tokens, targets=n, dtype=loaded.dtype)
+        require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
+        checkpoint = plan.checkpoint
+    long = expected_time(loaded, tokens=tokens, targets=n, checkpoint=checkpoint)
     if long is not None:
         progress(f"expected to take {long}", 0, 1)
-    if compute.chunk_tokens is not None or compute.checkpoint is not None:
-        return
-    plan = plan_for(loaded.model, tokens=tokens, targets=n, dtype=loaded.dtype)
-    require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
-    progress(f"planned {plan.sentence()}", 0, 1)
+    if plan is not None:
+        progress(f"planned {plan.sentence()}", 0, 1)
 
 
-def expected_time(loaded: LoadedModel, *, tokens: int, targets: int) -> str | None:
+def expected_time(loaded: LoadedModel, *, tokens: int, targets: int, checkpoint: bool = False) -> str | None:
     """In words how long an explanation takes; None if it is less than a minute."""
     if layer_operations(loaded.model, tokens=tokens) * targets < SHORT:
         return None
     device = input_device(loaded.model)
-    seconds = predicted_seconds(loaded.model, tokens=tokens, targets=targets, device=device, dtype=loaded.dtype)
+    dtype = loaded.dtype
+    seconds = predicted_seconds(
+        loaded.model, tokens=tokens, targets=targets, device=device, dtype=dtype, checkpoint=checkpoint
+    )
     return in_words(seconds) if seconds > MINUTE else None
 
 

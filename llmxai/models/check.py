@@ -92,7 +92,9 @@ def check_model(
     )
     computing = torch.float32 if width in LOW else width  # precision "float32", the default
     with tf32_products() if width in LOW else nullcontext():
-        seconds = predicted_seconds(model, tokens=tokens, targets=answer_tokens, device=device, dtype=computing)
+        seconds = predicted_seconds(
+            model, tokens=tokens, targets=answer_tokens, device=device, dtype=computing, checkpoint=plan.checkpoint
+        )
     return ModelCheck(
         name=found.name,
         architecture=type(model).__name__,

@@ -107,7 +107,7 @@ SHARED = 3
 """Forward passes at nodes, in units of those of one target: targets share most of their nodes."""
 MASKS = 96
 """Forward passes of the whole text that removals take at most: 64 units, and 64 halves of the text."""
-ATTENTION = {"cpu": {"plain": 1.6, "deletion_path": 6.0}, "cuda": {"plain": 1.0, "deletion_path": 4.0}}
+ATTENTION = {"cpu": {"plain": 1.6, "deletion_path": 2.5}, "cuda": {"plain": 1.0, "deletion_path": 4.0}}
 """Time of attention in that of its causal operations at the rate of large products. On a CPU fitted to long rows of
 benchmarks/RESULTS.md; on a GPU the deletion path's is counted: every key, and each query's own once more."""
 
@@ -151,24 +151,32 @@ def path_seconds(
     backwards: int,
     device: torch.device,
     dtype: torch.dtype,
+    checkpoint: bool = False,
 ) -> float:
     """About how long a path method takes: F at `points`, and that many passes forwards and backwards at its nodes.
 
-    Products are computed as gradients are (TF32 where that is allowed), and for F in full float32. `model` may be
-    without weights.
+    With `checkpoint`, a pass backwards computes the layers forwards once more. Products are computed as gradients are
+    (TF32 where that is allowed), and for F in full float32. `model` may be without weights.
     """
     length = round(grouped(tokens, targets))
     shape, layers = Shape.of(model.config), _products(model, method, tokens=length, device=device)
     head = 2 * shape.hidden * shape.vocabulary * targets
     with exact_products():
         exact = points * (layers + head) / product_rate(device, dtype)
+    backwards *= 2 if checkpoint else 1
     gradients = (forwards * (layers + head) + backwards * layers) / product_rate(device, dtype)
     passes = points + forwards + backwards
     return exact + gradients + passes * traffic_seconds(model, tokens=length, device=device, dtype=dtype)
 
 
 def predicted_seconds(
-    model: PreTrainedModel, *, tokens: int, targets: int, device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel,
+    *,
+    tokens: int,
+    targets: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    checkpoint: bool = False,
 ) -> float:
     """About how long an explanation with default settings takes, answer not included; `model` may lack weights."""
     shape, layers = Shape.of(model.config), _products(model, "plain", tokens=tokens, device=device)
@@ -183,6 +191,7 @@ def predicted_seconds(
             backwards=nodes * targets,
             device=device,
             dtype=dtype,
+            checkpoint=checkpoint,
         )
         for name, nodes in NODES.items()
     )
