@@ -528,18 +528,26 @@ def test_checkpointing_changes_rounding_only(architecture: str) -> None:
     assert certificate_of(got).nodes == certificate_of(want).nodes
 
 
-def test_a_long_sequence_is_checkpointed(gpt64: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_sequence_is_checkpointed_where_no_kernel_is_fused(
+    gpt64: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its attention maps, which the graph would keep for all layers, are computed again a layer at a time."""
-    generation = chat(gpt64)
-    want = deletion_path(gpt64, generation, n_steps=2)
+    eager = make_loaded("gpt2", dtype=torch.float64, attn_implementation="eager")
+    generation = chat(eager)
+    want = deletion_path(eager, generation, n_steps=2)
     assert want.settings["checkpoint"] is False
     n = len(generation.ids) - 1
     monkeypatch.setattr("llmxai.methods.gradients.deletion_path.MAP_NUMBERS", 2 * 3 * 4 * n * 1024 - 1)
-    got = deletion_path(gpt64, generation, n_steps=2)
+    got = deletion_path(eager, generation, n_steps=2)
     assert got.settings["checkpoint"] is True
     assert difference(got.values, want.values) < 1e-10
     small = Compute(chunk_tokens=n)
-    assert deletion_path(gpt64, generation, n_steps=2, compute=small).settings["checkpoint"] is False
+    assert deletion_path(eager, generation, n_steps=2, compute=small).settings["checkpoint"] is False
+    assert fuses(gpt64.model, tokens=n)
+    assert not fuses(gpt64.model, tokens=n // 2)
+    fused_one = deletion_path(gpt64, generation, n_steps=2)
+    assert fused_one.settings["checkpoint"] is False
+    assert difference(fused_one.values, want.values) < 1e-10
 
 
 @given_random(response=st.text(alphabet="abcde fg", min_size=2, max_size=40))

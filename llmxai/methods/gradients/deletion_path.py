@@ -54,7 +54,7 @@ The kernels that keep none give no gradient with respect to a mask. On a GPU the
 MAPS = 2
 """Maps [head, query, key] that a layer keeps for the backward pass at most."""
 FUSED_FROM = 384
-"""Tokens from which a CPU uses the fused kernel; GPUs always do."""
+"""Tokens from which a CPU uses the fused kernel, or fewer if it would have to checkpoint; GPUs always do."""
 ABSENT = -4000.0
 """log a of a hidden token for the fused kernel: its weight is exactly 0, and the number fits into 16 bits."""
 PRESENCE = "llmxai_presence"
@@ -98,7 +98,7 @@ def deletion_path(
     if (
         on_cpu
         and not fused
-        and kept_maps(loaded, compute, tokens=1 + max(target.last for target in targets)) > MAP_NUMBERS
+        and kept_maps(loaded.model, compute.chunk_tokens, tokens=1 + max(t.last for t in targets)) > MAP_NUMBERS
     ):
         compute = replace(compute, checkpoint=True)
     found = integrate(loaded, path, targets, spec, compute=compute, f_input=f_input, progress=progress, scouts=SCOUTS)
@@ -219,7 +219,10 @@ def hiding(model: PreTrainedModel, hidden: Hidden) -> Iterator[None]:
 
 def fuses(model: PreTrainedModel, *, tokens: int) -> bool:
     """Whether a decoder's attention is plain causal softmax by PyTorch's kernel, on a device and a length for it."""
-    return plain_causal(model) and (input_device(model).type != "cpu" or tokens >= FUSED_FROM)
+    if not plain_causal(model):
+        return False
+    on_cpu = input_device(model).type == "cpu"
+    return not on_cpu or tokens >= FUSED_FROM or kept_maps(model, None, tokens=tokens) > MAP_NUMBERS
 
 
 def plain_causal(model: PreTrainedModel) -> bool:
@@ -345,11 +348,11 @@ def presence_path(loaded: LoadedModel, generation: Generation, *, features: str)
     )
 
 
-def kept_maps(loaded: LoadedModel, compute: Compute, *, tokens: int) -> int:
+def kept_maps(model: PreTrainedModel, chunk_tokens: int | None, *, tokens: int) -> int:
     """Attention weights that the graph of one chunk keeps without checkpointing."""
-    layers = sum(len(stack) for stack in layer_stacks(loaded.model))
-    heads = field_of(loaded.model.config.get_text_config(), "num_attention_heads", 1)
-    chunk = max(compute.chunk_tokens or CHUNK_TOKENS, tokens)
+    layers = sum(len(stack) for stack in layer_stacks(model))
+    heads = field_of(model.config.get_text_config(), "num_attention_heads", 1)
+    chunk = max(chunk_tokens or CHUNK_TOKENS, tokens)
     return int(MAPS * layers * heads * tokens * chunk)
 
 
