@@ -167,7 +167,36 @@ def working_bytes(
     saved: Saved = SDPA,
     heap: bool = False,
 ) -> int:
-    """Peak memory: the graph of one chunk with its logits, or the tensors that rollout reads from all layers.
+    """Peak memory: the graph of one chunk with its logits, or the tensors that rollout reads from all layers."""
+    block = 4 * min(shape.heads * tokens * tokens, BLOCK_NUMBERS) * max(itemsize, 4)
+    rollout = 3 * shape.depth * tokens * shape.heads * shape.head_dim * itemsize + block
+    return max(
+        rollout,
+        graph_bytes(
+            shape,
+            tokens=tokens,
+            targets=targets,
+            itemsize=itemsize,
+            chunk_tokens=chunk_tokens,
+            checkpoint=checkpoint,
+            saved=saved,
+            heap=heap,
+        ),
+    )
+
+
+def graph_bytes(
+    shape: Shape,
+    *,
+    tokens: int,
+    targets: int,
+    itemsize: int,
+    chunk_tokens: int,
+    checkpoint: bool,
+    saved: Saved = SDPA,
+    heap: bool = False,
+) -> int:
+    """What gradients take: the graph of one chunk, with its logits.
 
     `heap`: whether blocks come from glibc, as on a CPU; gradient checkpointing lets it give them back.
     """
@@ -178,10 +207,7 @@ def working_bytes(
     graph = stream * shape.depth + 2 * layer if checkpoint else layer * (shape.depth + 1)
     if heap and not checkpoint:
         graph = round(HEAP * graph)
-    logits = 3 * nodes * targets * shape.vocabulary * max(itemsize, 4)
-    block = 4 * min(shape.heads * tokens * tokens, BLOCK_NUMBERS) * max(itemsize, 4)
-    rollout = 3 * shape.depth * tokens * shape.heads * shape.head_dim * itemsize + block
-    return max(graph + logits, rollout)
+    return graph + 3 * nodes * targets * shape.vocabulary * max(itemsize, 4)
 
 
 def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_tokens: int, checkpoint: bool) -> int:
