@@ -392,7 +392,7 @@ def test_a_contrast(contrast: Explanation) -> None:
     assert "p " not in repr(effect).split("nats")[1]
     summary = contrast.summary()
     assert f"\nfoil:     {view.text!r} rather than {foil.text!r}\n" in summary
-    assert "removal:  lead over the foil " in summary
+    assert "removal:  each alone: lead over the foil " in summary
 
 
 # tables
@@ -477,7 +477,7 @@ def test_the_summary_of_a_chat(explained: Explanation) -> None:
     first = next(s for s in explained[:].sources() if s.role != Role.GENERATED)
     assert said["sources"].startswith(f"{first.text.strip()!r} {first.value:+.2f} nats ({first.share:.0%})")
     (effect,) = explained[:].effects(1) or []
-    assert said["removal"].startswith(f"log-prob {-effect.drop:+.2f} nats without {effect.text.strip()!r}")
+    assert said["removal"].startswith(f"each alone: log-prob {-effect.drop:+.2f} nats without {effect.text.strip()!r}")
 
 
 def test_the_summary_says_what_was_asked(tiny_llama: LoadedModel) -> None:

@@ -170,19 +170,8 @@ def working_bytes(
     """Peak memory: the graph of one chunk with its logits, or the tensors that rollout reads from all layers."""
     block = 4 * min(shape.heads * tokens * tokens, BLOCK_NUMBERS) * max(itemsize, 4)
     rollout = 3 * shape.depth * tokens * shape.heads * shape.head_dim * itemsize + block
-    return max(
-        rollout,
-        graph_bytes(
-            shape,
-            tokens=tokens,
-            targets=targets,
-            itemsize=itemsize,
-            chunk_tokens=chunk_tokens,
-            checkpoint=checkpoint,
-            saved=saved,
-            heap=heap,
-        ),
-    )
+    given = {"tokens": tokens, "targets": targets, "itemsize": itemsize, "chunk_tokens": chunk_tokens}
+    return max(rollout, graph_bytes(shape, **given, checkpoint=checkpoint, saved=saved, heap=heap))
 
 
 def graph_bytes(

@@ -528,11 +528,9 @@ def test_checkpointing_changes_rounding_only(architecture: str) -> None:
     assert certificate_of(got).nodes == certificate_of(want).nodes
 
 
-def test_a_long_sequence_is_checkpointed_where_no_kernel_is_fused(
-    gpt64: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_sequence_is_checkpointed_where_no_kernel_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its attention maps, which the graph would keep for all layers, are computed again a layer at a time."""
-    eager = make_loaded("gpt2", dtype=torch.float64, attn_implementation="eager")
+    eager, plain = (make_loaded("gpt2", dtype=torch.float64, attn_implementation=name) for name in ("eager", "sdpa"))
     generation = chat(eager)
     want = deletion_path(eager, generation, n_steps=2)
     assert want.settings["checkpoint"] is False
@@ -543,9 +541,9 @@ def test_a_long_sequence_is_checkpointed_where_no_kernel_is_fused(
     assert difference(got.values, want.values) < 1e-10
     small = Compute(chunk_tokens=n)
     assert deletion_path(eager, generation, n_steps=2, compute=small).settings["checkpoint"] is False
-    assert fuses(gpt64.model, tokens=n)
-    assert not fuses(gpt64.model, tokens=n // 2)
-    fused_one = deletion_path(gpt64, generation, n_steps=2)
+    assert fuses(plain.model, tokens=n)
+    assert not fuses(plain.model, tokens=n // 2)
+    fused_one = deletion_path(plain, generation, n_steps=2)
     assert fused_one.settings["checkpoint"] is False
     assert difference(fused_one.values, want.values) < 1e-10
 
