@@ -27,7 +27,7 @@ from memory import peak
 from llmxai import LoadedModel, load
 from llmxai.methods import METHODS
 from llmxai.methods.gradients.deletion_path import presence_path
-from llmxai.models.memory import Shape, graph_bytes, saved_by
+from llmxai.models.memory import Shape, saved_by, working_bytes
 from llmxai.models.precision import in_precision
 from llmxai.models.speed import path_seconds, product_rate, streaming_rate
 
@@ -67,7 +67,7 @@ def _of_loaded(loaded: LoadedModel, name: str, *, tokens: int, targets: int, nod
         scores = method(loaded, answer, n_steps=nodes)
         seconds = time.process_time() - start
     of_path = presence_path(loaded, answer, features="content").saved if name == "deletion_path" else saved_by
-    memory = graph_bytes(
+    memory = working_bytes(
         Shape.of(loaded.model.config),
         tokens=tokens,
         targets=targets,
@@ -76,6 +76,7 @@ def _of_loaded(loaded: LoadedModel, name: str, *, tokens: int, targets: int, nod
         checkpoint=bool(scores.settings["checkpoint"]),
         saved=of_path(loaded.model),
         heap=True,
+        rollout=False,
     )
     predicted = path_seconds(
         loaded.model,

@@ -166,28 +166,12 @@ def working_bytes(
     checkpoint: bool,
     saved: Saved = SDPA,
     heap: bool = False,
+    rollout: bool = True,
 ) -> int:
-    """Peak memory: the graph of one chunk with its logits, or the tensors that rollout reads from all layers."""
-    block = 4 * min(shape.heads * tokens * tokens, BLOCK_NUMBERS) * max(itemsize, 4)
-    rollout = 3 * shape.depth * tokens * shape.heads * shape.head_dim * itemsize + block
-    given = {"tokens": tokens, "targets": targets, "itemsize": itemsize, "chunk_tokens": chunk_tokens}
-    return max(rollout, graph_bytes(shape, **given, checkpoint=checkpoint, saved=saved, heap=heap))
+    """Peak memory: the graph of one chunk with its logits, or the tensors that rollout reads from all layers.
 
-
-def graph_bytes(
-    shape: Shape,
-    *,
-    tokens: int,
-    targets: int,
-    itemsize: int,
-    chunk_tokens: int,
-    checkpoint: bool,
-    saved: Saved = SDPA,
-    heap: bool = False,
-) -> int:
-    """What gradients take: the graph of one chunk, with its logits.
-
-    `heap`: whether blocks come from glibc, as on a CPU; gradient checkpointing lets it give them back.
+    `heap`: whether blocks come from glibc, as on a CPU; gradient checkpointing lets it give them back. `rollout`:
+    whether rollout is computed, too.
     """
     nodes = max(1, chunk_tokens // tokens)
     scores = saved.maps * nodes * shape.heads * tokens * tokens * max(itemsize, 4)
@@ -196,7 +180,11 @@ def graph_bytes(
     graph = stream * shape.depth + 2 * layer if checkpoint else layer * (shape.depth + 1)
     if heap and not checkpoint:
         graph = round(HEAP * graph)
-    return graph + 3 * nodes * targets * shape.vocabulary * max(itemsize, 4)
+    gradients = graph + 3 * nodes * targets * shape.vocabulary * max(itemsize, 4)
+    if not rollout:
+        return gradients
+    block = 4 * min(shape.heads * tokens * tokens, BLOCK_NUMBERS) * max(itemsize, 4)
+    return max(gradients, 3 * shape.depth * tokens * shape.heads * shape.head_dim * itemsize + block)
 
 
 def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_tokens: int, checkpoint: bool) -> int:
