@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -34,6 +34,8 @@ LOW = (torch.bfloat16, torch.float16)
 """Storage dtypes that are widened."""
 COPY_SHARE = 0.5
 """Share of the free memory that a widened copy may take; above it, modules are widened one at a time."""
+IN_CACHE = 2**22
+"""Weights that are widened at once on a CPU, between two products."""
 INT8 = 127
 """The largest whole number of 8 bits that LLM.int8 uses; a row's scale is its largest weight."""
 UNPACKED = frozenset({"Params4bit", "Int8Params"})
@@ -193,47 +195,86 @@ def _casts(module: nn.Module, dtype: torch.dtype) -> bool:
     return any(p.is_floating_point() and p.dtype != dtype for p in module.parameters(recurse=False))
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """The matrix [output, input] of a linear layer, which is read some rows at a time."""
+
+    outputs: int
+    inputs: int
+    rows: Callable[[slice], Tensor]
+    """As they are stored, or unpacked."""
+
+    def parts(self, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Some outputs and their weights, in the dtype of `like`; the next ones overwrite them.
+
+        On a CPU as many as its cache holds: a whole matrix would be written to memory and read again, which takes as
+        long as its product with 128 tokens.
+        """
+        step = max(1, IN_CACHE // self.inputs) if like.device.type == "cpu" else self.outputs
+        memory: Tensor | None = None
+        for start in range(0, self.outputs, step):
+            some = slice(start, min(start + step, self.outputs))
+            part = self.rows(some)
+            if part.dtype != like.dtype:
+                memory = like.new_empty(part.shape) if memory is None else memory
+                part = memory[: len(part)].copy_(part)
+            yield some, part
+
+
 class _Product(torch.autograd.Function):
-    """x W', with W made again in each pass by `weights(dtype)`, so that no graph keeps it."""
+    """x W', with W made again in each pass, so that no graph keeps it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Callable[[torch.dtype], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: _Weights) -> Tensor:
         ctx.weights = weights
-        return nn.functional.linear(x, weights(x.dtype))
+        found = x.new_empty(*x.shape[:-1], weights.outputs)
+        inputs, outputs = x.reshape(-1, weights.inputs), found.view(-1, weights.outputs)
+        for some, part in weights.parts(x):
+            torch.mm(inputs, part.T, out=outputs[:, some])
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ ctx.weights(gradients[0].dtype), None
+        weights = ctx.weights
+        given = gradients[0].reshape(-1, weights.outputs)
+        found = given.new_empty(len(given), weights.inputs)
+        for some, part in weights.parts(given):
+            found.addmm_(given[:, some], part, beta=float(some.start > 0))  # 0: what was there is not read
+        return found.view(*gradients[0].shape[:-1], weights.inputs), None
 
 
-def _product(module: Any, weights: Callable[[torch.dtype], Tensor], x: Tensor) -> Tensor:
+def _product(module: Any, weights: _Weights, x: Tensor) -> Tensor:
     found: Tensor = _Product.apply(x, weights)  # type: ignore[no-untyped-call]
     return found if module.bias is None else found + module.bias.to(x.dtype)
 
 
-def _weights_of(module: Any, forward: Callable[..., Any]) -> Callable[[torch.dtype], Tensor] | None:
-    """What makes the weights of a plain linear layer, as [output, input]; None for all other modules.
+def _weights_of(module: Any, forward: Callable[..., Any]) -> _Weights | None:
+    """The weights of a plain linear layer; None for all other modules.
 
     A layer of LLM.int8 so computes without rounding its inputs to 8 bits. Weights that Accelerate brings for a pass are
     gone when gradients are computed, unless the layer runs again by then.
     """
     if _is_8_bit(module):
-        return partial(_unpacked, module)
+        return _Weights(module.out_features, module.in_features, partial(_unpacked, module))
     hook, own = getattr(module, "_hf_hook", None), getattr(forward, "__func__", None)
     if any(getattr(each, "offload", False) for each in (hook, *getattr(hook, "hooks", ()))):
         return None
-    if own is nn.Linear.forward:
-        return lambda dtype: module.weight.to(dtype)
-    if own is Conv1D.forward:
-        return lambda dtype: module.weight.to(dtype).T
-    return None
+    if own is not nn.Linear.forward and own is not Conv1D.forward:
+        return None
+
+    def stored() -> Tensor:  # what is in the module when it runs
+        weight: Tensor = module.weight
+        return weight if own is nn.Linear.forward else weight.T
+
+    outputs, inputs = stored().shape
+    return _Weights(outputs, inputs, lambda rows: stored()[rows])
 
 
-def _unpacked(layer: Any, dtype: torch.dtype) -> Tensor:
+def _unpacked(layer: Any, rows: slice) -> Tensor:
     """The weights that a layer of LLM.int8 stands for: whole numbers times the scale of their row."""
     scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # moved there by the first pass
-    weights: Tensor = layer.weight.data.float() * (scale.float() / INT8)[:, None]
-    return weights.to(dtype)
+    weights: Tensor = layer.weight.data[rows].float() * (scale[rows].float() / INT8)[:, None]
+    return weights
 
 
 class _Cast:

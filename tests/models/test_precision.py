@@ -21,6 +21,7 @@ from tiny import (
     save_wide,
 )
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from llmxai.generation import replay
 from llmxai.methods import layer_integrated_gradients
@@ -248,6 +249,31 @@ def test_no_graph_keeps_cast_weights(architecture: str, monkeypatch: pytest.Monk
     assert not [tuple(t.shape) for t in kept if {tuple(t.shape), tuple(t.shape)[::-1]} & shapes]
     assert x.grad is not None
     assert x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("at_once", [1, 30, 10**6])
+def test_weights_are_cast_some_rows_at_a_time(
+    kind: type, stored: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The product and its gradient are those of the whole cast matrix, whatever number of rows is cast at once."""
+    monkeypatch.setattr(module, "IN_CACHE", at_once)
+    torch.manual_seed(0)
+    layer = (nn.Linear(7, 23) if kind is nn.Linear else Conv1D(23, 7)).to(stored)
+    nn.init.normal_(layer.bias)
+    whole = copy.deepcopy(layer).float()
+    x = torch.randn(2, 3, 7, requires_grad=True)
+    x_of_whole = x.detach().clone().requires_grad_()
+    seed = torch.randn(2, 3, 23).transpose(0, 1).contiguous().transpose(0, 1)  # gradients need not be contiguous
+    with computing(layer, torch.float32):
+        found = layer(x)
+        found.backward(seed)
+    whole(x_of_whole).backward(seed)
+    torch.testing.assert_close(found, whole(x_of_whole), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.grad, x_of_whole.grad, rtol=0, atol=1e-5)
+    assert layer.weight.dtype == stored
+    assert layer.weight.grad is None
 
 
 def test_modules_stored_in_float32_are_left_alone() -> None:
