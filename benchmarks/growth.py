@@ -86,6 +86,7 @@ def _of_loaded(loaded: LoadedModel, name: str, *, tokens: int, targets: int, nod
         points=2,
         forwards=nodes,
         backwards=nodes * targets,
+        together=min(nodes, max(1, int(str(scores.settings["chunk_tokens"])) // tokens)),
         device=cpu,
         dtype=torch.float32,
         checkpoint=bool(scores.settings["checkpoint"]),

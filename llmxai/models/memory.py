@@ -38,7 +38,7 @@ from llmxai.settings import CHUNK_TOKENS
 
 CPU = torch.device("cpu")
 GIB = 2**30
-SHARE = 0.85
+SHARE = 0.8
 """Share of the free memory that a plan may use; the rest covers what the estimate does not see."""
 BLOCK_NUMBERS = 2**24
 """Most attention weights of all heads that rollout holds at once; four copies of them exist for a moment."""
@@ -46,8 +46,9 @@ USEFUL_NUMBERS = 2**26
 """Numbers (tokens x hidden) that keep a GPU busy: 32,768 tokens of width 2,048; more are hardly faster."""
 USEFUL_ON_CPU = {4: CHUNK_TOKENS, 2: 4 * CHUNK_TOKENS}
 """Tokens at once on a CPU, by bytes per number: with AMX, products of 1,200 rows take twice the time of 2,400."""
-HEAP = 1.3
-"""Growth of the process on a CPU for each byte of a graph: glibc keeps freed blocks, and smaller ones settle there."""
+HEAP = 1.2
+"""Growth of the process on a CPU for each byte of a graph: glibc keeps freed blocks, and smaller ones settle there. The
+same work grew it by 2.0 or by 2.4 GB, so this is about the middle, and what `SHARE` leaves covers the upper end."""
 BITS = {"4bit": 4.5, "8bit": 8.5}
 """Bits per weight of the quantised layers, including their scales."""
 

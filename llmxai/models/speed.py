@@ -1,7 +1,7 @@
 """How fast a device is, and what a model needs: what predictions of time are made of.
 
 A pass takes the operations of its matrices and attention over the rate of large products, and the bytes that go through
-memory between them over the rate at which the device reads and writes.
+memory between them, and for the weights, over the rate at which the device reads and writes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
-from llmxai.models.memory import Shape, free_memory, kept_per_token
+from llmxai.models.memory import Shape, free_memory, kept_per_token, useful_tokens
 from llmxai.models.precision import exact_products
 
 SIDE = {"cuda": 8192, "cpu": 768}
@@ -119,6 +119,11 @@ def traffic_seconds(model: PreTrainedModel, *, tokens: int, device: torch.device
     return TRAFFIC.get(device.type, TRAFFIC["cuda"]) * kept / streaming_rate(device)
 
 
+def weights_seconds(model: PreTrainedModel, *, calls: float, device: torch.device, dtype: torch.dtype) -> float:
+    """Of calls of the model: what it takes to read the weights of all layers, however many tokens there are."""
+    return calls * layer_weights(model) * dtype.itemsize / streaming_rate(device)
+
+
 def grouped(tokens: int, targets: int) -> float:
     """Length that a node has on average, if the last `targets` tokens are explained in groups.
 
@@ -149,14 +154,16 @@ def path_seconds(
     points: int,
     forwards: int,
     backwards: int,
+    together: int,
     device: torch.device,
     dtype: torch.dtype,
     checkpoint: bool = False,
 ) -> float:
     """About how long a path method takes: F at `points`, and that many passes forwards and backwards at its nodes.
 
-    With `checkpoint`, a pass backwards computes the layers forwards once more. Products are computed as gradients are
-    (TF32 where that is allowed), and for F in full float32. `model` may be without weights.
+    `together`: how many points or nodes go through the model at once. With `checkpoint`, a pass backwards computes the
+    layers forwards once more. Products are computed as gradients are (TF32 where that is allowed), and for F in full
+    float32. `model` may be without weights.
     """
     length = round(grouped(tokens, targets))
     shape, layers = Shape.of(model.config), _products(model, method, tokens=length, device=device)
@@ -166,7 +173,8 @@ def path_seconds(
     backwards *= 2 if checkpoint else 1
     gradients = (forwards * (layers + head) + backwards * layers) / product_rate(device, dtype)
     passes = points + forwards + backwards
-    return exact + gradients + passes * traffic_seconds(model, tokens=length, device=device, dtype=dtype)
+    traffic = passes * traffic_seconds(model, tokens=length, device=device, dtype=dtype)
+    return exact + gradients + traffic + weights_seconds(model, calls=passes / together, device=device, dtype=dtype)
 
 
 def predicted_seconds(
@@ -180,6 +188,7 @@ def predicted_seconds(
 ) -> float:
     """About how long an explanation with default settings takes, answer not included; `model` may lack weights."""
     shape, layers = Shape.of(model.config), _products(model, "plain", tokens=tokens, device=device)
+    together = max(1, useful_tokens(model.config, device=device, itemsize=dtype.itemsize) // tokens)
     of_paths = sum(
         path_seconds(
             model,
@@ -189,6 +198,7 @@ def predicted_seconds(
             points=GRIDS[name],
             forwards=nodes * min(targets, SHARED),
             backwards=nodes * targets,
+            together=together,
             device=device,
             dtype=dtype,
             checkpoint=checkpoint,
@@ -198,7 +208,9 @@ def predicted_seconds(
     rollout, removal = 2 + targets, min(MASKS + targets, MASKS + tokens)
     head = 2 * shape.hidden * shape.vocabulary * targets
     products = (rollout * layers + removal * (layers + head)) / product_rate(device, dtype)
-    return of_paths + products + (rollout + removal) * traffic_seconds(model, tokens=tokens, device=device, dtype=dtype)
+    traffic = (rollout + removal) * traffic_seconds(model, tokens=tokens, device=device, dtype=dtype)
+    weights = weights_seconds(model, calls=rollout + removal / together, device=device, dtype=dtype)
+    return of_paths + products + traffic + weights
 
 
 def in_words(seconds: float) -> str:

@@ -117,7 +117,15 @@ def test_a_path_takes_its_products_and_its_traffic(
     monkeypatch.setattr(speed, "streaming_rate", lambda _device: 1e7)
     passes = {"points": 2, "forwards": 4, "backwards": 12}
     got = speed.path_seconds(
-        model, method, tokens=10, targets=3, **passes, device=CPU, dtype=torch.float32, checkpoint=checkpoint
+        model,
+        method,
+        tokens=10,
+        targets=3,
+        together=2,
+        **passes,
+        device=CPU,
+        dtype=torch.float32,
+        checkpoint=checkpoint,
     )
     layers = 18 + 12 * checkpoint  # passes through the layers, which a checkpointed one computes once more
     weights = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
@@ -125,7 +133,8 @@ def test_a_path_takes_its_products_and_its_traffic(
     assert speed.grouped(10, 3) == 10  # one group
     products = layers * (2 * weights * 10 + attention) + 6 * 2 * 32 * c.vocab_size * 3
     kept = 3 * 10 * 4 * (2 * 32 + 4 * 32 + 3 * 48)
-    assert got == pytest.approx(products / 1e6 + layers * speed.TRAFFIC["cpu"] * kept / 1e7)
+    traffic = layers * (speed.TRAFFIC["cpu"] * kept + 4 * weights / 2)
+    assert got == pytest.approx(products / 1e6 + traffic / 1e7)
 
 
 def test_what_was_measured_on_a_gpu_is_predicted_within_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
