@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import OptionError
@@ -294,18 +295,44 @@ class _Cast:
         given = {name: _to(value, dtype) for name, value in options.items()}
         stored, module = dict(self.module._parameters), cast(Any, self.module)
         computed = _compute_dtype(module)
+        table = module.weight if isinstance(module, nn.Embedding) and module.weight.is_floating_point() else None
         try:
             if computed is not None:
                 module.compute_dtype = dtype
             for name, parameter in stored.items():
                 if parameter is not None and type(parameter).__name__ not in UNPACKED:
-                    module._parameters[name] = _to(parameter, dtype)
-            found = self.forward(*arguments, **given)
+                    module._parameters[name] = (_shape_of if parameter is table else _to)(parameter, dtype)
+            with nullcontext() if table is None else _LookedUp(table):
+                found = self.forward(*arguments, **given)
             return _to(found, dtype) if getattr(found, "dtype", None) in LOW else found
         finally:
             module._parameters.update(stored)
             if computed is not None:
                 module.compute_dtype = computed
+
+
+class _LookedUp(TorchFunctionMode):
+    """Inside, rows are looked up in `table`, whatever table is given, and then cast to the dtype of that one.
+
+    A cast of a whole table of embeddings takes seconds, and memory for all tokens that are not in the text.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = table
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if function is not nn.functional.embedding:
+            return function(*arguments, **(options or {}))
+        ids, given, *others = arguments
+        return function(ids, self.table, *others, **(options or {})).to(given.dtype)
+
+
+def _shape_of(table: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """A table of the same shape for modules that ask what they compute in: a single NaN, which nobody may read."""
+    return nn.Parameter(table.new_full((1,), torch.nan, dtype=dtype).expand(table.shape), requires_grad=False)
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:

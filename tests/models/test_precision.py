@@ -276,6 +276,28 @@ def test_weights_are_cast_some_rows_at_a_time(
     assert layer.weight.grad is None
 
 
+class Scaled(nn.Embedding):
+    """As in Gemma: the scale is rounded to what the table computes in."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * torch.tensor(33.9411).to(self.weight.dtype)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, Scaled])
+def test_of_a_table_of_embeddings_the_rows_of_the_text_are_cast(kind: type[nn.Embedding]) -> None:
+    """This one would have 1.6 TB in float32; what is looked up equals that of a small table which is cast whole."""
+    torch.manual_seed(0)
+    rows = torch.randn(1, 4, dtype=torch.bfloat16)
+    huge, small = kind(1, 4), kind(3, 4)
+    huge.weight = nn.Parameter(rows.expand(10**11, 4), requires_grad=False)
+    small.weight = nn.Parameter(rows.expand(3, 4).float(), requires_grad=False)
+    with computing(huge, torch.float32):
+        found = huge(torch.tensor([[0, 10**11 - 1]]))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, small(torch.tensor([[0, 2]])))
+    assert huge.weight.dtype == torch.bfloat16
+
+
 def test_modules_stored_in_float32_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(torch.bfloat16))
     with computing(model, torch.float32):
