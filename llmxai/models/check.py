@@ -24,7 +24,7 @@ from llmxai.models.finding import find_model, knows_text, quantization_config, q
 from llmxai.models.forward import context_limit, keeps_logits, transformer_depth
 from llmxai.models.loading import stored_dtype
 from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, saved_by, weight_bytes
-from llmxai.models.precision import LOW, tf32_products
+from llmxai.models.precision import COPY_SHARE, LOW, copy_bytes, tf32_products
 from llmxai.models.speed import in_words, predicted_seconds
 
 
@@ -80,17 +80,22 @@ def check_model(
     quantized = quantize or quantization_of(found.config)
     weights, share = weight_bytes(model, dtype=width, quantize=quantized)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    computing = torch.float32 if width in LOW else width  # precision "float32", the default
+    free = free_memory(device)
+    widened = copy_bytes(model) if width in LOW and not quantized else 0
+    if widened > COPY_SHARE * max(0, free - weights):
+        widened = 0  # then they are widened while they are used, a few at a time
+    held = "the weights and their float32 copy" if widened else "the weights"
     plan = plan_memory(
         found.config,
         tokens=tokens,
         targets=answer_tokens,
-        dtype=width,
-        free=free_memory(device),
+        dtype=computing,
+        free=free,
         device=device,
-        weights=weights,
+        weights=weights + widened,
         saved=saved_by(model),
     )
-    computing = torch.float32 if width in LOW else width  # precision "float32", the default
     with tf32_products() if width in LOW else nullcontext():
         seconds = predicted_seconds(
             model, tokens=tokens, targets=answer_tokens, device=device, dtype=computing, checkpoint=plan.checkpoint
@@ -108,7 +113,7 @@ def check_model(
             _rollout(found.config),
             _quantisation(share, quantization_of(found.config)),
             _sharding(model),
-            Capability("memory", plan.fits, plan.sentence()),
+            Capability("memory", plan.fits, plan.sentence(of=held)),
             Capability(
                 "time", True, f"{in_words(seconds)} for {answer_tokens} of {tokens} tokens on this {_place(device)}"
             ),

@@ -74,10 +74,10 @@ class MemoryPlan:
     def fits(self) -> bool:
         return self.total <= SHARE * self.free
 
-    def sentence(self) -> str:
-        """The plan in words, for a log or a page."""
+    def sentence(self, *, of: str = "the weights") -> str:
+        """The plan in words, for a log or a page; `of`: what its `weights` are."""
         kept = "recomputed in the backward pass" if self.checkpoint else "kept for the backward pass"
-        weights = f"{self.weights / GIB:.2f} GiB for the weights and " if self.weights else ""
+        weights = f"{self.weights / GIB:.2f} GiB for {of} and " if self.weights else ""
         return (
             f"{weights}{self.working / GIB:.2f} GiB of working memory, {self.free / GIB:.2f} GiB free; "
             f"{self.chunk_tokens} tokens at once, activations {kept}"

@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import OptionError
@@ -59,7 +60,7 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
         yield loaded
         return
     with tf32_products():
-        if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(loaded):
+        if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(model):
             yield replace(loaded, model=copy.deepcopy(model).float(), stored=loaded.stored_dtype)
             return
         with computing(model, torch.float32):
@@ -71,10 +72,15 @@ def rounds_activations(loaded: LoadedModel) -> bool:
     return loaded.dtype in LOW or (loaded.computing is None and any(map(_is_8_bit, loaded.model.modules())))
 
 
-def copy_fits(loaded: LoadedModel) -> bool:
+def copy_fits(model: PreTrainedModel) -> bool:
     """Whether a float32 copy of the weights takes at most `COPY_SHARE` of the free memory of their device."""
-    needed = 4 * sum(p.numel() for p in loaded.model.parameters())
-    return bool(needed <= COPY_SHARE * free_memory(input_device(loaded.model)))
+    return copy_bytes(model) <= COPY_SHARE * free_memory(input_device(model))
+
+
+def copy_bytes(model: PreTrainedModel) -> int:
+    """Bytes of a float32 copy of the weights."""
+    numbers: int = sum(parameter.numel() for parameter in model.parameters())
+    return 4 * numbers
 
 
 def rounds_products(loaded: LoadedModel) -> bool:

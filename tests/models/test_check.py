@@ -14,6 +14,7 @@ from tiny import ARCHITECTURES, HYBRIDS, answered, make_loaded, make_model, make
 from llmxai import cli
 from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.methods import attention_rollout, layer_integrated_gradients
+from llmxai.models import check as models_check
 from llmxai.models import prefix_cache
 from llmxai.models.check import Capability, ModelCheck, check_model
 from llmxai.models.families import layers_without_softmax
@@ -76,11 +77,25 @@ def test_windows_and_templates_are_told(tmp_path: Path) -> None:
 def test_quantisation_shrinks_the_plan(tmp_path: Path) -> None:
     plain, small = check("llama", tmp_path), check_model(tmp_path, quantize="4bit")
     assert small.plan.weights < plain.plan.weights
-    assert check_model(tmp_path, dtype="bfloat16").plan.weights == plain.plan.weights // 2
+    assert check_model(tmp_path, dtype="float16", quantize="4bit").plan.weights < small.plan.weights
     with pytest.raises(OptionError, match="quantize '2bit' is unknown"):
         check_model(tmp_path, quantize="2bit")
     with pytest.raises(OptionError, match="dtype 'int3' is unknown"):
         check_model(tmp_path, dtype="int3")
+
+
+def test_a_model_of_16_bits_computes_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are in memory twice where they fit, as `full_precision` holds them; the rest is that of float32."""
+    plain = check("llama", tmp_path)
+    weights = plain.plan.weights
+    with_copy = check_model(tmp_path, dtype="bfloat16")
+    assert with_copy.plan.weights == weights // 2 + weights
+    assert "GiB for the weights and their float32 copy and" in named(with_copy)["memory"].note
+    assert with_copy.plan.working == plain.plan.working
+    monkeypatch.setattr(models_check, "free_memory", lambda _device: weights // 2 + 2 * weights - 2)
+    small = check_model(tmp_path, dtype="bfloat16")
+    assert small.plan.weights == weights // 2
+    assert "GiB for the weights and 0" in named(small)["memory"].note
 
 
 @pytest.mark.parametrize(("tokens", "answer_tokens"), [(10, 10), (10, 64), (10, 0)])

@@ -54,7 +54,7 @@ def marks(model: nn.Module) -> dict[str, object]:
 def in_place(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadedModel]:
     """Widened module by module, as where no copy fits."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "copy_fits", lambda _loaded: False)
+        patch.setattr(module, "copy_fits", lambda _model: False)
         with full_precision(loaded) as exact:
             yield exact
 
