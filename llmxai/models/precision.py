@@ -337,7 +337,7 @@ class _LookedUp(TorchFunctionMode):
 
 
 def _shape_of(table: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """A table of the same shape for modules that ask what they compute in: a single NaN, which nobody may read."""
+    """A table of the same shape for modules that ask what they compute in: a single NaN, to be looked up nowhere."""
     return nn.Parameter(table.new_full((1,), torch.nan, dtype=dtype).expand(table.shape), requires_grad=False)
 
 

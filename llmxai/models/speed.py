@@ -99,8 +99,8 @@ def layer_operations(model: PreTrainedModel, *, tokens: int) -> int:
     return 2 * layer_weights(model) * tokens + 2 * shape.depth * shape.heads * shape.head_dim * tokens**2
 
 
-NODES = {"layer_integrated_gradients": 49, "deletion_path": 20}
-"""Nodes that a target takes on average: 39 targets of reports/gallery."""
+NODES = {"layer_integrated_gradients": 46, "deletion_path": 22}
+"""Nodes that a target takes on average: 80 targets of reports/gallery."""
 GRIDS = {"layer_integrated_gradients": 80, "deletion_path": 16}
 """Points at which F is computed, for all targets together: the grid, and ends of panels between its points."""
 SHARED = 3
