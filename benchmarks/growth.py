@@ -90,6 +90,7 @@ def _of_loaded(loaded: LoadedModel, name: str, *, tokens: int, targets: int, nod
         device=cpu,
         dtype=torch.float32,
         checkpoint=bool(scores.settings["checkpoint"]),
+        widened=loaded.computing is not None,
     )
     return {
         **{"nodes": nodes, "seconds": seconds, "predicted": predicted, "bytes": grown(), "planned": memory},

@@ -399,10 +399,14 @@ def expected_time(loaded: LoadedModel, *, tokens: int, targets: int, checkpoint:
     """In words how long an explanation takes; None if it is less than a minute."""
     if layer_operations(loaded.model, tokens=tokens) * targets < SHORT:
         return None
-    device = input_device(loaded.model)
-    dtype = loaded.dtype
     seconds = predicted_seconds(
-        loaded.model, tokens=tokens, targets=targets, device=device, dtype=dtype, checkpoint=checkpoint
+        loaded.model,
+        tokens=tokens,
+        targets=targets,
+        device=input_device(loaded.model),
+        dtype=loaded.dtype,
+        checkpoint=checkpoint,
+        widened=loaded.computing is not None,
     )
     return in_words(seconds) if seconds > MINUTE else None
 

@@ -98,7 +98,13 @@ def check_model(
     )
     with tf32_products() if width in LOW else nullcontext():
         seconds = predicted_seconds(
-            model, tokens=tokens, targets=answer_tokens, device=device, dtype=computing, checkpoint=plan.checkpoint
+            model,
+            tokens=tokens,
+            targets=answer_tokens,
+            device=device,
+            dtype=computing,
+            checkpoint=plan.checkpoint,
+            widened=computing != width and not widened,
         )
     return ModelCheck(
         name=found.name,

@@ -36,7 +36,7 @@ LOW = (torch.bfloat16, torch.float16)
 """Storage dtypes that are widened."""
 COPY_SHARE = 0.5
 """Share of the free memory that a widened copy may take; above it, modules are widened one at a time."""
-IN_CACHE = 2**22
+IN_CACHE = 2**21
 """Weights that are widened at once on a CPU, between two products."""
 INT8 = 127
 """The largest whole number of 8 bits that LLM.int8 uses; a row's scale is its largest weight."""

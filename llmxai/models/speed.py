@@ -25,6 +25,8 @@ SIDE = {"cuda": 8192, "cpu": 768}
 NUMBERS = {"cuda": 2**28, "cpu": 2**23}
 """Length of the vectors whose product, number by number, is timed."""
 REPEATS = 5
+WIDENED = 2
+"""Bytes of a stored weight that is widened."""
 MEMORY_SHARE = 0.25
 """Share of a device's free memory that a measurement takes at most."""
 TRAFFIC = {"cuda": 12.5, "cpu": 28.0}
@@ -119,9 +121,15 @@ def traffic_seconds(model: PreTrainedModel, *, tokens: int, device: torch.device
     return TRAFFIC.get(device.type, TRAFFIC["cuda"]) * kept / streaming_rate(device)
 
 
-def weights_seconds(model: PreTrainedModel, *, calls: float, device: torch.device, dtype: torch.dtype) -> float:
-    """Of calls of the model: what it takes to read the weights of all layers, however many tokens there are."""
-    return calls * layer_weights(model) * dtype.itemsize / streaming_rate(device)
+def weights_seconds(
+    model: PreTrainedModel, *, calls: float, device: torch.device, dtype: torch.dtype, widened: bool = False
+) -> float:
+    """Of calls of the model: what it takes to read the weights of all layers, however many tokens there are.
+
+    `widened`: they are stored in 16 bits and written and read once more in `dtype` (`precision.computing`).
+    """
+    each = WIDENED + 2 * dtype.itemsize if widened else dtype.itemsize
+    return calls * layer_weights(model) * each / streaming_rate(device)
 
 
 def grouped(tokens: int, targets: int) -> float:
@@ -158,12 +166,13 @@ def path_seconds(
     device: torch.device,
     dtype: torch.dtype,
     checkpoint: bool = False,
+    widened: bool = False,
 ) -> float:
     """About how long a path method takes: F at `points`, and that many passes forwards and backwards at its nodes.
 
     `together`: how many points or nodes go through the model at once. With `checkpoint`, a pass backwards computes the
     layers forwards once more. Products are computed as gradients are (TF32 where that is allowed), and for F in full
-    float32. `model` may be without weights.
+    float32. `widened` as in `weights_seconds`. `model` may be without weights.
     """
     length = round(grouped(tokens, targets))
     shape, layers = Shape.of(model.config), _products(model, method, tokens=length, device=device)
@@ -174,7 +183,9 @@ def path_seconds(
     gradients = (forwards * (layers + head) + backwards * layers) / product_rate(device, dtype)
     passes = points + forwards + backwards
     traffic = passes * traffic_seconds(model, tokens=length, device=device, dtype=dtype)
-    return exact + gradients + traffic + weights_seconds(model, calls=passes / together, device=device, dtype=dtype)
+    calls = 1 + passes / together  # one for the tokens that do not move
+    weights = weights_seconds(model, calls=calls, device=device, dtype=dtype, widened=widened)
+    return exact + gradients + traffic + weights
 
 
 def predicted_seconds(
@@ -185,8 +196,12 @@ def predicted_seconds(
     device: torch.device,
     dtype: torch.dtype,
     checkpoint: bool = False,
+    widened: bool = False,
 ) -> float:
-    """About how long an explanation with default settings takes, answer not included; `model` may lack weights."""
+    """About how long an explanation with default settings takes, answer not included; `model` may lack weights.
+
+    `checkpoint` and `widened` as in `path_seconds`.
+    """
     shape, layers = Shape.of(model.config), _products(model, "plain", tokens=tokens, device=device)
     together = max(1, useful_tokens(model.config, device=device, itemsize=dtype.itemsize) // tokens)
     of_paths = sum(
@@ -202,6 +217,7 @@ def predicted_seconds(
             device=device,
             dtype=dtype,
             checkpoint=checkpoint,
+            widened=widened,
         )
         for name, nodes in NODES.items()
     )
@@ -209,7 +225,8 @@ def predicted_seconds(
     head = 2 * shape.hidden * shape.vocabulary * targets
     products = (rollout * layers + removal * (layers + head)) / product_rate(device, dtype)
     traffic = (rollout + removal) * traffic_seconds(model, tokens=tokens, device=device, dtype=dtype)
-    weights = weights_seconds(model, calls=rollout + removal / together, device=device, dtype=dtype)
+    calls = rollout + removal / together
+    weights = weights_seconds(model, calls=calls, device=device, dtype=dtype, widened=widened)
     return of_paths + products + traffic + weights
 
 

@@ -103,10 +103,11 @@ def test_the_mean_length_of_groups_is_that_of_the_groups(tokens: int, targets: i
     assert speed.grouped(tokens, targets) == pytest.approx(cost / (targets + speed.SHARED), rel=0.03)
 
 
+@pytest.mark.parametrize("widened", [False, True])
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("method", ["layer_integrated_gradients", "deletion_path"])
 def test_a_path_takes_its_products_and_its_traffic(
-    method: str, checkpoint: bool, monkeypatch: pytest.MonkeyPatch
+    method: str, checkpoint: bool, widened: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hand, for a Llama of 3 layers: hidden 32, 4 heads of 8 (2 for keys and values), 48 wide, vocabulary V."""
     model = make_loaded("llama").model
@@ -116,24 +117,15 @@ def test_a_path_takes_its_products_and_its_traffic(
     monkeypatch.setattr(speed, "product_rate", lambda _device, _dtype: 1e6)
     monkeypatch.setattr(speed, "streaming_rate", lambda _device: 1e7)
     passes = {"points": 2, "forwards": 4, "backwards": 12}
-    got = speed.path_seconds(
-        model,
-        method,
-        tokens=10,
-        targets=3,
-        together=2,
-        **passes,
-        device=CPU,
-        dtype=torch.float32,
-        checkpoint=checkpoint,
-    )
+    options = {"together": 2, "device": CPU, "dtype": torch.float32, "checkpoint": checkpoint, "widened": widened}
+    got = speed.path_seconds(model, method, tokens=10, targets=3, **passes, **options)
     layers = 18 + 12 * checkpoint  # passes through the layers, which a checkpointed one computes once more
     weights = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
     attention = 2 * 3 * 32 * 10**2 * (2.5 if method == "deletion_path" else 1.6)
     assert speed.grouped(10, 3) == 10  # one group
     products = layers * (2 * weights * 10 + attention) + 6 * 2 * 32 * c.vocab_size * 3
     kept = 3 * 10 * 4 * (2 * 32 + 4 * 32 + 3 * 48)
-    traffic = layers * (speed.TRAFFIC["cpu"] * kept + 4 * weights / 2)
+    traffic = layers * speed.TRAFFIC["cpu"] * kept + (1 + layers / 2) * weights * (2 + 4 + 4 if widened else 4)
     assert got == pytest.approx(products / 1e6 + traffic / 1e7)
 
 
