@@ -80,32 +80,15 @@ def check_model(
     quantized = quantize or quantization_of(found.config)
     weights, share = weight_bytes(model, dtype=width, quantize=quantized)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    computing = torch.float32 if width in LOW else width  # precision "float32", the default
-    free = free_memory(device)
-    widened = copy_bytes(model) if width in LOW and not quantized else 0
-    if widened > COPY_SHARE * max(0, free - weights):
-        widened = 0  # then they are widened while they are used, a few at a time
-    held = "the weights and their float32 copy" if widened else "the weights"
-    plan = plan_memory(
-        found.config,
+    plan, held, seconds = _needed(
+        model,
         tokens=tokens,
         targets=answer_tokens,
-        dtype=computing,
-        free=free,
         device=device,
-        weights=weights + widened,
-        saved=saved_by(model),
+        width=width,
+        weights=weights,
+        quantized=quantized is not None,
     )
-    with tf32_products() if width in LOW else nullcontext():
-        seconds = predicted_seconds(
-            model,
-            tokens=tokens,
-            targets=answer_tokens,
-            device=device,
-            dtype=computing,
-            checkpoint=plan.checkpoint,
-            widened=computing != width and not widened,
-        )
     return ModelCheck(
         name=found.name,
         architecture=type(model).__name__,
@@ -127,6 +110,48 @@ def check_model(
         plan=plan,
         seconds=seconds,
     )
+
+
+def _needed(
+    model: PreTrainedModel,
+    *,
+    tokens: int,
+    targets: int,
+    device: torch.device,
+    width: torch.dtype,
+    weights: int,
+    quantized: bool,
+) -> tuple[MemoryPlan, str, float]:
+    """The plan, what is in its weights, and seconds of an explanation, all in the default precision, "float32".
+
+    `weights`: bytes of those that are stored, in `width` or `quantized`.
+    """
+    computing = torch.float32 if width in LOW else width
+    free = free_memory(device)
+    copied = copy_bytes(model) if width in LOW and not quantized else 0
+    if copied > COPY_SHARE * max(0, free - weights):
+        copied = 0  # then they are widened while they are used, a few at a time
+    plan = plan_memory(
+        model.config,
+        tokens=tokens,
+        targets=targets,
+        dtype=computing,
+        free=free,
+        device=device,
+        weights=weights + copied,
+        saved=saved_by(model),
+    )
+    with tf32_products() if width in LOW else nullcontext():
+        seconds = predicted_seconds(
+            model,
+            tokens=tokens,
+            targets=targets,
+            device=device,
+            dtype=computing,
+            checkpoint=plan.checkpoint,
+            widened=computing != width and not copied,
+        )
+    return plan, "the weights and their float32 copy" if copied else "the weights", seconds
 
 
 def _place(device: torch.device) -> str:
