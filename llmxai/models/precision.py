@@ -301,7 +301,7 @@ class _Cast:
         given = {name: _to(value, dtype) for name, value in options.items()}
         stored, module = dict(self.module._parameters), cast(Any, self.module)
         computed = _compute_dtype(module)
-        table = module.weight if isinstance(module, nn.Embedding) and module.weight.is_floating_point() else None
+        table = module.weight if _is_large_table(module) else None
         try:
             if computed is not None:
                 module.compute_dtype = dtype
@@ -315,6 +315,13 @@ class _Cast:
             module._parameters.update(stored)
             if computed is not None:
                 module.compute_dtype = computed
+
+
+def _is_large_table(module: nn.Module) -> bool:
+    """Whether it is a table of embeddings that takes long to cast. Tables of positions are short; some are sliced."""
+    if not isinstance(module, nn.Embedding):
+        return False
+    return module.weight.is_floating_point() and module.weight.numel() > IN_CACHE
 
 
 class _LookedUp(TorchFunctionMode):

@@ -55,6 +55,7 @@ def in_place(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[L
     """Widened module by module, as where no copy fits."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "copy_fits", lambda _model: False)
+        patch.setattr(module, "IN_CACHE", 64)  # several blocks, and look-ups in uncast tables, in tiny models, too
         with full_precision(loaded) as exact:
             yield exact
 
@@ -296,6 +297,20 @@ def test_of_a_table_of_embeddings_the_rows_of_the_text_are_cast(kind: type[nn.Em
     assert found.dtype == torch.float32
     assert torch.equal(found, small(torch.tensor([[0, 2]])))
     assert huge.weight.dtype == torch.bfloat16
+
+
+class Sliced(nn.Embedding):
+    """As Whisper's positions."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.weight[: ids.shape[1]]
+
+
+def test_a_short_table_may_be_read_without_a_look_up() -> None:
+    table = Sliced(5, 4, dtype=torch.bfloat16)
+    with computing(table, torch.float32):
+        found = table(torch.zeros(1, 3, dtype=torch.long))
+    assert torch.equal(found, table.weight[:3].float())
 
 
 def test_modules_stored_in_float32_are_left_alone() -> None:
