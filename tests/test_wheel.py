@@ -70,7 +70,9 @@ def test_the_wheel_holds_all_that_is_read_at_run_time(wheel: Path) -> None:
 def test_a_source_archive_makes_the_same_wheel(checkout: Path, wheel: Path, tmp_path: Path) -> None:
     archive = built(checkout, "sdist", tmp_path)
     with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path / "source", filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and later
+            packed.extraction_filter = tarfile.data_filter
+        packed.extractall(tmp_path / "source")
     (source,) = (tmp_path / "source").iterdir()
     again = built(source, "wheel", tmp_path)
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
