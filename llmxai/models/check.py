@@ -24,7 +24,7 @@ from llmxai.models.finding import find_model, knows_text, quantization_config, q
 from llmxai.models.forward import context_limit, keeps_logits, transformer_depth
 from llmxai.models.loading import stored_dtype
 from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, saved_by, weight_bytes
-from llmxai.models.precision import COPY_SHARE, LOW, copy_bytes, tf32_products
+from llmxai.models.precision import LOW, copy_bytes, copy_fits, tf32_products
 from llmxai.models.speed import in_words, predicted_seconds
 
 
@@ -128,9 +128,9 @@ def _needed(
     """
     computing = torch.float32 if width in LOW else width
     free = free_memory(device)
-    copied = copy_bytes(model) if width in LOW and not quantized else 0
-    if copied > COPY_SHARE * max(0, free - weights):
-        copied = 0  # then they are widened while they are used, a few at a time
+    # without room for a copy, weights are widened while they are used, a few at a time
+    copies = width in LOW and not quantized and copy_fits(model, free=free - weights)
+    copied = copy_bytes(model) if copies else 0
     plan = plan_memory(
         model.config,
         tokens=tokens,

@@ -60,7 +60,8 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
         yield loaded
         return
     with tf32_products():
-        if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(model):
+        free = free_memory(input_device(model))
+        if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(model, free=free):
             yield replace(loaded, model=copy.deepcopy(model).float(), stored=loaded.stored_dtype)
             return
         with computing(model, torch.float32):
@@ -72,9 +73,9 @@ def rounds_activations(loaded: LoadedModel) -> bool:
     return loaded.dtype in LOW or (loaded.computing is None and any(map(_is_8_bit, loaded.model.modules())))
 
 
-def copy_fits(model: PreTrainedModel) -> bool:
+def copy_fits(model: PreTrainedModel, *, free: int) -> bool:
     """Whether a float32 copy of the weights takes at most `COPY_SHARE` of the free memory of their device."""
-    return copy_bytes(model) <= COPY_SHARE * free_memory(input_device(model))
+    return copy_bytes(model) <= COPY_SHARE * free
 
 
 def copy_bytes(model: PreTrainedModel) -> int:

@@ -54,7 +54,7 @@ def marks(model: nn.Module) -> dict[str, object]:
 def in_place(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadedModel]:
     """Widened module by module, as where no copy fits."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "copy_fits", lambda _model: False)
+        patch.setattr(module, "copy_fits", lambda _model, **_options: False)
         patch.setattr(module, "IN_CACHE", 64)  # several blocks, and look-ups in uncast tables, in tiny models, too
         with full_precision(loaded) as exact:
             yield exact
