@@ -385,7 +385,7 @@ def require_room(
     tokens, n = len(generation.ids), targets or generation.n_targets
     plan, checkpoint = None, bool(compute.checkpoint)
     if compute.chunk_tokens is None and compute.checkpoint is None:
-        plan = plan_for(loaded.model, tokens=tokens, targets=n, dtype=loaded.dtype)
+        plan = plan_for(loaded.model, tokens=tokens, targets=n, dtype=loaded.dtype, computing=loaded.computing)
         require_fits(plan, name=loaded.name, tokens=tokens, dtype=loaded.dtype)
         checkpoint = plan.checkpoint
     long = expected_time(loaded, tokens=tokens, targets=n, checkpoint=checkpoint)

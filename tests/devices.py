@@ -41,7 +41,8 @@ WAITS = {
     *(aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.is_nonzero.default),
     *(aten.masked_select.default, aten.repeat_interleave.Tensor),
 }
-"""Operations whose result the host waits for, besides copies to the CPU and indexing by booleans."""
+"""Operations whose result the host waits for, besides copies (to the device, unless they need not be done when the host
+goes on) and indexing by booleans."""
 
 
 class Seen:
@@ -51,8 +52,12 @@ class Seen:
         self.kernels, self.waits, self.wide = Counter[str](), Counter[str](), Counter[str]()
         """The last: matrix products in float64."""
 
-    def note(self, func: Any, args: Sequence[Any], place: torch.device, asked: Any) -> None:
+    def note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], place: torch.device) -> None:
+        asked = kwargs.get("device")
         tensors = [each for each in tree_iter(args) if isinstance(each, OnDevice)]
+        goes_there = func in COPIES and place.type == KIND and isinstance(args[0], Tensor)
+        if goes_there and not tensors and not kwargs.get("non_blocking"):
+            self.waits["copy to the device"] += 1  # CUDA waits for all that it was given before
         if not tensors:
             return
         name = str(func.overloadpacket).removeprefix("aten.")
@@ -116,7 +121,7 @@ def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         place = torch.device(asked)
         kwargs = {**kwargs, "device": "cpu" if place.type == KIND else place}
     for seen in _watching:
-        seen.note(func, args, place, asked)
+        seen.note(func, args, kwargs, place)
     given = {id(each.held): each for each in tree_iter((args, kwargs)) if isinstance(each, OnDevice)}
     found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llmxai.methods.perturbation.removal import SetFunction, half_subsets, prompt_units, removal_forward
 from llmxai.methods.perturbation.surrogates import random_masks
 from llmxai.models import LoadedModel, embed, embedding_module
-from llmxai.models.forward import frozen_eval
+from llmxai.models.forward import frozen_eval, torch_seeded
 from llmxai.types import Generation, Part
 
 Scores = Float[Tensor, " feature"]
@@ -106,8 +106,7 @@ def max_sensitivity(
                 rows.append(explain())
         return (torch.stack(rows),)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seeded(seed, devices=[x.device]):
         value: Tensor = sensitivity_max(
             scores_at,
             x,

@@ -47,6 +47,7 @@ from llmxai.evaluation.questions import (
 )
 from llmxai.models import LoadedModel, wrap
 from llmxai.models.finding import cache_folder, cached_folder
+from llmxai.models.forward import torch_seeded
 
 HIDDEN = 16
 PLAIN = "Hello"
@@ -96,8 +97,7 @@ def _built() -> LoadedModel:
     config = PreTrainedConfig(
         vocab_size=len(tokenizer), hidden_size=HIDDEN, num_hidden_layers=0, max_position_embeddings=512
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch_seeded(0, devices=[]):
         model = SumModel(config)
         for parameter in model.parameters():
             nn.init.normal_(parameter)
@@ -245,8 +245,7 @@ def _trained(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads cost more than they compute here, and one gives the same weights everywhere
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)
+        with torch_seeded(training.seed, devices=[]):
             model = LlamaForCausalLM(_config(len(tokenizer), training))
             optimiser = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.98))
             for step in range(training.steps):

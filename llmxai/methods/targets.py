@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llmxai.errors import OptionError
+from llmxai.models.embedding import on_device
 from llmxai.names import Unit
 from llmxai.text import character_units, places, quoted, sentences, trimmed
 from llmxai.types import Generation, TargetKind, predicting_position
@@ -215,18 +216,18 @@ class TargetRows:
         """F of every target, in float32 or wider."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         device = logits.device
-        ids = torch.tensor([i for target in self.targets for i in target.ids], device=device)
+        ids = on_device([i for target in self.targets for i in target.ids], device)
         chosen = logits.gather(2, ids.expand(len(logits), -1)[..., None])[..., 0]  # [node, row]
         minus = torch.zeros_like(chosen)
         kinds = [target.kind for target in self.targets for _ in target.ids]
         if "logprob" in kinds:
-            rows = torch.tensor([kind == "logprob" for kind in kinds], device=device)
+            rows = on_device([kind == "logprob" for kind in kinds], device)
             minus = torch.where(rows, torch.logsumexp(logits, dim=-1), minus)
         if "contrast" in kinds:
-            rows = torch.tensor([kind == "contrast" for kind in kinds], device=device)
-            foils = torch.tensor([i for t in self.targets for i in (t.foils or t.ids)], device=device)
+            rows = on_device([kind == "contrast" for kind in kinds], device)
+            foils = on_device([i for t in self.targets for i in (t.foils or t.ids)], device)
             foil = logits.gather(2, foils.expand(len(logits), -1)[..., None])[..., 0]
             minus = torch.where(rows, foil, minus)
-        owner = torch.tensor(self.owner, device=device).expand(len(logits), -1)
+        owner = on_device(self.owner, device).expand(len(logits), -1)
         totals = torch.zeros(len(logits), len(self.targets), dtype=chosen.dtype, device=device)
         return totals.scatter_add(1, owner, chosen - minus)

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from llmxai.models.families import ModelKind
 from llmxai.models.forward import is_out_of_memory, transformer_layers
 from llmxai.models.loading import LoadedModel
+from llmxai.models.precision import products_allowed
 from llmxai.models.speed import traffic_seconds
 
 BACKEND = "inductor"
@@ -78,7 +79,7 @@ def padding_for(
     nodes = NODES[bisect_right(NODES, fitting) - 1] if known is None else -(-known // -(-known // fitting))
     layer = transformer_layers(loaded.model)[0]
     weights = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
-    shape = (type(layer), weights, device, dtype, torch.get_float32_matmul_precision(), nodes, length)
+    shape = (type(layer), weights, device, dtype, products_allowed(), nodes, length)
     if shape not in _done:
         seconds = pairs * traffic_seconds(loaded.model, tokens=length, device=device, dtype=dtype)
         _spent[shape] = _spent.get(shape, 0.0) + seconds

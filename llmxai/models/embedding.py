@@ -60,6 +60,14 @@ def devices_of(model: PreTrainedModel) -> list[torch.device]:
     return list(dict.fromkeys([input_device(model), *(_device(place) for place in places if place != "disk")]))
 
 
+def on_device(numbers: Sequence[Any] | Tensor, device: torch.device, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host as a tensor on a device, which goes on computing meanwhile.
+
+    `torch.tensor(..., device=...)` would first wait for everything that the device was given before.
+    """
+    return torch.as_tensor(numbers, dtype=dtype).to(device, non_blocking=device.type != "cpu")
+
+
 def kept_positions(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tensor, " position"] | list[int]:
     """`positions` as transformers' `logits_to_keep`, which indexes the last layer's output.
 
@@ -68,7 +76,7 @@ def kept_positions(model: PreTrainedModel, positions: Sequence[int]) -> Int[Tens
     """
     if len(devices_of(model)) > 1:
         return list(positions)
-    return torch.tensor(list(positions), device=input_device(model))
+    return on_device(list(positions), input_device(model))
 
 
 def tables(model: PreTrainedModel, *, decoder: bool = False) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import sdpa_attention
 
 from llmxai.errors import LlmxaiError, UnsupportedModelError
 from llmxai.models.embedding import replaced
@@ -50,7 +51,7 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             module.state_dict()  # makes bitsandbytes unpack weights that an earlier inference packed
         model.eval()
         model.requires_grad_(False)
-        with casts_unsaid():
+        with casts_unsaid(), heads_repeated():
             yield
     finally:
         for module, flag in trains.items():
@@ -61,8 +62,61 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
             setattr(module, PACKS_FOR_CPU, True)
 
 
-OUT_OF_MEMORY = ("CUDA error: out of memory", "DefaultCPUAllocator: not enough memory")
-"""Messages that Accelerate's test misses: from CUDA's own calls, and from PyTorch's CPU allocator on Windows."""
+_shares_heads = sdpa_attention.use_gqa_in_sdpa
+_repeating: list[bool] = []
+"""One entry for every `heads_repeated` that runs."""
+
+
+def _shares_heads_in_16_bits(attention_mask: Tensor | None, key: Tensor, *others: Any) -> bool:
+    in_16_bits = key.device.type != "cuda" or key.dtype.itemsize == 2
+    return in_16_bits and bool(_shares_heads(attention_mask, key, *others))
+
+
+@contextmanager
+def heads_repeated() -> Iterator[None]:
+    """Inside, a GPU's attention in 32 bits gets the keys and values that heads share once for every head.
+
+    transformers passes them shared. In 32 bits, the only kernel of PyTorch that takes them so is the plain one, which
+    holds the scores of all queries and keys (https://github.com/pytorch/pytorch/issues/181528); repeated, they go
+    through the memory-efficient one.
+    """
+    _repeating.append(True)
+    sdpa_attention.use_gqa_in_sdpa = _shares_heads_in_16_bits
+    try:
+        yield
+    finally:
+        _repeating.pop()
+        if not _repeating:
+            sdpa_attention.use_gqa_in_sdpa = _shares_heads
+
+
+@contextmanager
+def configured(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Inside this context, every configuration of the model and its parts names `attention` as its implementation.
+
+    Written into the configurations, since some models refuse `set_attn_implementation`.
+    """
+    with own_configurations(model) as configs:
+        for config in configs:
+            config._attn_implementation_internal = attention
+        yield
+
+
+@contextmanager
+def own_configurations(model: PreTrainedModel) -> Iterator[list[PreTrainedConfig]]:
+    """The configurations of the model and its parts; each names its own implementation again afterwards."""
+    configs = list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        yield configs
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: not enough memory")
+"""Messages that Accelerate's test misses: from CUDA's own calls, from a library that finds no room for its handle, and
+from PyTorch's CPU allocator on Windows."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -196,15 +250,29 @@ def lost_positions(model: PreTrainedModel) -> int:
 @contextmanager
 def seeded(seed: int, *, device: torch.device) -> Iterator[None]:
     """Seed torch and numpy inside this context (Captum uses both); restores the caller's states afterwards."""
-    devices = [device.index or 0] if device.type == "cuda" else []
     state = np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with torch_seeded(seed, devices=[device]):
             np.random.seed(seed % 2**32)
             yield
     finally:
         np.random.set_state(state)
+
+
+@contextmanager
+def torch_seeded(seed: int, *, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Seed torch on the CPU and on these devices; restores the caller's states afterwards.
+
+    `torch.manual_seed` would seed every GPU, also those whose state is not restored, and those not used yet.
+    """
+    gpus = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    with torch.random.fork_rng(devices=gpus):
+        if any(device.type not in ("cpu", "cuda") for device in devices):
+            torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
+        yield
 
 
 def first_of(output: Any) -> Tensor:

@@ -227,13 +227,15 @@ def plan_memory(
     saved: Saved = SDPA,
     checkpoint: bool | None = None,
     offloaded: bool = False,
+    casts: tuple[int, int] = (0, 0),
 ) -> MemoryPlan:
     """The fastest settings that fit into SHARE of `free`: as many nodes at once as are useful and fit, none of them
     checkpointed; else checkpointed; else the least.
 
     `tokens` counts prompt and answer, `targets` the answer. `weights` are bytes still to be read. `offloaded` layers
-    are checkpointed unless the caller says otherwise: a graph would keep their weights alive. Whether the plan fits is
-    for the caller to ask (`require_fits`).
+    are checkpointed unless the caller says otherwise: a graph would keep their weights alive. `casts`: bytes of weights
+    that it keeps in another dtype, of all layers and of the largest. Whether the plan fits is for the caller to ask
+    (`require_fits`).
     """
     shape = Shape.of(config)
 
@@ -248,6 +250,7 @@ def plan_memory(
             saved=saved,
             heap=device.type == "cpu",
         )
+        working += casts[checkpoint]
         return MemoryPlan(weights, working, free, nodes * tokens if nodes < most else max(useful, tokens), checkpoint)
 
     useful = useful_tokens(config, device=device, itemsize=dtype.itemsize)
@@ -269,10 +272,11 @@ def plan_for(
     dtype: torch.dtype | None = None,
     saved: Saved | None = None,
     checkpoint: bool | None = None,
+    computing: torch.dtype | None = None,
 ) -> MemoryPlan:
     """The plan for a model whose weights are in memory, on whatever devices its layers lie.
 
-    `saved`: what attention saves, if not what the model's own does.
+    `saved`: what attention saves, if not what the model's own does. `computing`: as in `LoadedModel`.
     """
     where = Counter(device_of(layer) or model.device for layer in _layers(model) or [model])
     places = set(getattr(model, "hf_device_map", {}).values())
@@ -294,6 +298,7 @@ def plan_for(
         device=next(iter(accelerators or where)),
         checkpoint=checkpoint,
         offloaded=away,
+        casts=_casts(model, computing),
     )
 
 
@@ -307,6 +312,18 @@ def forward_tokens(model: PreTrainedModel, *, tokens: int, targets: int) -> int:
 def _largest_layer(model: PreTrainedModel) -> int:
     """Bytes of the weights of the largest layer; only one offloaded layer is in memory at a time."""
     return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in _layers(model))
+
+
+def _casts(model: PreTrainedModel, computing: torch.dtype | None) -> tuple[int, int]:
+    """Bytes of the experts of all layers, and of the largest, in the dtype in which modules compute if they cast.
+
+    A linear layer makes its weights again for gradients; the cast weights of experts stay in the graph.
+    """
+    if computing is None:
+        return (0, 0)
+    experts = [[p for p in layer.parameters() if p.dim() > 2 and p.dtype != computing] for layer in _layers(model)]
+    sizes = [computing.itemsize * sum(p.numel() for p in own) for own in experts]
+    return sum(sizes), max(sizes, default=0)
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:

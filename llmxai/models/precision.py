@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmxai.errors import OptionError
 from llmxai.models.embedding import input_device
+from llmxai.models.forward import configured
 from llmxai.models.loading import LoadedModel
 from llmxai.models.memory import free_memory
 
@@ -40,6 +41,9 @@ IN_CACHE = 2**21
 """Weights that are widened at once on a CPU, between two products."""
 INT8 = 127
 """The largest whole number of 8 bits that LLM.int8 uses; a row's scale is its largest weight."""
+BACKENDS: Any = torch.backends
+MATMULS = (BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul)
+"""What holds the precision of float32 products on GPUs and on CPUs."""
 UNPACKED = frozenset({"Params4bit", "Int8Params"})
 """Parameters that bitsandbytes unpacks by itself."""
 
@@ -59,7 +63,7 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
     if not any(_low(module) for module in model.modules()):
         yield loaded
         return
-    with tf32_products():
+    with tf32_products(), _attends_in_float32(model):
         free = free_memory(input_device(model))
         if loaded.quantization is None and not hasattr(model, "hf_device_map") and copy_fits(model, free=free):
             yield replace(loaded, model=copy.deepcopy(model).float(), stored=loaded.stored_dtype)
@@ -68,9 +72,16 @@ def full_precision(loaded: LoadedModel) -> Iterator[LoadedModel]:
             yield replace(loaded, computing=torch.float32)
 
 
+def _attends_in_float32(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Inside, a model that was loaded with the kernels of flash-attn, which take 16 bits only, uses PyTorch's own."""
+    return configured(model, "sdpa") if "flash" in model.config._attn_implementation else nullcontext()
+
+
 def rounds_activations(loaded: LoadedModel) -> bool:
-    """Whether F jumps between neighbouring inputs: activations are rounded to 16 bits, or to 8 (LLM.int8)."""
-    return loaded.dtype in LOW or (loaded.computing is None and any(map(_is_8_bit, loaded.model.modules())))
+    """Whether F jumps between neighbouring inputs: activations are rounded to 16 bits, or to 8 (LLM.int8, fp8)."""
+    modules = [*loaded.model.modules()]
+    rounded = any(map(_in_fp8, modules)) or (loaded.computing is None and any(map(_is_8_bit, modules)))
+    return loaded.dtype in LOW or rounded
 
 
 def copy_fits(model: PreTrainedModel, *, free: int) -> bool:
@@ -87,7 +98,12 @@ def copy_bytes(model: PreTrainedModel) -> int:
 def rounds_products(loaded: LoadedModel) -> bool:
     """Whether float32 products are computed in TF32 now."""
     wide = loaded.dtype == torch.float32 and input_device(loaded.model).type == "cuda"
-    return wide and torch.get_float32_matmul_precision() != "highest"
+    return wide and MATMULS[0].fp32_precision == "tf32"
+
+
+def products_allowed() -> str:
+    """In what float32 products of this process may be computed, on GPUs and on CPUs: a key for what depends on it."""
+    return " ".join(place.fp32_precision for place in MATMULS)
 
 
 def tf32_products() -> AbstractContextManager[None]:
@@ -105,26 +121,34 @@ def exact_products() -> AbstractContextManager[None]:
 
 @contextmanager
 def _products(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    before = [place.fp32_precision for place in MATMULS]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the process has set it by the newer interface, and the older one no longer says
+        older = "highest"
     torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(older)
+        for place, own in zip(MATMULS, before, strict=True):
+            # one that says the same as the setting for everything follows it
+            place.fp32_precision = "none" if own == BACKENDS.fp32_precision else own
 
 
 def in_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
     """The model computing in `dtype`; the original is not changed.
 
-    A copy of the weights; of a model that is quantised or spread over devices the same weights, which compute in
-    `dtype` inside `computing`. Raises OptionError for weights that only their own kernels can read.
+    A copy of the weights; of a model that is quantised, spread over devices or had no room for a float32 copy the same
+    weights, which compute in `dtype` inside `computing`. Raises OptionError for weights that only their own kernels can
+    read.
     """
     if (loaded.quantization or "bitsandbytes").split()[0] != "bitsandbytes":
         raise OptionError(
             f"{loaded.name} is quantised ({loaded.quantization}), and its kernels compute in their own dtype. "
             f"Leave out gradient_dtype."
         )
-    if loaded.quantization or hasattr(loaded.model, "hf_device_map"):
+    if loaded.quantization or loaded.computing is not None or hasattr(loaded.model, "hf_device_map"):
         return replace(loaded, computing=dtype)
     model = copy.deepcopy(loaded.model)
     computed = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
@@ -194,10 +218,17 @@ def _is_8_bit(module: nn.Module) -> bool:
     return type(module).__name__ == "Linear8bitLt"
 
 
+def _in_fp8(module: nn.Module) -> bool:
+    """Whether it has floating-point weights in 8 bits, which mean nothing without the scales that its kernels know."""
+    return any(p.is_floating_point() and p.dtype.itemsize == 1 for p in module.parameters(recurse=False))
+
+
 def _casts(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a module has weights of its own that are stored in, or unpacked to, another dtype."""
     if _is_8_bit(module):
         return True
+    if _in_fp8(module):
+        return False
     if _compute_dtype(module) is not None:
         return _compute_dtype(module) != dtype
     return any(p.is_floating_point() and p.dtype != dtype for p in module.parameters(recurse=False))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
 from llmxai.models.memory import Shape, free_memory, kept_per_token, useful_tokens
-from llmxai.models.precision import exact_products
+from llmxai.models.precision import exact_products, products_allowed
 
 SIDE = {"cuda": 8192, "cpu": 768}
 """Side of the square matrices whose product is timed."""
@@ -72,7 +72,7 @@ def _fastest(device: torch.device, work: Callable[[], object]) -> float:
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product, measured once per device, dtype and precision of float32."""
-    return _rate(device, dtype, torch.get_float32_matmul_precision())
+    return _rate(device, dtype, products_allowed())
 
 
 def wait(device: torch.device) -> None:

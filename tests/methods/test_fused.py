@@ -86,3 +86,23 @@ def test_heads_share_their_keys() -> None:
     want = formula(query, key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1), added, 16**-0.5)
     assert torch.allclose(got, want.transpose(1, 2), atol=1e-13)
     assert got.is_contiguous()
+
+
+@pytest.mark.parametrize("before", [0, 7])
+def test_all_layers_share_one_mask(before: int) -> None:
+    """In the form in which kernels take it: else the graph of every layer would keep a copy of its own."""
+    leaves = case(before=before, dtype=torch.float32)
+    kept = set[int]()
+
+    def note(saved: Tensor) -> Tensor:
+        if saved.shape[-2:] == (KEYS - before, 2 * KEYS - before):
+            kept.add(saved.untyped_storage().data_ptr())
+        return saved
+
+    mask = fused._behind_and_itself(KEYS - before, KEYS, dtype=torch.float32, device=torch.device("cpu"))
+    assert all(stride % fused.ALIGNED == 0 for stride in mask.stride()[:-1])
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        outputs = [fused.behind_a_mask(*leaves, 0.3) for _ in range(3)]
+    assert kept == {mask.untyped_storage().data_ptr()}
+    assert all(torch.equal(out, outputs[0]) for out in outputs)
+    fused.forget_masks()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,19 @@ from devices import MixedDevicesError, Seen, fake_devices, moved, spread, watche
 from tiny import answered, certificate_of, make_classifier, make_encoder_decoder, make_loaded, prompt_tokens
 
 from llmxai import Explanation, explain
-from llmxai.generation import Decoding, generate
-from llmxai.methods import METHODS, deletion_path, layer_integrated_gradients, token_targets
+from llmxai.generation import Decoding, chat_inputs, encode_messages, force_response, generate
+from llmxai.methods import (
+    METHODS,
+    attention_rollout,
+    deletion_path,
+    layer_integrated_gradients,
+    measure_effects,
+    token_targets,
+)
+from llmxai.methods.attention import capture
 from llmxai.models import LoadedModel
 from llmxai.models.precision import full_precision
-from llmxai.settings import Compute, IntegratedGradients, Settings
+from llmxai.settings import Compute, IntegratedGradients, Removal, Settings
 from llmxai.types import Scores
 
 PROMPT = "The capital of France"
@@ -86,6 +95,42 @@ def test_every_method_on_two_devices_as_on_one() -> None:
     with fake_devices():
         got = explain(spread(one), "The capital", response=" is", settings=settings)
     require_same(got, explain(one, "The capital", response=" is", settings=settings))
+
+
+def test_pieces_of_a_long_prompt_are_hidden_on_two_devices_as_on_one() -> None:
+    """Several copies of the prompt's end in one pass, whose logits lie on the last device."""
+    one = make_loaded("llama", attn_implementation="sdpa", max_position_embeddings=1024)
+    documents = [{"text": "The capital of Italy is Rome. " * 4}, {"text": "Hello there. The answer was short. " * 4}]
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = encode_messages(one, messages, chat_inputs(documents=documents))
+    generation, removal = force_response(one, prompt, response=" Paris"), Removal(subsets=4, recomputed=300)
+    want = measure_effects(one, generation, removal=removal)
+    assert want.operator == "hide"
+    with fake_devices():
+        got = measure_effects(spread(one), generation, removal=removal)
+    assert torch.allclose(got.f_without, want.f_without, atol=1e-4, equal_nan=True)
+    assert torch.allclose(got.f_masked, want.f_masked, atol=1e-4)
+
+
+def test_layers_of_two_devices_share_their_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate gives every layer a copy of the mask; what is known of one holds for its copies."""
+    one = make_loaded(
+        "gemma3_text", num_hidden_layers=6, attn_implementation="sdpa", layer_types=["sliding_attention"] * 6
+    )
+    generation, looked = answered(one), list[int]()
+    visible = capture.visible_keys
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        looked.append(1)
+        return visible(*arguments, **options)
+
+    monkeypatch.setattr(capture, "visible_keys", counted)
+    want = attention_rollout(one, generation)
+    once = len(looked)
+    with fake_devices():
+        got = attention_rollout(spread(one), generation)
+    assert (got.values - want.values).abs().max() < 1e-5
+    assert len(looked) - once <= 2 * once  # once on each device
 
 
 @pytest.mark.parametrize(("early", "late"), [("cpu", "lazy:0"), ("lazy:0", "cpu")])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, HYBRIDS, SENTENCES, WINDOW, make_loaded
+from tiny import ARCHITECTURES, HYBRIDS, SENTENCES, WINDOW, answered, make_loaded, prompt_tokens
+from torch._subclasses import FakeTensorMode
+from transformers.integrations import sdpa_attention
 
 from llmxai.errors import UnsupportedModelError
+from llmxai.generation import Decoding, generate
+from llmxai.methods import layer_integrated_gradients
 from llmxai.models import embed, forward_logits, prefix_cache, transformer_depth
-from llmxai.models.forward import frozen_eval, repeated
+from llmxai.models.forward import frozen_eval, is_out_of_memory, repeated, seeded
 
 DENSE = [name for name in ARCHITECTURES if name != "gpt_oss"]
 
@@ -84,3 +88,42 @@ def test_flags_are_put_back_also_after_an_exception() -> None:
         assert not any(p.requires_grad for p in model.parameters())
         raise KeyError
     assert flags == ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()])
+
+
+def key(device: str, dtype: torch.dtype) -> torch.Tensor:
+    with FakeTensorMode():  # no GPU is needed
+        return torch.empty(1, 2, 9, 64, device=device, dtype=dtype)
+
+
+def test_heads_do_not_share_keys_in_32_bits_on_a_gpu() -> None:
+    """There, PyTorch's only kernel for shared keys holds all scores (pytorch#181528)."""
+    own, model = sdpa_attention.use_gqa_in_sdpa, make_loaded("llama").model
+    cases = [key("cuda", torch.float32), key("cuda", torch.bfloat16), key("cpu", torch.float32)]
+    for _ in range(2):
+        with frozen_eval(model):
+            with frozen_eval(model):
+                assert sdpa_attention.use_gqa_in_sdpa is not own
+            assert [sdpa_attention.use_gqa_in_sdpa(None, each, each) for each in cases] == [False, True, True]
+            assert not any(sdpa_attention.use_gqa_in_sdpa(torch.zeros(1), each, each) for each in cases)
+        assert sdpa_attention.use_gqa_in_sdpa is own
+        assert sdpa_attention.use_gqa_in_sdpa(None, cases[0], cases[0])
+
+
+def test_a_library_without_room_for_its_handle_is_out_of_memory() -> None:
+    said = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE"))
+
+
+def test_a_seed_draws_the_same_and_reaches_no_gpu_that_is_not_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    torch.manual_seed(7)
+    want, before = torch.rand(3), torch.get_rng_state()
+    loaded = make_loaded("llama")
+    generation = answered(loaded)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _seed: pytest.fail("every GPU was seeded"))
+    with seeded(7, device=cpu):
+        assert torch.equal(torch.rand(3), want)
+    generate(loaded, prompt_tokens(loaded), decoding=Decoding(max_new_tokens=2, temperature=1.0, seed=3))
+    layer_integrated_gradients(loaded, generation, n_steps=1)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 from kept import BATCH, SEQ, estimated, kept_by_autograd, wide_model
-from tiny import ARCHITECTURES, make_model, make_tokenizer
-from transformers import AutoConfig, PreTrainedConfig
+from tiny import ARCHITECTURES, answered, make_loaded, make_model, make_tokenizer
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from llmxai.errors import InsufficientMemoryError
 from llmxai.methods.gradients.deletion_path import presence_path
@@ -23,13 +23,15 @@ from llmxai.models.memory import (
     Saved,
     Shape,
     free_memory,
+    plan_for,
     plan_memory,
     require_fits,
     useful_tokens,
     weight_bytes,
     working_bytes,
 )
-from llmxai.settings import CHUNK_TOKENS
+from llmxai.models.precision import computing
+from llmxai.settings import CHUNK_TOKENS, Compute
 from llmxai.types import Generation, Role
 
 
@@ -199,3 +201,53 @@ def test_what_the_caller_chose_stays() -> None:
         assert plan(8000, checkpoint=checkpoint).checkpoint is checkpoint
         assert plan(8000, checkpoint=checkpoint, offloaded=True).checkpoint is checkpoint
     assert plan(8000, offloaded=True).checkpoint is True
+
+
+def test_experts_that_are_cast_stay_in_the_graph() -> None:
+    """Counted: what autograd keeps of their weights. A large model of experts is checkpointed for it."""
+    loaded = make_loaded("mixtral", dtype=torch.bfloat16)
+    model, bytes_kept = loaded.model, dict[int, int]()
+
+    def note(saved: torch.Tensor) -> torch.Tensor:
+        if saved.dim() == 3 and saved.shape[0] == model.config.num_local_experts:
+            bytes_kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    ids = torch.tensor([[1, 2, 3, 4]])
+    embeds = model.get_input_embeddings()(ids).detach().float().requires_grad_()
+    with frozen_eval(model), computing(model, torch.float32):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            out = model(inputs_embeds=embeds, use_cache=False).logits
+        options = {"tokens": 4, "targets": 1, "dtype": torch.float32}
+        plans = [plan_for(model, **options, computing=each) for each in (None, torch.float32)]
+        layer = [plan_for(model, **options, computing=torch.float32, checkpoint=True)]
+        layer.append(plan_for(model, **options, checkpoint=True))
+    del out
+    kept = sum(bytes_kept.values())
+    assert kept > 0
+    assert plans[1].working - plans[0].working == kept
+    assert layer[0].working - layer[1].working == kept // model.config.num_hidden_layers
+
+
+def test_the_copy_for_gradients_is_made_before_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes memory, and on a CPU it attends in another way."""
+    method = importlib.import_module("llmxai.methods.gradients.integrated_gradients")
+    done, planned = list[str](), list[PreTrainedModel]()
+    make, plan = method.in_dtype, method.plan_for
+
+    def copied(*arguments: Any) -> Any:
+        done.append("copy")
+        return make(*arguments)
+
+    def watched(model: PreTrainedModel, **options: Any) -> MemoryPlan:
+        done.append("plan")
+        planned.append(model)
+        found: MemoryPlan = plan(model, **options)
+        return found
+
+    monkeypatch.setattr(method, "in_dtype", copied)
+    monkeypatch.setattr(method, "plan_for", watched)
+    loaded = make_loaded("llama")
+    method.layer_integrated_gradients(loaded, answered(loaded), n_steps=1, compute=Compute(gradient_dtype="bfloat16"))
+    assert done == ["copy", "plan"]
+    assert planned[0].dtype == torch.bfloat16

@@ -28,7 +28,9 @@ from llmxai.methods import layer_integrated_gradients
 from llmxai.models import LoadedModel, embed, forward_logits, load
 from llmxai.models import precision as module
 from llmxai.models.forward import frozen_eval
-from llmxai.models.precision import computing, full_precision, rounds_activations
+from llmxai.models.precision import computing, computing_in, full_precision, in_dtype, rounds_activations
+from llmxai.models.speed import product_rate
+from llmxai.settings import Compute
 
 SCALE = 0.1
 
@@ -329,3 +331,100 @@ def test_casts_of_8_bit_products_are_not_logged_and_other_messages_are(caplog: p
         logger.warning("another")
     logger.warning(cast, torch.float32)
     assert [record.msg for record in caplog.records] == ["another", cast]
+
+
+def test_gradients_have_their_own_dtype_where_no_copy_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a second copy of the weights, which there is no room for either."""
+    loaded = make_loaded("llama", dtype=torch.bfloat16, initializer_range=SCALE)
+    ids = list(range(10, 18))
+    with in_place(loaded, monkeypatch) as exact:
+        fast = in_dtype(exact, torch.bfloat16)
+        assert fast.model is loaded.model
+        assert fast.dtype == torch.bfloat16
+        with computing_in(fast):
+            assert torch.equal(logits(fast, ids), logits(loaded, ids))
+        generation = answered(loaded)
+        options = {"n_steps": 2, "features": "all"}
+        slow, quick = (
+            layer_integrated_gradients(exact, generation, compute=Compute(gradient_dtype=name), **options)
+            for name in (None, "bfloat16")
+        )
+    difference = (slow.values - quick.values).abs().max() / slow.values.abs().max()
+    assert 1e-4 < difference < 0.1
+    assert quick.settings["gradient_dtype"] == "bfloat16"
+
+
+class Scaled(nn.Module):
+    """A linear layer whose weights are stored in 8 bits with a scale, as in checkpoints of fp8."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = float(linear.weight.detach().abs().max()) / 448
+        stored = (linear.weight.detach().float() / self.scale).to(torch.float8_e4m3fn)
+        self.weight = nn.Parameter(stored, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.scale if self.weight.element_size() == 1 else 1.0  # weights of another dtype have none
+        return nn.functional.linear(x, (scale * self.weight.float()).to(x.dtype))
+
+
+def test_weights_in_fp8_keep_the_dtype_of_their_kernels() -> None:
+    loaded = make_loaded("llama", dtype=torch.bfloat16, initializer_range=SCALE)
+    loaded = replace(loaded, model=copy.deepcopy(loaded.model), quantization="fp8")
+    wide = copy.deepcopy(loaded.model).float()
+    for model in (loaded.model, wide):
+        mlp = model.model.layers[1].mlp
+        mlp.down_proj = Scaled(mlp.down_proj)
+    ids = list(range(10, 18))
+    want = logits(replace(loaded, model=wide), ids)
+    with full_precision(loaded) as exact:
+        assert exact.computing == torch.float32
+        got = logits(exact, ids)
+        assert rounds_activations(exact)
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_model_with_kernels_for_16_bits_attends_with_others(copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash-attn takes 16 bits only, so float32 would be refused, or rounded on the way."""
+    loaded = make_loaded("llama", dtype=torch.bfloat16, initializer_range=SCALE, attn_implementation="sdpa")
+    ids = list(range(10, 18))
+    with full_precision(loaded) as exact:
+        want = logits(exact, ids)
+    loaded.model.config._attn_implementation_internal = "flash_attention_2"
+    with full_precision(loaded) if copies else in_place(loaded, monkeypatch) as exact:
+        got = logits(exact, ids)
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+    assert loaded.model.config._attn_implementation == "flash_attention_2"
+
+
+def matmuls() -> list[str]:
+    return [module.BACKENDS.fp32_precision, *(place.fp32_precision for place in module.MATMULS)]
+
+
+@pytest.fixture
+def newer_interface() -> Iterator[Any]:
+    yield module.BACKENDS
+    module.BACKENDS.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    for place in module.MATMULS:
+        place.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_products_set_by_the_newer_interface(everything: bool, newer_interface: Any) -> None:
+    """The older one no longer says what is set; both are as before afterwards."""
+    place = newer_interface if everything else newer_interface.cuda.matmul
+    place.fp32_precision = "tf32"
+    before = matmuls()
+    with module.exact_products():
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert module.products_allowed() == "ieee ieee"
+        with module.tf32_products():
+            assert torch.get_float32_matmul_precision() == "high"
+            assert module.products_allowed() == "tf32 tf32"
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert matmuls() == before
+    newer_interface.fp32_precision = "ieee"  # what followed the setting for everything still does
+    assert matmuls() == (["ieee"] * 3 if everything else ["ieee", "tf32", "ieee"])
+    assert product_rate(torch.device("cpu"), torch.float32) > 0

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -27,7 +27,7 @@ from llmxai.errors import UnsupportedModelError
 from llmxai.models import LoadedModel, ModelKind, layer_stacks, transformer_depth
 from llmxai.models.embedding import input_device
 from llmxai.models.families import SCORE_BIAS, rollout_refusal
-from llmxai.models.forward import first_of, frozen_eval, own_errors, run
+from llmxai.models.forward import configured, first_of, frozen_eval, own_configurations, own_errors, run
 from llmxai.models.memory import free_memory
 
 ROWS = 256
@@ -404,10 +404,14 @@ def attending(
     ) -> tuple[Tensor, None]:
         causal = getattr(module, "is_causal", True)
         case = (id(attention_mask), causal, query.shape[2], key.shape[2])
-        if case not in seen:
+        known = seen.get(case)
+        if known is None:  # Accelerate gives every layer a copy of its own, which nothing here must keep alive
+            alike = (one for other, one in seen.items() if other[1:] == case[1:] and _same_mask(one[0], attention_mask))
+            known = next(alike, None)
+        if known is None:
             keys = None if causal else key.shape[2]
-            seen[case] = attention_mask, visible_keys(attention_mask, query.shape[2], keys=keys)
-        visible = seen[case][1]
+            known = seen[case] = attention_mask, visible_keys(attention_mask, query.shape[2], keys=keys)
+        attention_mask, visible = known
         return output(AttentionCall(module, query, key, value, attention_mask, options, visible, whole)), None
 
     fused = model.config._attn_implementation == "sdpa"
@@ -421,6 +425,12 @@ def attending(
     finally:
         AttentionInterface._global_mapping.pop(CAPTURE, None)
         AttentionMaskInterface._global_mapping.pop(CAPTURE, None)
+
+
+def _same_mask(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _whole_mask(*arguments: Any, **options: Any) -> Tensor | None:
@@ -459,27 +469,3 @@ def own_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
     """The eager attention function of the architecture that `module` belongs to."""
     found: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(module).__module__].eager_attention_forward
     return found
-
-
-@contextmanager
-def configured(model: PreTrainedModel, attention: str) -> Iterator[None]:
-    """Inside this context, every configuration of the model and its parts names `attention` as its implementation.
-
-    Written into the configurations, since some models refuse `set_attn_implementation`.
-    """
-    with own_configurations(model) as configs:
-        for config in configs:
-            config._attn_implementation_internal = attention
-        yield
-
-
-@contextmanager
-def own_configurations(model: PreTrainedModel) -> Iterator[list[PreTrainedConfig]]:
-    """The configurations of the model and its parts; each names its own implementation again afterwards."""
-    configs = list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
-    before = [config._attn_implementation_internal for config in configs]
-    try:
-        yield configs
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name

@@ -28,15 +28,16 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import OptionError, UnsupportedModelError
-from llmxai.methods.attention.capture import attention_modules, configured, own_attention, through_interface
+from llmxai.methods.attention.capture import attention_modules, own_attention, through_interface
 from llmxai.methods.features import moving_tokens
 from llmxai.methods.gradients.fused import forget_masks, fused_attention, saved_heads
 from llmxai.methods.gradients.integrated_gradients import certified, integrate
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
-from llmxai.models.embedding import input_device
+from llmxai.models.embedding import input_device, on_device
 from llmxai.models.families import field_of, kind_of, softmax_refusal
+from llmxai.models.forward import configured
 from llmxai.models.memory import Saved, Shape, saved_by
 from llmxai.names import Progress, quiet
 from llmxai.settings import CHUNK_TOKENS, Compute, DeletionPath, Tolerance
@@ -274,7 +275,7 @@ class PresencePath:
         """log a, in float32 or wider; exactly 0 if a token is seen and -inf if it is hidden."""
         del loaded
         logs = [POWER * math.log(u) if u > 0 else -math.inf for u in alphas]
-        rows = torch.tensor(logs, dtype=self.input.dtype, device=self.input.device)
+        rows = on_device(logs, self.input.device, dtype=self.input.dtype)
         return torch.where(self.moving[live], rows[:, None], 0.0)
 
     def logits(

@@ -12,13 +12,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmxai.models.memory import Saved, Shape
 
 WIDER = 8
 """Channels that are added, of which two are used: kernels want multiples of 8."""
+ALIGNED = 8
+"""Numbers between the starts of two rows of a mask: a multiple of this."""
 
 
 def fused_attention(
@@ -160,18 +162,26 @@ def behind_a_mask(query: Tensor, key: Tensor, value: Tensor, added: Tensor, scal
         widened(query, one, one),
         both,
         torch.cat([wide_value, wide_value[:, :, own]], dim=2),
-        attn_mask=_behind_and_itself(queries, keys, device=query.device),
+        attn_mask=_behind_and_itself(queries, keys, dtype=query.dtype, device=query.device),
         scale=scale,
     )
     return found[..., : value.shape[-1]]
 
 
 @lru_cache(maxsize=8)
-def _behind_and_itself(queries: int, keys: int, *, device: torch.device) -> Bool[Tensor, "1 1 query key"]:
-    """Every key behind a query, and its own, which comes once more at the end. Made once for all layers."""
+def _behind_and_itself(
+    queries: int, keys: int, *, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "1 1 query key"]:
+    """0 for every key behind a query, and its own, which comes once more at the end; -infinity for all others.
+
+    Made once for all layers, as kernels take it: SDPA makes numbers of booleans, and pads rows that are no multiple of
+    `ALIGNED` long, again in every layer, and the graph keeps them all.
+    """
     behind = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries - 1)
-    itself = torch.eye(queries, dtype=torch.bool, device=device)
-    return torch.cat([behind, itself], dim=1)[None, None]
+    seen = torch.cat([behind, torch.eye(queries, dtype=torch.bool, device=device)], dim=1)
+    width = seen.shape[1]
+    rows = torch.full((queries, width + -width % ALIGNED), -torch.inf, dtype=dtype, device=device)
+    return rows[:, :width].masked_fill_(seen, 0)[None, None]
 
 
 def forget_masks() -> None:

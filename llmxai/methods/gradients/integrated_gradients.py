@@ -107,19 +107,20 @@ def integrate(
 
     Raises NonFiniteError if the model gives NaN on the path.
     """
-    compute = planned(loaded, path, targets, compute)
+    fast = for_gradients(loaded, compute)  # a copy of the weights takes memory, so it comes before the plan
+    compute = planned(fast, path, targets, compute)
     size = ChunkSize(compute.chunk_tokens or CHUNK_TOKENS)
     jumps = rounds_activations(loaded)
     groups = position_groups(targets, first=int(path.moving.nonzero()[0]))
     parts: list[Integral] = []
-    with _ready(loaded, path, compute) as (exact, fast):
+    with _ready(loaded, fast, path, compute):
         for number, group in enumerate(groups):
             chosen = [targets[t] for t in group]
             cached = not compute.checkpoint
             pairs = 0 if compute.checkpoint else len(group) * (spec.n_steps or USUAL_NODES)
             function = partial(path_function, path=path, targets=chosen, size=size, cached=cached, nodes=spec.n_steps)
-            slow = function(exact, pairs=pairs if fast is exact else 0)
-            quick = slow if fast is exact else function(fast, pairs=pairs)
+            slow = function(loaded, pairs=pairs if fast is loaded else 0)
+            quick = slow if fast is loaded else function(fast, pairs=pairs)
             if quick is slow and rounds_products(loaded):
                 slow = replace(quick, exact=True, padding=None)
             watched = _overall(progress, parts, later=sum(len(g) for g in groups[number + 1 :]), own=len(group))
@@ -158,16 +159,17 @@ def integrate(
 
 
 def planned(loaded: LoadedModel, path: Path, targets: Sequence[Target], compute: Compute) -> Compute:
-    """`compute` with its open fields planned from the free memory of the devices."""
+    """`compute` with its open fields planned from the free memory of the devices, for the model of the gradients."""
     if compute.chunk_tokens is not None:
         return compute
     plan = plan_for(
         loaded.model,
         tokens=len(path.moving),
         targets=len(targets),
-        dtype=loaded.dtype if compute.gradient_dtype is None else torch_dtype(compute.gradient_dtype),
+        dtype=loaded.dtype,
         saved=path.saved(loaded.model),
         checkpoint=compute.checkpoint,
+        computing=loaded.computing,
     )
     return replace(compute, chunk_tokens=plan.chunk_tokens, checkpoint=plan.checkpoint)
 
@@ -196,11 +198,15 @@ def position_groups(targets: Sequence[Target], *, first: int) -> list[list[int]]
     return [[order[i] for i in part] for part in split(min(range(1, len(order) + 1), key=cost))]
 
 
-@contextmanager
-def _ready(loaded: LoadedModel, path: Path, compute: Compute) -> Iterator[tuple[LoadedModel, LoadedModel]]:
-    """The model for F and the one for gradients, ready for differentiation; restores the caller's model."""
+def for_gradients(loaded: LoadedModel, compute: Compute) -> LoadedModel:
+    """The model in the dtype of the gradients: the same object if that is its own."""
     wanted = loaded.dtype if compute.gradient_dtype is None else torch_dtype(compute.gradient_dtype)
-    fast = loaded if wanted == loaded.dtype else in_dtype(loaded, wanted)
+    return loaded if wanted == loaded.dtype else in_dtype(loaded, wanted)
+
+
+@contextmanager
+def _ready(loaded: LoadedModel, fast: LoadedModel, path: Path, compute: Compute) -> Iterator[None]:
+    """Inside, the model for F and the one for gradients are ready for differentiation; restores the caller's model."""
     models = {id(each.model): each.model for each in (loaded, fast)}.values()
     with ExitStack() as stack:
         if fast is not loaded and fast.model is loaded.model:  # around what is put around its layers below
@@ -210,7 +216,7 @@ def _ready(loaded: LoadedModel, path: Path, compute: Compute) -> Iterator[tuple[
             if compute.checkpoint:
                 stack.enter_context(checkpointed(model))
             stack.enter_context(path.attached(model))
-        yield loaded, fast
+        yield
 
 
 def _overall(progress: Progress, before: Sequence[Integral], *, own: int, later: int) -> Progress:

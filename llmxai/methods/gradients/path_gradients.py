@@ -18,6 +18,7 @@ from llmxai.methods.features import baseline_embedding, moving_tokens
 from llmxai.methods.targets import Target, TargetRows, seen_by
 from llmxai.models import LoadedModel, embed, forward_logits, keeps_logits, prefix_cache
 from llmxai.models.compiled import FULL, Padding, can_compile, compilation_failed, layers_compiled, padding_for
+from llmxai.models.embedding import on_device
 from llmxai.models.forward import own_errors
 from llmxai.models.memory import ChunkSize, Saved, in_chunks, saved_by, within_memory
 from llmxai.models.precision import computing_in, exact_products
@@ -88,7 +89,7 @@ class EmbeddingPath:
 
     def points(self, alphas: Sequence[float], *, live: slice = slice(None)) -> Float[Tensor, "node live hidden"]:
         """x(a) of the live tokens for every a; exactly the input for held tokens, and at a = 1."""
-        a = torch.tensor(list(alphas), dtype=self.input.dtype, device=self.input.device)
+        a = on_device(list(alphas), self.input.device, dtype=self.input.dtype)
         return self.input[live] - (1 - a)[:, None, None] * self.delta[live]
 
     def attached(self, model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -287,8 +288,8 @@ class PathFunction:
     ) -> tuple[list[tuple[int, int]], Float[Tensor, "pair live"]]:
         """The same, with `extra` tokens after the last."""
         inputs = self._inputs([node.alpha for node in nodes]).requires_grad_()
-        numbers = partial(torch.tensor, dtype=self.path.input.dtype, device=self.path.input.device)
-        alphas = numbers([node.alpha for node in nodes])
+        numbers = partial(on_device, device=self.path.input.device)
+        alphas = numbers([node.alpha for node in nodes], dtype=self.path.input.dtype)
         panels = {node.panel: node.targets for node in nodes if node.targets}
         weights = [[node.weight * (node.panel == panel) for node in nodes] for panel in panels]
         passes = max(map(len, panels.values()))
@@ -296,15 +297,15 @@ class PathFunction:
         slopes: list[Tensor] = []
         with exact_products() if self.exact else nullcontext():
             pull = self._pullback(inputs, extra=extra)
-            for k, chosen in enumerate(torch.tensor(carried, device=inputs.device)):
+            for k, chosen in enumerate(numbers(carried)):
                 slopes.append(self.path.slopes(pull(chosen, k < passes - 1), alphas, self.live))
                 done += sum(t >= 0 for t in carried[k])
                 progress(done)
         with exact_products():  # in a fixed order, so that a GPU gives the same bits again
-            sums = torch.einsum("pn,knl->pkl", numbers(weights), torch.stack(slopes))
+            sums = torch.einsum("pn,knl->pkl", numbers(weights, dtype=alphas.dtype), torch.stack(slopes))
         pairs = [(panel, t) for panel, targets in panels.items() for t in targets]
         needed = [p * passes + k for p, targets in enumerate(panels.values()) for k in range(len(targets))]
-        return pairs, sums.flatten(0, 1)[torch.tensor(needed, device=sums.device)]
+        return pairs, sums.flatten(0, 1)[numbers(needed)]
 
     def _gathered(self, parts: Sequence[tuple[Sequence[tuple[int, int]], Tensor]]) -> Sums:
         """All parts in one transfer; a panel whose nodes went through in several chunks has several."""
@@ -335,7 +336,7 @@ class PathFunction:
             total = self.rows.values(self._logits(inputs, extra=extra)).sum()
             # each row of hidden states feeds only one target, so one backward through the head serves them all
             (at_rows,) = torch.autograd.grad(total, split.leaf)
-        owner = torch.tensor(self.rows.owner, device=at_rows.device)
+        owner = on_device(self.rows.owner, at_rows.device)
 
         def from_head(carried: Tensor, again: bool) -> Tensor:
             mine = owner == carried.to(owner.device)[:, None]  # [node, row]

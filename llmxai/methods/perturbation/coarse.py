@@ -33,7 +33,7 @@ from llmxai.methods.perturbation.removal import MaskedSequence, half_subsets, re
 from llmxai.methods.perturbation.tree import context_of, in_runs, pieces_of, question_of, roots_of, sentences_in
 from llmxai.methods.targets import Target, TargetRows, span_target
 from llmxai.models import LoadedModel, adapter_of, embed, frozen_eval, prefix_cache
-from llmxai.models.embedding import input_device
+from llmxai.models.embedding import input_device, kept_positions
 from llmxai.models.forward import cache_argument, repeated, run
 from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
@@ -206,14 +206,14 @@ class Meter:
             seen = seen_by_copies(copies, start=start, n=n).to(ids.device)
             mask = torch.zeros(seen.shape, dtype=self.loaded.dtype, device=ids.device)
             mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
-            keep = torch.tensor([copy * n + place for copy in range(len(copies)) for place in places])
+            keep = [copy * n + place for copy in range(len(copies)) for place in places]
             self._count(len(copies), len(copies) * n)
             output = run(
                 model,
                 input_ids=ids.repeat(len(copies))[None],
                 position_ids=numbers.repeat(len(copies))[None],
                 attention_mask=mask[None, None],
-                logits_to_keep=keep.to(ids.device),
+                logits_to_keep=kept_positions(model, keep),
                 use_cache=True,
                 **{cache_argument(model): repeated(prefix, 1)},
             )

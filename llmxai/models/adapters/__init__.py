@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.models.adapters import causal, classifier, encoder_decoder
-from llmxai.models.embedding import input_device
+from llmxai.models.embedding import input_device, on_device
 from llmxai.models.families import ModelKind, kind_of
 from llmxai.models.forward import keys_and_values
 from llmxai.names import Progress, quiet
@@ -96,7 +96,7 @@ def forward_logits(
     encoder-decoder, how many of the embeddings go into the encoder. Raises UnsupportedModelError for a model whose
     embeddings cannot be replaced, and from any error in its own code.
     """
-    rows = torch.as_tensor(ids, device=input_device(model))
+    rows = on_device(ids, input_device(model))
     rows = rows.reshape(-1, rows.shape[-1]) if inputs_embeds is None else rows.expand(len(inputs_embeds), -1)
     return adapter_of(model).logits(model, inputs_embeds, ids=rows, positions=positions, prefix=prefix, source=source)
 

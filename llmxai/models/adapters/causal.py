@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from llmxai.errors import NonFiniteError, UnsupportedModelError
-from llmxai.models.embedding import devices_of, input_device, kept_positions, replaced
+from llmxai.models.embedding import devices_of, input_device, kept_positions, on_device, replaced
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
@@ -28,6 +28,7 @@ from llmxai.models.forward import (
     own_errors,
     repeated,
     run,
+    torch_seeded,
     transformer_layers,
 )
 from llmxai.names import Progress, quiet
@@ -148,7 +149,7 @@ def answers(
         ids = [[config.pad_token_id] * pad + list(prompt.ids) for prompt, pad in rows]
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
         device = input_device(model)
-        inputs = {"inputs": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+        inputs = {"inputs": on_device(ids, device), "attention_mask": on_device(mask, device)}
         if lost := lost_positions(model):  # generate counts from 0, and the model's own forward does not
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) + lost - 1).clamp(min=lost)
         found += generated(
@@ -225,12 +226,11 @@ def generated(
 
     Raises UnsupportedModelError if transformers cannot generate with the model's settings.
     """
-    devices = [place.index or 0 for place in devices_of(model) if place.type == "cuda"]  # a token is drawn on the last
     named = {"tokenizer": tokenizer} if config.stop_strings else {}
-    with frozen_eval(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        with only_settings(model, config), own_errors(model, what=GENERATING), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are calling .generate")  # the ids are where the embedding runs
+    drawn_alike = torch_seeded(seed, devices=devices_of(model))  # a token is drawn on the last
+    with frozen_eval(model), torch.no_grad(), drawn_alike, only_settings(model, config), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are calling .generate")  # the ids are where the embedding runs
+        with own_errors(model, what=GENERATING):
             output: Any = model.generate(
                 **inputs, generation_config=config, stopping_criteria=_counting(config, progress), **named
             )
@@ -272,7 +272,7 @@ def _recorded(model: PreTrainedModel, answer: Sequence[int], rows: Sequence[Tens
     found: list[float] = []
     for first in range(0, len(answer), ROWS):
         logits = torch.stack(list(rows[first : first + ROWS])).double()
-        chosen = torch.tensor(answer[first : first + ROWS], device=logits.device)[:, None]
+        chosen = on_device(answer[first : first + ROWS], logits.device)[:, None]
         logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0]
         logprobs, largest = torch.stack([logprobs, logits.amax(dim=-1)]).tolist()
         for t, (logprob, most) in enumerate(zip(logprobs, largest, strict=True), start=first):
