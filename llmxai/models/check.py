@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from llmxai.errors import OptionError
 from llmxai.models.adapters import adapter_of
-from llmxai.models.families import ModelKind, auto_class, kind_of, rollout_refusal
+from llmxai.models.families import ModelKind, kind_of, rollout_refusal
 from llmxai.models.finding import find_model, knows_text, quantization_config, quantization_of
 from llmxai.models.forward import context_limit, keeps_logits, transformer_depth
-from llmxai.models.loading import stored_dtype
+from llmxai.models.loading import stored_dtype, without_weights
 from llmxai.models.memory import MemoryPlan, free_memory, plan_memory, saved_by, weight_bytes
 from llmxai.models.precision import LOW, copy_bytes, copy_fits, tf32_products
 from llmxai.models.speed import in_words, predicted_seconds
@@ -74,9 +73,8 @@ def check_model(
     found = find_model(name, revision=revision)
     width = stored_dtype(found.config, dtype)
     quantization_config(quantize, dtype=width)
-    with _quiet(), init_empty_weights(include_buffers=True):
-        model = auto_class(found.kind, found.config).from_config(found.config, trust_remote_code=False)
-    model.tie_weights()
+    with _quiet():
+        model = without_weights(found)
     quantized = quantize or quantization_of(found.config)
     weights, share = weight_bytes(model, dtype=width, quantize=quantized)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,6 +94,7 @@ def check_model(
         depth=transformer_depth(model),
         context_length=context_limit(model),
         capabilities=(
+            _context(model, tokens=tokens, answer_tokens=answer_tokens),
             _chat(found.place, revision),
             _gradients(model),
             _prefix(model),
@@ -158,11 +157,21 @@ def _place(device: torch.device) -> str:
     return "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
+def _context(model: PreTrainedModel, *, tokens: int, answer_tokens: int) -> Capability:
+    """Whether the model reads texts of this length; an encoder-decoder reads the prompt alone on its longer side."""
+    limit = context_limit(model)
+    read = tokens - answer_tokens if kind_of(model) is ModelKind.ENCODER_DECODER else tokens
+    if limit is None:
+        return Capability("length", True, f"{tokens} tokens; its configuration names no limit")
+    over = "" if read <= limit else ", which explain refuses"
+    return Capability("length", read <= limit, f"{read} of at most {limit} tokens{over}")
+
+
 def _chat(place: str, revision: str | None) -> Capability:
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # the files are not ours, and their readers raise all kinds of errors
             return Capability("prompt and roles", False, f"its tokenizer cannot be read ({str(error)[:120]})")
     if not knows_text(tokenizer):
         return Capability("prompt and roles", False, "it has no tokenizer vocabulary, so it cannot encode plain text")

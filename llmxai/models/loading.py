@@ -32,11 +32,14 @@ from llmxai.models.finding import (
     FoundModel,
     find_model,
     first_line,
+    is_local,
     knows_text,
     not_found,
     quantization_argument,
     quantization_config,
     quantization_of,
+    refusal_of_hub,
+    require_utf8,
 )
 from llmxai.models.forward import context_limit, frozen_eval, own_errors
 from llmxai.models.identity import ModelIdentity, identify, stamps
@@ -44,9 +47,12 @@ from llmxai.models.memory import free_memory, weight_bytes
 from llmxai.text import bounded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "adapter_config.json")
+ADAPTER = "adapter_config.json"
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin", ADAPTER)
 
-DEVICE = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu|hpu|xla)(:\d+)?")
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that Accelerate makes."""
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|xla)(:\d+)?")
 
 DeviceMap = str | Mapping[str, int | str]
 
@@ -136,6 +142,8 @@ def load(
     Raises ModelLoadError, UnsupportedModelError or OptionError; each message suggests a fix.
     """
     require_options(dtype=dtype, device_map=device_map, quantize=quantize)
+    if adapter is not None:
+        require_adapter(str(adapter))
     found = find_model(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     name, config = found.name, found.config
     if device_map is None and torch.cuda.is_available():
@@ -155,7 +163,7 @@ def load(
     model.requires_grad_(False)
     model.eval()
     files = _files(found.place, "config.json", revision=revision, code=trust_remote_code)
-    adapter_files = () if adapter is None else _files(str(adapter), "adapter_config.json", revision=None)
+    adapter_files = () if adapter is None else _files(str(adapter), ADAPTER, revision=None)
     return wrap(
         model,
         tokenizer,
@@ -206,11 +214,46 @@ def wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **known: Any) -> 
 def require_options(*, dtype: str | torch.dtype | None, device_map: DeviceMap | None, quantize: str | None) -> None:
     """Raise OptionError for what no model is loaded with, before anything is looked for."""
     quantization_config(quantize, dtype=_dtype(dtype))
+    if device_map is not None and device_map not in SPREAD:
+        _require_devices(device_map)
+
+
+def _require_devices(device_map: DeviceMap) -> None:
+    """Raise OptionError for a device that is unknown or that this machine does not have, and for an empty map."""
     if isinstance(device_map, str) and not DEVICE.fullmatch(device_map):
         raise OptionError(
-            f"device_map {device_map!r} is unknown. Known: auto, balanced, balanced_low_0, sequential, a device (cpu, "
-            f"cuda:0), or a dict from module to device."
+            f"device_map {device_map!r} is unknown. Known: {', '.join(SPREAD)}, a device (cpu, cuda:0), or a dict from "
+            "module to device."
         )
+    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    if not places:
+        raise OptionError('device_map {} is empty. Leave out --device-map, or give a device such as {"": "cpu"}.')
+    kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+    here = ["cpu", *(f"{kind}:{n}" for n in range(count))]
+    named = {*here, "cpu:0", "disk", *([str(kind)] if count else [])}
+    for place in places:
+        number = isinstance(place, int) and not isinstance(place, bool)
+        if not (place in range(count) if number else str(place) in named):
+            raise OptionError(
+                f"device_map {place!r}: there is no such device here, only {', '.join(here)}. Leave out "
+                f"--device-map, or give cpu."
+            )
+
+
+def require_adapter(adapter: str) -> None:
+    """Raise ModelLoadError if there is no such adapter, before the model is looked for."""
+    require_utf8("adapter", adapter)
+    if is_local(adapter) and not (Path(adapter) / ADAPTER).is_file():
+        raise _no_adapter(adapter, FileNotFoundError(f"there is no {ADAPTER} in it"))
+    if (error := refusal_of_hub(adapter, ADAPTER, revision=None)) is not None:
+        raise _no_adapter(adapter, error) from error
+
+
+def _no_adapter(adapter: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected a folder, or a name "
+        f"on the hub, with {ADAPTER} and adapter_model.safetensors made for the same base model."
+    )
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
@@ -236,14 +279,7 @@ def stored_dtype(config: PreTrainedConfig, dtype: str | torch.dtype | None) -> t
 
 def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | None) -> None:
     """Raise ModelLoadError if the weights need more memory than is free, before any are read."""
-    try:
-        with init_empty_weights(include_buffers=True):
-            model = auto_class(found.kind, found.config).from_config(
-                found.config, trust_remote_code=found.trust_remote_code
-            )
-        model.tie_weights()
-    except Exception as error:  # of a configuration that contradicts itself
-        raise not_found(found.name, error) from error
+    model = without_weights(found)
     quantized = quantize or quantization_of(found.config)
     needed, free = weight_bytes(model, dtype=dtype, quantize=quantized)[0], free_memory()
     if needed > free:
@@ -252,6 +288,19 @@ def require_memory(found: FoundModel, *, dtype: torch.dtype, quantize: str | Non
             f"and {free / 2**30:.1f} GiB are free. Use a smaller dtype (--dtype bfloat16), --quantize 4bit, or "
             f"--device-map auto, which spreads layers over GPUs, memory and disk."
         )
+
+
+def without_weights(found: FoundModel) -> PreTrainedModel:
+    """The model that a configuration describes; raises ModelLoadError if it contradicts itself."""
+    try:
+        with init_empty_weights(include_buffers=True):
+            model: PreTrainedModel = auto_class(found.kind, found.config).from_config(
+                found.config, trust_remote_code=found.trust_remote_code
+            )
+        model.tie_weights()
+    except Exception as error:  # transformers' code of each architecture raises all kinds of errors
+        raise not_found(found.name, error) from error
+    return model
 
 
 def _from_pretrained(
@@ -291,7 +340,7 @@ PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_param
 
 def _require_patterns(model: PreTrainedModel, adapter: str) -> None:
     """Raise ValueError if an adapter's regular expressions take too long on the names of the model's modules."""
-    found = cached_file(adapter, "adapter_config.json", _raise_exceptions_for_missing_entries=False)
+    found = cached_file(adapter, ADAPTER, _raise_exceptions_for_missing_entries=False)
     told = {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
     patterns = [told[name] for name in PATTERNS if isinstance(told.get(name), str)]
     patterns += [rf"(.*\.)?({key})$" for name in ("rank_pattern", "alpha_pattern") for key in told.get(name) or {}]
@@ -330,10 +379,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     except LlmxaiError:
         raise
     except Exception as error:  # as above
-        raise ModelLoadError(
-            f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected "
-            f"adapter_config.json and adapter_model.safetensors made for the same base model."
-        ) from error
+        raise _no_adapter(adapter, error) from error
     _require_whole(told[-1], adapter)
     return adapted_layers(whole)
 

@@ -181,15 +181,18 @@ def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
             own = module.__dict__.get(place)
             if isinstance(own, _Cast):
                 turned.append((own, own.dtype))
-                own.dtype = dtype
+                own.turn(dtype)
             elif dtype is not None and _casts(module, dtype):
                 patched.append((module, place, own))
-                setattr(module, place, _Cast(module, getattr(module, place), dtype))
+                cast_forward = _Cast(module, getattr(module, place))
+                setattr(module, place, cast_forward)
+                cast_forward.turn(dtype)
         yield
     finally:
-        for turn, before in turned:
-            turn.dtype = before
+        for turned_one, before in turned:
+            turned_one.turn(before)
         for module, place, before in patched:
+            module.__dict__[place].turn(None)
             if before is None:
                 module.__dict__.pop(place, None)
             else:
@@ -249,7 +252,9 @@ class _Weights:
         On a CPU as many as its cache holds: a whole matrix would be written to memory and read again, which takes as
         long as its product with 128 tokens.
         """
-        step = max(1, IN_CACHE // self.inputs) if like.device.type == "cpu" else self.outputs
+        as_stored = self.rows(slice(1)).dtype == like.dtype
+        in_parts = like.device.type == "cpu" and not as_stored
+        step = max(1, IN_CACHE // self.inputs) if in_parts else self.outputs
         memory: Tensor | None = None
         for start in range(0, self.outputs, step):
             some = slice(start, min(start + step, self.outputs))
@@ -276,10 +281,16 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         weights = ctx.weights
         given = gradients[0].reshape(-1, weights.outputs)
-        found = given.new_empty(len(given), weights.inputs)
+        found: Tensor | None = None
         for some, part in weights.parts(given):
-            found.addmm_(given[:, some], part, beta=float(some.start > 0))  # 0: what was there is not read
-        return found.view(*gradients[0].shape[:-1], weights.inputs), None
+            if found is None:
+                found = given[:, some] @ part
+            elif given.dtype in LOW:  # a sum of many parts in 16 bits would lose what their products keep
+                found = found.float().add_(given[:, some] @ part)
+            else:
+                found.addmm_(given[:, some], part)
+        assert found is not None
+        return found.to(given.dtype).view(*gradients[0].shape[:-1], weights.inputs), None
 
 
 def _product(module: Any, weights: _Weights, x: Tensor) -> Tensor:
@@ -302,7 +313,7 @@ def _weights_of(module: Any, forward: Callable[..., Any]) -> _Weights | None:
         return None
 
     def stored() -> Tensor:  # what is in the module when it runs
-        weight: Tensor = module.weight
+        weight: Tensor = module._parameters["weight"]
         return weight if own is nn.Linear.forward else weight.T
 
     outputs, inputs = stored().shape
@@ -319,9 +330,24 @@ def _unpacked(layer: Any, rows: slice) -> Tensor:
 class _Cast:
     """The forward of a module whose weights and inputs are cast to `dtype` while it runs; None: as they are."""
 
-    def __init__(self, module: nn.Module, forward: Callable[..., Any], dtype: torch.dtype | None) -> None:
-        self.module, self.forward, self.dtype = module, forward, dtype
+    dtype: torch.dtype | None = None
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self.module, self.forward = module, forward
         self.weights = _weights_of(module, forward)
+
+    def turn(self, dtype: torch.dtype | None) -> None:
+        """Cast to another dtype from now on. Whoever asks a linear layer for its dtype gets this one.
+
+        T5 casts to it what it gives to the layer, and so would round to 16 bits.
+        """
+        self.dtype = dtype
+        if self.weights is None or _is_8_bit(self.module):
+            return
+        if dtype is None:
+            self.module.__dict__.pop("weight", None)
+        else:
+            self.module.__dict__["weight"] = _shape_of(cast(Tensor, self.module._parameters["weight"]), dtype)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         dtype = self.dtype

@@ -6,18 +6,20 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, HYBRIDS, answered, make_loaded, make_model, make_tokenizer
+from tiny import ARCHITECTURES, HYBRIDS, answered, make_encoder_decoder, make_loaded, make_model, make_tokenizer
 
 from llmxai import cli
-from llmxai.errors import OptionError, UnsupportedModelError
+from llmxai.errors import ModelLoadError, OptionError, UnsupportedModelError
 from llmxai.methods import attention_rollout, layer_integrated_gradients
 from llmxai.models import check as models_check
 from llmxai.models import prefix_cache
 from llmxai.models.check import Capability, ModelCheck, check_model
 from llmxai.models.families import layers_without_softmax
+from llmxai.models.forward import context_limit
 
 
 def check(architecture: str, folder: Path) -> ModelCheck:
@@ -108,7 +110,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     check("qwen3_next", tmp_path)
     outputs = []
     for more in ([], ["--json"]):
-        monkeypatch.setattr(sys, "argv", ["llmxai", "models", "check", str(tmp_path), *more])
+        monkeypatch.setattr(sys, "argv", ["llmxai", "models", "check", str(tmp_path), "--tokens", "200", *more])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code
@@ -117,3 +119,38 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "attention rollout     no" in outputs[0]
     parsed = json.loads(outputs[1])
     assert [row["name"] for row in parsed["capabilities"] if not row["works"]] == ["cached prefix", "attention rollout"]
+
+
+def test_a_text_longer_than_the_context_does_not_work(tmp_path: Path) -> None:
+    check("llama", tmp_path)  # reads 256 tokens
+    rows = [named(check_model(tmp_path, tokens=tokens, answer_tokens=8))["length"] for tokens in (256, 257)]
+    assert [row.works for row in rows] == [True, False]
+    assert rows[1].note == "257 of at most 256 tokens, which explain refuses"
+    model = make_encoder_decoder("bart").model
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(tmp_path)
+    limit = context_limit(model)
+    assert limit is not None
+    rows = [named(check_model(tmp_path, tokens=limit + n, answer_tokens=8))["length"] for n in (8, 9)]
+    assert [row.works for row in rows] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_act": "banana"}, {"hidden_size": -32}, {"pad_token_id": 99999}, {"rope_parameters": {"rope_type": "x"}}],
+)
+def test_a_configuration_that_contradicts_itself_is_one_paragraph(changes: dict[str, Any], tmp_path: Path) -> None:
+    check("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ModelLoadError, match="cannot read a model"):
+        check_model(tmp_path)
+
+
+@pytest.mark.parametrize(("file", "text"), [("tokenizer.json", "{}"), ("tokenizer_config.json", "[]")])
+def test_a_tokenizer_that_cannot_be_read_is_a_row(file: str, text: str, tmp_path: Path) -> None:
+    check("llama", tmp_path)
+    (tmp_path / file).write_text(text)
+    row = named(check_model(tmp_path))["prompt and roles"]
+    assert not row.works
+    assert "its tokenizer cannot be read" in row.note
