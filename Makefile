@@ -46,7 +46,7 @@ demo: setup ## explain a real answer of the embedded model and print the path of
 
 # Whole files go to one worker, so that what a file's tests share is made once. WORKERS=0: all in this process.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: setup ## run the tests, in WORKERS processes
 	$(PYTEST)

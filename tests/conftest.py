@@ -17,7 +17,18 @@ import llmxai
 from llmxai import cli
 from llmxai.models import LoadedModel
 
-THREADS = 1 if os.environ.get("PYTEST_XDIST_WORKER") else torch.get_num_threads()
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+THREADS = 1 if WORKER else torch.get_num_threads()
+LONG = ("explanation", "wheel", "site", "escapes", "mutated", "cluster", "durable", "hostile", "browser", "survival")
+"""Files that take longest, which start first: otherwise one worker would wait for another's last file."""
+
+if WORKER:  # for commands that tests start
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -191,13 +191,16 @@ def test_a_user_explains_runs_and_verifies(installed: Path, tmp_path: Path) -> N
     listed = user(installed, "llmxai", "recipes", "ls", cwd=tmp_path).stdout
     assert recipe_names(ROOT / "recipes").keys() <= {line.split(maxsplit=1)[0] for line in listed.splitlines()}
     user(installed, "llmxai", "recipes", "validate", "smoke", "questions", cwd=tmp_path)
-    options = ("--max-new-tokens", "2", "--max-nodes", "8")
+    options = ("--max-new-tokens", "2", "--max-nodes", "8", "--set", "removal.subsets=8")
     explained = user(installed, "llmxai", "explain", "Which city is the capital of France?", *options, cwd=tmp_path)
     assert explained.stdout.splitlines()[-1] == "report: runs/explanation/report.html"
     page = (tmp_path / "runs" / "explanation" / "report.html").read_text(encoding="utf-8")
     assert all(word in page for word in ("Which", "city", "capital", "France"))
-    less = ("--set", "data.0.limit=1", "--set", "data.1.limit=1", "--set", "explain.gradients.max_nodes=8")
-    ran = user(installed, "llmxai", "run", "smoke", *less, "--progress", "none", cwd=tmp_path)
+    less = ("data.0.limit=1", "data.1.limit=1", "evaluate.metrics=[planted,lds]", "evaluate.masks=4")
+    less += ("explain.gradients.max_nodes=8", "explain.deletion.max_nodes=8", "explain.removal.subsets=4")
+    less += ("evaluate.methods.0.options.max_nodes=8",)
+    settings = [part for setting in less for part in ("--set", setting)]
+    ran = user(installed, "llmxai", "run", "smoke", *settings, "--progress", "none", cwd=tmp_path)
     assert ran.stdout.splitlines() == ["rows: 2 done, 0 failed", "index: runs/smoke/index.html"]
     assert (tmp_path / "runs" / "smoke" / "evaluation.html").exists()
     for folder in ("runs/explanation", "runs/smoke"):

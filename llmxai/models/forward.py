@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,24 +65,31 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
 
 _shares_heads = sdpa_attention.use_gqa_in_sdpa
 _repeating: list[bool] = []
-"""One entry for every `heads_repeated` that runs."""
+"""For every `heads_repeated` that runs: whether the machine's GPUs have kernels for shared heads at all."""
 
 
-def _shares_heads_in_16_bits(attention_mask: Tensor | None, key: Tensor, *others: Any) -> bool:
-    in_16_bits = key.device.type != "cuda" or key.dtype.itemsize == 2
-    return in_16_bits and bool(_shares_heads(attention_mask, key, *others))
+def _shares_heads_where_kernels_do(attention_mask: Tensor | None, key: Tensor, *others: Any) -> bool:
+    takes_them = key.device.type != "cuda" or (key.dtype.itemsize == 2 and _repeating[-1])
+    return takes_them and bool(_shares_heads(attention_mask, key, *others))
+
+
+@cache
+def _has_flash_kernels() -> bool:
+    """Whether all GPUs have PyTorch's kernels of flash attention: from Ampere on."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return all(torch.cuda.get_device_capability(gpu) >= (8, 0) for gpu in gpus)
 
 
 @contextmanager
 def heads_repeated() -> Iterator[None]:
-    """Inside, a GPU's attention in 32 bits gets the keys and values that heads share once for every head.
+    """Inside, a GPU's attention gets the keys and values that heads share once for every head, where it needs them so.
 
-    transformers passes them shared. In 32 bits, the only kernel of PyTorch that takes them so is the plain one, which
-    holds the scores of all queries and keys (https://github.com/pytorch/pytorch/issues/181528); repeated, they go
-    through the memory-efficient one.
+    transformers passes them shared. Only kernels of flash attention take them so, which exist for 16 bits and from
+    Ampere on; otherwise PyTorch takes the plain one, which holds the scores of all queries and keys
+    (https://github.com/pytorch/pytorch/issues/181528). Repeated, they go through the memory-efficient one.
     """
-    _repeating.append(True)
-    sdpa_attention.use_gqa_in_sdpa = _shares_heads_in_16_bits
+    _repeating.append(_has_flash_kernels())
+    sdpa_attention.use_gqa_in_sdpa = _shares_heads_where_kernels_do
     try:
         yield
     finally:

@@ -337,7 +337,7 @@ class _Cast:
         self.weights = _weights_of(module, forward)
 
     def turn(self, dtype: torch.dtype | None) -> None:
-        """Cast to another dtype from now on. Whoever asks a linear layer for its dtype gets this one.
+        """Cast to another dtype from now on. Code that asks a linear layer for its dtype gets this one.
 
         T5 casts to it what it gives to the layer, and so would round to 16 bits.
         """

@@ -11,7 +11,7 @@ from transformers.integrations import sdpa_attention
 from llmxai.errors import UnsupportedModelError
 from llmxai.generation import Decoding, generate
 from llmxai.methods import layer_integrated_gradients
-from llmxai.models import embed, forward_logits, prefix_cache, transformer_depth
+from llmxai.models import embed, forward, forward_logits, prefix_cache, transformer_depth
 from llmxai.models.forward import frozen_eval, is_out_of_memory, repeated, seeded
 
 DENSE = [name for name in ARCHITECTURES if name != "gpt_oss"]
@@ -93,6 +93,19 @@ def test_flags_are_put_back_also_after_an_exception() -> None:
 def key(device: str, dtype: torch.dtype) -> torch.Tensor:
     with FakeTensorMode():  # no GPU is needed
         return torch.empty(1, 2, 9, 64, device=device, dtype=dtype)
+
+
+def test_an_old_gpu_has_no_kernel_for_shared_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for newest, shared in ((7, False), (9, True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu, newest=newest: ((8, newest)[gpu], 0))
+        forward._has_flash_kernels.cache_clear()
+        with frozen_eval(make_loaded("llama").model):
+            each = key("cuda", torch.bfloat16)
+            assert sdpa_attention.use_gqa_in_sdpa(None, each, each) is shared
+    monkeypatch.undo()
+    forward._has_flash_kernels.cache_clear()
 
 
 def test_heads_do_not_share_keys_in_32_bits_on_a_gpu() -> None:
