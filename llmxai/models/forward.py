@@ -65,12 +65,16 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
 
 _shares_heads = sdpa_attention.use_gqa_in_sdpa
 _repeating: list[bool] = []
-"""For every `heads_repeated` that runs: whether the machine's GPUs have kernels for shared heads at all."""
+"""One entry for every `heads_repeated` that runs."""
 
 
-def _shares_heads_where_kernels_do(attention_mask: Tensor | None, key: Tensor, *others: Any) -> bool:
-    takes_them = key.device.type != "cuda" or (key.dtype.itemsize == 2 and _repeating[-1])
-    return takes_them and bool(_shares_heads(attention_mask, key, *others))
+def _in_16_bits(attention_mask: Tensor | None, key: Tensor, *others: Any) -> bool:
+    fits = key.device.type != "cuda" or key.dtype.itemsize == 2
+    return fits and bool(_shares_heads(attention_mask, key, *others))
+
+
+def _off_gpus(attention_mask: Tensor | None, key: Tensor, *others: Any) -> bool:
+    return key.device.type != "cuda" and bool(_shares_heads(attention_mask, key, *others))
 
 
 @cache
@@ -88,8 +92,8 @@ def heads_repeated() -> Iterator[None]:
     Ampere on; otherwise PyTorch takes the plain one, which holds the scores of all queries and keys
     (https://github.com/pytorch/pytorch/issues/181528). Repeated, they go through the memory-efficient one.
     """
-    _repeating.append(_has_flash_kernels())
-    sdpa_attention.use_gqa_in_sdpa = _shares_heads_where_kernels_do
+    _repeating.append(True)
+    sdpa_attention.use_gqa_in_sdpa = _in_16_bits if _has_flash_kernels() else _off_gpus
     try:
         yield
     finally:
