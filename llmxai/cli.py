@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import signal
 import sys
 from importlib.metadata import version
@@ -28,10 +30,17 @@ def main() -> None:
     """Run a command. Exit 0 on success, 2 for invalid input (one paragraph), 130 after Ctrl-C and 143 after SIGTERM; a
     bug shows its traceback."""
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in place of what its encoding does not have
     try:
         app(prog_name="llmxai")
     except UserError as error:
         _refuse(" ".join([str(error), *getattr(error, "__notes__", ())]))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _refuse(f"{error.filename}: the name is longer than the file system allows. Give a shorter one.")
 
 
 @app.callback(invoke_without_command=True)

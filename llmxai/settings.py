@@ -26,6 +26,10 @@ LEAST_NODES = 4
 """Nodes of one panel of a path."""
 LEAST_BUDGET = 16
 """Forward passes that suffice to take a prompt apart at all."""
+MOST_NODES = 100_000
+"""Nodes of a path, and subsets: more would need more memory than there is."""
+SEEDS = (-(2**63), 2**64 - 1)
+"""The least and the largest seed that PyTorch takes."""
 CHUNK_TOKENS = 1024
 """Tokens that go through the model at once by default."""
 
@@ -90,9 +94,20 @@ def require_least(what: str, value: int | float, least: int | float) -> None:
         raise OptionError(f"{what} is {value}; expected at least {least}.")
 
 
+def require_between(what: str, value: int, least: int, most: int) -> None:
+    """Raise OptionError for a number below `least` or above `most`."""
+    require_least(what, value, least)
+    if value > most:
+        raise OptionError(f"{what} is {value}; expected at most {most}.")
+
+
 def require_baseline(value: str) -> None:
     """Raise OptionError for an unknown baseline; whether the model has that token is checked once it is loaded."""
     kind, _, what = value.partition(":")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OptionError(f"baseline {value!r} is not UTF-8. Give the token in UTF-8, or its number: id:N.") from error
     if value not in BASELINES and not (kind == "id" and what.isdecimal()) and not (kind == "token" and what):
         raise OptionError(
             f"baseline {value!r} is unknown.{did_you_mean(value, BASELINES)} Known: {', '.join(BASELINES)}, id:N, "
@@ -122,6 +137,7 @@ class Decoding:
             raise OptionError(f"top_p is {self.top_p}; expected a number above 0 and up to 1.")
         if self.top_k < 0:
             raise OptionError(f"top_k is {self.top_k}; expected 0 (off) or a positive number.")
+        require_between("seed", self.seed, *SEEDS)
 
 
 @checked
@@ -158,9 +174,9 @@ class IntegratedGradients:
 
     def __post_init__(self) -> None:
         require_baseline(self.baseline)
-        require_least("max_nodes", self.max_nodes, LEAST_NODES)
+        require_between("max_nodes", self.max_nodes, LEAST_NODES, MOST_NODES)
         if self.n_steps is not None:
-            require_least("n_steps", self.n_steps, 1)
+            require_between("n_steps", self.n_steps, 1, MOST_NODES)
 
 
 @checked
@@ -177,9 +193,9 @@ class DeletionPath:
     """A fixed number of Gauss-Legendre nodes on the whole path, instead of adaptive panels."""
 
     def __post_init__(self) -> None:
-        require_least("max_nodes", self.max_nodes, LEAST_NODES)
+        require_between("max_nodes", self.max_nodes, LEAST_NODES, MOST_NODES)
         if self.n_steps is not None:
-            require_least("n_steps", self.n_steps, 1)
+            require_between("n_steps", self.n_steps, 1, MOST_NODES)
 
 
 @checked
@@ -232,7 +248,8 @@ class Removal:
         require_known("removal units", self.units, UNITS)
         require_known("removal operator", self.operator, OPERATORS)
         require_baseline(self.baseline)
-        require_least("subsets", self.subsets, 0)
+        require_between("subsets", self.subsets, 0, MOST_NODES)
+        require_least("seed", self.seed, 0)
         require_least("budget", self.budget, LEAST_BUDGET)
         require_least("recomputed", self.recomputed, 0)
         if self.chunk_tokens is not None:

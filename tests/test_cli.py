@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from ended import Run
 from tiny import make_model, make_tokenizer
 
@@ -24,8 +25,9 @@ import llmxai
 from llmxai import cli, load_explanation
 from llmxai.commands.explain import EXAMPLES
 from llmxai.commands.terminal import MOST_WORDS, verdict_sentence
+from llmxai.errors import OptionError
 from llmxai.methods import METHODS
-from llmxai.models import loading
+from llmxai.models import finding, loading
 from llmxai.report.visible import times
 from llmxai.settings import field_paths
 from llmxai.store.document import falls_of
@@ -202,6 +204,8 @@ def test_options_reach_the_library(run: Run, model_folder: Path) -> None:
 
 
 PROMPT = ("--prompt", "Hello")
+LONG = "n" * 300
+"""Longer than the name of a file may be."""
 
 
 @pytest.mark.parametrize(
@@ -216,9 +220,12 @@ PROMPT = ("--prompt", "Hello")
         (["--prompt", "\ud83d"], "The prompt holds a lone surrogate"),
         ([*PROMPT, "--prompt-file", "x"], "exactly one of"),
         (["--prompt", ""], "prompt is empty"),
-        (["--prompt-file", "missing.txt"], "missing.txt: cannot be read"),
-        (["--prompt-file", "latin.txt"], "latin.txt: cannot be read as UTF-8"),
-        (["--messages", "missing.json"], "missing.json: cannot be read"),
+        (["--prompt-file", "missing.txt"], "missing.txt: there is no such file"),
+        (["--prompt-file", "taken"], "taken: is a folder"),
+        (["--prompt-file", "latin.txt"], "latin.txt: is not UTF-8 text"),
+        (["--messages", "missing.json"], "missing.json: there is no such file"),
+        ([*PROMPT, "--documents", LONG], "cannot be read"),
+        ([*PROMPT, "--documents", "deep.jsonl"], "deep.jsonl: line 1 is not JSON"),
         (["--messages", "broken.json"], "broken.json: is not JSON"),
         (["--messages", "number.json"], "holds a JSON int; expected a list"),
         (["--messages", "assistant.json"], "last message is the assistant's"),
@@ -241,6 +248,13 @@ PROMPT = ("--prompt", "Hello")
         ([*PROMPT, "--top-k", "-1"], "top_k is -1"),
         ([*PROMPT, "--device-map", "{broken"], "--device-map '{broken' is not a JSON object"),
         ([*PROMPT, "--device-map", "somewhere"], "somewhere"),
+        ([*PROMPT, "--model", LONG], "could not be read from the hub"),
+        ([*PROMPT, "--model", "\udcff"], "model '\\udcff' is not UTF-8"),
+        ([*PROMPT, "--model", f"{LONG}.gguf"], "no such file"),
+        ([*PROMPT, "--revision", "main"], "only models on the hub have revisions"),
+        ([*PROMPT, "--revision", "\udcff"], "revision '\\udcff' is not UTF-8"),
+        ([*PROMPT, "--model", "smollm2", "--revision", "main"], "smollm2 is not one"),
+        ([*PROMPT, "--adapter", "taken"], "there is no adapter_config.json in it"),
         ([*PROMPT, "--model", "nobody/nothing"], "nobody/nothing"),
         ([*PROMPT, "--model", "missing.gguf"], "missing.gguf: no such file"),
         ([*PROMPT, "--adapter", "missing-adapter"], "missing-adapter: cannot be read as a PEFT adapter"),
@@ -257,6 +271,7 @@ def test_a_users_mistake_is_one_paragraph(
     (tmp_path / "number.json").write_text("5")
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "assistant.json").write_text(json.dumps(turns))
+    (tmp_path / "deep.jsonl").write_text("[" * 10**5)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
     before = set(tmp_path.rglob("*"))
@@ -416,6 +431,10 @@ def test_an_option_of_before_says_what_it_is_called_now(run: Run, options: list[
         ["--quantize", "3bit"],
         ["--device-map", "{broken"],
         ["--device-map", "somewhere"],
+        ["--device-map", "cuda:99"],
+        ["--device-map", "cpu:1"],
+        ["--device-map", "{}"],
+        *(["--device-map", f'{{"": {place}}}'] for place in ("null", "true", "-5", "99", '"banana"', '"cuda:200"')),
         ["--compare-full"],
     ],
 )
@@ -427,6 +446,16 @@ def test_options_are_checked_before_the_model_is_read(
     assert ended.code == 2
     assert len([line for line in said(ended.err) if line != f"llmxai: {STAGES[0]}"]) == 1
     assert "Traceback" not in ended.err
+
+
+def test_the_devices_of_this_machine_are_those_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for place in ("auto", "cpu", "cuda", "cuda:1", {"a": 0, "b": 1, "c": "cuda:0", "d": "disk", "e": "cpu"}):
+        loading.require_options(dtype=None, device_map=place, quantize=None)
+    for place in ("cuda:2", "mps", {"": 2}, {"": "xpu:0"}):
+        with pytest.raises(OptionError, match="no such device here, only cpu, cuda:0, cuda:1"):
+            loading.require_options(dtype=None, device_map=place, quantize=None)
 
 
 def test_one_more_method_is_computed_and_listed(run: Run, model_folder: Path) -> None:
@@ -447,10 +476,13 @@ def test_an_earlier_explanation_is_not_replaced_silently(run: Run, model_folder:
     (paragraph,) = refused.err.splitlines()
     assert f"out: holds the explanation of {created}" in paragraph
     assert "--overwrite" in paragraph
+    kept = run(*explain(model_folder, "Hello", "--out", "out", "--overwrite", "--dtype", "float8"))
+    assert kept.code == 2
+    assert "replacing" not in kept.err
     assert (tmp_path / "out" / "explanation.json").read_bytes() == first
     replaced = run(*explain(model_folder, "The capital of France", "--out", "out", "--overwrite"))
     assert replaced.code == 0
-    assert replaced.err.splitlines()[0].startswith(f"llmxai: replacing the explanation of {created} in out")
+    assert said(replaced.err)[-1].startswith(f"llmxai: replacing the explanation of {created} in out")
     assert (tmp_path / "out" / "explanation.json").read_bytes() != first
     records = (tmp_path / "out" / "evidence" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     kinds = [json.loads(line)["record"]["kind"] for line in records]
@@ -484,6 +516,13 @@ def test_an_explanation_that_appears_meanwhile_is_not_replaced(
     assert (tmp_path / "out" / "explanation.json").read_text() == "{}"
 
 
+def test_a_name_that_is_too_long_is_one_paragraph_for_every_command(run: Run) -> None:
+    for asked in (["run", LONG], ["recipes", "ls", LONG], ["gate", LONG], ["report", LONG], ["table", LONG, "x.csv"]):
+        ended = run(*asked)
+        assert ended.code == 2
+        assert "the name is longer than the file system allows" in ended.err
+
+
 def test_open_shows_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -511,6 +550,26 @@ def test_the_first_line_comes_before_pytorch_is_imported(tmp_path: Path) -> None
     ended = command("explain", "Hello", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert ended.returncode == 7
     assert ended.stderr == f"llmxai: {STAGES[0]}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_lacks_is_escaped(model_folder: Path, tmp_path: Path, encoding: str) -> None:
+    asked = explain(model_folder, "日本", "--response", " Paris 日本", "--out", "out", "--no-removal")
+    ended = command(*asked, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("answer:  Paris \\u65e5\\u672c")
+    ended = command(*asked, "--overwrite", "--json", cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert ended.stdout.isascii()
+    assert json.loads(ended.stdout)["generation"]["answer"] == " Paris 日本"
+
+
+@pytest.mark.parametrize("asked", [["recipes", "schema"], ["recipes", "show", "r.yaml"]])
+def test_documents_keep_their_meaning_in_every_encoding(tmp_path: Path, asked: list[str]) -> None:
+    text = "version: 2\nname: r\ndescription: 日本\ndata: [{suite: needle}]\n"
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    told = [command(*asked, cwd=tmp_path, PYTHONIOENCODING=encoding).stdout for encoding in ("ascii", "utf-8")]
+    assert told[0].isascii()
+    assert yaml.safe_load(told[0]) == yaml.safe_load(told[1])
 
 
 def test_shells_complete_its_options(tmp_path: Path) -> None:
@@ -554,3 +613,26 @@ def test_a_misspelt_hub_name_is_one_paragraph(tmp_path: Path, reachable: bool) -
     assert paragraph.startswith("llmxai: smol/misspelt: ")
     assert ("Check the spelling" if reachable else "could not be reached") in paragraph
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_hub_is_asked_once_for_an_adapter_and_never_for_a_local_model(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    asked: list[str] = []
+
+    def refuse(name: str, **_how: Any) -> None:
+        asked.append(name)
+        raise type("ConnectError", (Exception,), {})("no network")
+
+    run("--version")  # which takes the network away
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.model_info", refuse)
+    monkeypatch.setattr(loading, "find_model", lambda *_what, **_how: pytest.fail("the model is being loaded"))
+    ended = run(*explain(model_folder, *PROMPT, "--adapter", "nobody/nothing"))
+    assert "nobody/nothing: cannot be read as a PEFT adapter of this model (no network)" in said(ended.err)[-1]
+    assert asked == ["nobody/nothing"]
+    monkeypatch.setattr(finding, "base_of_adapter", lambda name: pytest.fail(f"{name} is looked for on the hub"))
+    for name in ("smollm2", "some.gguf"):
+        assert f"{name}: could not be loaded (no such device)" in str(
+            finding.not_found(name, ValueError("no such device"))
+        )

@@ -168,7 +168,7 @@ def test_on_the_command_line(run: Callable[..., Ended], model_folder: Path, tmp_
     asked = ("explain", "--model", model_folder, "--max-nodes", "8", "--prompt", PROMPT, "--response", ANSWER)
     ended = run(*asked, "--foil", FOIL, "--out", tmp_path / "out")
     assert ended.code == 0, ended.err
-    assert "contrast: token 3 is ' Rome' and not ' red'" in ended.out
+    assert "contrast: token 2 is ' Rome' and not ' red'" in ended.out
     assert FOIL not in json.dumps(only(tmp_path / "out").body)
     refused = run(*asked, "--foil", ANSWER, "--out", tmp_path / "other")
     assert refused.code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llmxai.errors import OptionError, RecipeError
 from llmxai.models import LoadedModel
 from llmxai.recompute import settings_of
 from llmxai.runs.recipe import check_recipe
-from llmxai.settings import field_paths, put, settings_from
+from llmxai.settings import DeletionPath, field_paths, put, settings_from
 from llmxai.store import read_folder
 
 explain_module = importlib.import_module("llmxai.explain")
@@ -61,10 +62,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "gradients.tolerance.relative": (-1.0, "tolerance: relative -1.0, absolute 0.02; expected one above 0"),
     "gradients.tolerance.absolute": ("much", "absolute'? is 'much'"),
     "gradients.max_nodes": (3, "max_nodes is 3; expected at least 4"),
-    "gradients.n_steps": (0, "n_steps is 0; expected at least 1"),
+    "gradients.n_steps": (10**12, "n_steps is 10{12}; expected at most 100000"),
     "deletion.tolerance.relative": (-1.0, "tolerance: relative -1.0, absolute 0.02; expected one above 0"),
     "deletion.tolerance.absolute": ("much", "absolute'? is 'much'"),
-    "deletion.max_nodes": (3, "max_nodes is 3; expected at least 4"),
+    "deletion.max_nodes": (10**12, "max_nodes is 10{12}; expected at most 100000"),
     "deletion.n_steps": (0, "n_steps is 0; expected at least 1"),
     "rollout.residual": (1.0, "residual is 1.0; expected a share"),
     "rollout.head_fusion": ("maxx", r"head_fusion 'maxx' is unknown. Did you mean 'max'\?"),
@@ -74,11 +75,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "removal.units": ("page", "removal units 'page' is unknown. Known: auto, token, word, sentence"),
     "removal.operator": ("burn", "removal operator 'burn' is unknown. Known: delete, baseline, mean"),
-    "removal.subsets": (-1, "subsets is -1; expected at least 0"),
+    "removal.subsets": (10**12, "subsets is 10{12}; expected at most 100000"),
     "removal.budget": (0, "budget is 0; expected at least"),
     "removal.recomputed": (-1, "recomputed is -1; expected at least 0"),
     "removal.baseline": ("id:x", "baseline 'id:x' is unknown"),
-    "removal.seed": ("x", "seed'? is 'x'"),
+    "removal.seed": (-1, "seed is -1; expected at least 0"),
     "removal.chunk_tokens": (0, "chunk_tokens is 0; expected at least 1"),
     "removal.answer": ("perhaps", "answer'? is 'perhaps'"),
     "also": (["lim"], r"unknown method 'lim'. Did you mean 'lime'\?"),
@@ -138,10 +139,10 @@ def command(run: Run, monkeypatch: pytest.MonkeyPatch, tiny_llama: LoadedModel) 
 
 
 def as_flag(path: str, value: Any) -> list[str]:
-    """The option of its own that a setting has; none where only --set reaches it."""
+    """The option that sets it and nothing else; none where only --set does."""
     if path == "also":
         return [part for name in value for part in ("--also", name)]
-    named = [option for option, setting in FLAGS.items() if setting == path]
+    named = [option for option, settings in FLAGS.items() if settings == (path,)]
     flags = [f"--{option.replace('_', '-')}" for option in named]
     return [part for flag in flags for part in ([flag] if value is True else [flag, str(value)])]
 
@@ -149,7 +150,7 @@ def as_flag(path: str, value: Any) -> list[str]:
 def test_every_setting_has_another_and_a_wrong_value_here() -> None:
     assert OTHERS.keys() == WRONG.keys() == field_paths().keys()
     assert all(OTHERS[path] != default for path, default in field_paths().items())
-    assert set(FLAGS.values()) <= field_paths().keys()
+    assert set(chain(*FLAGS.values())) <= field_paths().keys()
 
 
 @pytest.mark.parametrize("path", OTHERS)
@@ -178,6 +179,14 @@ def test_all_of_them_at_once(command: Any) -> None:
     assert command(*flags, *sets) == settings
 
 
+def test_what_both_integrals_have_is_set_for_both(command: Any) -> None:
+    found = command("--tolerance", "0.3", "--max-nodes", "16", "--set", "deletion.max_nodes=32")
+    assert found.gradients == IntegratedGradients(tolerance=Tolerance(relative=0.3), max_nodes=16)
+    assert found.deletion == DeletionPath(tolerance=Tolerance(relative=0.3), max_nodes=32)
+    defaults = field_paths()
+    assert all(len({defaults[path] for path in paths}) == 1 for paths in FLAGS.values())  # the help names one
+
+
 def test_no_removal_in_each_way(command: Any) -> None:
     for found in (command("--no-removal"), command("--set", "removal=null"), in_recipe("removal", None)):
         assert found == Settings(removal=None)
@@ -186,6 +195,12 @@ def test_no_removal_in_each_way(command: Any) -> None:
     assert ended.err.splitlines() == [
         "llmxai: --no-removal removes nothing, so leave out the settings of removal: units.",
     ]
+    for contradiction in (
+        ("--set", "removal=null", "--removal-units", "token"),
+        ("--set", "removal=null", "--set", "removal.units=token"),
+        ("--set", "removal.units=token", "--set", "removal=null"),
+    ):
+        assert "--set removal=null removes nothing" in command(*contradiction).err
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +297,9 @@ def test_an_unknown_name_is_answered_with_the_nearest(path: str, near: str, comm
         (lambda: IntegratedGradients(max_nodes=True), "max_nodes is True; expected a whole number"),
         (lambda: Tolerance(relative=float("inf")), "tolerance: relative inf"),
         (lambda: Decoding(temprature=1.0), "Decoding: there is no 'temprature'. Did you mean 'temperature'"),
+        (lambda: Decoding(seed=2**64), "seed is 18446744073709551616; expected at most 18446744073709551615"),
+        (lambda: Decoding(seed=-(2**63) - 1), "seed is -9223372036854775809; expected at least -9223372036854775808"),
+        (lambda: IntegratedGradients(baseline="token:\udcff"), r"baseline 'token:\udcff' is not UTF-8"),
         (lambda: Decoding(max_new_tokens=2.0), "max_new_tokens is 2.0; expected a whole number"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -33,6 +34,16 @@ EVERY = 10.0
 """Seconds between the lines of a run without a terminal."""
 EVERY_STEP = 4.0
 """The same within a stage of one explanation."""
+
+
+def takes_unicode() -> bool:
+    """Whether standard output is UTF-8: elsewhere JSON and YAML are written with escapes, which mean the same."""
+    return codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name == "utf-8"
+
+
+def json_text(value: Any, *, indent: int = 1) -> str:
+    """JSON for standard output."""
+    return json.dumps(value, ensure_ascii=not takes_unicode(), indent=indent)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmxai.commands.console import progress
+from llmxai.commands.console import json_text, progress
 from llmxai.errors import EvidenceError, KeyFileError, OptionError
 
 keys = typer.Typer(no_args_is_help=True, help="Create and show keys for signing and for private records.")
@@ -73,13 +73,15 @@ def verify(
     try:
         key = None if pubkey is None else read_key(pubkey)
     except (OSError, ValueError) as error:
-        raise KeyFileError(f"{pubkey}: no Ed25519 public key can be read from it ({error}).") from error
+        raise KeyFileError(
+            f"{pubkey}: no Ed25519 public key can be read from it ({error}). Give the .pub file of `llmxai keys new`."
+        ) from error
     try:
         held = [] if checkpoint is None else [read_held(checkpoint)]
     except (OSError, ValueError) as error:
         raise EvidenceError(f"No checkpoint can be read: {error}.") from error
     verdict = check(run, key=key, held=held)
-    show(json.dumps(verdict.to_json(), indent=1, ensure_ascii=False) if as_json else verdict.to_text())
+    show(json_text(verdict.to_json()) if as_json else verdict.to_text())
     raise typer.Exit(verdict.exit)
 
 
@@ -270,4 +272,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise EvidenceError(f"{path}: cannot be written ({error}).") from error
+        raise EvidenceError(f"{path}: cannot be written ({error}). Choose another file.") from error

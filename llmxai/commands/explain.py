@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from llmxai.commands.console import log, progress, told_when_interrupted
+from llmxai.commands.console import json_text, log, progress, told_when_interrupted
 from llmxai.commands.prompts import asked_from, context_from
 from llmxai.commands.terminal import first_lines, link, print_lines, summary
 from llmxai.errors import OptionError
@@ -25,20 +24,20 @@ TEXTS = ("question", "prompt", "response", "foil", "target", "template_args", "r
 """Options that the record does not store as settings: texts are kept apart from it and can be removed."""
 
 
-FLAGS = {
-    "features": "features",
-    "baseline": "gradients.baseline",
-    "tolerance": "gradients.tolerance.relative",
-    "max_nodes": "gradients.max_nodes",
-    "residual": "rollout.residual",
-    "variant": "rollout.variant",
-    "gradient_dtype": "compute.gradient_dtype",
-    "chunk_tokens": "compute.chunk_tokens",
-    "checkpoint": "compute.checkpoint",
-    "removal_operator": "removal.operator",
-    "removal_units": "removal.units",
+FLAGS: dict[str, tuple[str, ...]] = {
+    "features": ("features",),
+    "baseline": ("gradients.baseline",),
+    "tolerance": ("gradients.tolerance.relative", "deletion.tolerance.relative"),
+    "max_nodes": ("gradients.max_nodes", "deletion.max_nodes"),
+    "residual": ("rollout.residual",),
+    "variant": ("rollout.variant",),
+    "gradient_dtype": ("compute.gradient_dtype",),
+    "chunk_tokens": ("compute.chunk_tokens",),
+    "checkpoint": ("compute.checkpoint",),
+    "removal_operator": ("removal.operator",),
+    "removal_units": ("removal.units",),
 }
-"""The setting behind each option of the command; `--set` reaches the rest."""
+"""The settings behind each option of the command; `--set` reaches the rest, and each of them alone."""
 
 DEFAULT_OUT = Path("runs/explanation")
 """Where an explanation goes if nothing is said; the next one goes to runs/explanation-2, and so on."""
@@ -139,10 +138,13 @@ def explain(
     ] = None,
     tolerance: Annotated[
         float | None,
-        method_option(help=_help("gradients.tolerance.relative", "Allowed error, relative to the change in F.")),
+        method_option(
+            help=_help("gradients.tolerance.relative", "Allowed error of both integrals, relative to the change in F.")
+        ),
     ] = None,
     max_nodes: Annotated[
-        int | None, method_option(help=_help("gradients.max_nodes", "Gradient evaluations per target, at most."))
+        int | None,
+        method_option(help=_help("gradients.max_nodes", "Gradient evaluations per target and integral, at most.")),
     ] = None,
     residual: Annotated[
         float | None, method_option(help=_help("rollout.residual", "Share of a layer that stays unmixed."))
@@ -281,6 +283,8 @@ def explain(
                 collect()  # the quantised one is finished with: both need not fit at once
                 explanation = compare(explanation, read(), progress=report)
             report("writing the record" if private else "writing the report", 0, 1)
+            if overwrite and not private:
+                _say_replaced(place)
             save(explanation, place, replace=overwrite, attempt=attempt)
     _tell(explanation, attempt, place, as_json=as_json)
     if open_report:
@@ -344,10 +348,7 @@ def _as_prompt(loaded: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any],
 
 
 def _place(out: Path | None, *, overwrite: bool, private: bool) -> Path:
-    """Where the explanation goes. An earlier one is only replaced if that is asked for, and then it is said.
-
-    Raises OutputError if it cannot go there.
-    """
+    """Where the explanation goes. Raises OutputError if it cannot go there."""
     from llmxai.store import earlier_in, require_writable
 
     numbered = (DEFAULT_OUT.with_name(f"{DEFAULT_OUT.name}-{n}") for n in count(2))
@@ -355,9 +356,14 @@ def _place(out: Path | None, *, overwrite: bool, private: bool) -> Path:
     if out is None and not private and not overwrite:
         place = next(folder for folder in chain([DEFAULT_OUT], numbered) if not earlier_in(folder))
     require_writable(place, replace=overwrite or private)
-    if not private and (earlier := earlier_in(place)):
-        log.print(f"llmxai: replacing {earlier} in {place}; its record stays", markup=False, soft_wrap=True)
     return place
+
+
+def _say_replaced(place: Path) -> None:
+    from llmxai.store import earlier_in
+
+    if earlier := earlier_in(place):
+        log.print(f"llmxai: replacing {earlier} in {place}; its record stays", markup=False, soft_wrap=True)
 
 
 def _require_comparison(
@@ -381,27 +387,27 @@ def _require_comparison(
 def _settings(asked: Mapping[str, Any], also: Sequence[str], assignments: Sequence[str], *, removal: bool) -> Settings:
     """The settings from the options. Raises OptionError."""
     document: dict[str, Any] = {"also": list(also)}
-    for option, name in FLAGS.items():
-        if option in asked:
+    for option, names in FLAGS.items():
+        for name in names if option in asked else ():
             assign(document, name, asked[option], said=f"--{option.replace('_', '-')}")
+    off, given = not removal, [*document.get("removal", ())]
     for assignment in assignments:
         put(document, assignment)
-    if not removal:
-        if document.get("removal"):
-            raise OptionError(
-                f"--no-removal removes nothing, so leave out the settings of removal: {', '.join(document['removal'])}."
-            )
-        document["removal"] = None
-    return settings_from(document)
+        off = off or document.get("removal", given) is None
+        given += document["removal"] if isinstance(document.get("removal"), dict) else ()
+    if off and given:
+        raise OptionError(
+            f"{'--set removal=null' if removal else '--no-removal'} removes nothing, so leave out the settings of "
+            f"removal: {', '.join(dict.fromkeys(given))}."
+        )
+    return settings_from(document | ({"removal": None} if off else {}))
 
 
 def _tell(explanation: Any, attempt: Any, out: Path, *, as_json: bool) -> None:
     if as_json:
         from llmxai.store import to_json
 
-        written = out / "explanation.json"
-        document = None if attempt.private is None else json.dumps(to_json(explanation), ensure_ascii=False, indent=1)
-        sys.stdout.write(written.read_text(encoding="utf-8") if document is None else document + "\n")
+        typer.echo(json_text(to_json(explanation)))
         return
     print_lines(summary(explanation))
     if explanation.full_precision is not None:
@@ -422,6 +428,9 @@ def _device_map(text: str | None) -> Any:
     if text is None or not text.lstrip().startswith("{"):
         return text
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise OptionError(f"--device-map {text!r} is not a JSON object ({error}).") from error
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--device-map {text[:200]!r} is not a JSON object ({error}).") from error
+    if not all(isinstance(place, int | str) for place in found.values()):
+        raise OptionError(f'--device-map {text[:200]!r}: expected a device for each module, such as {{"": "cpu"}}.')
+    return found

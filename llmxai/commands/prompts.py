@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,14 @@ def read_text(path: Path) -> str:
     """A UTF-8 file without its byte order mark. Raises PromptError if it is no such text."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+    except FileNotFoundError as error:
+        raise PromptError(f"{path}: there is no such file. Check the path.") from error
+    except IsADirectoryError as error:
+        raise PromptError(f"{path}: is a folder; expected a file of UTF-8 text. Give a file in it.") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read ({error}). Give a file that can be read.") from error
 
 
 def read_messages(path: Path) -> list[dict[str, Any]]:
@@ -79,7 +86,7 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
 
     Raises PromptError if there are none.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, which raises an error for a name that is too long
         files = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
         if strange := [each for each in files if each.suffix.lower() not in TEXT_FILES]:
             raise PromptError(f"{strange[0]}: is no text file. Documents are text: convert it, or take it away.")
@@ -97,8 +104,8 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
 def _line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{path}: line {number} is not JSON ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path}: line {number} is not JSON ({error}). Write one object a line.") from error
 
 
 def _tools(path: Path) -> list[Any]:
@@ -114,7 +121,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{path}: is not JSON ({error}).") from error
+        raise PromptError(f"{path}: is not JSON ({error}). Correct it at that place.") from error
 
 
 def _template_arg(text: str) -> tuple[str, Any]:

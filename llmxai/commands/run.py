@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -17,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from llmxai.commands.console import Terminated, log, run_progress, told_when_interrupted
+from llmxai.commands.console import Terminated, json_text, log, run_progress, takes_unicode, told_when_interrupted
 
 if TYPE_CHECKING:
     from llmxai.runs.gate import Condition
@@ -96,7 +95,8 @@ def run(
         typer.echo(f"stopped before the end; the same command resumes: {folder}")
         raise typer.Exit(130)
     typer.echo(f"index: {outcome.folder / 'index.html'}")
-    _judge(outcome.folder, conditions, junit=junit, summary=summary)
+    if conditions or junit is not None or summary is not None:
+        _judge(outcome.folder, conditions, junit=junit, summary=summary)
 
 
 def gate(
@@ -114,8 +114,6 @@ def gate(
 def _judge(folder: Path, conditions: Sequence[Condition], *, junit: Path | None, summary: Path | None) -> None:
     from llmxai.runs.gate import judge, write_junit, write_summary
 
-    if not conditions and junit is None and summary is None:
-        return
     verdict = judge(folder, conditions)
     if junit is not None:
         write_junit(verdict, junit)
@@ -201,7 +199,7 @@ def show(
     from llmxai.runs import find_recipe, read_recipe
 
     resolved = read_recipe(find_recipe(recipe), settings=settings).model_dump(mode="json")
-    typer.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), nl=False)
+    typer.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=takes_unicode()), nl=False)
 
 
 @recipes.command("validate")
@@ -234,4 +232,4 @@ def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from llmxai.runs import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    typer.echo(json_text(json_schema(), indent=2))

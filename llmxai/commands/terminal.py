@@ -68,7 +68,7 @@ def summary(explanation: Explanation) -> list[Text]:
     lines = [_answer(generation)]
     if foil is not None:
         own = generation.texts[generation.prompt_len + foil.t]
-        lines.append(Text(f"contrast: token {foil.t + 1} is {own!r} and not {foil.text!r}"))
+        lines.append(Text(f"contrast: token {foil.t} is {own!r} and not {foil.text!r}"))
     words = explanation.answer_words()
     width = _width(generation, [word.tokens for word in words])
     for word in words[:MOST_WORDS]:

@@ -51,7 +51,9 @@ def signing_key(path: Path | str | None = None) -> Ed25519PrivateKey | None:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (TypeError, ValueError) as error:
-        raise KeyFileError(f"{where}: is not an unencrypted private key in PEM ({error}).") from error
+        raise KeyFileError(
+            f"{where}: is not an unencrypted private key in PEM ({error}). `llmxai keys new FILE` makes one."
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{where}: is a {type(key).__name__}; expected Ed25519 (`llmxai keys new FILE`).")
     return key
@@ -68,7 +70,9 @@ def secret_key(path: Path | str | None = None) -> SecretKey:
     try:
         value = bytes.fromhex(text.decode("ascii").strip())
     except ValueError as error:
-        raise KeyFileError(f"{where}: is not a secret in hex digits.") from error
+        raise KeyFileError(
+            f"{where}: is not a secret in hex digits. `llmxai keys new --private FILE` makes one."
+        ) from error
     if len(value) < SECRET_BYTES:
         raise KeyFileError(f"{where}: holds {len(value)} bytes; a secret key has at least {SECRET_BYTES}.")
     return SecretKey(value)
@@ -82,7 +86,9 @@ def public_key(path: Path | str) -> Ed25519PublicKey:
         if b"PRIVATE KEY" not in pem:
             return read_public_key(pem)
     except (OSError, ValueError) as error:
-        raise KeyFileError(f"{path}: no Ed25519 public key can be read from it ({error}).") from error
+        raise KeyFileError(
+            f"{path}: no Ed25519 public key can be read from it ({error}). Give a file that `llmxai keys new` made."
+        ) from error
     key = signing_key(path)
     assert key is not None
     return key.public_key()
@@ -102,12 +108,18 @@ def _find(path: Path | str | None, variable: str) -> tuple[bytes | None, str]:
         return None, ""
     path = Path(path)
     try:
+        if path.is_dir():
+            raise KeyFileError(
+                f"{path}: is a folder; expected a key file. Give a file, as `llmxai keys new FILE` makes."
+            )
         mode = path.stat().st_mode
         if os.name == "posix" and mode & 0o077:
             raise KeyFileError(f"{path}: others may read it (mode {mode & 0o777:o}). Restrict it: chmod 600 {path}")
         return path.read_bytes(), str(path)
     except OSError as error:
-        raise KeyFileError(f"{path}: the key cannot be read ({error}).") from error
+        raise KeyFileError(
+            f"{path}: the key cannot be read ({error}). Check the path; `llmxai keys new FILE` creates a key."
+        ) from error
 
 
 def _write(path: Path, data: bytes, *, mode: int) -> None:
@@ -117,7 +129,7 @@ def _write(path: Path, data: bytes, *, mode: int) -> None:
     except FileExistsError as error:
         raise KeyFileError(f"{path}: exists and is left alone. Choose another name for the key.") from error
     except OSError as error:
-        raise KeyFileError(f"{path}: cannot be written ({error}).") from error
+        raise KeyFileError(f"{path}: cannot be written ({error}). Choose another place for the key.") from error
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
 

@@ -34,6 +34,8 @@ STRUCTURE_KEYS = frozenset({"role", "type", "id", "tool_call_id"})
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 CALL_KEYS = ("tool_calls", "function_call")
 PLACES = ("auto", "template", "user")
+DEEPEST = 32
+"""Levels of lists and objects in a message, a document or a tool: records are read to a depth of 50."""
 RESERVED = frozenset(
     {
         *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
@@ -90,7 +92,7 @@ def chat_inputs(
             raise PromptError(f"{what} is a {type(value).__name__}; expected a list.")
     given = dict(chat_template_kwargs or {})
     if strange := [name for name in given if name in RESERVED]:
-        raise OptionError(f"chat_template_kwargs: {strange[0]!r} is no variable of a template. Give it as an argument.")
+        raise OptionError(f"chat_template_kwargs: {strange[0]!r} is no variable of a template. {_instead(strange[0])}")
     _require_json("chat_template_kwargs", given)
     return ChatInputs(
         documents=tuple(_document(each, number) for number, each in enumerate(documents or (), start=1)),
@@ -99,6 +101,15 @@ def chat_inputs(
         chat_template_kwargs=given,
         continue_final_message=continue_final_message,
     )
+
+
+def _instead(name: str) -> str:
+    """How to get what was meant by a reserved name among the variables of a template."""
+    if name in ("messages", "documents", "tools", "continue_final_message"):
+        return f"It has an option of its own: --{name.replace('_', '-')}, in Python {name}=."
+    if name == "chat_template":
+        return "Leave it out; the template is chat_template.jinja in the model's folder, or tokenizer.chat_template."
+    return "Leave it out: llmxai sets it."
 
 
 def _document(document: Any, number: int) -> dict[str, Any]:
@@ -138,10 +149,21 @@ def name_of(tool: Mapping[str, Any]) -> str:
 def _require_json(what: str, value: Any) -> None:
     try:
         require_text(json.dumps(value, ensure_ascii=False), what=what)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, PromptError):
             raise
         raise PromptError(f"{what} is no JSON value: {error}.") from error
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for each in level for inner in _inside(each)]
+    if level:
+        raise PromptError(f"{what} is nested more than {DEEPEST} levels deep. Flatten it, or give it as text.")
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def require_text(text: str, *, what: str) -> None:

@@ -147,13 +147,18 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
             f"read that code and trust it: --trust-remote-code (trust_remote_code: true in a recipe; records say so)."
         )
     causes = _chain(error)
+    if name == EMBEDDED or name.endswith(".gguf"):
+        return ModelLoadError(
+            f"{name}: could not be loaded ({first_line(error)}). Leave out --quantize, --device-map and --dtype; if "
+            f"that does not help, remove {cache_folder() / 'gguf'}, which is then written again from the .gguf file."
+        )
     answered = not any(type(cause).__name__ in UNREACHABLE for cause in causes)
     if answered and (base := base_of_adapter(name)) is not None:
         return ModelLoadError(
             f"{name}: is a PEFT adapter of {base or 'another model'}, not a model. Load the model with it: --model "
             f"{base or 'BASE'} --adapter {name} (in Python, load({base or 'BASE'!r}, adapter={name!r}))."
         )
-    if name and Path(name).is_dir():
+    if name and is_local(name) and Path(name).is_dir():
         return ModelLoadError(
             f"{name}: transformers cannot read a model from this folder ({first_line(error)}). "
             f"Expected config.json, weights and a tokenizer, as save_pretrained writes them."
@@ -170,6 +175,14 @@ def not_found(name: str, error: Exception) -> ModelLoadError:
     )
 
 
+def is_local(name: str) -> bool:
+    """Whether there is a folder or file of that name."""
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than a name may be
+        return False
+
+
 def base_of_adapter(name: str) -> str | None:
     """What a folder or hub name with a PEFT adapter names as its base, "" for nothing; None: there is no adapter.
 
@@ -181,7 +194,7 @@ def base_of_adapter(name: str) -> str | None:
             return None
         told = json.loads(Path(found).read_text(encoding="utf-8"))
         return str(told.get("base_model_name_or_path") or "") if isinstance(told, dict) else None
-    except (OSError, ValueError):  # no such name, or no network
+    except (OSError, ValueError, RecursionError):  # no such name, no network, or no such file
         return None
 
 
@@ -222,6 +235,14 @@ class FoundModel:
 def find_model(name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> FoundModel:
     """Raises ModelLoadError if there is no such model, and UnsupportedModelError if its kind is unknown."""
     name = str(name_or_path)
+    require_utf8("model", name)
+    if revision is not None:
+        require_utf8("revision", revision)
+        if name == EMBEDDED or name.endswith(".gguf") or is_local(name):
+            raise OptionError(
+                f"revision {revision!r}: only models on the hub have revisions, and {name} is not one. Leave out "
+                f"--revision (revision= in Python, model.revision in a recipe)."
+            )
     place, digest = _resolve(name)
     config = _config(place, name=name, revision=revision, trust_remote_code=trust_remote_code)
     own = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -229,12 +250,20 @@ def find_model(name_or_path: str | Path, *, revision: str | None = None, trust_r
     return FoundModel(name, place, digest, config, kind, trust_remote_code=trust_remote_code)
 
 
+def require_utf8(what: str, name: str) -> None:
+    """Raise OptionError for a name that is not UTF-8: no record could hold it."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OptionError(f"{what} {name!r} is not UTF-8. Check the spelling, or rename it.") from error
+
+
 def _resolve(name: str) -> tuple[str, str | None]:
     if name == EMBEDDED:
         gguf = embedded_gguf()
     elif name.endswith(".gguf"):
         gguf = Path(name)
-        if not gguf.is_file():
+        if not is_local(name) or not gguf.is_file():
             raise ModelLoadError(f"{name}: no such file. Give the path of a .gguf file, or `{EMBEDDED}`.")
     else:
         return name, None
@@ -243,7 +272,8 @@ def _resolve(name: str) -> tuple[str, str | None]:
 
 
 def _config(place: str, *, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
-    _require_reachable(place, name=name, revision=revision)
+    if (refusal := refusal_of_hub(place, "config.json", revision=revision)) is not None:
+        raise not_found(name, refusal) from refusal
     try:
         document, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
         _require_sane(document)
@@ -266,20 +296,21 @@ PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""
 
 
-def _require_reachable(place: str, *, name: str, revision: str | None) -> None:
-    """Raise ModelLoadError if the hub, asked once, has no such model or does not answer, and no cache has it either.
+def refusal_of_hub(place: str, file: str, *, revision: str | None) -> Exception | None:
+    """The error if the hub, asked once, has no such name or does not answer, and no cache holds its `file` either.
 
     The hub's client would ask six times, with a warning and a longer pause each time.
     """
-    if Path(place).exists() or huggingface_hub.constants.HF_HUB_OFFLINE:
-        return
+    if is_local(place) or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return None
     try:
-        if isinstance(huggingface_hub.try_to_load_from_cache(place, "config.json", revision=revision), str):
-            return
+        if isinstance(huggingface_hub.try_to_load_from_cache(place, file, revision=revision), str):
+            return None
         huggingface_hub.model_info(place, revision=revision, timeout=PATIENCE)
     except Exception as error:  # of the client's own HTTP library
         if any(type(cause).__name__ in UNREACHABLE for cause in _chain(error)):
-            raise not_found(name, error) from error
+            return error
+    return None
 
 
 LARGEST_NUMBER = 2**31

@@ -251,8 +251,8 @@ def require_adapter(adapter: str) -> None:
 
 def _no_adapter(adapter: str, error: Exception) -> ModelLoadError:
     return ModelLoadError(
-        f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected a folder, or a name "
-        f"on the hub, with {ADAPTER} and adapter_model.safetensors made for the same base model."
+        f"{adapter}: cannot be read as a PEFT adapter of this model ({first_line(error)}). Expected a folder, or a "
+        f"name on the hub, with {ADAPTER} and adapter_model.safetensors made for the same base model."
     )
 
 

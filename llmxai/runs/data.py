@@ -217,6 +217,7 @@ class _Templates:
             ArithmeticError,
             LookupError,
             AttributeError,
+            RecursionError,
             PromptError,
         ) as error:
             told = f"row {index}: {_one_line(error).rstrip('.')}. Columns: {', '.join(columns)}."

@@ -64,7 +64,7 @@ def _require_same(out: Path, recipe: Recipe) -> None:
         before = Recipe.model_validate(upgraded_recipe(manifest["recipe"])).model_dump(mode="json")
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         told = " ".join(str(error).split())
         raise OutputError(f"{out}: its manifest.json is not that of a run ({told}). Choose another --out.") from error
     now = recipe.model_dump(mode="json")
@@ -89,7 +89,7 @@ def is_of_this_model(out: Path, environment: Mapping[str, Any]) -> bool:
         told = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["environment"]["model"]
         then, now = ({file["sha256"] for file in model["weight_files"]} for model in (told, environment["model"]))
         return then <= now and all(told[name] == environment["model"][name] for name in SAME)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

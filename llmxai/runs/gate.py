@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
@@ -12,6 +13,7 @@ from statistics import fmean
 from typing import Any
 from xml.etree import ElementTree
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmxai.errors import OptionError, OutputError, did_you_mean
@@ -133,13 +135,31 @@ def require_figures(conditions: Sequence[Condition], *, explains: bool, methods:
 
 def judge(run: Path, conditions: Sequence[Condition]) -> Verdict:
     """What the tables of a finished run say of each condition. Raises OutputError if it has none."""
-    path = run / "rows.parquet"
-    if not path.is_file():
-        raise OutputError(f"{run}: has no rows.parquet. Expected the folder of a finished run (llmxai run).")
+    _require_finished(run)
     columns = [*("id", "source", "status", "error", "seconds", "n_targets"), *STATUSES]
-    rows = pq.read_table(path, columns=columns).to_pylist()
-    means = _means(run / "measures.parquet")
+    try:
+        rows = pq.read_table(run / "rows.parquet", columns=columns).to_pylist()
+        means = _means(run / "measures.parquet")
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"{run}: its tables cannot be read ({error}). The same `llmxai run` command writes them again."
+        ) from error
     return Verdict(run.name, tuple(Judged(each, _found(each, rows, means)) for each in conditions), tuple(rows))
+
+
+def _require_finished(run: Path) -> None:
+    if not run.is_dir():
+        raise OutputError(f"{run}: there is no such folder. Give the folder of a finished run (llmxai run).")
+    if not (run / "rows.parquet").is_file():
+        raise OutputError(f"{run}: has no rows.parquet. Expected the folder of a finished run (llmxai run).")
+    try:
+        status = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        status = "unknown"
+    if status != "finished":
+        raise OutputError(
+            f"{run}: is not finished (its manifest.json: {status}). The same `llmxai run` command resumes the run."
+        )
 
 
 def _means(path: Path) -> dict[str, float]:

@@ -157,7 +157,7 @@ class Ledger:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and entry.get("schema") == SCHEMA else None
 

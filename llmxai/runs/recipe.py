@@ -22,6 +22,8 @@ VERSION = 2
 """Version of the schema. Version 1 had four flat keys under `explain`; it can still be read."""
 
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""A seed that both NumPy and PyTorch take."""
 OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str] | dict[str, float]
 MetricName = Literal[
     "planted", "sources", "aopc", "soft", "curves", "top_k", "lds", "infidelity", "max_sensitivity", "randomisation"
@@ -84,7 +86,7 @@ class Source(Strict):
     """Largest number of rows."""
     shuffle: bool = False
     """Take rows in an order drawn from `seed` (a streamed file is shuffled through a buffer of 10,000 rows)."""
-    seed: int = 0
+    seed: Seed = 0
     id: str | None = None
     """Template for the row's id; by default its number."""
     prompt: str | None = None
@@ -170,7 +172,7 @@ class EvaluateSettings(Strict):
     """Points of the deletion and insertion curves."""
     resamples: Positive = 2000
     """Bootstrap resamples of the intervals."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _no_twins(self) -> EvaluateSettings:
@@ -276,7 +278,11 @@ def _recipes_in(folder: Path) -> list[Path]:
 def recipe_names(folder: Path | None = None) -> dict[str, Path]:
     """The recipe files of a folder by name or, by default, the installed ones and those in `recipes/` of the current
     directory: one there that has the name of an installed one goes by its path.
+
+    Raises RecipeError if there is no such folder.
     """
+    if folder is not None and not folder.is_dir():
+        raise RecipeError(f"{folder}: there is no such folder. Give a folder that holds recipes, or leave it out.")
     found = {path.stem: path for path in _recipes_in(_installed() if folder is None else folder)}
     own = Path("recipes")
     if folder is None and own.is_dir() and not own.samefile(_installed()):
@@ -306,7 +312,7 @@ def read_recipe(path: Path | str, *, settings: Sequence[str] = ()) -> Recipe:
         with path.open(encoding="utf-8") as stream:
             text = stream.read(LONGEST_YAML + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error}).") from error
+        raise RecipeError(f"{path}: cannot be read ({error}). Expected a YAML file in UTF-8.") from error
     try:
         document = parse_yaml(text)
     except ValueError as error:

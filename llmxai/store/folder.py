@@ -76,11 +76,16 @@ def require_writable(out: Path, *, replace: bool) -> None:
     """Raise OutputError if `out` is a file, holds other files or, without `replace`, an earlier explanation, or cannot
     be written.
     """
-    nearest = next(place for place in out.absolute().parents if place.exists())
     try:
+        nearest = next(place for place in out.absolute().parents if place.exists())
         tempfile.TemporaryDirectory(dir=nearest, prefix=f".{out.name}-").cleanup()  # rights alone do not say it
     except OSError as error:
-        raise OutputError(f"{out}: {nearest} cannot be written ({error}). Choose another folder with --out.") from error
+        raise OutputError(f"{out}: cannot be written ({error}). Choose another folder with --out.") from error
+    if broken := [place for place in (out, *out.parents) if place.is_symlink() and not place.exists()]:
+        raise OutputError(
+            f"{broken[0]}: is a link to {os.readlink(broken[0])}, which does not exist. Create that folder, or choose "
+            f"another with --out."
+        )
     if not out.exists():
         return
     if not os.access(out, os.W_OK):
@@ -106,7 +111,7 @@ def earlier_in(out: Path) -> str:
         return ""
     try:
         created = json.loads((out / "explanation.json").read_text(encoding="utf-8"))["created"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "an earlier explanation"
     return f"the explanation of {created}"
 

@@ -126,6 +126,9 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "k").chmod(0o640)
     with pytest.raises(KeyFileError, match=r"others may read it \(mode 640\).*chmod 600"):
         signing_key(tmp_path / "k")
+    with pytest.raises(KeyFileError, match="is a folder; expected a key file") as folder:
+        signing_key(tmp_path)
+    assert "chmod" not in str(folder.value)
 
 
 def test_keys_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +155,9 @@ def test_what_is_no_signing_key(tmp_path: Path) -> None:
         path.chmod(0o600)
         with pytest.raises(KeyFileError, match=words):
             signing_key(path)
-    with pytest.raises(KeyFileError, match="cannot be read"):
-        signing_key(tmp_path / "missing")
+    for missing in ("missing", "n" * 300):
+        with pytest.raises(KeyFileError, match=r"cannot be read.*`llmxai keys new FILE` creates a key"):
+            signing_key(tmp_path / missing)
     with pytest.raises(KeyFileError, match="no Ed25519 public key"):
         public_key(tmp_path / "missing")
     other = curve.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -372,6 +372,19 @@ def test_variables_that_a_template_does_not_read(model: Any) -> None:
         )
     with pytest.raises(OptionError, match="'tokenize' is no variable"):
         chat_inputs(chat_template_kwargs={"tokenize": True})
+    for name, instead in (("tools", "--tools"), ("chat_template", "chat_template.jinja")):
+        with pytest.raises(OptionError, match=f"'{name}' is no variable of a template.*{instead}"):
+            chat_inputs(chat_template_kwargs={name: "x"})
+
+
+def test_what_no_record_could_be_read_with_is_refused() -> None:
+    nested: Any = []
+    for depth in range(900):
+        nested = [nested]
+        if depth == 20:
+            chat_inputs(documents=[{"text": "Rome", "more": nested}])
+    with pytest.raises(PromptError, match="Document 1 is nested more than 32 levels deep"):
+        chat_inputs(documents=[{"text": "Rome", "more": nested}])
 
 
 # a turn to continue

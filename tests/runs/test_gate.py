@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -124,6 +125,22 @@ def test_texts_cannot_break_what_is_written(tmp_path: Path) -> None:
 def test_a_folder_without_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"has no rows\.parquet"):
         judge(tmp_path, [])
+    for status in ("stopped", "running"):
+        (tmp_path / "rows.parquet").write_bytes(b"of an earlier call")
+        (tmp_path / "manifest.json").write_text(json.dumps({"status": status}))
+        with pytest.raises(OutputError, match=f"is not finished.*{status}.*resumes"):
+            judge(tmp_path, [])
+    (tmp_path / "manifest.json").write_text(json.dumps({"status": "finished"}))
+    with pytest.raises(OutputError, match="its tables cannot be read"):
+        judge(tmp_path, [])
+
+
+def test_the_command_looks_at_the_run_even_without_conditions(run: Callable[..., Ended], whole: Path) -> None:
+    assert run("gate", whole).code == 0
+    for folder, words in (("nowhere", "there is no such folder"), (whole / "evidence", "has no rows.parquet")):
+        ended = run("gate", folder)
+        assert ended.code == 2
+        assert words in ended.err
 
 
 def test_the_command_ends_with_3(run: Callable[..., Ended], model_folder: Path, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         ({"explain": {"also": ["lim"]}}, r"unknown method 'lim'. Did you mean 'lime'\?"),
         ({"explain": {"rollout": {"variant": "lime"}}}, "variant 'lime' is unknown. Known: max_head_rollout"),
         ({"name": "Not a name"}, "'name' is 'Not a name'"),
+        ({"data": [{"suite": "needle", "seed": -1}]}, "'data.0.seed' is -1"),
+        ({"evaluate": {"methods": [{"method": "lime"}], "seed": 10**20}}, "'evaluate.seed' is 10{20}"),
     ],
 )
 def test_what_is_wrong_is_said(changes: dict[str, object], says: str, tmp_path: Path) -> None:
@@ -148,6 +150,12 @@ def test_finding_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert find_recipe(str(write(tmp_path))).name == "mine.yaml"
     with pytest.raises(RecipeError, match=r"smok: no such recipe file. Did you mean 'smoke'\?"):
         find_recipe("smok")
+
+
+def test_recipes_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for place in (tmp_path / "nowhere", write(tmp_path)):
+        with pytest.raises(RecipeError, match="there is no such folder"):
+            recipe_names(place)
 
 
 def test_a_recipe_of_ones_own_does_not_take_the_name_of_an_installed_one(

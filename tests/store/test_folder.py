@@ -343,6 +343,14 @@ def test_a_file_in_the_place_of_the_folder(explanation: Explanation, tmp_path: P
     assert entries(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("place", ["link", "link/below", "n" * 300, f"{'n' * 300}/below"])
+def test_what_can_be_no_folder_is_refused_before_there_is_anything_to_write(tmp_path: Path, place: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    words = "link: is a link to .*nowhere, which does not exist" if "link" in place else "cannot be written"
+    with pytest.raises(OutputError, match=words):
+        require_writable(tmp_path / place, replace=False)
+
+
 @pytest.mark.parametrize("which", ["layer_integrated_gradients", "attention_rollout", "gradient_weighted_rollout"])
 def test_nan_is_never_written(explanation: Explanation, tmp_path: Path, which: str) -> None:
     bad = torch.full_like(explanation.gradients.values, float("nan"))
