@@ -13,7 +13,15 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from llmxai.errors import OptionError, did_you_mean
-from llmxai.settings import AttentionRollout, IntegratedGradients, Removal, Settings, require_kind, require_least
+from llmxai.settings import (
+    AttentionRollout,
+    IntegratedGradients,
+    Removal,
+    Settings,
+    require_between,
+    require_kind,
+    require_least,
+)
 from llmxai.types import Scores
 
 Limit = Callable[[str, Any], None]
@@ -67,14 +75,20 @@ def between(low: int | float, high: int | float) -> Limit:
     return check
 
 
+def _seed(what: str, value: int) -> None:
+    require_between(what, value, 0, 2**63 - 1)  # NumPy and PyTorch take these
+
+
 def method(name: str, *, needs: set[str], source: str, limits: Mapping[str, Limit] | None = None) -> Callable[[F], F]:
     """Register a function; the first line of its docstring is the summary, its keywords are the options.
 
-    `limits` are checked at every call, and when a recipe is read.
+    `limits` are checked at every call, and when a recipe is read; those of a seed are the same for all.
     """
-    limits = limits or {}
+    own = limits or {}
 
     def enter(function: F) -> F:
+        limits = {**own, "seed": _seed} if "seed" in inspect.signature(function).parameters else own
+
         @wraps(function)
         def limited(*given: Any, **options: Any) -> Scores:
             for option in limits.keys() & options.keys():

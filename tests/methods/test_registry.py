@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import answered, null_of
 
-from llmxai.errors import UnsupportedModelError
+from llmxai.errors import OptionError, UnsupportedModelError
 from llmxai.evaluation.planted_models import build
 from llmxai.explain import variant_names
 from llmxai.methods import (
@@ -22,6 +22,7 @@ from llmxai.methods import (
     token_targets,
 )
 from llmxai.methods.attention.rollout import VARIANTS
+from llmxai.methods.registry import require_method
 from llmxai.models import LoadedModel
 from llmxai.settings import AttentionRollout, DeletionPath, IntegratedGradients, Removal, Settings
 from llmxai.types import Generation, Scores
@@ -146,3 +147,13 @@ def test_the_defaults_of_a_method_are_those_of_its_settings(name: str, spec: Any
     options = dict(METHODS[name].options)
     assert options.pop("features", Settings().features) == Settings().features
     assert options == {each.name: getattr(spec, each.name) for each in fields(spec) if each.name not in elsewhere}
+
+
+@pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if "seed" in entry.options])
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes(name: str, seed: int, tiny_llama: LoadedModel) -> None:
+    with pytest.raises(OptionError, match="seed is"):
+        require_method(name, {"seed": seed})
+    with pytest.raises(OptionError, match="seed is"):
+        METHODS[name].function(tiny_llama, answered(tiny_llama), seed=seed)
+    assert require_method(name, {"seed": 2**63 - 1}) == {"seed": 2**63 - 1}
