@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from scipy.spatial import distance
 
@@ -83,9 +83,13 @@ def spearman(a: Values, b: Values) -> float | None:
     return float(stats.spearmanr(a, b).statistic) if comparable(a, b) else None
 
 
-def spearman_p(a: Values, b: Values) -> float:
-    """One-sided p-value of a positive rank correlation, by Student's t."""
-    return float(stats.spearmanr(a, b, alternative="greater").pvalue)
+def spearman_p(a: Values, b: Values, *, independent: int) -> float:
+    """One-sided p-value of a positive rank correlation, by Student's t, of values of which so many are independent."""
+    r = spearman(a, b)
+    if r is None or independent < 3:
+        return 1.0
+    r = min(r, 1 - 1e-12)
+    return float(stats.t.sf(r * np.sqrt((independent - 2) / (1 - r**2)), independent - 2))
 
 
 def spearman_rows(a: Float[np.ndarray, "row value"], b: Float[np.ndarray, "row value"]) -> Float[np.ndarray, " row"]:
@@ -181,23 +185,42 @@ def ridge_with_prior(
     return LinearFit(mean, sd, float(np.sqrt(variance)), df)
 
 
+def disjoint_pairs(kept: Bool[np.ndarray, "row unit"]) -> Int[np.ndarray, "pair 2"]:
+    """Indices of rows that have no unit in common, two by two, every row once; a row left over is its own partner.
+
+    F of a random half and of the other half depend on each other: a sum of effects is larger in one by as much as it is
+    smaller in the other, and what two units do together is equal in both. So a test has as many observations as pairs.
+    """
+    free, found = list(range(len(kept))), []
+    while free:
+        row = free.pop(0)
+        partner = next((other for other in free if not (kept[row] & kept[other]).any()), row)
+        if partner != row:
+            free.remove(partner)
+        found.append((row, partner))
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
 def acting_together(
     x: Float[np.ndarray, "row unit"], residual: Float[np.ndarray, " row"], *, significance: float = 0.05
 ) -> tuple[int, int] | None:
     """The two columns of 0 and 1 whose product, as signs, best explains what their sum does not.
 
-    None where no correlation is significant after Bonferroni's correction for the number of pairs.
+    None where no correlation is significant after Bonferroni's correction for the number of pairs. Rows that complement
+    each other count as one (`disjoint_pairs`).
     """
-    rows, units = x.shape
-    if rows < 4 or units < 2 or np.ptp(residual) <= 0:
+    units = x.shape[1]
+    pairs = disjoint_pairs(x > 0.5)
+    rows, left = len(pairs), residual[pairs].mean(axis=1)
+    if rows < 4 or units < 2 or np.ptp(left) <= 0:
         return None
-    signs = 2.0 * x - 1
-    mean = signs.T @ signs / rows
-    shared = (signs * residual[:, None]).T @ signs / rows - mean * residual.mean()
-    spread = np.sqrt(np.clip(1 - mean**2, 0, None)) * residual.std()
-    correlation = np.divide(shared, spread, out=np.zeros_like(shared), where=spread > 1e-9)
     first, second = np.triu_indices(units, k=1)
-    best = int(np.argmax(np.abs(correlation[first, second])))
-    r = min(abs(float(correlation[first[best], second[best]])), 1 - 1e-12)
+    signs = 2.0 * x - 1
+    products = (signs[:, first] * signs[:, second])[pairs].mean(axis=1)
+    products, left = products - products.mean(axis=0), left - left.mean()
+    spread = np.sqrt((products**2).sum(axis=0) * (left**2).sum())
+    correlation = np.divide(left @ products, spread, out=np.zeros(len(first)), where=spread > 1e-9)
+    best = int(np.argmax(np.abs(correlation)))
+    r = min(abs(float(correlation[best])), 1 - 1e-12)
     p = 2 * float(stats.t.sf(r * np.sqrt((rows - 2) / (1 - r**2)), rows - 2))
     return (int(first[best]), int(second[best])) if p * len(first) <= significance else None

@@ -157,7 +157,7 @@ def test_a_log_prob_that_nothing_moves_has_no_sources(tmp_path: Path) -> None:
     assert float(result.effects.drop.abs().max()) < 1e-6
     assert set(result.effects.ceiling) == {None}, "a share of no variance is no number"
     for check in result.checks:
-        assert (check.status, "no one word decides this token" in check.reason) == (Status.UNDECIDED, True)
+        assert (check.status, "no one word is known to decide this token" in check.reason) == (Status.UNDECIDED, True)
         assert check.verdict is not None
         assert {score.lds for score in check.verdict.scores.values()} == {None}
     assert load_explanation(save(result, tmp_path / "out")).checks == result.checks

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmxai.methods.perturbation.removal import half_subsets
-from llmxai.stats import PRIOR_GRID, acting_together, ridge_with_prior
+from llmxai.stats import PRIOR_GRID, acting_together, disjoint_pairs, ridge_with_prior
 
 
 def free_halves(rows: int, units: int, seed: int) -> np.ndarray:
@@ -111,6 +111,30 @@ def test_noise_seldom_names_a_pair() -> None:
     rng = np.random.default_rng(13)
     named = [acting_together(free_halves(64, 15, seed), rng.normal(size=64)) is not None for seed in range(100)]
     assert sum(named) <= 10
+
+
+def test_what_is_equal_in_two_halves_is_one_observation() -> None:
+    """Four units that act together leave the same in a half and in the other half, and there is no pair."""
+    rng, named = np.random.default_rng(14), 0
+    for seed in range(40):
+        x = half_subsets(20, 128, seed=seed).double().numpy()
+        fours = np.array([rng.choice(20, 4, replace=False) for _ in range(60)])
+        named += acting_together(x, (2 * x - 1)[:, fours].prod(axis=2) @ rng.normal(size=60)) is not None
+    assert named <= 6
+
+
+@pytest.mark.parametrize(("units", "pairs"), [(20, 64), (6, 10), (2, 1)])
+def test_pairs_of_halves(units: int, pairs: int) -> None:
+    kept = half_subsets(units, 128, seed=1).numpy()
+    found = disjoint_pairs(kept)
+    assert len(found) == pairs
+    assert sorted(found.ravel()) == list(range(len(kept)))
+    assert not any((kept[a] & kept[b]).any() for a, b in found)
+
+
+def test_a_row_without_a_partner_is_alone() -> None:
+    kept = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1]], dtype=bool)
+    assert disjoint_pairs(kept).tolist() == [[0, 2], [1, 1]]
 
 
 def test_nothing_to_explain_names_no_pair() -> None:

@@ -4,8 +4,8 @@ A method gives every unit of the prompt a score, the sum over its tokens. For a 
 the sum of the scores of the kept units; its linear datamodelling score (LDS) is the Spearman correlation of prediction
 and F over the subsets (Park et al. 2023, https://arxiv.org/abs/2303.14186, eq. 5; for contexts Cohen-Wang et al. 2024,
 https://arxiv.org/abs/2409.00729). All subsets keep the same number of units, so scores that are equal, or positive and
-random, predict nothing. The interval of the difference of two LDS is a bootstrap over the subsets; both methods are
-scored on the same ones.
+random, predict nothing. The interval of the difference of two LDS is a bootstrap over pairs of a subset and its
+complement; both methods are scored on the same ones.
 
 A source is a unit whose removal alone lowers F much. A method that does not have it among its first units misses
 something that the answer depends on, however it ranks the rest.
@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmxai.crosscheck.verdict import RULE, Rule
 from llmxai.methods.perturbation.removal import unit_sums
-from llmxai.stats import bootstrap_interval, spearman, spearman_p, spearman_rows
+from llmxai.stats import bootstrap_interval, disjoint_pairs, spearman, spearman_p, spearman_rows
 from llmxai.types import Effects, RefereeVerdict, Score
 
 RESAMPLES = 1000
@@ -47,6 +47,7 @@ def verdicts(
     second = others[0] if others else None
     summed = {name: unit_sums(values, ablations.units) for name, values in methods.items()}
     kept = ablations.kept.numpy()
+    pairs = disjoint_pairs(kept)
     found = []
     for t in range(len(ablations.f_full)):
         drop, f = ablations.drop[t].numpy(), ablations.f_masked[t].numpy()
@@ -60,7 +61,7 @@ def verdicts(
         difference = one - two if one is not None and two is not None else None
         interval = None
         if difference is not None and second is not None:
-            interval = difference_interval(forecasts[first], forecasts[second], f, seed=seed)
+            interval = difference_interval(forecasts[first], forecasts[second], f, pairs, seed=seed)
         better = None
         if interval is not None and (interval[0] > 0 or interval[1] < 0):
             better = first if interval[0] > 0 else second
@@ -74,7 +75,7 @@ def verdicts(
                 interval=interval,
                 sources=sources,
                 missed={name: missed(summed[name][t], sources, rule=rule) for name in summed},
-                read=methods_to_read(forecasts, f, lds, seed=seed),
+                read=methods_to_read(forecasts, f, lds, pairs, seed=seed),
             )
         )
     return tuple(found)
@@ -84,6 +85,7 @@ def methods_to_read(
     forecasts: Mapping[str, Float[np.ndarray, " mask"]],
     f: Float[np.ndarray, " mask"],
     lds: Mapping[str, float | None],
+    pairs: Int[np.ndarray, "pair 2"],
     *,
     seed: int = 0,
 ) -> tuple[str, ...]:
@@ -95,12 +97,12 @@ def methods_to_read(
     beyond = {
         name: score
         for name, score in lds.items()
-        if score is not None and spearman_p(forecasts[name], f) <= (1 - CONFIDENCE) / len(lds)
+        if score is not None and spearman_p(forecasts[name], f, independent=len(pairs)) <= (1 - CONFIDENCE) / len(lds)
     }
     first, *others = sorted(beyond, key=lambda name: -beyond[name]) or [""]
     if not first:
         return ()
-    intervals = {name: difference_interval(forecasts[first], forecasts[name], f, seed=seed) for name in others}
+    intervals = {name: difference_interval(forecasts[first], forecasts[name], f, pairs, seed=seed) for name in others}
     return (first, *(name for name, interval in intervals.items() if interval is None or interval[0] <= 0))
 
 
@@ -125,15 +127,20 @@ def difference_interval(
     first: Float[np.ndarray, " mask"],
     second: Float[np.ndarray, " mask"],
     f: Float[np.ndarray, " mask"],
+    pairs: Int[np.ndarray, "pair 2"],
     *,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % interval of Spearman(first, f) - Spearman(second, f) over the subsets; None if it is mostly undefined."""
+    """95 % interval of Spearman(first, f) - Spearman(second, f) over the subsets; None if it is mostly undefined.
+
+    `pairs` (`disjoint_pairs`) are resampled whole.
+    """
 
     def difference(chosen: np.ndarray) -> np.ndarray:
-        return np.asarray(spearman_rows(first[chosen], f[chosen]) - spearman_rows(second[chosen], f[chosen]))
+        rows = pairs[chosen].reshape(*chosen.shape[:-1], -1)
+        return np.asarray(spearman_rows(first[rows], f[rows]) - spearman_rows(second[rows], f[rows]))
 
-    return bootstrap_interval(difference, len(f), resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed)
+    return bootstrap_interval(difference, len(pairs), resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed)
 
 
 def _correlation(a: Float[np.ndarray, " mask"], b: Float[np.ndarray, " mask"]) -> float | None:

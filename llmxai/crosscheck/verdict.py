@@ -23,7 +23,7 @@ from llmxai.types import Certificate, Dilution, Effects, Generation, Scores, Tar
 class Rule:
     """Thresholds of the verdict."""
 
-    version: int = 6
+    version: int = 7
     most_sink: float = 0.55
     """Share of the row on position 0, above which rollout is diluted."""
     least_divergence: float = 0.007
@@ -146,7 +146,7 @@ def judged(found: Sequence[Candidate], luck: Callable[[], float], rule: Rule = R
     if len(found) < rule.least_units:
         return Status.UNDECIDED, "few"
     first, strongest = found[0], max(found, key=lambda one: one.effect)
-    if strongest.low < rule.least_effect:
+    if max(one.low for one in found) < rule.least_effect:
         return Status.UNDECIDED, "small"
     share = rule.effect_share * strongest.effect
     if first.low >= max(rule.least_effect, share):
@@ -188,8 +188,8 @@ def sources_verdict(
     largest, together = strongest.effect, _together(generation, effects, t)
     if why == "small":
         return status, (
-            f"No single removal lowers the {falls} by {rule.least_effect:g} nats (the largest effect is "
-            f"{largest:.2g}): no one word decides this {what}.{together}"
+            f"No single removal certainly lowers the {falls} by {rule.least_effect:g} nats (the largest effect is "
+            f"{largest:.2g}): no one word is known to decide this {what}.{together}"
         )
     named, other = _named(generation, first), _named(generation, strongest)
     matters = f"The contributions put {named} first, and without it the {falls} falls by {_told(first)}"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from llmxai.methods.perturbation.removal import SetFunction, half_subsets, prompt_units, removal_forward
 from llmxai.methods.perturbation.surrogates import random_masks
 from llmxai.models import LoadedModel, embed, embedding_module
+from llmxai.models.embedding import tables
 from llmxai.models.forward import frozen_eval, torch_seeded
 from llmxai.types import Generation, Part
 
@@ -119,18 +120,29 @@ def max_sensitivity(
 
 @contextmanager
 def shifted(loaded: LoadedModel, generation: Generation, noise: Float[Tensor, "seq hidden"]) -> Iterator[None]:
-    """Shift the embeddings of this sequence by `noise`; other lookups (baselines) are unchanged."""
-    ids = torch.tensor([generation.ids])
+    """Shift the embeddings of this sequence, and of its beginnings that hold the prompt, by `noise`.
+
+    Methods read it up to the token that predicts a target, an encoder-decoder's sides one after the other. Other
+    lookups (baselines) are unchanged.
+    """
+    ids, source = torch.tensor(generation.ids), generation.source_len
+    sides = [(source, generation.prompt_len, len(ids)), *([(0, source, source)] if source else [])]
 
     def move(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        same = inputs[0].shape == ids.shape and bool((inputs[0].cpu() == ids).all())
-        return output + noise[..., : output.shape[-1]].to(output) if same else output
+        read = inputs[0].cpu()
+        for start, least, most in sides:
+            end = start + read.shape[-1]
+            if least <= end <= most and bool((read == ids[start:end]).all()):
+                return output + noise[start:end, : output.shape[-1]].to(output)
+        return output
 
-    handle = embedding_module(loaded.model).register_forward_hook(move)
+    found = [tables(loaded.model, decoder=decoder)[0] for decoder in (False, True)]
+    handles = [table.register_forward_hook(move) for table in dict.fromkeys(found)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def planted_truth(scores: Float[Tensor, " feature"], truth: Bool[Tensor, " feature"]) -> dict[str, float]:
@@ -264,12 +276,16 @@ def lds_on(subsets: Bool[Tensor, "mask feature"], values: Float[Tensor, " mask"]
     return {"lds": float(stats.spearmanr(f, predicted).statistic)}
 
 
+OWN_STREAM = 2**31
+"""Added to a seed: surrogates draw in the same way, and must not be judged on the subsets that they were fitted on."""
+
+
 def infidelity(removal: SetFunction, scores: Scores, *, masks: int, seed: int) -> dict[str, float]:
     """E[(<z, scores> - (F(x) - F(x without z)))^2], nats^2 (Yeh et al. 2019, eq. 2), z a random subset; by Captum.
 
     Scores are scaled by the best-fitting factor (Captum's `normalize`), so their unit does not matter.
     """
-    taken = (~random_masks(masks, len(scores), seed=seed)).double()
+    taken = (~random_masks(masks, len(scores), seed=seed + OWN_STREAM)).double()
     if not bool((taken @ scores).any()):
         return {}
 

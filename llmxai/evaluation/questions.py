@@ -330,7 +330,7 @@ def closed_form(random: Random, label: str, *, length: int = 10) -> Iterator[Row
 
     model = build()
     for index in count():
-        words = random.choices([f"w{i}" for i in range(40)], k=length)
+        words = random.sample([f"w{i}" for i in range(40)], k=length)  # each once: two equal words would both be it
         answer, foil = random.sample([f"w{i}" for i in range(40)], 2)
         scores = contributions(model, words, answer=answer, foil=foil)
         best = max(range(length), key=lambda i: scores[i])

@@ -17,6 +17,7 @@ from llmxai.crosscheck.referee import (
     verdicts,
 )
 from llmxai.methods.perturbation.removal import half_subsets, unit_sums
+from llmxai.stats import disjoint_pairs, spearman_p
 from llmxai.types import Effects
 
 N_UNITS, TARGETS = 12, 3
@@ -136,14 +137,15 @@ def test_methods_to_read_are_those_whose_interval_holds_zero() -> None:
         "far": f + 4 * rng.normal(size=64),
     }
     lds: dict[str, float | None] = {name: float(stats.spearmanr(one, f).statistic) for name, one in forecasts.items()}
-    got = methods_to_read(forecasts, f, lds)
+    alone = np.repeat(np.arange(64), 2).reshape(-1, 2)
+    got = methods_to_read(forecasts, f, lds, alone)
     assert got[0] == max(lds, key=lambda name: lds[name] or 0)
     for name in got[1:]:
-        interval = difference_interval(forecasts[got[0]], forecasts[name], f)
+        interval = difference_interval(forecasts[got[0]], forecasts[name], f, alone)
         assert interval is not None
         assert interval[0] <= 0 <= interval[1]
     assert "far" not in got
-    assert methods_to_read(forecasts, f, dict.fromkeys(lds)) == ()
+    assert methods_to_read(forecasts, f, dict.fromkeys(lds), alone) == ()
 
 
 def test_lds_is_scipys_spearman_of_the_forecast() -> None:
@@ -160,16 +162,17 @@ def test_lds_is_scipys_spearman_of_the_forecast() -> None:
         assert verdict.scores["a"].leave_one_out == pytest.approx(want, abs=1e-12)
 
 
-def test_the_interval_is_the_naive_bootstrap() -> None:
+def test_the_interval_is_the_naive_bootstrap_of_pairs() -> None:
     rng = np.random.default_rng(0)
     f = rng.normal(size=30)
     one, two = f + rng.normal(size=30), (f + 2 * rng.normal(size=30)).round(0)
-    resamples = np.random.default_rng(5).integers(30, size=(RESAMPLES, 30))
+    pairs = rng.permutation(30).reshape(-1, 2)
+    resamples = np.random.default_rng(5).integers(15, size=(RESAMPLES, 15))
     naive = [
         stats.spearmanr(one[draw], f[draw]).statistic - stats.spearmanr(two[draw], f[draw]).statistic
-        for draw in resamples
+        for draw in (pairs[chosen].ravel() for chosen in resamples)
     ]
-    got = difference_interval(one, two, f, seed=5)
+    got = difference_interval(one, two, f, pairs, seed=5)
     assert got == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=1e-12)
 
 
@@ -244,3 +247,16 @@ def test_verdicts_say_which_method_misses_what() -> None:
     for verdict in verdicts(additive(true), {"a": token_scores(true), "b": token_scores(1 / true)}):
         assert verdict.sources == (4,)
         assert verdict.missed == {"a": (), "b": (4,)}
+
+
+def test_chance_is_five_percent_although_halves_come_in_pairs() -> None:
+    """F has effects of three units together and none of single ones, as which a pair counts twice."""
+    rng, p_values = np.random.default_rng(3), []
+    for seed in range(300):
+        kept = half_subsets(20, 128, seed=seed).numpy()
+        signs, triples = 2.0 * kept - 1, np.array([rng.choice(20, 3, replace=False) for _ in range(60)])
+        f = signs[:, triples].prod(axis=2) @ rng.normal(size=60)
+        pairs = disjoint_pairs(kept)
+        assert len(pairs) == 64
+        p_values.append(spearman_p(kept @ rng.normal(size=20), f, independent=len(pairs)))
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.08

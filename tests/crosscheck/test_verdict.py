@@ -138,9 +138,13 @@ RIGHT = given({3: 4.0})
             id="nothing removed, too coarse to rank",
         ),
         pytest.param(RIGHT, effects_of({}, units=2), Status.UNDECIDED, "Only 2 parts", id="too few units"),
-        pytest.param(RIGHT, effects_of({}), Status.UNDECIDED, "no one word decides", id="no effect"),
+        pytest.param(RIGHT, effects_of({}), Status.UNDECIDED, "no one word is known to decide", id="no effect"),
         pytest.param(
-            RIGHT, effects_of({3: 4.0}, width=3.9), Status.UNDECIDED, "no one word decides", id="no certain effect"
+            RIGHT,
+            effects_of({3: 4.0}, width=3.9),
+            Status.UNDECIDED,
+            "no one word is known to decide",
+            id="no certain effect",
         ),
         pytest.param(
             RIGHT,
@@ -185,6 +189,19 @@ RIGHT = given({3: 4.0})
 def test_every_branch_of_the_rule(gradients: Scores, effects: Effects | None, status: Status, words: str) -> None:
     got, reason = judged(gradients, effects)
     assert (got, words in reason) == (status, True), reason
+
+
+def test_one_certain_effect_is_enough_whichever_estimate_is_largest() -> None:
+    """A hidden word of known effect decides, also beside an uncertain one whose estimate is a little larger."""
+    effects = effects_of({3: 1.1, 9: 1.2})
+    assert effects.low is not None
+    low = effects.low.clone()
+    low[:, 8] = 0.3
+    assert judged(RIGHT, replace(effects, low=low))[0] is Status.CONFIRMED
+    low[:, 2] = 0.4
+    status, reason = judged(RIGHT, replace(effects, low=low))
+    assert status is Status.UNDECIDED
+    assert "No single removal certainly lowers the log-probability by 0.5 nats (the largest effect is 1.2)" in reason
 
 
 def test_a_mean_over_random_halves_is_said_to_be_one() -> None:

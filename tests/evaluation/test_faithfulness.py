@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import answered, make_loaded
+from tiny import answered, make_encoder_decoder, make_loaded
 
 from llmxai.evaluation import make_case, suite_rows
 from llmxai.evaluation.measure import leave_one_out_scores
 from llmxai.evaluation.metrics import (
+    OWN_STREAM,
     aopc,
     as_shares,
     curves,
@@ -28,7 +29,7 @@ from llmxai.evaluation.metrics import (
 )
 from llmxai.evaluation.planted_models import build
 from llmxai.generation import answer
-from llmxai.methods import gradient_x_input, span_target
+from llmxai.methods import METHODS, gradient_x_input, span_target, token_targets
 from llmxai.methods.features import baseline_embedding
 from llmxai.methods.perturbation.removal import SetFunction, half_subsets
 from llmxai.methods.perturbation.surrogates import random_masks
@@ -103,7 +104,7 @@ def test_lds_and_infidelity_of_the_exact_scores(removal: SetFunction) -> None:
 
 
 def test_lds_and_infidelity_against_their_definitions(removal: SetFunction, scores: torch.Tensor) -> None:
-    halves, masks = half_subsets(8, 30, seed=4), random_masks(30, 8, seed=4)
+    halves, masks = half_subsets(8, 30, seed=4), random_masks(30, 8, seed=4 + OWN_STREAM)
     found = []
     for subsets in (halves, masks):
         f = [float(removal.values(mask[None])[0]) for mask in subsets]
@@ -186,6 +187,33 @@ def test_randomisation_figures() -> None:
     assert histogram_entropy(peak.numpy()) == pytest.approx(low)
     assert histogram_entropy(ramp.numpy()) == pytest.approx(math.log(20))
     assert randomisation(peak, ramp)["emprt"] == pytest.approx(histogram_entropy(ramp.numpy()) / low - 1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        *(("llama", name) for name in ("attention_rollout", "context_cite", "gradient_x_input")),
+        *(("t5", name) for name in ("attention_rollout", "gradient_x_input")),
+    ],
+)
+def test_every_method_reads_the_noise(architecture: str, name: str) -> None:
+    """Also one that reads the text only up to the first target's token; the largest noise changes most."""
+    loaded = make_encoder_decoder("t5") if architecture == "t5" else make_loaded(architecture)
+    generation = answered(loaded, prompt="The capital of France is", response=" Paris")
+
+    def explain() -> torch.Tensor:
+        return METHODS[name].function(loaded, generation, targets=token_targets(generation)[:1]).values[0]
+
+    found = [
+        max_sensitivity(loaded, generation, explain, radius=radius, samples=2, seed=0)["max_sensitivity"]
+        for radius in (0.02, 0.5)
+    ]
+    assert 0 < found[0] < found[1]
+
+
+def test_surrogates_are_judged_on_other_subsets_than_they_were_fitted_on() -> None:
+    judged, fitted = random_masks(32, 15, seed=OWN_STREAM), random_masks(64, 15, seed=0)
+    assert len({*map(tuple, judged.tolist())} & {*map(tuple, fitted.tolist())}) <= 2
 
 
 def test_max_sensitivity_is_the_largest_relative_change() -> None:

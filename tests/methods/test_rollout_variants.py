@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import entropy
 from test_attention_rollout import block, eager_copy, eager_heads, eager_maps, naive_rollout, uniform_maps
-from tiny import ARCHITECTURES, SENTENCES, answered, lost_mass_of, make_loaded, null_of
+from tiny import ARCHITECTURES, SENTENCES, answered, lost_mass_of, make_classifier, make_loaded, null_of
 from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
@@ -144,6 +144,20 @@ def test_sink_removed(architecture: str) -> None:
     assert (null_of(got) - null).abs().max() < 1e-12
     assert (got.values[:, 0] == 0).all()
     assert (got.values.sum(dim=1) - 1).abs().max() < 1e-6
+
+
+def test_a_sink_that_every_query_of_an_encoder_can_leave() -> None:
+    """There the first token sees the others too, so nothing keeps position 0."""
+    loaded = make_classifier("bert")
+    generation = answered(loaded, prompt="The capital of France is Paris.", response="neutral")
+    read = generation.ids[: generation.prompt_len]
+    maps = eager_maps(loaded, read)
+    want = torch.eye(len(read), dtype=maps[0].dtype)[0]  # the classifier reads the first token
+    for layer in reversed(maps):
+        layer[:, 0] = 0
+        want = (want + want @ to_sum(layer)) / 2
+    got = rolled("sink_free_rollout", loaded, generation).values[0]
+    assert (got[: len(read)] - want).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("last_layers", [1, 2, 3, 8])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from llmxai.methods.attention.capture import (
     AttentionCall,
     Fuse,
     LayerAttention,
+    Visible,
     capture_attention,
     mean_of_heads,
     widest,
@@ -30,6 +32,7 @@ from llmxai.methods.attention.weighting import measured_residual, projections_wa
 from llmxai.methods.registry import METHODS, Method, at_least, method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, adapter_of
+from llmxai.models.embedding import on_device
 from llmxai.settings import AttentionRollout
 from llmxai.types import Generation, Scores
 
@@ -256,7 +259,8 @@ def _product(layers: Sequence[tuple[LayerAttention, float | Tensor]], rows: Tens
     null = rows.clone()
     for layer, r in reversed(layers):
         visible = layer.visible.without_sink() if variant.sink_removed else layer.visible
-        rows = r * rows + carry(layer, (1 - r) * rows, without_sink if variant.sink_removed else unchanged)
+        change = partial(without_sink, visible=layer.visible) if variant.sink_removed else unchanged
+        rows = r * rows + carry(layer, (1 - r) * rows, change)
         null = r * null + visible.spread((1 - r) * null)
         yield rows, null
 
@@ -289,12 +293,14 @@ def unchanged(rows: Tensor, _queries: slice, _keys: slice) -> Tensor:
     return rows
 
 
-def without_sink(rows: Float[Tensor, "query key"], queries: slice, keys: slice) -> Float[Tensor, "query key"]:
-    """Without key 0, each row rescaled to sum 1; the query that sees only key 0 keeps it."""
+def without_sink(
+    rows: Float[Tensor, "query key"], queries: slice, keys: slice, *, visible: Visible
+) -> Float[Tensor, "query key"]:
+    """Without key 0, each row rescaled to sum 1; a query that sees only key 0 keeps it (`Visible.without_sink`)."""
     if keys.start > 0:
         return rows / rows.sum(dim=1, keepdim=True).clamp(min=TINY)
     rest = rows.clone()
-    rest[1 if queries.start == 0 else 0 :, 0] = 0
+    rest[:, 0] *= on_device(visible.end[queries] <= 1, rest.device)
     return rest / rest.sum(dim=1, keepdim=True).clamp(min=TINY)
 
 
