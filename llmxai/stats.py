@@ -188,8 +188,8 @@ def ridge_with_prior(
 def disjoint_pairs(kept: Bool[np.ndarray, "row unit"]) -> Int[np.ndarray, "pair 2"]:
     """Indices of rows that have no unit in common, two by two, every row once; a row left over is its own partner.
 
-    F of a random half and of the other half depend on each other: a sum of effects is larger in one by as much as it is
-    smaller in the other, and what two units do together is equal in both. So a test has as many observations as pairs.
+    F of a random half and of the other half depend on each other: a sum of effects that is larger in one is smaller in
+    the other by as much, and what two units do together is equal in both. So a test has as many observations as pairs.
     """
     free, found = list(range(len(kept))), []
     while free:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmxai.errors import NonFiniteError, ReplayError, UnsupportedModelError
@@ -17,6 +18,8 @@ TOLERANCE = {
     torch.float16: 0.05,
 }
 """Largest allowed difference (nats) between a log-prob recorded with a key-value cache and one replayed without."""
+ROWS = 32
+"""Rows of logits that are widened at once."""
 SAME = 1e-4
 """Largest relative difference between log-probs of the same pass, from ids and with their embeddings put in by hand."""
 QUANTISED_TOLERANCE = 0.35
@@ -36,11 +39,11 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
         ids, source = generation.ids[: positions[-1] + 1], generation.source_len
         embeds = embed(loaded.model, ids, source=source)[None]
         own, logits = (
-            forward_logits(loaded.model, given, ids=ids, positions=positions, source=source)[0].double()
+            forward_logits(loaded.model, given, ids=ids, positions=positions, source=source)[0]
             for given in (None, embeds)
         )
     chosen = torch.tensor(generation.generated_ids, device=logits.device)[:, None]
-    wanted, logprobs = (torch.log_softmax(each, dim=-1).gather(1, chosen)[:, 0] for each in (own, logits))
+    wanted, logprobs = _log_probs(own, chosen), _log_probs(logits, chosen)
     if not torch.isfinite(logprobs).all():
         t = int((~torch.isfinite(logprobs)).nonzero()[0])
         raise NonFiniteError(
@@ -51,7 +54,7 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     ranks = 1 + (logits > logits.gather(1, chosen)).sum(dim=1)
     f = logprobs.clone()
     if (foil := generation.foil) is not None:
-        f[foil.t] = logits[foil.t, generation.generated_ids[foil.t]] - logits[foil.t, foil.id]
+        f[foil.t] = logits[foil.t, generation.generated_ids[foil.t]].double() - logits[foil.t, foil.id].double()
     result = Replay(
         logprobs=tuple(logprobs.tolist()),
         f=tuple(f.tolist()),
@@ -60,6 +63,12 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     )
     _require_match(loaded, generation, result)
     return result
+
+
+def _log_probs(logits: Float[Tensor, "token vocab"], chosen: Int[Tensor, "token 1"]) -> Float[Tensor, " token"]:
+    """Of the chosen ids, in float64: some rows at a time, since a row of a large vocabulary takes megabytes."""
+    parts = zip(torch.split(logits, ROWS), torch.split(chosen, ROWS), strict=True)
+    return torch.cat([torch.log_softmax(rows.double(), dim=-1).gather(1, ids)[:, 0] for rows, ids in parts])
 
 
 def _require_same_model(loaded: LoadedModel, own: Tensor, replaced: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Models: load them, access every architecture through the same few functions, leave them unchanged."""
 
 from llmxai.models.adapters import adapter_of, forward_logits, layer_stacks, prefix_cache
+from llmxai.models.checkpointing import checkpointed
 from llmxai.models.embedding import embed, embedding_module
 from llmxai.models.families import ModelKind
 from llmxai.models.finding import EMBEDDED
@@ -11,7 +12,6 @@ from llmxai.models.forward import (
     transformer_layers,
 )
 from llmxai.models.loading import LoadedModel, load, wrap
-from llmxai.models.memory import checkpointed
 from llmxai.models.precision import in_dtype
 
 __all__ = [

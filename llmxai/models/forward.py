@@ -178,7 +178,8 @@ def keys_and_values(
     # a decoder alone may have other layers than its configuration counts for the encoder it does not have
     cache = DynamicCache(config=model.config) if named == transformer_depth(model) else DynamicCache()
     with torch.no_grad(), replaced(model, ids, inputs_embeds):
-        run(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{cache_argument(model): cache})
+        seen, kept = torch.ones_like(ids), {cache_argument(model): cache}
+        run(model, input_ids=ids, attention_mask=seen, use_cache=True, logits_to_keep=1, **kept)
     return cache
 
 

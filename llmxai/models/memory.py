@@ -8,13 +8,10 @@ gate (1 to 6 x intermediate). tests/models/test_planner.py compares this with wh
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +21,6 @@ import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
-from torch.utils.checkpoint import set_checkpoint_early_stop
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -88,7 +83,7 @@ class MemoryPlan:
 class Saved:
     """What the attention of one layer saves for the backward pass."""
 
-    maps: int = 0
+    maps: int | float = 0
     """Number of [head, query, key] in float32; none with a fused kernel."""
     heads: float = 4.0
     """Number of [head, token, channel]: queries, keys, values and what comes out."""
@@ -175,7 +170,7 @@ def working_bytes(
     whether rollout is computed, too.
     """
     nodes = max(1, chunk_tokens // tokens)
-    scores = saved.maps * nodes * shape.heads * tokens * tokens * max(itemsize, 4)
+    scores = round(saved.maps * nodes * shape.heads * tokens * tokens * max(itemsize, 4))
     layer = nodes * tokens * kept_per_token(shape, itemsize=itemsize, heads=saved.heads) + scores
     stream = nodes * tokens * shape.hidden * itemsize
     graph = stream * shape.depth + 2 * layer if checkpoint else layer * (shape.depth + 1)
@@ -203,9 +198,21 @@ def working_of(model: PreTrainedModel, *, tokens: int, targets: int, chunk_token
 
 
 def saved_by(model: PreTrainedModel) -> Saved:
-    """What the model's own attention saves: scores and weights, too, where it is eager."""
+    """What the model's own attention saves: scores and weights, too, where it is eager.
+
+    A fused kernel gets the mask of a window as numbers, which the graph of every such layer keeps, one for all heads.
+    """
     eager = 2 if model.config._attn_implementation == "eager" else 0
-    return Saved(maps=family_of(model.config).own_maps or eager)
+    return Saved(maps=family_of(model.config).own_maps or eager or _windowed(model) / Shape.of(model.config).heads)
+
+
+def _windowed(model: PreTrainedModel) -> float:
+    """The share of the layers that attend within a window."""
+    text = model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds:
+        return [*kinds].count("sliding_attention") / len(kinds)
+    return float(bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True))
 
 
 def useful_tokens(config: PreTrainedConfig, *, device: torch.device, itemsize: int) -> int:
@@ -444,55 +451,3 @@ def in_chunks(
             parts.append(part)
             done = chosen.stop
     return torch.cat(parts)
-
-
-M_MMAP_THRESHOLD = -3
-"""Option of mallopt(3): larger blocks are mapped individually and returned to the kernel when freed."""
-AT_FIRST = 128 * 2**10
-"""The threshold of a new process; it stays fixed inside `freed_blocks_go_back`."""
-AT_MOST = 32 * 2**20
-"""The threshold to which glibc itself rises when large blocks are freed."""
-
-
-@contextmanager
-def freed_blocks_go_back() -> Iterator[None]:
-    """Inside this context, glibc returns freed blocks of 128 KiB or more to the kernel.
-
-    Otherwise it keeps blocks of up to 32 MiB in its heap, small objects settle between them, and the next large block
-    finds no room. Gradient checkpointing allocates and frees the same blocks layer by layer; the process then grew to
-    four times the memory in use (docs/models.md). Without glibc, this does nothing. Afterwards the threshold is 32 MiB,
-    the end of glibc's own rule.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, AT_FIRST)
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_THRESHOLD, AT_MOST)
-
-
-@contextmanager
-def checkpointed(model: PreTrainedModel) -> Iterator[None]:
-    """Inside this context, layers keep only their input and recompute activations in the backward pass, one by one.
-
-    Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Layers whose weights Accelerate loads temporarily load them
-    again, so the graph does not keep them alive. Pass no key-value cache: it would grow twice.
-    """
-    layers = [layer for stack in layer_stacks(model) for layer in stack]
-    own = [layer.__dict__.get("forward") for layer in layers]  # Accelerate's hooks put one there
-    try:
-        for layer in layers:
-            layer.forward = partial(recompute, layer.forward, use_reentrant=False, preserve_rng_state=False)
-        # stopping early would skip the hook that frees an offloaded weight: one matrix per layer would stay in memory
-        offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
-        with freed_blocks_go_back(), set_checkpoint_early_stop(not offloaded):
-            yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            if forward is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.forward = forward

@@ -39,6 +39,8 @@ COPY_SHARE = 0.5
 """Share of the free memory that a widened copy may take; above it, modules are widened one at a time."""
 IN_CACHE = 2**21
 """Weights that are widened at once on a CPU, between two products."""
+ON_DEVICE = 2**26
+"""The same on a GPU: whole matrices of layers, but an output head in several parts."""
 INT8 = 127
 """The largest whole number of 8 bits that LLM.int8 uses; a row's scale is its largest weight."""
 BACKENDS: Any = torch.backends
@@ -253,8 +255,8 @@ class _Weights:
         long as its product with 128 tokens.
         """
         as_stored = self.rows(slice(1)).dtype == like.dtype
-        in_parts = like.device.type == "cpu" and not as_stored
-        step = max(1, IN_CACHE // self.inputs) if in_parts else self.outputs
+        at_once = IN_CACHE if like.device.type == "cpu" else ON_DEVICE
+        step = self.outputs if as_stored else max(1, at_once // self.inputs)
         memory: Tensor | None = None
         for start in range(0, self.outputs, step):
             some = slice(start, min(start + step, self.outputs))

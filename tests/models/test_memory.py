@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import make_model
 
-from llmxai.models import memory
+from llmxai.models import checkpointing
 from llmxai.models.memory import ChunkSize, within_memory
 
 SHARES = """
@@ -40,7 +40,7 @@ print(share())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told so")
 def test_blocks_are_mapped_one_by_one_inside_and_not_afterwards() -> None:
-    command = [sys.executable, "-c", SHARES, str(memory.__file__)]
+    command = [sys.executable, "-c", SHARES, str(checkpointing.__file__)]
     inside, after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert [float(share) for share in inside.split()] == pytest.approx([1, 1, 1], abs=0.05)  # freeing changes nothing
     assert float(after) == 0
@@ -57,11 +57,11 @@ def test_checkpointing_does_so_and_an_exception_ends_it(monkeypatch: pytest.Monk
         finally:
             steps.append("out")
 
-    monkeypatch.setattr(memory, "freed_blocks_go_back", recorded)
-    with memory.checkpointed(make_model("llama")):
+    monkeypatch.setattr(checkpointing, "freed_blocks_go_back", recorded)
+    with checkpointing.checkpointed(make_model("llama")):
         assert steps == ["in"]
     assert steps == ["in", "out"]
-    with pytest.raises(RuntimeError, match="stop"), memory.checkpointed(make_model("llama")):
+    with pytest.raises(RuntimeError, match="stop"), checkpointing.checkpointed(make_model("llama")):
         raise RuntimeError("stop")
     assert steps == ["in", "out"] * 2
 

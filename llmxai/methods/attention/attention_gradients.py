@@ -78,7 +78,8 @@ class _Taken:
     maps: list[Tensor] = field(default_factory=list)
     """For architectures outside the attention interface: the weights, in the graph."""
     graph: bool = False
-    """Whether the part after the attention will be differentiated."""
+    """Whether the part after the attention will be differentiated; before that, attentions are only counted."""
+    counted: int = 0
 
     def clear(self) -> None:
         self.cut.clear()
@@ -86,8 +87,17 @@ class _Taken:
 
     def output(self, call: AttentionCall) -> Tensor:
         leaf = call.output().requires_grad_(self.graph)
-        self.cut.append((call, leaf))
+        if self.graph:
+            self.cut.append((call, leaf))
+        else:
+            self.counted += 1
         return leaf
+
+    def weights(self, weights: Tensor) -> None:
+        if self.graph:
+            self.maps.append(weights)
+        else:
+            self.counted += 1
 
 
 @dataclass(frozen=True)
@@ -222,7 +232,7 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
 
     def keep(weights: Tensor) -> None:
         require_map(model, weights, embeds.shape[1])
-        taken.maps.append(weights)
+        taken.weights(weights)
 
     with frozen_eval(model), torch.no_grad():
         require_attention_alone(loaded, ids)
@@ -239,9 +249,8 @@ def descending(loaded: LoadedModel, generation: Generation, targets: Sequence[Ta
         finally:
             for handle in handles:
                 handle.remove()
-        require_every_layer(loaded, len(taken.cut) or len(taken.maps))
+        require_every_layer(loaded, taken.counted)
         require_one_stream(loaded, leaves)
-        taken.clear()
         taken.graph = True
         top = torch.cat([torch.autograd.grad(part, leaves[0], retain_graph=True)[0] for part in parts])
         yield Descent(tuple(calls), tuple(targets), top, shared, taken)

@@ -25,7 +25,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models import LoadedModel, ModelKind, layer_stacks, transformer_depth
-from llmxai.models.embedding import input_device
+from llmxai.models.embedding import input_device, on_device
 from llmxai.models.families import SCORE_BIAS, rollout_refusal
 from llmxai.models.forward import configured, first_of, frozen_eval, own_configurations, own_errors, run
 from llmxai.models.memory import free_memory
@@ -143,7 +143,7 @@ class AttentionCall:
             return None
         device = self.query.device
         key = torch.arange(keys.start, keys.stop, device=device)
-        return ((key >= first.to(device)) & (key < end.to(device)))[None, None]
+        return ((key >= on_device(first, device)) & (key < on_device(end, device)))[None, None]
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, queries: slice, keys: slice

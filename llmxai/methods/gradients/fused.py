@@ -8,7 +8,6 @@ every key behind a mask.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -168,7 +167,10 @@ def behind_a_mask(query: Tensor, key: Tensor, value: Tensor, added: Tensor, scal
     return found[..., : value.shape[-1]]
 
 
-@lru_cache(maxsize=8)
+_masks: dict[tuple[torch.device, torch.dtype], Float[Tensor, "1 1 query key"]] = {}
+"""The last one of each device."""
+
+
 def _behind_and_itself(
     queries: int, keys: int, *, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "1 1 query key"]:
@@ -177,13 +179,17 @@ def _behind_and_itself(
     Made once for all layers, as kernels take it: SDPA makes numbers of booleans, and pads rows that are no multiple of
     `ALIGNED` long, again in every layer, and the graph keeps them all.
     """
+    known = _masks.get((device, dtype))
+    if known is not None and known.shape[2:] == (queries, keys + queries):
+        return known
+    _masks.pop((device, dtype), None)
     behind = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries - 1)
     seen = torch.cat([behind, torch.eye(queries, dtype=torch.bool, device=device)], dim=1)
     width = seen.shape[1]
     rows = torch.full((queries, width + -width % ALIGNED), -torch.inf, dtype=dtype, device=device)
-    return rows[:, :width].masked_fill_(seen, 0)[None, None]
+    return _masks.setdefault((device, dtype), rows[:, :width].masked_fill_(seen, 0)[None, None])
 
 
 def forget_masks() -> None:
     """Free the masks that layers shared."""
-    _behind_and_itself.cache_clear()
+    _masks.clear()

@@ -24,6 +24,7 @@ from llmxai.methods.gradients.path_gradients import Path, make_path, path_functi
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, kinds, targets_of
 from llmxai.models import LoadedModel, checkpointed, frozen_eval, in_dtype
+from llmxai.models.forward import is_out_of_memory
 from llmxai.models.loading import torch_dtype
 from llmxai.models.memory import ChunkSize, plan_for
 from llmxai.models.precision import computing_in, rounds_activations, rounds_products
@@ -105,10 +106,34 @@ def integrate(
 ) -> Integrated:
     """The integral of every token's part of dF/da along `path`, for groups of targets.
 
-    Raises NonFiniteError if the model gives NaN on the path.
+    If memory runs out with one node at a time, and the caller does not say whether to checkpoint, it is done again with
+    checkpointing. Raises NonFiniteError if the model gives NaN on the path.
     """
     fast = for_gradients(loaded, compute)  # a copy of the weights takes memory, so it comes before the plan
-    compute = planned(fast, path, targets, compute)
+    work = partial(_integrated, loaded, fast, path, targets, spec, f_input=f_input, progress=progress, scouts=scouts)
+    plan = planned(fast, path, targets, compute)
+    try:
+        return work(compute=plan)
+    except (MemoryError, RuntimeError) as error:
+        if plan.checkpoint or compute.checkpoint is not None or not is_out_of_memory(error):
+            raise
+    plan = planned(fast, path, targets, replace(compute, checkpoint=True))  # outside: the error holds the old graph
+    return work(compute=plan)
+
+
+def _integrated(
+    loaded: LoadedModel,
+    fast: LoadedModel,
+    path: Path,
+    targets: Sequence[Target],
+    spec: IntegratedGradients | DeletionPath,
+    *,
+    compute: Compute,
+    f_input: Float[Tensor, " target"] | None,
+    progress: Progress,
+    scouts: int,
+) -> Integrated:
+    """The same as planned; `fast` is the model for gradients."""
     size = ChunkSize(compute.chunk_tokens or CHUNK_TOKENS)
     jumps = rounds_activations(loaded)
     groups = position_groups(targets, first=int(path.moving.nonzero()[0]))
@@ -165,7 +190,7 @@ def planned(loaded: LoadedModel, path: Path, targets: Sequence[Target], compute:
     plan = plan_for(
         loaded.model,
         tokens=len(path.moving),
-        targets=len(targets),
+        targets=sum(len(target.positions) for target in targets),
         dtype=loaded.dtype,
         saved=path.saved(loaded.model),
         checkpoint=compute.checkpoint,

@@ -110,7 +110,8 @@ def measure_effects(
 
 
 def _size(loaded: LoadedModel, generation: Generation, targets: Sequence[Target], removal: Removal) -> ChunkSize:
-    planned = forward_tokens(loaded.model, tokens=len(generation.ids), targets=len(targets))
+    rows = sum(len(target.positions) for target in targets)
+    planned = forward_tokens(loaded.model, tokens=len(generation.ids), targets=rows)
     return ChunkSize(removal.chunk_tokens or planned)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from math import comb
 
@@ -24,9 +25,9 @@ from llmxai.methods.features import CONTENT, baseline_embedding
 from llmxai.methods.targets import Target, TargetRows
 from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval, prefix_cache
 from llmxai.models.forward import shortened
-from llmxai.models.memory import ChunkSize, in_chunks
+from llmxai.models.memory import ChunkSize, forward_tokens, in_chunks
 from llmxai.names import Progress, Unit, quiet
-from llmxai.settings import CHUNK_TOKENS, OPERATORS, UNITS, require_known
+from llmxai.settings import OPERATORS, UNITS, require_known
 from llmxai.text import sentences
 from llmxai.types import Generation
 
@@ -399,13 +400,19 @@ class SetFunction:
                 baseline="space",
             )
 
+    @cached_property
+    def size(self) -> ChunkSize:
+        """How much goes through the model at once."""
+        rows = len(self.target.positions)
+        return ChunkSize(forward_tokens(self.loaded.model, tokens=len(self.generation.ids), targets=rows))
+
     def values(self, kept: Bool[Tensor, "mask feature"]) -> Float[Tensor, " mask"]:
         """F with only the `kept` features, float64."""
         keys = [row.numpy().tobytes() for row in kept.cpu()]
         missing = {key: row for key, row in zip(keys, kept.cpu(), strict=True) if key not in self.known}
         if missing:
             with frozen_eval(self.loaded.model):
-                f = self.parts.f(torch.stack(list(missing.values())), size=ChunkSize(CHUNK_TOKENS))
+                f = self.parts.f(torch.stack(list(missing.values())), size=self.size)
             self.known.update(zip(missing, f[0].tolist(), strict=True))
             self.forwards += len(missing)
         return torch.tensor([self.known[key] for key in keys], dtype=torch.float64)

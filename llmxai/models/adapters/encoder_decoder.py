@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmxai.errors import UnsupportedModelError
 from llmxai.models.adapters.causal import equal_shares, generated, generation_config, not_causal
-from llmxai.models.embedding import embed, input_device, replaced
+from llmxai.models.embedding import embed, input_device, on_device, replaced
 from llmxai.models.forward import frozen_eval, run
 from llmxai.names import Progress, quiet
 from llmxai.settings import Decoding
@@ -53,7 +53,7 @@ def logits(
     del prefix
     with replaced(model, ids, inputs_embeds, source=source):
         found = torch.as_tensor(run(model, **two_sided(ids, source)).logits)
-    return found[:, torch.tensor(list(positions), device=found.device) - source]
+    return found[:, on_device([position - source for position in positions], found.device)]
 
 
 def two_sided(ids: Int[Tensor, "batch seq"], source: int) -> dict[str, Any]:
