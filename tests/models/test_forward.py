@@ -65,6 +65,14 @@ def test_a_batch_reads_the_same_memory() -> None:
         assert grown.keys.data_ptr() == own.keys.data_ptr()
 
 
+def test_a_cached_prefix_computes_the_logits_of_one_token() -> None:
+    """Of 32,000 tokens and a vocabulary of 128,000, all would be 15 GiB."""
+    model, rows = make_loaded("llama").model, list[int]()
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: rows.append(output.shape[1]))
+    assert prefix_cache(model, embed(model, [1, 2, 3])[None], [1, 2, 3]) is not None
+    assert rows == [1]
+
+
 def test_no_cache_of_an_empty_prefix() -> None:
     loaded = make_loaded("llama")
     assert prefix_cache(loaded.model, embed(loaded.model, [1])[None, :0], []) is None

@@ -251,3 +251,24 @@ def test_the_copy_for_gradients_is_made_before_the_plan(monkeypatch: pytest.Monk
     method.layer_integrated_gradients(loaded, answered(loaded), n_steps=1, compute=Compute(gradient_dtype="bfloat16"))
     assert done == ["copy", "plan"]
     assert planned[0].dtype == torch.bfloat16
+
+
+def test_where_one_node_does_not_fit_it_is_checkpointed_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the caller has said that it must not be."""
+    passes = importlib.import_module("llmxai.methods.gradients.path_gradients")
+    method = importlib.import_module("llmxai.methods.gradients.integrated_gradients")
+    loaded = make_loaded("llama")
+    generation, backward = answered(loaded), passes.PathFunction._pullback
+
+    def full(self: Any, inputs: torch.Tensor, **options: Any) -> Any:
+        if "forward" not in self.loaded.model.model.layers[0].__dict__:  # it keeps its activations
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return backward(self, inputs, **options)
+
+    want = method.layer_integrated_gradients(loaded, generation, n_steps=4, compute=Compute(checkpoint=True))
+    monkeypatch.setattr(passes.PathFunction, "_pullback", full)
+    got = method.layer_integrated_gradients(loaded, generation, n_steps=4)
+    assert got.settings["checkpoint"] is True
+    assert (got.values - want.values).abs().max() < 1e-6
+    with pytest.raises(torch.OutOfMemoryError):
+        method.layer_integrated_gradients(loaded, generation, n_steps=4, compute=Compute(checkpoint=False))
