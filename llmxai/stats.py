@@ -88,7 +88,7 @@ def spearman_p(a: Values, b: Values, *, independent: int) -> float:
     r = spearman(a, b)
     if r is None or independent < 3:
         return 1.0
-    r = min(r, 1 - 1e-12)
+    r = float(np.clip(r, 1e-12 - 1, 1 - 1e-12))
     return float(stats.t.sf(r * np.sqrt((independent - 2) / (1 - r**2)), independent - 2))
 
 

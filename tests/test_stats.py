@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmxai.methods.perturbation.removal import half_subsets
-from llmxai.stats import PRIOR_GRID, acting_together, disjoint_pairs, ridge_with_prior
+from llmxai.stats import PRIOR_GRID, acting_together, disjoint_pairs, ridge_with_prior, spearman_p
 
 
 def free_halves(rows: int, units: int, seed: int) -> np.ndarray:
@@ -141,3 +141,10 @@ def test_nothing_to_explain_names_no_pair() -> None:
     assert acting_together(free_halves(64, 5, 0), np.zeros(64)) is None
     assert acting_together(free_halves(3, 5, 0), np.arange(3.0)) is None
     assert acting_together(free_halves(64, 1, 0), np.arange(64.0)) is None
+
+
+def test_the_p_value_of_a_perfect_and_of_a_reversed_order() -> None:
+    up = np.arange(6.0)
+    assert spearman_p(up, up, independent=6) < 1e-6
+    assert spearman_p(up, -up, independent=6) > 1 - 1e-6
+    assert spearman_p(up, up, independent=2) == spearman_p(up, 0 * up, independent=6) == 1.0
