@@ -111,6 +111,8 @@ def baseline_token(loaded: LoadedModel, baseline: str) -> int | None:
     ids = tokenizer(what, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] >= vocabulary:
         raise OptionError(f"Baseline {baseline!r} encodes to {len(ids)} tokens; expected one. Use id:N instead.")
+    if ids[0] == tokenizer.unk_token_id and what != tokenizer.unk_token:
+        raise OptionError(f"Baseline {baseline!r}: {loaded.name} has no such token. Give one that it has, or id:N.")
     return int(ids[0])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import answered, make_loaded, prompt_tokens
+from tiny import answered, make_classifier, make_loaded, prompt_tokens
 from transformers import PreTrainedModel
 
 from llmxai.errors import NonFiniteError, OptionError
@@ -317,3 +317,11 @@ def test_leave_one_out_runs_the_model_only_for_the_units_that_it_scores(
     monkeypatch.setattr(causal, "logits", counting)
     leave_one_out(tiny_llama, generation, f_input=f)
     assert sum(counted) == len(prompt_units(generation)[0])
+
+
+def test_a_baseline_that_the_vocabulary_does_not_have() -> None:
+    """BERT's tokenizer would write its unknown token in its place."""
+    loaded = make_classifier("bert")
+    assert baseline_embedding(loaded, "token:The", seq=2).dim() == 1
+    with pytest.raises(OptionError, match="has no such token"):
+        baseline_embedding(loaded, "token:zzzzqq", seq=2)
