@@ -30,6 +30,8 @@ MOST_NODES = 100_000
 """Nodes of a path, and subsets: more would need more memory than there is."""
 SEEDS = (-(2**63), 2**64 - 1)
 """The least and the largest seed that PyTorch takes."""
+MOST_SEED = 2**63 - 1
+"""The largest seed that both NumPy and PyTorch take; the least is 0."""
 CHUNK_TOKENS = 1024
 """Tokens that go through the model at once by default."""
 

@@ -86,10 +86,13 @@ def spearman(a: Values, b: Values) -> float | None:
 def spearman_p(a: Values, b: Values, *, independent: int) -> float:
     """One-sided p-value of a positive rank correlation, by Student's t, of values of which so many are independent."""
     r = spearman(a, b)
-    if r is None or independent < 3:
-        return 1.0
+    return 1.0 if r is None or independent < 3 else _chance_of(r, independent)
+
+
+def _chance_of(r: float, n: int) -> float:
+    """How often n independent values correlate by at least `r` by chance, by Student's t."""
     r = float(np.clip(r, 1e-12 - 1, 1 - 1e-12))
-    return float(stats.t.sf(r * np.sqrt((independent - 2) / (1 - r**2)), independent - 2))
+    return float(stats.t.sf(r * np.sqrt((n - 2) / (1 - r**2)), n - 2))
 
 
 def spearman_rows(a: Float[np.ndarray, "row value"], b: Float[np.ndarray, "row value"]) -> Float[np.ndarray, " row"]:
@@ -221,6 +224,5 @@ def acting_together(
     spread = np.sqrt((products**2).sum(axis=0) * (left**2).sum())
     correlation = np.divide(left @ products, spread, out=np.zeros(len(first)), where=spread > 1e-9)
     best = int(np.argmax(np.abs(correlation)))
-    r = min(abs(float(correlation[best])), 1 - 1e-12)
-    p = 2 * float(stats.t.sf(r * np.sqrt((rows - 2) / (1 - r**2)), rows - 2))
+    p = 2 * _chance_of(abs(float(correlation[best])), rows)
     return (int(first[best]), int(second[best])) if p * len(first) <= significance else None

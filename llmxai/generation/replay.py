@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmxai.errors import NonFiniteError, ReplayError, UnsupportedModelError
 from llmxai.models import LoadedModel, embed, forward_logits, frozen_eval
+from llmxai.models.forward import log_probs
 from llmxai.models.precision import exact_products
 from llmxai.types import Generation, Replay, predicting_position
 
@@ -18,8 +18,6 @@ TOLERANCE = {
     torch.float16: 0.05,
 }
 """Largest allowed difference (nats) between a log-prob recorded with a key-value cache and one replayed without."""
-ROWS = 32
-"""Rows of logits that are widened at once."""
 SAME = 1e-4
 """Largest relative difference between log-probs of the same pass, from ids and with their embeddings put in by hand."""
 QUANTISED_TOLERANCE = 0.35
@@ -42,8 +40,8 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
             forward_logits(loaded.model, given, ids=ids, positions=positions, source=source)[0]
             for given in (None, embeds)
         )
-    chosen = torch.tensor(generation.generated_ids, device=logits.device)[:, None]
-    wanted, logprobs = _log_probs(own, chosen), _log_probs(logits, chosen)
+    chosen = torch.tensor(generation.generated_ids, device=logits.device)
+    wanted, logprobs = log_probs(own, chosen), log_probs(logits, chosen)
     if not torch.isfinite(logprobs).all():
         t = int((~torch.isfinite(logprobs)).nonzero()[0])
         raise NonFiniteError(
@@ -51,7 +49,7 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
             f"is {float(logprobs[t])} in {loaded.dtype}. Load it with --dtype float32, or check the weights."
         )
     _require_same_model(loaded, wanted, logprobs)
-    ranks = 1 + (logits > logits.gather(1, chosen)).sum(dim=1)
+    ranks = 1 + (logits > logits.gather(1, chosen[:, None])).sum(dim=1)
     f = logprobs.clone()
     if (foil := generation.foil) is not None:
         f[foil.t] = logits[foil.t, generation.generated_ids[foil.t]].double() - logits[foil.t, foil.id].double()
@@ -63,12 +61,6 @@ def replay(loaded: LoadedModel, generation: Generation) -> Replay:
     )
     _require_match(loaded, generation, result)
     return result
-
-
-def _log_probs(logits: Float[Tensor, "token vocab"], chosen: Int[Tensor, "token 1"]) -> Float[Tensor, " token"]:
-    """Of the chosen ids, in float64: some rows at a time, since a row of a large vocabulary takes megabytes."""
-    parts = zip(torch.split(logits, ROWS), torch.split(chosen, ROWS), strict=True)
-    return torch.cat([torch.log_softmax(rows.double(), dim=-1).gather(1, ids)[:, 0] for rows, ids in parts])
 
 
 def _require_same_model(loaded: LoadedModel, own: Tensor, replaced: Tensor) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from llmxai.errors import OptionError, did_you_mean
 from llmxai.settings import (
+    MOST_SEED,
     AttentionRollout,
     IntegratedGradients,
     Removal,
@@ -76,7 +77,7 @@ def between(low: int | float, high: int | float) -> Limit:
 
 
 def _seed(what: str, value: int) -> None:
-    require_between(what, value, 0, 2**63 - 1)  # NumPy and PyTorch take these
+    require_between(what, value, 0, MOST_SEED)
 
 
 def method(name: str, *, needs: set[str], source: str, limits: Mapping[str, Limit] | None = None) -> Callable[[F], F]:

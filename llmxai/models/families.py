@@ -65,6 +65,12 @@ FAMILIES: dict[str, Family] = {
 }
 """By the `model_type` of a configuration, or of its text part in a multimodal one."""
 
+
+def in_windows(text: PreTrainedConfig) -> bool:
+    """Whether layers attend within a window, by the fields of configurations that do not say it layer by layer."""
+    return bool(getattr(text, "sliding_window", None)) and bool(getattr(text, "use_sliding_window", True))
+
+
 SOFTMAX_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Entries of a configuration's `layer_types` for layers that mix tokens by softmax attention alone."""
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo")

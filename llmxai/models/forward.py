@@ -170,6 +170,16 @@ def keeps_logits(model: PreTrainedModel) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
+ROWS = 32
+"""Rows of logits whose log-probs are computed together: 64 MiB in float64 for a vocabulary of 262,144 tokens."""
+
+
+def log_probs(logits: Float[Tensor, "row vocab"], ids: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """The log-prob of one id in each row, in float64, `ROWS` rows at a time."""
+    parts = zip(torch.split(logits, ROWS), torch.split(ids, ROWS), strict=True)
+    return torch.cat([torch.log_softmax(rows.double(), dim=-1).gather(1, own[:, None])[:, 0] for rows, own in parts])
+
+
 def keys_and_values(
     model: PreTrainedModel, inputs_embeds: Float[Tensor, "1 seq width"], ids: Int[Tensor, "1 seq"]
 ) -> DynamicCache:

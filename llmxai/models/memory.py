@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from llmxai.errors import InsufficientMemoryError, UnsupportedModelError
 from llmxai.models.adapters import layer_stacks
 from llmxai.models.embedding import device_of, input_device
-from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of
+from llmxai.models.families import KEPT_BY_ACTIVATION, family_of, field_of, in_windows
 from llmxai.models.forward import is_out_of_memory
 from llmxai.settings import CHUNK_TOKENS
 
@@ -212,7 +212,7 @@ def _windowed(model: PreTrainedModel) -> float:
     kinds = getattr(text, "layer_types", None)
     if kinds:
         return [*kinds].count("sliding_attention") / len(kinds)
-    return float(bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True))
+    return float(in_windows(text))
 
 
 def useful_tokens(config: PreTrainedConfig, *, device: torch.device, itemsize: int) -> int:

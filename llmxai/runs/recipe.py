@@ -16,13 +16,13 @@ from llmxai.evaluation import require_suite
 from llmxai.evaluation.measure import CONTROLS
 from llmxai.explain import require_methods
 from llmxai.methods import require_method
-from llmxai.settings import LONGEST_YAML, Decoding, Settings, in_words, near_field, parse_yaml, put
+from llmxai.settings import LONGEST_YAML, MOST_SEED, Decoding, Settings, in_words, near_field, parse_yaml, put
 
 VERSION = 2
 """Version of the schema. Version 1 had four flat keys under `explain`; it can still be read."""
 
 Positive = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 """A seed that both NumPy and PyTorch take."""
 OptionValue = str | int | float | bool | None | list[int] | list[float] | list[str] | dict[str, float]
 MetricName = Literal[

@@ -36,7 +36,7 @@ from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, seen_by, targets_of
 from llmxai.models import LoadedModel, ModelKind, embed, forward_logits, layer_stacks
 from llmxai.models.embedding import input_device, on_device
-from llmxai.models.families import field_of, kind_of, softmax_refusal
+from llmxai.models.families import field_of, in_windows, kind_of, softmax_refusal
 from llmxai.models.forward import configured
 from llmxai.models.memory import Saved, Shape, saved_by
 from llmxai.names import Progress, quiet
@@ -230,7 +230,7 @@ def plain_causal(model: PreTrainedModel) -> bool:
     """Whether a decoder's attention is plain causal softmax by PyTorch's kernel."""
     text = model.config.get_text_config()
     windows = set(getattr(text, "layer_types", None) or ["full_attention"]) != {"full_attention"}
-    windows |= bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
+    windows |= in_windows(text)
     plain = model.config._attn_implementation in ("sdpa", PRESENCE) and through_interface(model)
     return bool(plain and not windows and kind_of(model) is ModelKind.CAUSAL)
 

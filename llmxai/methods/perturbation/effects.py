@@ -33,13 +33,14 @@ from llmxai.methods.perturbation.removal import (
     half_subsets,
     hidden_sets,
     over_tokens,
+    planned_size,
     prompt_units,
     unit_sums,
 )
 from llmxai.methods.registry import method
 from llmxai.methods.targets import Target, TargetRows, kinds, seen_by, span_target, targets_of
 from llmxai.models import LoadedModel, frozen_eval
-from llmxai.models.memory import ChunkSize, forward_tokens, in_chunks
+from llmxai.models.memory import ChunkSize, in_chunks
 from llmxai.names import Progress, Unit, quiet
 from llmxai.settings import Removal
 from llmxai.stats import LinearFit, acting_together, ridge_with_prior
@@ -110,9 +111,8 @@ def measure_effects(
 
 
 def _size(loaded: LoadedModel, generation: Generation, targets: Sequence[Target], removal: Removal) -> ChunkSize:
-    rows = sum(len(target.positions) for target in targets)
-    planned = forward_tokens(loaded.model, tokens=len(generation.ids), targets=rows)
-    return ChunkSize(removal.chunk_tokens or planned)
+    given = removal.chunk_tokens
+    return planned_size(loaded, generation, targets) if given is None else ChunkSize(given)
 
 
 def from_coarse_to_fine(

@@ -118,6 +118,12 @@ def half_subsets(n_units: int, n: int, *, seed: int) -> Bool[Tensor, "mask unit"
     return kept.scatter_(1, torch.tensor(chosen), value=True)
 
 
+def planned_size(loaded: LoadedModel, generation: Generation, targets: Sequence[Target]) -> ChunkSize:
+    """How much of a generation goes through the model at once without gradients, by the memory that is free."""
+    rows = sum(len(target.positions) for target in targets)
+    return ChunkSize(forward_tokens(loaded.model, tokens=len(generation.ids), targets=rows))
+
+
 def hidden_sets(generation: Generation) -> tuple[tuple[Unit, ...], ...]:
     """What is hidden from the tokens behind it: each earlier word of the answer, and each word with all its mentions.
 
@@ -403,8 +409,7 @@ class SetFunction:
     @cached_property
     def size(self) -> ChunkSize:
         """How much goes through the model at once."""
-        rows = len(self.target.positions)
-        return ChunkSize(forward_tokens(self.loaded.model, tokens=len(self.generation.ids), targets=rows))
+        return planned_size(self.loaded, self.generation, [self.target])
 
     def values(self, kept: Bool[Tensor, "mask feature"]) -> Float[Tensor, " mask"]:
         """F with only the `kept` features, float64."""

@@ -21,9 +21,11 @@ from llmxai.models.embedding import devices_of, input_device, kept_positions, on
 from llmxai.models.families import layers_without_softmax
 from llmxai.models.finding import EMBEDDED
 from llmxai.models.forward import (
+    ROWS,
     cache_argument,
     frozen_eval,
     keeps_logits,
+    log_probs,
     lost_positions,
     own_errors,
     repeated,
@@ -263,18 +265,13 @@ def _counting(config: GenerationConfig, progress: Progress) -> StoppingCriteriaL
     return StoppingCriteriaList([report])
 
 
-ROWS = 32
-"""Rows of logits whose log-probs are computed together: 64 MiB in float64 for a vocabulary of 262,144 tokens."""
-
-
 def _recorded(model: PreTrainedModel, answer: Sequence[int], rows: Sequence[Tensor], *, name: str) -> tuple[float, ...]:
     """The log-prob of every id under its own logits. Raises NonFiniteError if they hold NaN or infinity."""
     found: list[float] = []
     for first in range(0, len(answer), ROWS):
-        logits = torch.stack(list(rows[first : first + ROWS])).double()
-        chosen = on_device(answer[first : first + ROWS], logits.device)[:, None]
-        logprobs = torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0]
-        logprobs, largest = torch.stack([logprobs, logits.amax(dim=-1)]).tolist()
+        logits = torch.stack(list(rows[first : first + ROWS]))
+        chosen = on_device(answer[first : first + ROWS], logits.device)
+        logprobs, largest = torch.stack([log_probs(logits, chosen), logits.amax(dim=-1).double()]).tolist()
         for t, (logprob, most) in enumerate(zip(logprobs, largest, strict=True), start=first):
             if not math.isfinite(most) or math.isnan(logprob):
                 raise NonFiniteError(
